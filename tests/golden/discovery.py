@@ -1,7 +1,7 @@
-"""Finds the recorded outputs of the official code by reading what is there: no case, count or file name is written down.
+"""Finds the recorded outputs of the official code by reading what is there; no case or count is written down.
 
-The folder is `VR_JAX_GOLDEN` (default `../shared/golden` beside the repository). Where it, or an item, is absent, the lists
-below hold one parameter marked as skipped, so that the reason is printed instead of a test silently not existing.
+The folder is `VR_JAX_GOLDEN` (default `../shared/golden` beside the repository). Where it, or an item, is absent,
+the lists below hold one parameter marked as skipped, so that the reason is printed and no test vanishes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ DATA_ROOT = Path(os.environ.get("VR_JAX_DATA", REPOSITORY.parent / "shared" / "d
 
 
 def needs_data(*parts: str) -> pytest.MarkDecorator:
-    """Marks a test that reads the real file or folder `parts` below `VR_JAX_DATA` (default `../shared/data`)."""
+    """Marks a test that reads the real file `parts` below `VR_JAX_DATA` (`../shared/data`)."""
     path = DATA_ROOT.joinpath(*parts)
     return pytest.mark.skipif(not path.exists(), reason=f"no real data at {path} (set VR_JAX_DATA)")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded case of `<item>.json`; `spec` is its entry there, `document` the whole file it stands in."""
+    """One recorded case of `<item>.json`; `spec` is its entry there, `document` the whole file."""
 
     item: str
     name: str
@@ -79,7 +79,7 @@ class Case:
 
 @functools.cache
 def documents(item: str) -> tuple[tuple[Path, dict[str, Any]], ...]:
-    """Every JSON file of an item: `methods/<item>/**/*.json`, or `scoring/<item>*.json`; (path, content) sorted by path."""
+    """(path, content) of every JSON file of an item: `methods/<item>/**/*.json`, or `scoring/<item>*.json`."""
     paths = sorted((ROOT / "methods" / item).rglob("*.json")) or sorted(
         (ROOT / "scoring").glob(f"{item}*.json")
     )
