@@ -1,14 +1,15 @@
 """Mesh axes, the one table parameter path -> PartitionSpec, and named activation constraints (a leaf module).
 
-Axes: `replica` (pure data parallelism, across slices), `fsdp` (data parallelism with sharded parameters) and `tensor`
-(Megatron-style: the first matrix of a pair is cut by columns, the second by rows). The batch is cut over the first two.
+Axes: `replica` (pure data parallelism, across slices), `fsdp` (data parallelism with sharded parameters) and
+`tensor` (Megatron-style: the first matrix of a pair is cut by columns, the second by rows). The batch is cut over
+the first two.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ BATCH_SPEC = P(BATCH_AXES)  # leading axis of every array of a Batch
 
 
 class ShardingError(ValueError):
-    """A mesh that does not fit the devices, or a parameter that the table does not know; one line for the user."""
+    """A mesh that does not fit the devices, or a parameter unknown to the table; one line for the user."""
 
 
 # Kernels are (in, out). Inside a stage every array has one more, leading layer axis, which is never cut.
@@ -72,8 +73,8 @@ def make_mesh(
 ) -> Mesh:
     """Mesh with axes `AXES`; at most one size may be -1 and takes the remaining devices.
 
-    On several TPU slices the slower network between slices carries `replica`, or `fsdp` where `replica` cannot be
-    divided among them. Raises ShardingError where the sizes do not multiply to the number of devices."""
+    On several TPU slices the slower network between slices carries `replica`, or `fsdp` where `replica` cannot
+    be divided among them. Raises ShardingError where the sizes do not multiply to the number of devices."""
     devices = list(jax.devices() if devices is None else devices)
     shape = _resolve_shape({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
     axis_types = (AxisType.Auto,) * len(AXES)
@@ -104,20 +105,22 @@ def _resolve_shape(sizes: dict[str, int], count: int) -> tuple[int, int, int]:
         sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != count:
         raise ShardingError(
-            f"mesh {product} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, found {count}; "
-            "change config.mesh so that replica * fsdp * tensor equals the number of devices"
+            f"mesh {product} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, "
+            f"found {count}; change config.mesh so that replica * fsdp * tensor equals the number of devices"
         )
     return sizes["replica"], sizes["fsdp"], sizes["tensor"]
 
 
 def path_of(key_path: Sequence[Any]) -> str:
-    """Dot-joined parameter path of a JAX key path into a module, a state or a dict of already joined paths."""
+    """Dot-joined parameter path of a JAX key path into a module, a state or a dict of joined paths."""
     names = [str(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a))) for k in key_path]
     return ".".join(names[:-1] if names and names[-1] == "value" else names)
 
 
 def param_spec(path: str, ndim: int) -> P:
-    """The table's entry for one parameter, one axis longer inside a stage. Raises ShardingError unless one rule matches."""
+    """The table's entry for one parameter, one axis longer inside a stage.
+
+    Raises ShardingError unless exactly one rule matches."""
     matches = [(pattern.pattern, spec) for pattern, spec in _COMPILED if pattern.fullmatch(path)]
     if len(matches) != 1:
         found = "no rule" if not matches else f"{len(matches)} rules ({', '.join(p for p, _ in matches)})"
@@ -131,7 +134,7 @@ def param_spec(path: str, ndim: int) -> P:
     return P(*(None,) * lead, *spec, *(None,) * (ndim - lead - len(spec)))
 
 
-def _fit(spec: Sequence[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """`spec` without the entries whose mesh axes do not divide the array's axis: those stay whole."""
     entries = []
     for size, entry in zip(shape, spec, strict=True):
@@ -154,14 +157,14 @@ def param_shardings(abstract_tree: Any, mesh: Mesh) -> Any:
 
 
 def undivided(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
-    """One line per parameter axis that the table would cut on this mesh but that does not divide."""
+    """One line per parameter axis that the table would cut on this mesh but that does not divide (kept whole)."""
     lines = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_tree):
         path = path_of(key_path)
         spec = param_spec(path, len(leaf.shape))
         fitted = _fit(spec, leaf.shape, mesh)
         lines += [
-            f"{path} {tuple(leaf.shape)}: axis {i} is not divisible by {wanted}={mesh.shape[wanted]}, kept whole"
+            f"{path} {tuple(leaf.shape)}: axis {i} is not divisible by {wanted}={mesh.shape[wanted]}"
             for i, (wanted, kept) in enumerate(zip(spec, fitted, strict=True))
             if wanted != kept
         ]
@@ -169,14 +172,16 @@ def undivided(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Constrains the sharding of activation `x`, one logical name (a key of ACTIVATION_AXES, or None) per axis.
+    """Constrains the sharding of `x`, one logical name (a key of ACTIVATION_AXES, or None) per axis.
 
-    Returns `x` unchanged without a mesh in context (`jax.set_mesh`). An axis that does not divide stays whole, so that
-    one prompt can be answered on a mesh that trains on many. Raises ShardingError for an unknown name or wrong count."""
+    Returns `x` unchanged without a mesh in context (`jax.set_mesh`). An axis that does not divide stays whole, so
+    that one prompt can be answered on a mesh that trains on many. Raises ShardingError for an unknown name or a
+    wrong count of names."""
     unknown = [n for n in names if n is not None and n not in ACTIVATION_AXES]
     if unknown or len(names) != x.ndim:
         raise ShardingError(
-            f"constrain{names} on an array of shape {x.shape}: expected {x.ndim} names among {sorted(ACTIVATION_AXES)}"
+            f"constrain{names} on an array of shape {x.shape}: "
+            f"expected {x.ndim} names among {sorted(ACTIVATION_AXES)}"
         )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes):
