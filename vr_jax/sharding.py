@@ -174,9 +174,9 @@ def undivided(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains the sharding of `x`, one logical name (a key of ACTIVATION_AXES, or None) per axis.
 
-    Returns `x` unchanged without a mesh in context (`jax.set_mesh`). An axis that does not divide stays
-    whole, so that one prompt can be answered on a mesh that trains on many. Raises ShardingError for an unknown
-    name or a wrong count of names."""
+    Returns `x` unchanged without a mesh in context (`jax.set_mesh`). An axis that does not divide
+    stays whole, so that one prompt can be answered on a mesh that trains on many. Raises ShardingError for an
+    unknown name or a wrong count of names."""
     unknown = [n for n in names if n is not None and n not in ACTIVATION_AXES]
     if unknown or len(names) != x.ndim:
         raise ShardingError(
