@@ -267,7 +267,8 @@ class LlavaConfig(Config):
             ("interlude.levels", level) for level in (self.interlude.levels if self.interlude else ())
         ]:
             _check(
-                0 <= level <= depth, f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}"
+                0 <= level <= depth,
+                f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}",
             )
         if self.interlude is not None:
             outside = [i for i in self.interlude.insert_after if not 1 <= i < self.text.num_layers]

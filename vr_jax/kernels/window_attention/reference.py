@@ -1,0 +1,31 @@
+"""Windowed cross-attention in plain XLA; the meaning of every other backend."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def window_attention(
+    query: Float[Array, "W H d"],
+    key: Float[Array, "W S K d"],
+    value: Float[Array, "W S K dv"],
+    valid: Bool[Array, "W S"] | None,
+    scale: float,
+) -> Float[Array, "W H dv"]:
+    if key.shape[2] == 1:
+        logits = jnp.einsum("whd,wsd->whs", query, key[:, :, 0], preferred_element_type=jnp.float32)
+    else:
+        logits = jnp.einsum("whd,wshd->whs", query, key, preferred_element_type=jnp.float32)
+    logits = logits * scale
+    if valid is not None:
+        # A finite floor keeps the softmax of a fully hidden window (and its gradient) free of NaN.
+        logits = jnp.where(valid[:, None, :], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if valid is not None:
+        weights = jnp.where(valid[:, None, :], weights, 0.0)
+    weights = weights.astype(value.dtype)
+    if value.shape[2] == 1:
+        return jnp.einsum("whs,wsv->whv", weights, value[:, :, 0])
+    return jnp.einsum("whs,wshv->whv", weights, value)

@@ -1,0 +1,77 @@
+"""What an interlude knows about the pictures of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.model.batch import NEWLINE, Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VisionContext:
+    """Encoder features and where each of their cells sits among the tokens.
+
+    features: what the interlude's `prepare` made of the encoder's levels, window-major. `cells` below counts the
+    slots of a row: tiles * cells per tile."""
+
+    features: Float[Array, "B T C S E"]
+    vision_cell: Int[Array, "B N"]
+    segment_ids: Int[Array, "B N"]
+    guide_mask: Bool[Array, "B N"]
+    tile_segment: Int[Array, "B T"]
+    tile_image: Int[Array, "B T"]
+
+    @classmethod
+    def of(cls, batch: Batch, features: Float[Array, "B T C S E"]) -> VisionContext:
+        return cls(
+            features=features,
+            vision_cell=batch.vision_cell,
+            segment_ids=batch.segment_ids,
+            guide_mask=batch.guide_mask,
+            tile_segment=batch.tile_segment,
+            tile_image=batch.tile_image,
+        )
+
+    @property
+    def is_vision(self) -> Bool[Array, "B N"]:
+        return self.vision_cell >= 0
+
+    def gather_cells(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B cells D"]:
+        """The state of the token that stands for each cell. A cell without a token (unused tile, cropped by unpad)
+        holds some other token's state: its result must not be read, and `scatter_cells` does not."""
+        rows, length = self.vision_cell.shape
+        slots = self.features.shape[1] * self.features.shape[2]
+        index = jnp.where(self.is_vision, self.vision_cell, slots)  # out of range: dropped
+        token = jnp.zeros((rows, slots), jnp.int32)
+        token = jax.vmap(lambda t, i: t.at[i].set(jnp.arange(length, dtype=jnp.int32), mode="drop"))(token, index)
+        return jnp.take_along_axis(hidden, token[..., None], axis=1)
+
+    def scatter_cells(self, cells: Float[Array, "B cells D"]) -> Float[Array, "B N D"]:
+        """Each vision token's cell; zeros at every other token."""
+        taken = jnp.take_along_axis(cells, jnp.maximum(self.vision_cell, 0)[..., None], axis=1)
+        return jnp.where(self.is_vision[..., None], taken, 0)
+
+    def token_group(self, scope: str, newline: bool) -> Int[Array, "B N"]:
+        """1 + the tile ('tile') or the picture's number ('image') of each vision token, 0 elsewhere. With `newline`,
+        newline tokens count to the vision token before them."""
+        cell = self.vision_cell
+        if newline:
+            index = jnp.arange(cell.shape[1])
+            last = jax.lax.cummax(jnp.where(cell >= 0, index, 0), axis=1)
+            cell = jnp.where(cell == NEWLINE, jnp.take_along_axis(cell, last, axis=1), cell)
+        tile = jnp.maximum(cell, 0) // self.features.shape[2]
+        group = tile + 1 if scope == "tile" else jnp.take_along_axis(self.tile_image, tile, axis=1)
+        return jnp.where(cell >= 0, group, 0)
+
+    def group_segment(self, scope: str) -> Int[Array, "B T"]:
+        """The segment that group g + 1 belongs to; 0 if there is no such group. At most one group per tile slot."""
+        if scope == "tile":
+            return self.tile_segment
+        slots = self.tile_image.shape[1]
+        member = self.tile_image[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]  # (B, group, tile)
+        return jnp.max(jnp.where(member, self.tile_segment[:, None, :], 0), axis=-1)

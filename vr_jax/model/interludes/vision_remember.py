@@ -1,0 +1,226 @@
+"""Vision Remember: vision tokens re-read the encoder's features between decoder layers.
+
+Source: paper section 3.3; the concrete block is methods.md 5.4-5.9 (there is no official code).
+
+    q = up(LN_q(x));  kv = concat_l LN_l(F^l)          one query per cell, its s*s patches as keys
+    x = x + down(MHA(q, kv, kv))                       local cross-attention
+    x = x + MHA(z, z, z)[vision],  z = LN_s([x; t])    bidirectional, t = max over the question's states
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from vr_jax.kernels.window_attention import window_attention
+from vr_jax.model.attention import attention
+from vr_jax.model.config import ConfigError, LlavaConfig, VisionRememberConfig
+from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.layers import LayerNorm, linear, merge_heads, normalize, rotary_angles, rotate, split_heads
+from vr_jax.model.qwen2 import Stream
+
+EPS = 1e-6
+_zeros = nnx.initializers.zeros
+
+
+def prepare(config: VisionRememberConfig, levels: tuple[Float[Array, "B T C S Dv"], ...]) -> Float[Array, "B T C S E"]:
+    """Normalised features without the norms' affine parts, which every block folds into its own projections; computed
+    once and shared by all insertions. E = number of levels * D_v. No gradient: the encoder is frozen."""
+    levels = tuple(jax.lax.stop_gradient(level) for level in levels)
+    dtype = levels[0].dtype
+    if config.feature_norm == "per_level":
+        return jnp.concatenate([normalize(level, EPS).astype(dtype) for level in levels], axis=-1)
+    joint = jnp.concatenate(levels, axis=-1)
+    return joint if config.feature_norm == "none" else normalize(joint, EPS).astype(dtype)
+
+
+class FeatureAffine(nnx.Module):
+    """Scale and bias of the features' LayerNorms: (levels, D_v)."""
+
+    def __init__(self, levels: int, width: int):
+        self.scale = nnx.Param(jnp.ones((levels, width)))
+        self.bias = nnx.Param(jnp.zeros((levels, width)))
+
+
+class MultiHeadAttention(nnx.Module):
+    """The four projections of torch.nn.MultiheadAttention, unpacked: in-projections xavier as torch's packed (3E, E)."""
+
+    def __init__(self, width: int, out_width: int, heads: int, *, zero_out: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+        make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, init=_packed_xavier)
+        self.q, self.k, self.v = make(), make(), make()
+        out_init = {"init": _zeros, "bias_init": _zeros} if zero_out else {"bias_init": _zeros}
+        self.out = linear(width, out_width, dtype=dtype, rngs=rngs, **out_init)
+        self.heads = heads
+
+
+def _packed_xavier(key, shape, dtype=jnp.float32):
+    """Xavier-uniform of torch's packed in-projection: fan_in E, fan_out 3E."""
+    bound = (6.0 / (shape[0] + 3 * shape[1])) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Block(nnx.Module):
+    """One insertion of Vision Remember."""
+
+    def __init__(self, config: VisionRememberConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        text, levels = model.text, len(config.levels)
+        width, inner = text.hidden_size, levels * model.vision.hidden_size
+        cross_heads = config.cross_heads or max(1, inner // 128)
+        self_heads = config.self_heads or text.num_heads
+        for name, heads, size in (("cross_heads", cross_heads, inner), ("self_heads", self_heads, width)):
+            if size % heads:
+                raise ConfigError(f"interlude.{name} = {heads} does not divide the width {size}; set a divisor")
+        zero_out = config.init == "zero_out"
+        if zero_out and config.residual_gate == "tanh":
+            raise ConfigError(
+                "interlude: residual_gate 'tanh' starts at zero; with init 'zero_out' no gradient would reach the "
+                "block, use init 'torch_default'"
+            )
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+        last = functools.partial(make, init=_zeros) if zero_out else make
+        self.ln_q = LayerNorm(width, eps=EPS)
+        if config.feature_norm != "none":
+            self.ln_f = FeatureAffine(levels, model.vision.hidden_size)
+        self.up = make(width, inner)
+        two_layers = config.up == "mlp"
+        if two_layers:
+            self.up2 = make(inner, inner)
+        self.cross_attn = MultiHeadAttention(
+            inner,
+            width if two_layers else inner,
+            cross_heads,
+            zero_out=zero_out and two_layers,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        if not two_layers:
+            self.down = last(inner, width)
+        if config.self_attention:
+            self.ln_s = LayerNorm(width, eps=EPS)
+            self.self_attn = MultiHeadAttention(width, width, self_heads, zero_out=zero_out, dtype=dtype, rngs=rngs)
+        if config.ffn_multiplier:
+            self.ln_ffn = LayerNorm(width, eps=EPS)
+            self.ffn1 = make(width, config.ffn_multiplier * width)
+            self.ffn2 = last(config.ffn_multiplier * width, width)
+        if config.residual_gate == "tanh":
+            self.gate_cross = nnx.Param(jnp.zeros(()))
+            if config.self_attention:
+                self.gate_self = nnx.Param(jnp.zeros(()))
+        self.config, self.backend, self.rope_theta = config, model.attention, text.rope_theta
+
+    def __call__(self, stream: Stream, vision: VisionContext) -> Stream:
+        """Updates the states at vision tokens; every other state passes through untouched."""
+        guide, has_guide = self._guide(stream.hidden, vision)
+        x = stream.hidden
+        if self.config.order == "cross_self":
+            x = self.cross(x, vision)
+            x = self.bidirectional(x, stream, vision, guide, has_guide)
+        else:
+            x = self.bidirectional(x, stream, vision, guide, has_guide)
+            x = self.cross(x, vision)
+        if self.config.ffn_multiplier:
+            update = self.ffn2(jax.nn.gelu(self.ffn1(self.ln_ffn(x)), approximate=False))
+            x = x + jnp.where(vision.is_vision[..., None], update, 0)
+        return stream.replace(hidden=x)
+
+    def cross(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
+        """Local cross-attention: each vision token re-reads the patches of its own cell."""
+        query = self.up(self.ln_q(vision.gather_cells(x)))
+        if self.config.up == "mlp":
+            query = self.up2(jax.nn.gelu(query, approximate=False))
+        query = split_heads(self.cross_attn.q(query), self.cross_attn.heads)
+        heads = self._absorbed if self.config.cross_attention == "absorbed" else self._plain
+        windows = vision.features.reshape(-1, *vision.features.shape[-2:])
+        attended = heads(query.reshape(-1, *query.shape[-2:]), windows)
+        update = self.cross_attn.out(merge_heads(attended).reshape(*x.shape[:1], query.shape[1], -1))
+        if self.config.up == "linear":
+            update = self.down(update)
+        update = vision.scatter_cells(update)
+        return x + (update * _gate(self.gate_cross, x) if self.config.residual_gate == "tanh" else update)
+
+    def _plain(self, query: Float[Array, "W H d"], windows: Float[Array, "W S E"]) -> Float[Array, "W H d"]:
+        """Keys and values of every patch are projected: the reference."""
+        if self.config.feature_norm != "none":
+            scale, bias = (p[...].reshape(-1).astype(windows.dtype) for p in (self.ln_f.scale, self.ln_f.bias))
+            windows = windows * scale + bias
+        key = split_heads(self.cross_attn.k(windows), self.cross_attn.heads)
+        value = split_heads(self.cross_attn.v(windows), self.cross_attn.heads)
+        return window_attention(query, key, value)
+
+    def _absorbed(self, query: Float[Array, "W H d"], windows: Float[Array, "W S E"]) -> Float[Array, "W H d"]:
+        """The same function with W_k folded into the query and W_v behind the softmax (design decision 3).
+
+        Exact: the key bias and the norm's bias shift all logits of a query alike and cancel in the softmax; the
+        weights sum to one, so the value bias passes through."""
+        dtype, depth = query.dtype, query.shape[-1]
+        key, value = (
+            split_heads(layer.kernel[...], self.cross_attn.heads) for layer in (self.cross_attn.k, self.cross_attn.v)
+        )
+        value_bias = split_heads(self.cross_attn.v.bias[...], self.cross_attn.heads)
+        if self.config.feature_norm != "none":
+            scale, bias = self.ln_f.scale[...].reshape(-1), self.ln_f.bias[...].reshape(-1)
+            value_bias = value_bias + jnp.einsum("e,ehd->hd", bias, value)
+            key, value = key * scale[:, None, None], value * scale[:, None, None]
+        query = jnp.einsum("whd,ehd->whe", query, key.astype(dtype))
+        shared = windows[:, :, None, :]
+        context = window_attention(query, shared, shared, scale=depth**-0.5)
+        return jnp.einsum("whe,ehd->whd", context, value.astype(dtype)) + value_bias.astype(dtype)
+
+    def bidirectional(
+        self,
+        x: Float[Array, "B N D"],
+        stream: Stream,
+        vision: VisionContext,
+        guide: Float[Array, "B T D"],
+        has_guide: Bool[Array, "B T"],
+    ) -> Float[Array, "B N D"]:
+        """Full self-attention among the vision tokens of a picture (or tile) and its sample's guide token, in token
+        space: groups are segments. The guide is key and value only; its output row would be discarded."""
+        if not self.config.self_attention:
+            return x
+        config, attn = self.config, self.self_attn
+        z, t = self.ln_s(x), self.ln_s(guide)
+        q, k, v = (split_heads(layer(z), attn.heads) for layer in (attn.q, attn.k, attn.v))
+        if config.self_positions == "rope":
+            rotary = rotary_angles(stream.positions, q.shape[-1], self.rope_theta)
+            q, k = rotate(q, *rotary), rotate(k, *rotary)  # the guide stays at position 0
+        groups = vision.token_group(config.self_scope, config.newline_in_self)
+        numbers = jnp.arange(1, guide.shape[1] + 1)
+        guide_group = jnp.where(has_guide, numbers, -1)  # -1 matches no token
+        attended = attention(
+            q,
+            jnp.concatenate([k, split_heads(attn.k(t), attn.heads)], axis=1),
+            jnp.concatenate([v, split_heads(attn.v(t), attn.heads)], axis=1),
+            query_segments=groups,
+            key_segments=jnp.concatenate([groups, guide_group], axis=1),
+            causal=False,
+            backend=self.backend,
+        )
+        update = jnp.where((groups > 0)[..., None], attn.out(merge_heads(attended)), 0)
+        return x + (update * _gate(self.gate_self, x) if config.residual_gate == "tanh" else update)
+
+    def _guide(
+        self, hidden: Float[Array, "B N D"], vision: VisionContext
+    ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+        """The text-guided token of each group's sample: channel-wise maximum over its guide tokens, and whether there
+        is any. Zeros where not."""
+        segment = vision.group_segment(self.config.self_scope)
+        pooled = vision.guide_mask[:, None, :] & (vision.segment_ids[:, None, :] == segment[..., None])
+        pooled &= (segment > 0)[..., None]
+        if self.config.text_pool == "none":
+            pooled = jnp.zeros_like(pooled)
+        exists = jnp.any(pooled, axis=-1)
+        # argmax and gather instead of max: the gradient then needs (B, T, D) indices, not a (B, T, N, D) mask.
+        masked = jnp.where(pooled[..., None], jax.lax.stop_gradient(hidden)[:, None], -jnp.inf)
+        winner = jnp.argmax(masked, axis=2)
+        guide = jnp.take_along_axis(hidden, winner, axis=1)
+        return jnp.where(exists[..., None], guide, 0), exists
+
+
+def _gate(gate: nnx.Param, x: Array) -> Float[Array, ""]:
+    return jnp.tanh(gate[...]).astype(x.dtype)

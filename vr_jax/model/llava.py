@@ -1,0 +1,123 @@
+"""The whole LVLM: SigLIP encoder, projector, Qwen2 decoder, interludes between decoder stages."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from vr_jax.model.batch import NEWLINE, Batch
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.interludes import INTERLUDES
+from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.layers import maybe_remat
+from vr_jax.model.projectors import build_projector
+from vr_jax.model.qwen2 import Decoder, KVCache, Stream
+from vr_jax.model.siglip import Siglip
+from vr_jax.sharding import constrain
+
+
+class Llava(nnx.Module):
+    """LLaVA, or LLaVA-VR when `config.interlude` is set. An nnx.Module, so a pytree: use plain jax transformations.
+
+    Raises ConfigError for parts that do not fit together, before anything is computed."""
+
+    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
+        width = config.text.hidden_size
+        self.vision = Siglip(
+            config.vision,
+            stride=config.projector.stride,
+            bounds=config.vision_bounds,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.projector = build_projector(config.projector, config.vision.hidden_size, width, dtype=dtype, rngs=rngs)
+        # LLaVA-NeXT: N(0, 1) / sqrt(D).
+        self.image_newline = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
+        self.decoder = Decoder(
+            config.text,
+            bounds=config.decoder_bounds,
+            interludes=_build_interludes(config, dtype, rngs),
+            attention_backend=config.attention,
+            remat=config.remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.config = config
+
+    def encode_images(self, tile_pixels: UInt8[Array, "B T H W 3"]) -> dict[int, Float[Array, "B T C S Dv"]]:
+        """Encoder hidden states at `config.feature_levels`, window-major: C = n*n cells of S = s*s patches."""
+        levels = self.config.feature_levels
+        return dict(zip(levels, self.vision(tile_pixels, levels), strict=True))
+
+    def embed(self, batch: Batch, features: Float[Array, "B T C S Dv"]) -> Float[Array, "B N D"]:
+        """Input states of the decoder: text embeddings, projected cells at vision tokens, the newline vector."""
+        cells = self.projector(features)
+        cells = cells.reshape(cells.shape[0], -1, cells.shape[-1])
+        if batch.vision_cells is None:
+            vision = _take(cells, batch.vision_cell)
+        else:
+            assert batch.vision_weights is not None
+            parts = (
+                _take(cells, batch.vision_cells[..., i]) * batch.vision_weights[..., i, None].astype(cells.dtype)
+                for i in range(4)
+            )
+            vision = sum(parts, start=jnp.zeros((), cells.dtype))
+        hidden = self.decoder.embed(batch.tokens)
+        hidden = jnp.where((batch.vision_cell >= 0)[..., None], vision, hidden)
+        newline = self.image_newline[...].astype(hidden.dtype)
+        hidden = jnp.where((batch.vision_cell == NEWLINE)[..., None], newline, hidden)
+        return constrain(hidden, "batch", "seq", "embed")
+
+    def __call__(self, batch: Batch, cache: KVCache | None = None) -> tuple[Float[Array, "B N D"], KVCache | None]:
+        """Hidden states after the final norm (before the head); with an empty `cache`, prefill and the filled cache."""
+        config = self.config
+        levels = self.encode_images(batch.tile_pixels)
+        stream = Stream(
+            hidden=self.embed(batch, levels[config.vision_feature_layer]),
+            positions=batch.positions,
+            segment_ids=batch.segment_ids,
+        )
+        if config.interlude is None:
+            return self.decoder(stream, cache)
+        prepare = INTERLUDES[config.interlude.name].prepare
+        features = prepare(config.interlude, tuple(levels[level] for level in config.interlude.levels))
+        context = VisionContext.of(batch, features)
+        apply = maybe_remat(lambda block, stream: block(stream, context), config.remat)
+        return self.decoder(stream, cache, apply)
+
+    def init_cache(self, rows: int, length: int) -> KVCache:
+        """Empty key-value caches of `length` slots: prompt plus new tokens."""
+        return self.decoder.init_cache(rows, length)
+
+    def decode(
+        self, tokens: Int[Array, "B 1"], positions: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B 1 D"], KVCache]:
+        """One more token per row through the cache. Interludes act in prefill only."""
+        return self.decoder.decode(self.decoder.embed(tokens), positions, cache)
+
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """The output matrix: the embedding's transpose when tied."""
+        if self.config.text.tie_word_embeddings:
+            return self.decoder.embed.embedding[...].T
+        return self.decoder.lm_head.kernel[...]
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Vocabulary logits, float32."""
+        kernel = self.head_kernel().astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _take(cells: Float[Array, "B M D"], index: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+    return jnp.take_along_axis(cells, jnp.maximum(index, 0)[..., None], axis=1)
+
+
+def _build_interludes(config: LlavaConfig, dtype, rngs: nnx.Rngs) -> list[nnx.Module]:
+    interlude = config.interlude
+    if interlude is None:
+        return []
+    count = 1 if interlude.shared_weights else len(interlude.insert_after)
+    make = INTERLUDES[interlude.name].Block
+    return [make(interlude, config, dtype=dtype, rngs=rngs) for _ in range(count)]

@@ -1,0 +1,250 @@
+"""Qwen2 decoder in stages: each stage is one `lax.scan` over stacked layers; interludes act between stages.
+
+Source: transformers `models/qwen2/modeling_qwen2.py`; design decision 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.model.attention import attention, cached_attention
+from vr_jax.model.config import Qwen2Config
+from vr_jax.model.layers import (
+    RMSNorm,
+    hf_init,
+    linear,
+    maybe_remat,
+    merge_heads,
+    rotary_angles,
+    rotate,
+    split_heads,
+    stack_layers,
+)
+from vr_jax.sharding import constrain
+
+Rotary = tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StageCache:
+    """Keys and values of one stage's layers. Slots are filled from the left; rows share the next free slot because
+    prompts are right-aligned. Stages may have different lengths (pruning)."""
+
+    keys: Float[Array, "L B S G K"]
+    values: Float[Array, "L B S G K"]
+    valid: Bool[Array, "B S"]  # slots a new token may attend to
+    next: Int[Array, ""]  # first free slot
+
+
+KVCache = tuple[StageCache, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stream:
+    """The packed rows as they travel through the stages; an interlude maps one Stream to the next."""
+
+    hidden: Float[Array, "B N D"]
+    positions: Int[Array, "B N"]
+    segment_ids: Int[Array, "B N"]
+
+    def replace(self, **changes) -> Stream:
+        return dataclasses.replace(self, **changes)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with biases on q, k, v and none on the output."""
+
+    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
+        self.q = linear(width, width, dtype=dtype, rngs=rngs, init=hf_init)
+        self.k = linear(width, kv_width, dtype=dtype, rngs=rngs, init=hf_init)
+        self.v = linear(width, kv_width, dtype=dtype, rngs=rngs, init=hf_init)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
+        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
+
+    def project(
+        self, x: Float[Array, "B N D"], rotary: Rotary
+    ) -> tuple[Float[Array, "B N H K"], Float[Array, "B N G K"], Float[Array, "B N G K"]]:
+        q = rotate(split_heads(self.q(x), self.heads), *rotary)
+        k = rotate(split_heads(self.k(x), self.kv_heads), *rotary)
+        return q, k, split_heads(self.v(x), self.kv_heads)
+
+
+class Mlp(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate = linear(width, inner, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
+        self.up = linear(width, inner, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
+        self.down = linear(inner, width, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
+
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.post_attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        rotary: Rotary,
+        attend: Callable[[Array, Array, Array], Float[Array, "B N H K"]],
+    ) -> Float[Array, "B N D"]:
+        """`attend` maps this layer's query, key and value to the attended values: over the row, or over a cache."""
+        q, k, v = self.attn.project(self.input_norm(x), rotary)
+        x = x + self.attn.out(merge_heads(attend(q, k, v)))
+        x = x + self.mlp(self.post_attention_norm(x))
+        return constrain(x, "batch", "seq", "embed")
+
+
+class Decoder(nnx.Module):
+    """Token embedding, stages, interludes between them, final norm and head.
+
+    bounds: stage k holds layers bounds[k] .. bounds[k + 1] - 1. interludes: what acts after each stage but the last."""
+
+    def __init__(
+        self,
+        config: Qwen2Config,
+        *,
+        bounds: tuple[int, ...],
+        interludes: Sequence[nnx.Module],
+        attention_backend: str,
+        remat: str,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=hf_init, rngs=rngs)
+        self.stages = nnx.List(
+            [
+                stack_layers(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), stop - start, rngs)
+                for start, stop in itertools.pairwise(bounds)
+            ]
+        )
+        self.interludes = nnx.List(interludes)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = linear(
+                config.hidden_size, config.vocab_size, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False
+            )
+        self.config, self.bounds, self.dtype = config, bounds, dtype
+        self.attention_backend, self.remat = attention_backend, remat
+
+    def init_cache(self, rows: int, length: int) -> KVCache:
+        """Empty caches of `length` slots per row (prompt plus new tokens)."""
+        c = self.config
+
+        def stage(layers: int) -> StageCache:
+            shape = (layers, rows, length, c.num_kv_heads, c.head_dim)
+            return StageCache(
+                keys=jnp.zeros(shape, self.dtype),
+                values=jnp.zeros(shape, self.dtype),
+                valid=jnp.zeros((rows, length), bool),
+                next=jnp.zeros((), jnp.int32),
+            )
+
+        return tuple(stage(stop - start) for start, stop in zip(self.bounds, self.bounds[1:], strict=False))
+
+    def __call__(
+        self,
+        stream: Stream,
+        cache: KVCache | None = None,
+        interlude: Callable[[nnx.Module, Stream], Stream] | None = None,
+    ) -> tuple[Float[Array, "B N D"], KVCache | None]:
+        """Whole rows: training, or prefill when `cache` (empty) is given. Returns hidden states after the final norm.
+
+        interlude: applies one of `self.interludes` to the stream; None runs the plain decoder."""
+        caches = []
+        for k, stage in enumerate(self.stages):
+            stream, written = self._run_stage(stage, stream, cache[k] if cache else None)
+            caches.append(written)
+            if interlude is not None and k < len(self.stages) - 1:
+                # Shared weights are one module at index 0.
+                stream = interlude(self.interludes[min(k, len(self.interludes) - 1)], stream)
+        return self.norm(stream.hidden), (tuple(caches) if cache else None)
+
+    def _run_stage(
+        self, stage: DecoderLayer, stream: Stream, cache: StageCache | None
+    ) -> tuple[Stream, StageCache | None]:
+        rotary = rotary_angles(stream.positions, self.config.head_dim, self.config.rope_theta)
+
+        def body(x, layer):
+            kept = {}
+
+            def attend(q, k, v):
+                if cache is not None:
+                    kept["keys"], kept["values"] = k, v
+                return attention(
+                    q,
+                    k,
+                    v,
+                    query_segments=stream.segment_ids,
+                    key_segments=stream.segment_ids,
+                    causal=True,
+                    backend=self.attention_backend,
+                )
+
+            x = layer(x, rotary, attend)
+            return x, kept
+
+        hidden, written = jax.lax.scan(maybe_remat(body, self.remat), stream.hidden, stage)
+        if cache is not None:
+            length = hidden.shape[1]
+            cache = StageCache(
+                keys=cache.keys.at[:, :, :length].set(written["keys"]),
+                values=cache.values.at[:, :, :length].set(written["values"]),
+                valid=cache.valid.at[:, :length].set(stream.segment_ids > 0),
+                next=jnp.asarray(length, jnp.int32),
+            )
+        return stream.replace(hidden=hidden), cache
+
+    def decode(
+        self, hidden: Float[Array, "B 1 D"], positions: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B 1 D"], KVCache]:
+        """One more token per row; interludes never act here."""
+        rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        caches = []
+        for stage, stage_cache in zip(self.stages, cache, strict=True):
+            hidden, stage_cache = _decode_stage(stage, hidden, rotary, stage_cache)
+            caches.append(stage_cache)
+        return self.norm(hidden), tuple(caches)
+
+
+def _decode_stage(
+    stage: DecoderLayer, hidden: Float[Array, "B 1 D"], rotary: Rotary, cache: StageCache
+) -> tuple[Float[Array, "B 1 D"], StageCache]:
+    valid = cache.valid.at[:, cache.next].set(True)
+
+    def body(carry, layer_and_index):
+        # The cache is carried, not scanned over, so that each step writes one slot in place.
+        x, keys, values = carry
+        layer, index = layer_and_index
+
+        def attend(q, k, v):
+            nonlocal keys, values
+            start = (index, 0, cache.next, 0, 0)
+            keys = jax.lax.dynamic_update_slice(keys, k[None], start)
+            values = jax.lax.dynamic_update_slice(values, v[None], start)
+            return cached_attention(q, keys[index], values[index], valid)
+
+        x = layer(x, rotary, attend)
+        return (x, keys, values), None
+
+    layers = jnp.arange(cache.keys.shape[0])
+    (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))
+    return hidden, StageCache(keys=keys, values=values, valid=valid, next=cache.next + 1)
