@@ -1,7 +1,7 @@
 """Finds the recorded outputs of the official code by reading what is there; no case or count is written down.
 
-The folder is `VR_JAX_GOLDEN` (default `../shared/golden` beside the repository). Where it, or an item, is absent,
-the lists below hold one parameter marked as skipped, so that the reason is printed and no test vanishes.
+The folder is `VR_JAX_GOLDEN` (default `../shared/golden` beside the repository). Where it, or an item, is
+absent, the lists below hold one parameter marked as skipped, so that the reason is printed and no test vanishes.
 """
 
 from __future__ import annotations
@@ -79,10 +79,8 @@ class Case:
 
 @functools.cache
 def documents(item: str) -> tuple[tuple[Path, dict[str, Any]], ...]:
-    """(path, content) of every JSON file of an item: `methods/<item>/**/*.json`, or `scoring/<item>*.json`."""
-    paths = sorted((ROOT / "methods" / item).rglob("*.json")) or sorted(
-        (ROOT / "scoring").glob(f"{item}*.json")
-    )
+    """(path, content) of an item's JSON files: `methods/<item>/**/*.json` or `scoring/<item>*.json`."""
+    paths = sorted((ROOT / "methods" / item).rglob("*.json")) or sorted((ROOT / "scoring").glob(f"{item}*.json"))
     return tuple((path, json.loads(path.read_text(encoding="utf-8"))) for path in paths)
 
 
