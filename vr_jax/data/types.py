@@ -31,23 +31,23 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised sample, unpadded: n tokens (vision tokens included) and t tiles; cells and images count from its own
-    first tile (tile * n*n + cell) and picture (1..). Field meanings are those of `Batch`."""
+    """One tokenised sample, unpadded: n tokens (vision tokens included) and t tiles. Cells and pictures count
+    from its own first tile (tile * u*u + cell) and picture (1..). Field meanings are those of `Batch`."""
 
     id: str
-    tokens: Int[np.ndarray, "n"]
-    loss_mask: Bool[np.ndarray, "n"]
-    guide_mask: Bool[np.ndarray, "n"]
-    vision_cell: Int[np.ndarray, "n"]
+    tokens: Int[np.ndarray, " n"]
+    loss_mask: Bool[np.ndarray, " n"]
+    guide_mask: Bool[np.ndarray, " n"]
+    vision_cell: Int[np.ndarray, " n"]
     tile_pixels: UInt8[np.ndarray, "t H W 3"]
-    tile_image: Int[np.ndarray, "t"]
+    tile_image: Int[np.ndarray, " t"]
     vision_cells: Int[np.ndarray, "n 4"] | None = None
     vision_weights: Float[np.ndarray, "n 4"] | None = None
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A sample that could not be used. `reason` is a short fixed word (the count's key), `detail` one line for the log."""
+    """A sample that could not be used. `reason` is a word of `skips.SkipReason`, `detail` one line for the log."""
 
     id: str
     reason: str

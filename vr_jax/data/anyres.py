@@ -1,0 +1,181 @@
+"""From a picture to tiles, and from its size to the vision tokens those tiles become (methods.md 1.2, 1.3).
+
+Host code on sizes and PIL images; faithful to LLaVA-NeXT `llava/mm_utils.py` (select_best_resolution,
+resize_and_pad_image, divide_to_patches, process_anyres_image, expand2square) and `llava/model/llava_arch.py`
+(unpad_image and the packing of image features). Sizes are (width, height) in pixels, grids (columns, rows) in tiles.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+
+from vr_jax.model.batch import NEWLINE
+from vr_jax.model.config import ImageConfig
+
+PAD_COLOUR = (127, 127, 127)  # mean colour of `expand2square`
+BILINEAR_ABOVE = 1.1  # `anyres_max_N` shrinks maps more than this factor larger than N tiles, per side
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The vision tokens of one picture, in order, before anything is computed.
+
+    cell: the compressed cell a token stands for, tile * u*u + row * u + column (tile 0 is the base), or NEWLINE.
+    tiles: tiles of the picture, the base included. grid: its (columns, rows), None for single-tile modes.
+    cells, weights: only where the bilinear branch fired, four cells and their weights per token (newline: 0);
+    `cell` then holds the first of them."""
+
+    cell: Int[np.ndarray, " n"]
+    tiles: int
+    grid: tuple[int, int] | None = None
+    cells: Int[np.ndarray, "n 4"] | None = None
+    weights: Float[np.ndarray, "n 4"] | None = None
+
+
+def select_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile_size: int) -> tuple[int, int]:
+    """The grid that keeps most of the picture's pixels, then wastes least; the first of equals wins."""
+    width, height = size
+    best, best_fit = grids[0], (-1, -math.inf)
+    for columns, rows in grids:
+        target_w, target_h = columns * tile_size, rows * tile_size
+        scale = min(target_w / width, target_h / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        fit = (effective, -(target_w * target_h - effective))
+        if fit > best_fit:
+            best, best_fit = (columns, rows), fit
+    return best
+
+
+def fitted_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the picture's shape inside `target`; the free side is rounded up."""
+    width, height = size
+    scale_w, scale_h = target[0] / width, target[1] / height
+    if scale_w < scale_h:
+        return target[0], min(math.ceil(height * scale_w), target[1])
+    return min(math.ceil(width * scale_h), target[0]), target[1]
+
+
+def unpadded(
+    size: tuple[int, int], map_size: tuple[int, int], rounding: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Half-open (rows, columns) of a feature map (width, height) that are not padding (`unpad_image`).
+
+    rounding: "truncate" is LLaVA's int(x), "round7" transformers' int(round(x, 7)); they differ by one row at times.
+    """
+    width, height = size
+    map_w, map_h = map_size
+    to_int = int if rounding == "truncate" else lambda x: int(round(x, 7))
+    if width / height > map_w / map_h:
+        crop = (map_h - to_int(height * (map_w / width))) // 2
+        return (crop, map_h - crop), (0, map_w)
+    crop = (map_w - to_int(width * (map_h / height))) // 2
+    return (0, map_h), (crop, map_w - crop)
+
+
+@functools.lru_cache(maxsize=4096)
+def layout(size: tuple[int, int], u: int, config: ImageConfig, *, alone: bool = True) -> TokenLayout:
+    """Vision tokens of a picture of `size` (width, height) with u * u compressed cells per tile.
+
+    alone: whether it is the only picture of its sample; the pictures of a multi-image sample get one tile each."""
+    base = np.arange(u * u, dtype=np.int32)
+    if not (config.is_anyres and alone):
+        return _frozen(TokenLayout(np.append(base, np.int32(NEWLINE)) if config.unpad else base, tiles=1))
+    columns, rows = grid = select_grid(size, config.grids, config.tile_size)
+    tile, cell = np.meshgrid(np.arange(1, 1 + columns * rows), base, indexing="ij")
+    raster = (tile * u * u + cell).reshape(rows, columns, u, u).swapaxes(1, 2).reshape(rows * u, columns * u)
+    tiles = 1 + columns * rows
+    if not config.unpad:
+        return _frozen(TokenLayout(np.append(base, raster).astype(np.int32), tiles, grid))
+    (top, bottom), (left, right) = unpadded(size, (columns * u, rows * u), config.unpad_rounding)
+    kept = raster[top:bottom, left:right].astype(np.int32)
+    shrink = math.sqrt(kept.shape[0] * kept.shape[1] / (config.max_tiles * u * u))
+    if config.aspect_ratio != "anyres_max" or shrink <= BILINEAR_ABOVE:
+        return _frozen(TokenLayout(np.append(base, _with_newlines(kept, NEWLINE)), tiles, grid))
+    out_h, out_w = (max(1, int(side // shrink)) for side in kept.shape)
+    corners, weights = _bilinear(kept, out_h, out_w)
+    cells = np.concatenate([np.tile(base[:, None], 4), _with_newlines(corners, 0)])
+    base_weights = np.tile(np.asarray([[1, 0, 0, 0]], np.float32), (u * u, 1))
+    weights = np.concatenate([base_weights, _with_newlines(weights, 0)])
+    cell = np.append(base, _with_newlines(corners[..., 0], NEWLINE))
+    return _frozen(TokenLayout(cell, tiles, grid, cells, weights))
+
+
+def _with_newlines(rows: np.ndarray, value: int) -> np.ndarray:
+    """Rows (h, w, ...) with one more column of `value`, flattened row by row."""
+    newline = np.full_like(rows, value, shape=(rows.shape[0], 1, *rows.shape[2:]))
+    return np.concatenate([rows, newline], axis=1).reshape(-1, *rows.shape[2:])
+
+
+def _bilinear(
+    cells: Int[np.ndarray, "h w"], out_h: int, out_w: int
+) -> tuple[Int[np.ndarray, "a b 4"], Float[np.ndarray, "a b 4"]]:
+    """The four neighbours and weights of torch's interpolate(mode="bilinear", align_corners=False)."""
+    low_y, high_y, frac_y = _source_index(cells.shape[0], out_h)
+    low_x, high_x, frac_x = _source_index(cells.shape[1], out_w)
+    corners = [cells[np.ix_(y, x)] for y in (low_y, high_y) for x in (low_x, high_x)]
+    weights = [np.outer(y, x) for y in (1 - frac_y, frac_y) for x in (1 - frac_x, frac_x)]
+    return np.stack(corners, axis=-1), np.stack(weights, axis=-1)
+
+
+def _source_index(size: int, out: int) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " out"]]:
+    """torch's area_pixel_compute_source_index, in float32 as there."""
+    scale = np.float32(size) / np.float32(out)
+    half = np.float32(0.5)
+    position = np.maximum(scale * (np.arange(out, dtype=np.float32) + half) - half, np.float32(0))
+    low = np.minimum(position.astype(np.int64), size - 1)
+    return low, np.minimum(low + 1, size - 1), np.clip(position - low.astype(np.float32), 0, 1)
+
+
+def _frozen(result: TokenLayout) -> TokenLayout:
+    """Layouts are cached and shared: nobody may write to them."""
+    for array in (result.cell, result.cells, result.weights):
+        if array is not None:
+            array.flags.writeable = False
+    return result
+
+
+def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UInt8[np.ndarray, "t H W 3"]:
+    """The tiles of an RGB picture, matching `layout` for its size: the squashed base first, then the grid row by row.
+
+    Resizing is PIL's bicubic; pixels stay uint8. In a multi-image sample (`alone=False`) under anyres, and in mode
+    "pad", the picture is padded to a square with the mean colour and gives one tile."""
+    side = config.tile_size
+    if config.aspect_ratio == "square":
+        return np.asarray(_resized(image, (side, side)))[None]
+    if not (config.is_anyres and alone):
+        return np.asarray(_resized(_squared(image), (side, side)))[None]
+    columns, rows = select_grid(image.size, config.grids, side)
+    target = (columns * side, rows * side)
+    fitted = np.asarray(_resized(image, fitted_size(image.size, target)))
+    height, width = fitted.shape[:2]
+    top, left = (target[1] - height) // 2, (target[0] - width) // 2
+    result = np.zeros((1 + columns * rows, side, side, 3), np.uint8)
+    result[0] = np.asarray(_resized(image, (side, side)))
+    for row in range(rows):
+        for column in range(columns):
+            y, x = row * side - top, column * side - left
+            part = fitted[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
+            inside = result[1 + row * columns + column, max(-y, 0) :, max(-x, 0) :]
+            inside[: part.shape[0], : part.shape[1]] = part
+    return result
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _squared(image: Image.Image) -> Image.Image:
+    """`expand2square`: the picture centred on a square of the mean colour."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), PAD_COLOUR)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
