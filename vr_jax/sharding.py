@@ -42,10 +42,10 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".+\.(attn|cross_attn|self_attn)\.out\.kernel", P("tensor", "fsdp")),
     (r".+\.(attn|cross_attn|self_attn)\.out\.bias", P(None)),
     # Feed-forward layers, projectors and the interlude's up and down projections.
-    (r".+\.(gate|up|fc1)\.kernel", P("fsdp", "tensor")),
-    (r".+\.(gate|up|fc1)\.bias", P("tensor")),
-    (r".+\.(down|up2|fc2)\.kernel", P("tensor", "fsdp")),
-    (r".+\.(down|up2|fc2)\.bias", P(None)),
+    (r".+\.(gate|up|fc1|ffn1)\.kernel", P("fsdp", "tensor")),
+    (r".+\.(gate|up|fc1|ffn1)\.bias", P("tensor")),
+    (r".+\.(down|up2|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
+    (r".+\.(down|up2|fc2|ffn2)\.bias", P(None)),
     # Vectors are too small to be worth cutting.
     (rf"(.+\.)?{_NORM}\.(scale|bias)", P()),
     (r".+\.(gate_cross|gate_self|gate_ffn)", P()),
@@ -68,9 +68,7 @@ ACTIVATION_AXES: dict[str, tuple[str, ...] | str | None] = {
 }
 
 
-def make_mesh(
-    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with axes `AXES`; at most one size may be -1 and takes the remaining devices.
 
     On several TPU slices the slower network between slices takes `replica`, or `fsdp` where `replica` cannot
@@ -128,9 +126,7 @@ def param_spec(path: str, ndim: int) -> P:
     spec = matches[0][1]
     lead = 1 if _LAYER_AXIS.search(path) else 0
     if len(spec) + lead > ndim:
-        raise ShardingError(
-            f"parameter {path!r} has {ndim} axes, rule {matches[0][0]!r} needs {len(spec) + lead}"
-        )
+        raise ShardingError(f"parameter {path!r} has {ndim} axes, rule {matches[0][0]!r} needs {len(spec) + lead}")
     return P(*(None,) * lead, *spec, *(None,) * (ndim - lead - len(spec)))
 
 
@@ -180,8 +176,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     unknown = [n for n in names if n is not None and n not in ACTIVATION_AXES]
     if unknown or len(names) != x.ndim:
         raise ShardingError(
-            f"constrain{names} on an array of shape {x.shape}: "
-            f"expected {x.ndim} names among {sorted(ACTIVATION_AXES)}"
+            f"constrain{names} on an array of shape {x.shape}: expected {x.ndim} names among {sorted(ACTIVATION_AXES)}"
         )
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes):

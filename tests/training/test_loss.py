@@ -1,0 +1,132 @@
+"""The chunked loss against plain full-logits cross-entropy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vr_jax.model.batch import Batch
+from vr_jax.training.loss import chunked_cross_entropy, next_token_targets
+
+B, N, D, V, CHUNK = 3, 22, 8, 101, 4
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(B, N, D)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(D, V)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, V, (B, N)))
+    counts = rng.random((B, N)) < 0.3
+    counts[1] = False  # a row without targets
+    return hidden, kernel, targets, jnp.asarray(counts)
+
+
+def plain(hidden, kernel, targets, counts):
+    """Summed cross-entropy from all logits at once; the textbook form."""
+    log_probs = jax.nn.log_softmax(jnp.einsum("bnd,dv->bnv", hidden, kernel), axis=-1)
+    return -jnp.sum(jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0] * counts)
+
+
+@pytest.mark.parametrize("chunk", [1, CHUNK, 7, N, 1000])
+def test_value_and_gradients_equal_plain_cross_entropy(problem, chunk):
+    hidden, kernel, targets, counts = problem
+
+    def chunked(h, k):
+        return chunked_cross_entropy(h, k, targets, counts, chunk=chunk) / counts.sum()
+
+    def reference(h, k):
+        return plain(h, k, targets, counts) / counts.sum()
+
+    value, grads = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(hidden, kernel)
+    expected, expected_grads = jax.value_and_grad(reference, argnums=(0, 1))(hidden, kernel)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for got, want in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6, rtol=1e-5)
+    assert not np.any(grads[0][1]), "a row without targets has no gradient"
+
+
+def all_shapes(jaxpr):
+    """Shapes of every array in a jaxpr, nested ones (scan, cond, checkpoint) included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "shape"))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from all_shapes(inner)
+
+
+def test_no_array_of_all_logits_exists(problem):
+    hidden, kernel, targets, counts = problem
+
+    def loss(function):
+        return jax.value_and_grad(lambda h, k: function(h, k), argnums=(0, 1))
+
+    def largest(function):
+        shapes = set(all_shapes(jax.make_jaxpr(loss(function))(hidden, kernel).jaxpr))
+        return max(np.prod(s[:-1]) for s in shapes if s and s[-1] == V)
+
+    assert largest(lambda h, k: plain(h, k, targets, counts)) == B * N, "the probe sees full logits"
+    assert largest(lambda h, k: chunked_cross_entropy(h, k, targets, counts, chunk=CHUNK)) == B * CHUNK
+
+    compiled = jax.jit(loss(lambda h, k: chunked_cross_entropy(h, k, targets, counts, chunk=CHUNK)))
+    text = compiled.lower(hidden, kernel).compile().as_text()
+    assert f"[{B},{CHUNK},{V}]" in text
+    for rows in (f"{B},{N}", f"{B},{N + -N % CHUNK}", f"{B * N}", f"{-(-N // CHUNK)},{B},{CHUNK}"):
+        assert f"[{rows},{V}]" not in text
+
+
+def test_chunks_without_targets_are_skipped(problem):
+    """The vocabulary product runs as often as the row with most targets needs."""
+    hidden, kernel, targets, counts = problem
+    needed = -(-int(counts.sum(1).max()) // CHUNK)
+    calls = []
+
+    def counting_logsumexp(x, axis):
+        jax.debug.callback(lambda _: calls.append(1), x[0, 0, 0])
+        return jax.scipy.special.logsumexp(x, axis)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "logsumexp", counting_logsumexp)
+        chunked_cross_entropy(hidden, kernel, targets, counts, chunk=CHUNK).block_until_ready()
+    jax.effects_barrier()
+    assert len(calls) == needed < -(-N // CHUNK)
+
+
+def test_bfloat16_gradient_of_the_head_is_accumulated_in_float32():
+    rng = np.random.default_rng(1)
+    hidden = jnp.asarray(rng.normal(size=(1, 512, D)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(D, V)), jnp.float32)
+    targets, counts = jnp.asarray(rng.integers(0, V, (1, 512))), jnp.ones((1, 512), bool)
+
+    def grad(chunk):
+        return jax.grad(lambda k: chunked_cross_entropy(hidden, k, targets, counts, chunk=chunk))(kernel)
+
+    whole, pieces = grad(512), grad(4)
+    assert pieces.dtype == jnp.float32
+    error = np.abs(pieces - whole).max() / np.abs(whole).max()
+    assert error < 2**-8, f"128 sums in bfloat16 would lose more than one rounding, relative error {error}"
+
+
+def test_targets_stay_inside_their_sample():
+    row = {
+        "tokens": [10, 11, 12, 20, 21, 22, 0, 0],
+        "segment_ids": [1, 1, 1, 2, 2, 2, 0, 0],
+        "loss_mask": [1, 0, 1, 1, 1, 0, 0, 1],
+    }
+    fields = {k: jnp.asarray([v]) for k, v in row.items()}
+    batch = Batch(
+        **{**fields, "loss_mask": fields["loss_mask"].astype(bool)},
+        positions=fields["tokens"],
+        guide_mask=fields["tokens"],
+        vision_cell=fields["tokens"],
+        tile_pixels=jnp.zeros((1, 0, 2, 2, 3)),
+        tile_segment=jnp.zeros((1, 0)),
+        tile_image=jnp.zeros((1, 0)),
+    )
+    targets, counts = next_token_targets(batch)
+    predicted = {int(p): int(targets[0, p]) for p in np.flatnonzero(counts[0])}
+    # Token 0 of a sample has no predecessor in it; padding is never a target.
+    assert predicted == {1: 12, 3: 21}
