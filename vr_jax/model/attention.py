@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ def attention(
     index or before). H is a multiple of G: grouped queries. Softmax in float32.
 
     backend: 'xla' runs everywhere; 'cudnn' (NVIDIA) gets the segments as a mask, because cuDNN through jax.nn would
-    otherwise ignore them; 'splash' (TPU) takes segment ids. Rows of segment 0 (padding) hold unspecified finite numbers.
+    otherwise ignore them; 'splash' (TPU) takes segment ids. Rows of segment 0 (padding) hold unspecified finite
+    numbers.
     Raises ValueError for an unknown backend."""
     if backend == "splash":
         return _splash(query, key, value, query_segments, key_segments, causal)
@@ -32,7 +34,7 @@ def attention(
     mask = query_segments[:, None, :, None] == key_segments[:, None, None, :]
     if causal:
         mask &= jnp.tril(jnp.ones(mask.shape[-2:], bool))
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=backend)  # type: ignore[arg-type]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=backend)  # type: ignore[call-overload]
 
 
 def cached_attention(
@@ -72,7 +74,7 @@ def _splash(query, key, value, query_segments, key_segments, causal):
     return jax.vmap(row)(query, key, value, query_segments, key_segments)[:, :length]
 
 
-def _splash_kernel(mask, interpret: bool):
+def _splash_kernel(mask: Any, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     make = functools.partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1, interpret=interpret)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -36,7 +37,7 @@ class Batch:
     vision_cells: Int[Array, "B N 4"] | None = None
     vision_weights: Float[Array, "B N 4"] | None = None
 
-    def replace(self, **changes) -> Batch:
+    def replace(self, **changes: Any) -> Batch:
         return dataclasses.replace(self, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Frozen, validated descriptions of every part of the model. A checkpoint's `config.json` is `LlavaConfig.to_dict()`."""
+"""Frozen, validated descriptions of every part of the model. A checkpoint holds `LlavaConfig.to_dict()`."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 def maybe_remat(function: Callable, mode: str) -> Callable:
-    """`function` under jax.checkpoint: 'full' recomputes everything, 'dots' keeps matrix products, 'none' is a no-op."""
+    """`function` under jax.checkpoint: 'full' recomputes everything, 'dots' keeps products, 'none' is a no-op."""
     if mode == "none":
         return function
     return jax.checkpoint(function, policy=REMAT_POLICIES[mode])

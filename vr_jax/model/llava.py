@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vr_jax.model.batch import NEWLINE, Batch
@@ -114,7 +115,7 @@ def _take(cells: Float[Array, "B M D"], index: Int[Array, "B N"]) -> Float[Array
     return jnp.take_along_axis(cells, jnp.maximum(index, 0)[..., None], axis=1)
 
 
-def _build_interludes(config: LlavaConfig, dtype, rngs: nnx.Rngs) -> list[nnx.Module]:
+def _build_interludes(config: LlavaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
     interlude = config.interlude
     if interlude is None:
         return []

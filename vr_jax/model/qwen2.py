@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ class Stream:
     positions: Int[Array, "B N"]
     segment_ids: Int[Array, "B N"]
 
-    def replace(self, **changes) -> Stream:
+    def replace(self, **changes: Any) -> Stream:
         return dataclasses.replace(self, **changes)
 
 
@@ -169,10 +170,11 @@ class Decoder(nnx.Module):
         """Whole rows: training, or prefill when `cache` (empty) is given. Returns hidden states after the final norm.
 
         interlude: applies one of `self.interludes` to the stream; None runs the plain decoder."""
-        caches = []
+        caches: list[StageCache] = []
         for k, stage in enumerate(self.stages):
             stream, written = self._run_stage(stage, stream, cache[k] if cache else None)
-            caches.append(written)
+            if written is not None:
+                caches.append(written)
             if interlude is not None and k < len(self.stages) - 1:
                 # Shared weights are one module at index 0.
                 stream = interlude(self.interludes[min(k, len(self.interludes) - 1)], stream)

@@ -1,4 +1,4 @@
-"""The window-major layout: patches ordered as (cell, patch in cell), a cell being the s x s patches of one vision token.
+"""The window-major layout: patches ordered as (cell, patch in cell), a cell being the s x s patches of a token.
 
 The only place that knows how to go between raster and window-major order (design decision 2)."""
 
@@ -44,4 +44,4 @@ def to_raster(windows: Float[Array, "*B cells patches D"]) -> Float[Array, "*B G
 def raster_order(grid: int, stride: int) -> np.ndarray:
     """Indices p with `raster[p]` in window-major order, flat: (G*G,)."""
     order = np.arange(grid * grid).reshape(-1, 1)
-    return np.asarray(to_windows(order, stride)).reshape(-1)
+    return np.asarray(to_windows(order, stride)).reshape(-1)  # type: ignore[arg-type]

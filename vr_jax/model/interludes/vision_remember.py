@@ -48,13 +48,13 @@ class FeatureAffine(nnx.Module):
 
 
 class MultiHeadAttention(nnx.Module):
-    """The four projections of torch.nn.MultiheadAttention, unpacked: in-projections xavier as torch's packed (3E, E)."""
+    """The four projections of torch.nn.MultiheadAttention, initialised as its packed (3E, E) in-projection is."""
 
     def __init__(self, width: int, out_width: int, heads: int, *, zero_out: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, init=_packed_xavier)
         self.q, self.k, self.v = make(), make(), make()
-        out_init = {"init": _zeros, "bias_init": _zeros} if zero_out else {"bias_init": _zeros}
-        self.out = linear(width, out_width, dtype=dtype, rngs=rngs, **out_init)
+        out_init = _zeros if zero_out else None
+        self.out = linear(width, out_width, dtype=dtype, rngs=rngs, init=out_init, bias_init=_zeros)
         self.heads = heads
 
 
@@ -161,6 +161,7 @@ class Block(nnx.Module):
         key, value = (
             split_heads(layer.kernel[...], self.cross_attn.heads) for layer in (self.cross_attn.k, self.cross_attn.v)
         )
+        assert self.cross_attn.v.bias is not None
         value_bias = split_heads(self.cross_attn.v.bias[...], self.cross_attn.heads)
         if self.config.feature_norm != "none":
             scale, bias = self.ln_f.scale[...].reshape(-1), self.ln_f.bias[...].reshape(-1)
