@@ -33,7 +33,7 @@ def chunked_cross_entropy(
     Each row is reordered so that its counted positions come first. A chunk in which no row has one is skipped, so the
     vocabulary costs only as much as the row with most targets needs. The backward pass recomputes each chunk's logits.
     Logits are products in `hidden.dtype` accumulated in float32."""
-    rows, length, width = hidden.shape
+    rows, length, _ = hidden.shape
     order = jnp.argsort(~counts, axis=1, stable=True)
     hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
     targets, counts = (jnp.take_along_axis(x, order, axis=1) for x in (targets, counts))

@@ -1,0 +1,182 @@
+"""The sharding table against every parameter of the paper's models, and the activation constraints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from vr_jax import sharding
+from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig
+from vr_jax.model.llava import Llava
+
+QWEN2 = {
+    "0.5B": Qwen2Config(),
+    "1.5B": Qwen2Config(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12),
+    "7B": Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        tie_word_embeddings=False,
+    ),
+}
+# (replica, fsdp, tensor): the issue's three, one host of 8, a v5e-64 and a v5e-256.
+MESHES = [(1, 8, 1), (1, 4, 2), (2, 4, 1), (1, 1, 2), (1, 64, 1), (2, 64, 2), (8, 32, 1)]
+
+
+def abstract_mesh(shape):
+    return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract_model(text, **interlude):
+    config = LlavaConfig(text=text, interlude=VisionRememberConfig(**interlude))
+    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module", params=QWEN2)
+def model(request):
+    return abstract_model(QWEN2[request.param])
+
+
+def test_each_parameter_matches_exactly_one_rule_and_every_cut_axis_divides(model):
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    assert len(leaves) > 80
+    for key_path, leaf in leaves:
+        path = sharding.path_of(key_path)
+        spec = sharding.param_spec(path, len(leaf.shape))  # raises unless exactly one rule matches
+        assert len(spec) == len(leaf.shape)
+        if ".stages." in path:
+            assert spec[0] is None, f"{path}: the layer axis is never cut"
+    for shape in MESHES:
+        assert sharding.undivided(model, abstract_mesh(shape)) == []
+
+
+def test_memory_falls_with_fsdp(model):
+    """All but the vectors are cut: a device of fsdp=8 holds about an eighth."""
+
+    def per_device(shape):
+        mesh = abstract_mesh(shape)
+        return sum(
+            np.prod(s.shard_shape(leaf.shape))
+            for s, leaf in zip(
+                jax.tree.leaves(sharding.param_shardings(model, mesh)), jax.tree.leaves(model), strict=True
+            )
+        )
+
+    total = per_device((1, 1, 1))
+    assert total == sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert per_device((1, 8, 1)) < 1.02 * total / 8
+    assert per_device((1, 4, 2)) < 1.02 * total / 8
+    assert per_device((2, 4, 1)) < 1.02 * total / 4
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"up": "mlp"},
+        {"ffn_multiplier": 4},
+        {"residual_gate": "tanh", "init": "torch_default"},
+        {"feature_norm": "joint"},
+        {"self_attention": False},
+        {"shared_weights": True},
+    ],
+)
+def test_every_variant_of_vision_remember_is_in_the_table(variant):
+    tree = abstract_model(QWEN2["0.5B"], **variant)
+    assert sharding.undivided(tree, abstract_mesh((1, 4, 2))) == []
+
+
+def test_so400m_is_in_the_table():
+    vision = SiglipConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, patch_size=14)
+    config = LlavaConfig(vision=vision, projector=ProjectorConfig(name="mlp", stride=1))
+    tree = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    assert sharding.undivided(tree, abstract_mesh((1, 8, 2))) == []
+
+
+def test_an_axis_that_does_not_divide_is_listed_and_kept_whole():
+    mesh = sharding.make_mesh(fsdp=8)
+    tree = {"projector.fc1.kernel": jax.ShapeDtypeStruct((12, 16), jnp.float32)}
+    assert sharding.param_shardings(tree, mesh)["projector.fc1.kernel"].spec == P(None, "tensor")
+    (line,) = sharding.undivided(tree, mesh)
+    assert line == "projector.fc1.kernel (12, 16): axis 0 is not divisible by fsdp=8"
+
+
+def test_a_parameter_unknown_to_the_table_is_named():
+    with pytest.raises(sharding.ShardingError, match=r"'decoder\.stages\.0\.novel'.*no rule"):
+        sharding.param_spec("decoder.stages.0.novel", 2)
+    with pytest.raises(sharding.ShardingError, match="has 2 axes, rule .* needs 3"):
+        sharding.param_spec("decoder.stages.0.mlp.up.kernel", 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"fsdp": 3}, r"fsdp=3 .* needs 3 devices, found 8"),
+        ({"fsdp": -1, "tensor": 3}, "a multiple of 3 devices, found 8"),
+        ({"fsdp": -1, "tensor": -1}, "at most one may be -1"),
+        ({"fsdp": 0}, "must be positive"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_so_in_one_line(sizes, message):
+    with pytest.raises(sharding.ShardingError, match=message) as error:
+        sharding.make_mesh(**sizes)
+    assert "\n" not in str(error.value)
+
+
+def test_minus_one_takes_the_remaining_devices():
+    assert dict(sharding.make_mesh(replica=2, fsdp=-1, tensor=2).shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
+
+
+class TestConstrain:
+    x = jnp.arange(8.0 * 6 * 4).reshape(8, 6, 4)
+
+    def test_is_a_no_op_without_a_mesh(self):
+        assert sharding.constrain(self.x, "batch", "seq", "heads") is self.x
+        jaxpr = jax.make_jaxpr(lambda x: sharding.constrain(x, "batch", None, "heads"))(self.x)
+        assert not jaxpr.jaxpr.eqns
+
+    def test_cuts_by_logical_names(self):
+        mesh = sharding.make_mesh(replica=2, fsdp=2, tensor=2)
+        with jax.set_mesh(mesh):
+            y = jax.jit(lambda x: sharding.constrain(2 * x, "batch", "seq", "heads"))(self.x)
+        assert y.sharding.shard_shape(y.shape) == (2, 6, 2)
+        np.testing.assert_array_equal(y, 2 * self.x)
+
+    def test_leaves_an_axis_whole_that_does_not_divide(self):
+        with jax.set_mesh(sharding.make_mesh(fsdp=4, tensor=2)):
+            y = jax.jit(lambda x: sharding.constrain(2 * x, "batch", None, "heads"))(self.x[:1])
+        assert y.sharding.shard_shape(y.shape) == (1, 6, 2)
+
+    def test_rejects_unknown_names_and_wrong_counts(self):
+        with pytest.raises(sharding.ShardingError, match="'bach'"):
+            sharding.constrain(self.x, "bach", None, None)
+        with pytest.raises(sharding.ShardingError, match="expected 3 names"):
+            sharding.constrain(self.x, "batch", None)
+
+
+class _OnSlice:
+    """A device of a TPU slice, as far as the construction of a mesh looks."""
+
+    def __init__(self, device, slice_index):
+        self.device, self.slice_index = device, slice_index
+
+    def __getattr__(self, name):
+        return getattr(self.device, name)
+
+
+def test_slices_meet_on_the_outermost_axis_that_allows_it():
+    devices = [_OnSlice(d, i % 2) for i, d in enumerate(jax.devices())]
+
+    def slices(*shape):
+        grid = sharding.make_mesh(*shape, devices=devices).devices
+        return np.vectorize(lambda d: d.slice_index)(grid).reshape(2, 4)
+
+    for shape in [(2, 4, 1), (2, 2, 2), (1, 4, 2)]:
+        np.testing.assert_array_equal(slices(*shape), [[0] * 4, [1] * 4])
+    with pytest.raises(sharding.ShardingError, match="replica or fsdp must be a multiple of 2"):
+        sharding.make_mesh(1, 1, 8, devices=devices)
