@@ -1,0 +1,41 @@
+"""The demo's tokenizer: bytes, Qwen2's ChatML specials, and the demo's own words and phrases as whole tokens."""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from vr_jax.data.demo.pictures import INKS, WORDS
+
+END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+# The fixed parts of questions and of ChatML. Whole phrases keep a conversation short, which is what two CPU cores
+# can afford; what is asked about (colours, letters, words) stays a token of its own, the same as in the answer.
+PHRASES = (
+    "You are a helpful assistant.", "system", "user", "assistant",
+    "What is the value of the ", " bar?", "Which colour is the tallest bar?", "How many bars are there?",
+    "What is in row ", ", column ",
+    "What is the word?", "What colour is the word?", "What is the first letter?", "What is the last letter?",
+)  # fmt: skip
+
+
+def demo_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of about 300 tokens that can spell any text; built the same every time, no download.
+
+    Ids: the 256 bytes, then phrases, colours and words, then the three specials (as in Qwen2: `<|endoftext|>` pads,
+    `<|im_end|>` ends). `save_pretrained` writes a directory that `AutoTokenizer` reads.
+    """
+    alphabet = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in (*PHRASES, *INKS, *WORDS)])
+    specials = (END_OF_TEXT, MESSAGE_START, MESSAGE_END)
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=END_OF_TEXT,
+        eos_token=MESSAGE_END,
+        additional_special_tokens=[MESSAGE_START],
+        clean_up_tokenization_spaces=False,
+    )
