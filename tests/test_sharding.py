@@ -109,7 +109,7 @@ def test_an_axis_that_does_not_divide_is_listed_and_kept_whole():
 def test_a_parameter_unknown_to_the_table_is_named():
     with pytest.raises(sharding.ShardingError, match=r"'decoder\.stages\.0\.novel'.*no rule"):
         sharding.param_spec("decoder.stages.0.novel", 2)
-    with pytest.raises(sharding.ShardingError, match="has 2 axes, rule .* needs 3"):
+    with pytest.raises(sharding.ShardingError, match=r"has 2 axes, rule .* needs 3"):
         sharding.param_spec("decoder.stages.0.mlp.up.kernel", 2)
 
 

@@ -1,0 +1,106 @@
+"""AdamW, clipping and schedule against torch and transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from vr_jax.training.optimizer import OptimizerConfig, OptimizerError, decays, make_optimizer, make_schedule
+
+SHAPES = {
+    "projector.fc1.kernel": (4, 3),
+    "projector.fc1.bias": (3,),
+    "decoder.stages.0.input_norm.scale": (2, 3),
+    "vision.patch_embed.kernel": (3, 5),
+}
+STEPS = 25
+
+
+def test_trajectory_equals_torch_adamw_with_clipping_groups_and_cosine():
+    config = OptimizerConfig(
+        lr=3e-2, weight_decay=0.1, clip_norm=1.0, warmup_ratio=0.1, lr_groups=(("vision.*", 2e-3),)
+    )
+    rng = np.random.default_rng(0)
+    start = {k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
+    scales = rng.choice([0.05, 3.0], STEPS)  # norms on both sides of the clip
+    grads = [{k: (rng.normal(size=s) * c).astype(np.float32) for k, s in SHAPES.items()} for c in scales]
+
+    weights = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+    reference = torch.optim.AdamW(
+        [
+            {
+                "params": [w],
+                "weight_decay": 0.1 if decays(k) else 0.0,
+                "lr": 2e-3 if k.startswith("vision.") else 3e-2,
+            }
+            for k, w in weights.items()
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+    scheduler = get_cosine_schedule_with_warmup(reference, 3, STEPS)
+
+    schedule = make_schedule(config, STEPS)
+    optimizer = make_optimizer(config, schedule, SHAPES)
+    params = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(params)
+    for step, grad in enumerate(grads):
+        np.testing.assert_allclose(schedule(step), scheduler.get_last_lr()[0], rtol=1e-5, atol=1e-9)
+        for k, w in weights.items():
+            w.grad = torch.tensor(grad[k])
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        reference.step()
+        scheduler.step()
+        updates, state = optimizer.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+    for k, w in weights.items():
+        np.testing.assert_allclose(params[k], w.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=k)
+        assert np.abs(params[k] - start[k]).max() > 1e-3
+
+
+def test_no_decay_on_biases_and_norms():
+    assert {path: decays(path) for path in SHAPES} == {
+        "projector.fc1.kernel": True,
+        "projector.fc1.bias": False,
+        "decoder.stages.0.input_norm.scale": False,
+        "vision.patch_embed.kernel": True,
+    }
+
+
+@pytest.mark.parametrize("total", [1, 7, 1000])
+def test_cosine_starts_at_zero_peaks_after_the_warm_up_and_ends_at_zero(total):
+    schedule = make_schedule(OptimizerConfig(lr=0.5), total)
+    warmup = -(-total * 3 // 100)
+    values = [float(schedule(i)) for i in range(total + 1)]
+    assert values[0] == 0
+    assert values[warmup] == pytest.approx(0.5)
+    assert total == warmup or values[total] == pytest.approx(0, abs=1e-7)
+
+
+def test_without_warm_up_and_constant():
+    schedule = make_schedule(OptimizerConfig(lr=0.5, warmup_ratio=0.0, schedule="constant"), 10)
+    assert [float(schedule(i)) for i in (0, 5, 9)] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.0}, "optimizer.lr = 0.0"),
+        ({"lr": float("nan")}, "optimizer.lr = nan"),
+        ({"lr": 1.0, "warmup_ratio": 1.5}, "optimizer.warmup_ratio = 1.5"),
+        ({"lr": 1.0, "schedule": "linear"}, "optimizer.schedule = 'linear'"),
+        ({"lr": 1.0, "weight_decay": -1}, "optimizer.weight_decay = -1"),
+    ],
+)
+def test_impossible_settings_are_named(fields, message):
+    with pytest.raises(OptimizerError, match=message.replace(".", r"\.")):
+        OptimizerConfig(**fields)
+
+
+def test_a_group_that_matches_nothing_is_named():
+    config = OptimizerConfig(lr=1.0, lr_groups=(("visoin.*", 1e-6),))
+    with pytest.raises(OptimizerError, match=r"'visoin\.\*' matches no trainable parameter"):
+        make_optimizer(config, make_schedule(config, 10), SHAPES)
