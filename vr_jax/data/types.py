@@ -41,6 +41,7 @@ class Example:
     vision_cell: Int[np.ndarray, " n"]
     tile_pixels: UInt8[np.ndarray, "t H W 3"]
     tile_image: Int[np.ndarray, " t"]
+    cells_per_tile: int  # u*u: how far one tile moves `vision_cell`
     vision_cells: Int[np.ndarray, "n 4"] | None = None
     vision_weights: Float[np.ndarray, "n 4"] | None = None
 

@@ -1,0 +1,98 @@
+"""Rows of examples -> one HostBatch of static shape (the batch contract, `vr_jax/model/batch.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from vr_jax.data.types import Example, HostBatch, Skip
+from vr_jax.model.batch import NO_CELL, Batch, BatchShape
+
+
+def collate(
+    rows: Sequence[Sequence[Example]],
+    shape: BatchShape,
+    pad_side: Literal["right", "left"] = "right",
+    *,
+    skipped: Sequence[Skip] = (),
+    weighted_cells: bool = False,
+) -> HostBatch:
+    """Puts the examples of each row behind one another; missing rows are empty, padding tokens are 0.
+
+    pad_side: where a row's padding goes ("left" right-aligns prompts for generation). weighted_cells: the batch has
+    `vision_cells` and `vision_weights` even if no example brings them (`ImageConfig.may_interpolate`).
+    Raises ValueError for more rows, tokens or tiles than `shape` holds, or tiles of another size."""
+    if pad_side not in ("right", "left"):
+        raise ValueError(f"pad_side = {pad_side!r}: expected 'right' or 'left'")
+    if len(rows) > shape.rows:
+        raise ValueError(f"{len(rows)} rows for a batch of {shape.rows}")
+    size = (shape.rows, shape.tokens)
+    arrays: dict[str, np.ndarray] = {
+        "tokens": np.zeros(size, np.int32),
+        "positions": np.zeros(size, np.int32),
+        "segment_ids": np.zeros(size, np.int32),
+        "loss_mask": np.zeros(size, bool),
+        "guide_mask": np.zeros(size, bool),
+        "vision_cell": np.full(size, NO_CELL, np.int32),
+        "tile_pixels": np.zeros((shape.rows, shape.tiles, shape.tile_size, shape.tile_size, 3), np.uint8),
+        "tile_segment": np.zeros((shape.rows, shape.tiles), np.int32),
+        "tile_image": np.zeros((shape.rows, shape.tiles), np.int32),
+    }
+    if weighted_cells or any(example.vision_cells is not None for row in rows for example in row):
+        arrays["vision_cells"] = np.zeros((*size, 4), np.int32)
+        arrays["vision_weights"] = np.zeros((*size, 4), np.float32)
+    for index, row in enumerate(rows):
+        _check_row(index, row, shape)
+        used = sum(len(example.tokens) for example in row)
+        begin, tile, images = (shape.tokens - used if pad_side == "left" else 0), 0, 0
+        for segment, example in enumerate(row, start=1):
+            _put(arrays, example, segment, index, begin, tile, images)
+            begin += len(example.tokens)
+            tile += len(example.tile_pixels)
+            images += int(example.tile_image.max(initial=0))
+    ids = tuple(tuple(example.id for example in row) for row in rows)
+    return HostBatch(
+        batch=Batch(**arrays),  # type: ignore[arg-type]  # numpy until the batch is put on devices
+        record_ids=ids + ((),) * (shape.rows - len(rows)),
+        skipped=tuple(skipped),
+    )
+
+
+def _check_row(index: int, row: Sequence[Example], shape: BatchShape) -> None:
+    tokens = sum(len(example.tokens) for example in row)
+    tiles = sum(len(example.tile_pixels) for example in row)
+    if tokens > shape.tokens or tiles > shape.tiles:
+        names = ", ".join(example.id for example in row)
+        raise ValueError(
+            f"row {index} ({names}): {tokens} tokens and {tiles} tiles, it holds {shape.tokens} and {shape.tiles}"
+        )
+    for example in row:
+        side = example.tile_pixels.shape[1]
+        if side != shape.tile_size:
+            raise ValueError(f"sample {example.id}: tiles of {side} pixels, the batch has {shape.tile_size}")
+
+
+def _put(
+    arrays: dict[str, np.ndarray], example: Example, segment: int, row: int, begin: int, tile: int, images: int
+) -> None:
+    """Writes one example into its row; `begin`, `tile` and `images` count what stands before it."""
+    at = (row, slice(begin, begin + len(example.tokens)))
+    for name in ("tokens", "loss_mask", "guide_mask"):
+        arrays[name][at] = getattr(example, name)
+    arrays["positions"][at] = np.arange(len(example.tokens))
+    arrays["segment_ids"][at] = segment
+    vision = example.vision_cell >= 0
+    base = tile * example.cells_per_tile
+    arrays["vision_cell"][at] = np.where(vision, example.vision_cell + base, example.vision_cell)
+    if example.vision_cells is not None:
+        arrays["vision_cells"][at] = np.where(vision[:, None], example.vision_cells + base, 0)
+        arrays["vision_weights"][at] = example.vision_weights
+    elif "vision_cells" in arrays:
+        arrays["vision_cells"][at] = np.where(vision, example.vision_cell + base, 0)[:, None]
+        arrays["vision_weights"][at] = vision[:, None] * np.asarray([1, 0, 0, 0], np.float32)
+    at = (row, slice(tile, tile + len(example.tile_pixels)))
+    arrays["tile_pixels"][at] = example.tile_pixels
+    arrays["tile_segment"][at] = segment
+    arrays["tile_image"][at] = example.tile_image + images

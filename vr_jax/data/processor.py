@@ -1,0 +1,139 @@
+"""Conversation -> Example: text to tokens, pictures to tiles, vision tokens spliced in where the pictures stand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from vr_jax.data import anyres
+from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Template, TextPool, TokenisedConversation
+from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image
+from vr_jax.data.skips import SkipRecord
+from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example
+from vr_jax.model.batch import NO_CELL, BatchShape
+from vr_jax.model.config import ConfigError, LlavaConfig
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Prepares samples for one model; picklable, so that worker processes can hold it.
+
+    tokenizer: a Hugging Face fast tokenizer. template: "qwen_1_5" (ChatML) or "plain" (captions). label_quirk: see
+    `ChatEncoder`. max_tokens, max_tiles: samples beyond are skipped. max_pixels: larger pictures are taken for
+    decompression bombs. literal_placeholders: "<image>" in a sample without pictures is text, as in LLaVA's code;
+    by default it counts as a picture that is missing.
+    Raises ValueError for a tokenizer that cannot write the template, ConfigError if its ids exceed the vocabulary."""
+
+    tokenizer: Any = field(repr=False)
+    config: LlavaConfig
+    template: Template = "qwen_1_5"
+    label_quirk: bool = True
+    max_tokens: int | None = None
+    max_tiles: int | None = None
+    max_pixels: int | None = MAX_PIXELS
+    literal_placeholders: bool = False
+
+    encoder: ChatEncoder = field(init=False, repr=False)
+
+    def __post_init__(self):
+        pool = cast(TextPool, self.config.text_pool)
+        encoder = ChatEncoder(self.tokenizer, self.template, self.label_quirk, pool)
+        object.__setattr__(self, "encoder", encoder)
+        if len(self.tokenizer) > self.config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {len(self.tokenizer)} tokens, text.vocab_size is {self.config.text.vocab_size}"
+            )
+
+    def limited_to(self, shape: BatchShape) -> Processor:
+        """The same, skipping samples that do not fit into one row of `shape`."""
+        return dataclasses.replace(self, max_tokens=shape.tokens, max_tiles=shape.tiles)
+
+    def example(self, conversation: Conversation) -> Example:
+        """A training sample. Raises SkipRecord(reason, detail) for one that cannot be used."""
+        return self._build(conversation, self.encoder.sample)
+
+    def prompt(self, conversation: Conversation) -> Example:
+        """A question for the model, ending with the assistant header; no token is a target.
+
+        A final assistant turn is left out. Raises SkipRecord(reason, detail) as `example` does."""
+        return self._build(conversation, self.encoder.prompt)
+
+    def _build(self, conversation: Conversation, encode: Callable[..., TokenisedConversation]) -> Example:
+        images = conversation.images
+        text = encode(conversation.turns, has_image=bool(images))
+        self._check_count(conversation, text)
+        u, config = self.config.cells_per_side, self.config.image
+        alone = len(images) == 1
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(open_image(image, max_pixels=self.max_pixels)) for image in images]
+            layouts = [anyres.layout(image.size, u, config, alone=alone) for image in opened]
+            self._check_size(text, layouts)
+            pixels = [anyres.tiles(decode_rgb(image), config, alone=alone) for image in opened]
+        side = config.tile_size
+        return Example(
+            id=conversation.id,
+            tile_pixels=pixels[0] if alone else np.concatenate([np.zeros((0, side, side, 3), np.uint8), *pixels]),
+            tile_image=np.repeat(np.arange(1, len(layouts) + 1, dtype=np.int32), [one.tiles for one in layouts]),
+            cells_per_tile=u * u,
+            **splice(text, layouts, self.encoder.pad_id, u, weighted=config.may_interpolate),
+        )
+
+    def _check_count(self, conversation: Conversation, text: TokenisedConversation) -> None:
+        if conversation.images:
+            placeholders = int(np.count_nonzero(text.tokens == IMAGE_TOKEN))
+        elif self.literal_placeholders:
+            placeholders = 0
+        else:
+            placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in conversation.turns)
+        if placeholders != len(conversation.images):
+            raise SkipRecord(
+                "image_count",
+                f"{len(conversation.images)} picture(s) for {placeholders} {IMAGE_PLACEHOLDER} placeholder(s)",
+            )
+
+    def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:
+        length = len(text.tokens) + sum(len(one.cell) - 1 for one in layouts)
+        tiles = sum(one.tiles for one in layouts)
+        if self.max_tokens is not None and length > self.max_tokens:
+            raise SkipRecord("too_long", f"{length} tokens, a row holds {self.max_tokens}")
+        if self.max_tiles is not None and tiles > self.max_tiles:
+            raise SkipRecord("too_many_tiles", f"{tiles} tiles, a row holds {self.max_tiles}")
+
+
+def splice(
+    text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout], pad_id: int, u: int, *, weighted: bool = False
+) -> dict[str, np.ndarray]:
+    """The token-wise fields of an Example: each IMAGE_TOKEN gives way to the vision tokens of its layout.
+
+    weighted: also the four cells and weights per token (bilinear branch); a token of one cell has weight 1 on it."""
+    placeholder = text.tokens == IMAGE_TOKEN
+    lengths = np.ones(len(text.tokens), np.int64)
+    lengths[placeholder] = [len(one.cell) for one in layouts]
+    source = np.repeat(np.arange(len(text.tokens)), lengths)
+    vision = placeholder[source]
+    bases = np.cumsum([0, *(one.tiles for one in layouts)], dtype=np.int32) * (u * u)
+    cell = np.full(len(source), NO_CELL, np.int32)
+    if layouts:
+        cell[vision] = np.concatenate(
+            [np.where(one.cell >= 0, one.cell + base, one.cell) for one, base in zip(layouts, bases, strict=False)]
+        )
+    fields = {
+        "tokens": np.where(vision, np.int32(pad_id), text.tokens[source]),
+        "loss_mask": text.loss_mask[source],
+        "guide_mask": text.guide_mask[source],
+        "vision_cell": cell,
+    }
+    if weighted:
+        fields["vision_cells"] = np.repeat(np.maximum(cell, 0)[:, None], 4, axis=1)
+        fields["vision_weights"] = (cell[:, None] >= 0) * np.asarray([[1, 0, 0, 0]], np.float32)
+        slots = np.split(np.flatnonzero(vision), np.cumsum([len(one.cell) for one in layouts])[:-1])
+        for one, base, slot in zip(layouts, bases, slots, strict=False):
+            if one.cells is not None and one.weights is not None:
+                fields["vision_cells"][slot] = np.where(one.cell[:, None] >= 0, one.cells + base, 0)
+                fields["vision_weights"][slot] = one.weights
+    return fields
