@@ -1,0 +1,152 @@
+"""Operation counts against methods.md 9.2 and against the dot products of the traced model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vr_jax.model.batch import Batch
+from vr_jax.model.config import (
+    LlavaConfig,
+    ProjectorConfig,
+    Qwen2Config,
+    SiglipConfig,
+    VisionRememberConfig,
+    single_tile,
+)
+from vr_jax.model.llava import Llava
+from vr_jax.training.flops import PEAK_FLOPS, forward_flops, peak_flops, step_flops
+
+GIGA = 1e9
+
+
+def test_counts_of_the_paper_models():
+    """methods.md 9.2: forward GFLOP per tile and token."""
+    plain = VisionRememberConfig(cross_attention="plain", insert_after=(1,))
+    got = forward_flops(LlavaConfig(interlude=plain))
+    assert got["encoder"] / GIGA == pytest.approx(365.6, abs=0.1)  # 23 blocks run
+    assert forward_flops(LlavaConfig(vision_feature_layer=24))["encoder"] / GIGA == pytest.approx(381.4, abs=0.1)
+    assert got["projector"] / GIGA == pytest.approx(0.22, abs=0.01)
+    assert got["interludes"] / GIGA == pytest.approx(25.3, abs=0.05)
+    assert got["decoder"] / GIGA == pytest.approx(0.716, abs=0.001)
+    large = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4)
+    assert forward_flops(LlavaConfig(text=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
+
+
+def dot_flops(jaxpr, times=1):
+    """Two operations per multiply-add of every dot product, scans included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        params = equation.params
+        if equation.primitive.name == "dot_general":
+            (contract, _), _ = params["dimension_numbers"]
+            depth = np.prod([equation.invars[0].aval.shape[i] for i in contract])
+            total += 2 * times * depth * np.prod(equation.outvars[0].aval.shape)
+            continue
+        inner_times = times * params.get("length", 1) if equation.primitive.name == "scan" else times
+        for inner in jax.tree.leaves(
+            list(params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += dot_flops(inner, inner_times)
+    return total
+
+
+def tiny(**interlude):
+    return LlavaConfig(
+        vision=SiglipConfig(
+            hidden_size=16, intermediate_size=40, num_layers=3, num_heads=2, image_size=16, patch_size=2
+        ),
+        text=Qwen2Config(
+            vocab_size=50, hidden_size=24, intermediate_size=56, num_layers=4, num_heads=3, num_kv_heads=1
+        ),
+        projector=ProjectorConfig(stride=4),
+        interlude=VisionRememberConfig(insert_after=(1, 3), levels=(1, 2), **interlude) if interlude else None,
+        image=single_tile(16),
+        vision_feature_layer=2,
+    )
+
+
+def full_row(config, tokens=16, tiles=2):
+    cells = np.full((1, tokens), -1)
+    cells[0, : tiles * config.cells_per_tile] = np.arange(tiles * config.cells_per_tile)
+    ones = jnp.ones((1, tokens), jnp.int32)
+    return Batch(
+        tokens=ones,
+        positions=jnp.arange(tokens)[None],
+        segment_ids=ones,
+        loss_mask=ones > 0,
+        guide_mask=ones > 0,
+        vision_cell=jnp.asarray(cells),
+        tile_pixels=jnp.zeros((1, tiles, 16, 16, 3), jnp.uint8),
+        tile_segment=jnp.ones((1, tiles), jnp.int32),
+        tile_image=jnp.arange(1, tiles + 1)[None],
+    )
+
+
+@pytest.mark.parametrize(
+    "interlude",
+    [
+        {},
+        {"cross_attention": "plain"},
+        {"cross_attention": "absorbed"},
+        {"cross_attention": "plain", "up": "mlp"},
+        {"cross_attention": "plain", "ffn_multiplier": 4, "cross_heads": 4},
+        {"cross_attention": "plain", "self_attention": False},
+    ],
+)
+def test_counts_equal_the_dot_products_of_the_model(interlude):
+    config = tiny(**interlude)
+    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    batch = full_row(config)
+    traced = dot_flops(jax.make_jaxpr(lambda m, b: m.logits(m(b)[0]))(model, batch).jaxpr)
+
+    got = forward_flops(config)
+    tiles, tokens = 2, 16
+    expected = tiles * (got["encoder"] + got["projector"] + got["interludes"])
+    # The traced model computes every pair of the row and every position's logits.
+    expected += tokens * (got["decoder"] + got["head"]) + tokens**2 * got["attention"]
+    if config.interlude is not None and config.interlude.self_attention:
+        blocks, width = len(config.interlude.insert_after), config.text.hidden_size
+        scores = 4 * tokens * (tokens + tiles) * width  # left out of the count: attention among vision tokens
+        other_tokens = 8 * (tokens - tiles * config.cells_per_tile) * width**2  # computed in token space, not needed
+        guide_kv = 4 * tiles * width**2
+        expected += blocks * (scores + other_tokens + guide_kv)
+    if interlude.get("cross_attention") == "absorbed":
+        inner = 2 * config.vision.hidden_size
+        expected += 2 * 2 * inner**2  # folding the norm's bias into the value bias, once per block
+    if interlude.get("ffn_multiplier"):
+        expected += 2 * 4 * (tokens - tiles * config.cells_per_tile) * 4 * config.text.hidden_size**2
+    assert traced == expected
+
+
+def test_backward_costs_follow_what_is_trained():
+    config, unit = tiny(cross_attention="plain"), {"tiles": 3, "tokens": 7, "pairs": 28, "targets": 2}
+    forward = forward_flops(config)
+    phase1 = step_flops(config, ["projector.fc1.kernel", "decoder.interludes.0.up.kernel"])
+    assert phase1.per_token == 2 * forward["decoder"]
+    assert phase1.per_target == 2 * forward["head"]
+    assert phase1.per_tile == forward["encoder"] + 3 * (forward["projector"] + forward["interludes"])
+    phase2 = step_flops(config, ["projector.fc1.kernel", "decoder.stages.0.mlp.up.kernel", "decoder.embed.embedding"])
+    assert phase2.per_token == 3 * forward["decoder"]
+    assert phase2.per_target == 3 * forward["head"]
+    assert phase2.per_pair == 3 * forward["attention"]
+    assert phase1.total(**unit) == (
+        3 * phase1.per_tile + 7 * phase1.per_token + 28 * phase1.per_pair + 2 * phase1.per_target
+    )
+
+
+def test_peaks_by_device_kind():
+    class Device:
+        def __init__(self, device_kind):
+            self.device_kind = device_kind
+
+    assert peak_flops(Device("NVIDIA H100 80GB HBM3")) == PEAK_FLOPS["NVIDIA H100"]
+    assert peak_flops(Device("NVIDIA H100 PCIe")) == PEAK_FLOPS["NVIDIA H100 PCIe"]
+    assert peak_flops(Device("NVIDIA H200")) == PEAK_FLOPS["NVIDIA H200"]
+    assert peak_flops(Device("NVIDIA H20")) == PEAK_FLOPS["NVIDIA H20"]
+    assert peak_flops(Device("TPU v5 lite")) == PEAK_FLOPS["TPU v5 lite"]
+    assert peak_flops(Device("TPU v5")) == PEAK_FLOPS["TPU v5"]
+    assert peak_flops(jax.devices()[0]) is None

@@ -1,0 +1,116 @@
+"""Floating-point operations the model needs for a training step, and model FLOPs utilisation (docs/train.md).
+
+Counted: every matrix product of the parts that run, two operations per multiply-add, at used positions only (no
+padding, causal attention within samples). Not counted: recomputation by remat, normalisation and other elementwise
+work, the attention among vision tokens inside Vision Remember (below 1 % of the total)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import jax
+
+from vr_jax.model.config import LlavaConfig, VisionRememberConfig
+
+# Dense bfloat16 peaks in FLOP/s of one JAX device, by a prefix of `device_kind`; the longest match counts.
+# Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, 7x) and NVIDIA's data sheets, without sparsity.
+PEAK_FLOPS: dict[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,  # one of the two cores of a chip
+    "NVIDIA A100": 312e12,
+    "NVIDIA H20": 148e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak of one device in FLOP/s, or None where it is not known (then utilisation is not reported)."""
+    known = [kind for kind in PEAK_FLOPS if (device.device_kind + " ").startswith(kind + " ")]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """Operations of one training step (forward and backward) per unit of work."""
+
+    per_tile: float  # encoder, projector, interludes
+    per_token: float  # the decoder's linear layers
+    per_pair: float  # attention, per query and visible key
+    per_target: float  # the vocabulary projection
+
+    def total(self, *, tiles: float, tokens: float, pairs: float, targets: float) -> float:
+        return self.per_tile * tiles + self.per_token * tokens + self.per_pair * pairs + self.per_target * targets
+
+
+def forward_flops(config: LlavaConfig) -> dict[str, float]:
+    """Operations of the forward pass: `encoder`, `projector`, `interludes` per tile, `decoder` per token, `attention`
+    per visible pair, `head` per target. Reference values: methods.md 9.2."""
+    vision, text = config.vision, config.text
+    patches, width = vision.grid**2, vision.hidden_size
+    block = 2 * patches * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * patches**2 * width
+    embed = 2 * patches * width * 3 * vision.patch_size**2
+    hidden, inner = text.hidden_size, text.intermediate_size
+    kv_width = text.num_kv_heads * text.head_dim
+    layer = 2 * (2 * hidden**2 + 2 * hidden * kv_width + 3 * hidden * inner)
+    interludes = 0.0
+    if config.interlude is not None:
+        interludes = len(config.interlude.insert_after) * _vision_remember(config, config.interlude)
+    return {
+        "encoder": embed + max(config.feature_levels) * block,
+        "projector": 2 * config.cells_per_tile * (width * hidden + hidden**2),
+        "interludes": interludes,
+        "decoder": text.num_layers * layer,
+        "attention": text.num_layers * 4 * hidden,
+        "head": 2 * hidden * text.vocab_size,
+    }
+
+
+def _vision_remember(config: LlavaConfig, block: VisionRememberConfig) -> float:
+    """One block, per tile."""
+    queries, patches, hidden = config.cells_per_tile, config.vision.grid**2, config.text.hidden_size
+    inner = len(block.levels) * config.vision.hidden_size
+    heads = block.cross_heads or max(1, inner // 128)
+    query = 2 * queries * (hidden * inner + inner**2)
+    out = 2 * queries * (inner**2 + inner * hidden)
+    if block.up == "mlp":
+        query += 2 * queries * inner**2
+        out = 2 * queries * inner * hidden
+    if block.cross_attention == "plain":
+        cross = 4 * patches * inner**2 + 4 * patches * inner
+    else:  # keys and values absorbed: two more products per query, raw features shared by all heads
+        cross = 4 * queries * inner**2 + 4 * patches * inner * heads
+    self_attention = 8 * queries * hidden**2 if block.self_attention else 0
+    return query + cross + out + self_attention + 4 * queries * block.ffn_multiplier * hidden**2
+
+
+def step_flops(config: LlavaConfig, trainable: Iterable[str]) -> StepFlops:
+    """Forward and backward operations, for the parameter paths in `trainable`.
+
+    A linear layer costs 1 forward, 1 for the gradient of its input where anything before it is trained, and 1 for the
+    gradient of its weights where they are trained. Attention products have no weights: 1 forward, 2 backward."""
+    trainable = list(trainable)
+
+    def trains(*prefixes: str) -> bool:
+        return any(path.startswith(prefix) for path in trainable for prefix in prefixes)
+
+    inputs = trains("vision.", "projector.", "image_newline", "decoder.embed.", "decoder.interludes.")
+    layers = trains("decoder.stages.")
+    head = trains("decoder.embed." if config.text.tie_word_embeddings else "decoder.lm_head.")
+    forward = forward_flops(config)
+    encoder = 3 if trains("vision.") else 1
+    decoder = 1 + (inputs or layers) + layers
+    return StepFlops(
+        per_tile=encoder * forward["encoder"]
+        + (3 if trains("projector.") else encoder) * forward["projector"]
+        + (1 + inputs + trains("decoder.interludes.")) * forward["interludes"],
+        per_token=decoder * forward["decoder"],
+        per_pair=(3 if inputs or layers else 1) * forward["attention"],
+        per_target=(1 + (inputs or layers) + head) * forward["head"],
+    )
