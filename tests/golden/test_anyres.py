@@ -8,6 +8,8 @@ from PIL import Image
 
 from tests.golden.discovery import Entry, entries
 from vr_jax.data import anyres
+from vr_jax.data.conversations import IMAGE_TOKEN, TokenisedConversation
+from vr_jax.data.processor import splice
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig, single_tile
 
@@ -95,3 +97,31 @@ def test_tiles_of_pictures(case: Entry):
     for aspect_ratio, key in (("square", "square_sha256"), ("pad", "pad_square_sha256")):
         (tile,) = anyres.tiles(image, single_tile(side, aspect_ratio=aspect_ratio))
         assert hashlib.sha256(tile.tobytes()).hexdigest() == case.value[key]
+
+
+@pytest.mark.parametrize("case", entries("anyres", "splice"))
+def test_splice(case: Entry):
+    """The official batch call, with embeddings that say what they are; it also truncates, which vr_jax does not."""
+    spec, u = case.value, case.value["u"]
+    config = image_config(case, spec["mode"])
+    pictures = list(zip(spec["image_sizes_wh"], spec["tiles_per_image"], strict=True))
+    offset = 0
+    for row, kind in enumerate(spec["kinds"]):
+        ids = np.asarray(spec["input_ids"][row])
+        labels = np.asarray(spec["labels"][row])
+        count = int(np.count_nonzero(ids == IMAGE_TOKEN))
+        # A text-only sample consumes one dummy picture.
+        mine, pictures = pictures[: max(1, count)], pictures[max(1, count) :]
+        layouts = [anyres.layout(tuple(size), u, config, alone=count == 1) for size, _ in mine[:count]]
+        assert [one.tiles for one in layouts] == [tiles for _, tiles in mine[:count]], kind
+        nothing = np.zeros(len(ids), bool)
+        text = TokenisedConversation(ids, labels != -100, nothing, nothing.astype(np.int8), nothing.astype(np.int32))
+        found = splice(text, layouts, 0, u)
+        value = np.where(found["vision_cell"] >= 0, found["vision_cell"] + offset, found["tokens"] + 1_000_000)
+        value = np.where(found["vision_cell"] == NEWLINE, -1, value)
+        offset += sum(tiles for _, tiles in mine) * u * u
+        length = sum(spec["out_attention_mask"][row])
+        assert length == min(len(value), spec["max_length"] or len(value))
+        np.testing.assert_array_equal(value[:length], spec["out_embed_value"][row][:length])
+        target = np.where(found["loss_mask"], found["tokens"], -100)
+        np.testing.assert_array_equal(target[:length], spec["out_labels"][row][:length])

@@ -1,0 +1,77 @@
+"""Token ids, targets and inference prompts against every recorded chat of LLaVA-NeXT's preprocessing (exact)."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from tests.golden.discovery import DATA_ROOT, Entry, entries, needs_data
+from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Role, move_placeholders
+from vr_jax.data.records import turns_of
+from vr_jax.data.types import Turn
+
+pytestmark = needs_data("qwen2_tokenizer")
+IGNORED = -100
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DATA_ROOT / "qwen2_tokenizer")
+
+
+def assert_recorded(found, ids, labels):
+    np.testing.assert_array_equal(found.tokens, ids)
+    expected = np.asarray(labels)
+    # Labels of the placeholders themselves vanish when the picture is spliced in (methods.md 12).
+    expected = np.where(np.asarray(ids) == IMAGE_TOKEN, IGNORED, expected)
+    np.testing.assert_array_equal(np.where(found.loss_mask, found.tokens, IGNORED), expected)
+
+
+@pytest.mark.parametrize("case", entries("labels", "qwen_1_5"))
+def test_chatml_training(case: Entry, tokenizer):
+    turns = turns_of(case.value["sample"])
+    has_image = case.value["has_image"]
+    encoder = ChatEncoder(tokenizer, "qwen_1_5", label_quirk=True, text_pool="first_turn")
+    found = encoder.sample(turns, has_image=has_image)
+    assert_recorded(found, case.value["input_ids"], case.value["labels"])
+    if has_image:
+        expected = [message["value"] for message in case.value["after_preprocess_multimodal"]]
+        assert [turn.text for turn in move_placeholders(turns)] == expected
+
+    # Answers are known by role: with the quirk, targets outside them are only newline, im_start and im_end.
+    answer = found.roles == Role.ASSISTANT
+    extra = found.tokens[found.loss_mask & ~answer]
+    assert set(extra.tolist()) <= set(tokenizer.convert_tokens_to_ids(["Ċ", "<|im_start|>", "<|im_end|>"]))
+    strict = ChatEncoder(tokenizer, "qwen_1_5", label_quirk=False, text_pool="first_turn")
+    targets = strict.sample(turns, has_image=has_image)
+    np.testing.assert_array_equal(targets.tokens, found.tokens)
+    assert not np.any(targets.loss_mask & ~answer)
+    kept = [turn.text for turn in (move_placeholders(turns) if has_image else turns)]
+    kept = [t for t, turn in zip(kept, turns, strict=True) if turn.role == "assistant"]
+    kept = kept[1:] if turns[0].role == "assistant" else kept
+    expected = "".join(text.replace("<image>", "") if has_image else text for text in kept)
+    decoded = tokenizer.decode(targets.tokens[targets.loss_mask & (targets.turns >= 0)])
+    merged = "\n" if kept[0].startswith("\n") else ""  # the header's newline is one token with the answer's first
+    assert decoded.replace("<|im_end|>", "") == unicodedata.normalize(
+        "NFC", merged + expected.replace("<|im_end|>", "")
+    )
+    closing = [targets.tokens[targets.loss_mask & (targets.turns == t)][-1] for t in np.unique(found.turns[answer])]
+    assert closing == [tokenizer.convert_tokens_to_ids("<|im_end|>")] * len(closing)
+
+
+@pytest.mark.parametrize("case", entries("labels", "plain"))
+def test_plain_training(case: Entry, tokenizer):
+    encoder = ChatEncoder(tokenizer, "plain", label_quirk=True, text_pool="first_turn")
+    found = encoder.sample(turns_of(case.value["sample"]), has_image=True)
+    assert_recorded(found, case.value["input_ids"], case.value["labels"])
+    assert not found.guide_mask.any()
+
+
+@pytest.mark.parametrize("case", entries("labels", "inference_qwen_1_5"))
+def test_inference_prompt(case: Entry, tokenizer):
+    question = case.value["question"]
+    encoder = ChatEncoder(tokenizer, "qwen_1_5", label_quirk=True, text_pool="first_turn")
+    found = encoder.prompt([Turn("user", question)], has_image="<image>" in question)
+    np.testing.assert_array_equal(found.tokens, case.value["input_ids"])
+    assert not found.loss_mask.any()

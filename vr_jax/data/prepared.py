@@ -1,0 +1,51 @@
+"""Sets prepared as array_record files (`vr_jax.data.prepare`), read without tensorflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vr_jax.data.records import SourceError, conversation_of
+from vr_jax.data.skips import SkipRecord
+from vr_jax.data.types import Conversation, Skip
+
+
+class ArrayRecord:
+    """A set written by `vr_jax.data.prepare`: array_record files, read through TensorFlow Datasets."""
+
+    def __init__(self, directory: str | Path, split: str = "train"):
+        import tensorflow_datasets as tfds  # slow to import, and needed by this source only
+
+        self.directory = Path(directory)
+        if not (self.directory / "dataset_info.json").is_file():
+            found = sorted(self.directory.glob("**/dataset_info.json"))
+            if len(found) != 1:
+                raise SourceError(
+                    f"{self.directory}: expected one prepared set (a dataset_info.json there or below), "
+                    f"found {len(found)}"
+                )
+            self.directory = found[0].parent
+        builder = tfds.builder_from_directory(str(self.directory))
+        if split not in builder.info.splits:
+            raise SourceError(f"{self.directory}: no split {split!r}, there are {sorted(builder.info.splits)}")
+        self._data = builder.as_data_source(split=split)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Conversation | Skip:
+        row = self._data[index]
+        messages = zip(row["conversations"]["from"], row["conversations"]["value"], strict=True)
+        record = {
+            "id": row["id"].decode(),
+            "image": [bytes(image) for image in row["images"]] or None,
+            "conversations": [{"from": who.decode(), "value": text.decode()} for who, text in messages],
+        }
+        return conversation_of(record, f"{self.directory.name}#{index}", _no_files)
+
+    def __repr__(self) -> str:
+        return f"ArrayRecord({str(self.directory)!r}, {len(self)} records)"
+
+
+def _no_files(name: Any) -> Path:
+    raise SkipRecord("malformed_record", f"image: expected bytes, found {name!r}")
