@@ -1,0 +1,178 @@
+"""Tiny models and packed rows shared by the tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vr_jax.data.types import Example
+from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
+from vr_jax.model.config import (
+    ImageConfig,
+    LlavaConfig,
+    ProjectorConfig,
+    Qwen2Config,
+    SiglipConfig,
+    VisionRememberConfig,
+)
+from vr_jax.sharding import path_of
+
+
+def tiny_vision(**changes) -> SiglipConfig:
+    """6 x 6 patches of 4 pixels, four blocks."""
+    base = SiglipConfig(hidden_size=16, intermediate_size=24, num_layers=4, num_heads=2, image_size=24, patch_size=4)
+    return dataclasses.replace(base, **changes)
+
+
+def tiny_text(**changes) -> Qwen2Config:
+    """Four layers, two query heads for each of two key heads."""
+    base = Qwen2Config(vocab_size=40, hidden_size=24, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2)
+    return dataclasses.replace(base, **changes)
+
+
+def tiny_interlude(**changes) -> VisionRememberConfig:
+    """Two insertions, three levels, inner width 48 in four heads."""
+    return VisionRememberConfig(**{"insert_after": (1, 3), "levels": (1, 2, 3), "cross_heads": 4} | changes)
+
+
+def tiny_config(**changes) -> LlavaConfig:
+    """Tiles of 3 x 3 cells of 2 x 2 patches; with Vision Remember unless `interlude` says otherwise."""
+    vision = changes.pop("vision", tiny_vision())
+    base = {
+        "vision": vision,
+        "text": tiny_text(),
+        "projector": ProjectorConfig(name="pool", stride=2),
+        "interlude": tiny_interlude(),
+        "image": ImageConfig(tile_size=vision.image_size, aspect_ratio="anyres", grids=((2, 1), (1, 2), (2, 2))),
+        "vision_feature_layer": 3,
+    }
+    return LlavaConfig(**base | changes)
+
+
+def params_of(module) -> dict[str, np.ndarray]:
+    """Dot-joined path -> array of every parameter."""
+    return {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+
+
+def with_params[Module](module: Module, values: Mapping[str, np.ndarray]) -> Module:
+    """The (possibly abstract) module with every parameter replaced; names and shapes must agree exactly."""
+    shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
+    assert shapes == {name: np.shape(value) for name, value in values.items()}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(values[path_of(path)], leaf.dtype), module)
+
+
+def randomized[Module](module: Module, seed: int = 0, scale: float = 0.3) -> Module:
+    """The (possibly abstract) module with random values everywhere: initial zeros and ones would hide errors."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(module)
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, shape: tuple[int, ...]):
+        noise = rng.normal(size=shape) * scale
+        return jnp.asarray(1 + noise if path.endswith("scale") else noise, jnp.float32)
+
+    return jax.tree_util.tree_unflatten(tree, [draw(path_of(path), leaf.shape) for path, leaf in leaves])
+
+
+@dataclass(frozen=True)
+class Text:
+    """`count` random tokens; guide: the guide token may pool them; target: they are answers."""
+
+    count: int
+    guide: bool = False
+    target: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One tile and a newline; or a base tile and a row of `tiles` - 1 others with a newline after each row of cells,
+    of which `crop` are dropped at the top and at the bottom, as unpad does."""
+
+    tiles: int = 1
+    crop: int = 0
+
+    def cells(self, side: int) -> list[int]:
+        base = list(range(side * side))
+        if self.tiles == 1:
+            return [*base, NEWLINE]
+        for row in range(self.crop, side - self.crop):
+            base += [t * side * side + row * side + column for t in range(1, self.tiles) for column in range(side)]
+            base.append(NEWLINE)
+        return base
+
+
+def example(config: LlavaConfig, *parts: Text | Picture, seed: int = 0) -> Example:
+    """A sample of random text and noise pictures, in the given order."""
+    rng = np.random.default_rng(seed)
+    tokens, cells, guide, target, tile_image = [], [], [], [], []
+    for part in parts:
+        if isinstance(part, Text):
+            count, layout = part.count, [NO_CELL] * part.count
+            tokens += rng.integers(1, config.text.vocab_size, count).tolist()
+            guide += [part.guide] * count
+            target += [part.target] * count
+        else:
+            offset = len(tile_image) * config.cells_per_tile
+            layout = [c + offset if c >= 0 else c for c in part.cells(config.cells_per_side)]
+            tile_image += [max(tile_image, default=0) + 1] * part.tiles
+            tokens += [0] * len(layout)
+            guide += [False] * len(layout)
+            target += [False] * len(layout)
+        cells += layout
+    size = config.image.tile_size
+    return Example(
+        id=f"example-{seed}",
+        tokens=np.array(tokens, np.int32),
+        loss_mask=np.array(target, bool),
+        guide_mask=np.array(guide, bool),
+        vision_cell=np.array(cells, np.int32),
+        tile_pixels=rng.integers(0, 256, (len(tile_image), size, size, 3), dtype=np.uint8),
+        tile_image=np.array(tile_image, np.int32),
+    )
+
+
+def pack(
+    config: LlavaConfig,
+    rows: Sequence[Sequence[Example]],
+    *,
+    tokens: int | None = None,
+    tiles: int | None = None,
+    pad_side: str = "right",
+) -> Batch:
+    """Rows of examples as one Batch, written apart from the data pipeline so that the two check each other."""
+    length = tokens or max(sum(len(e.tokens) for e in row) for row in rows)
+    slots = tiles or max(1, *(sum(len(e.tile_image) for e in row) for row in rows))
+    size, count = config.image.tile_size, len(rows)
+    out = {
+        "tokens": np.zeros((count, length), np.int32),
+        "positions": np.zeros((count, length), np.int32),
+        "segment_ids": np.zeros((count, length), np.int32),
+        "loss_mask": np.zeros((count, length), bool),
+        "guide_mask": np.zeros((count, length), bool),
+        "vision_cell": np.full((count, length), NO_CELL, np.int32),
+        "tile_pixels": np.zeros((count, slots, size, size, 3), np.uint8),
+        "tile_segment": np.zeros((count, slots), np.int32),
+        "tile_image": np.zeros((count, slots), np.int32),
+    }
+    for b, row in enumerate(rows):
+        at = 0 if pad_side == "right" else length - sum(len(e.tokens) for e in row)
+        tile = image = 0
+        for segment, e in enumerate(row, start=1):
+            n, t = len(e.tokens), len(e.tile_image)
+            span, tile_span = slice(at, at + n), slice(tile, tile + t)
+            out["tokens"][b, span] = e.tokens
+            out["positions"][b, span] = np.arange(n)
+            out["segment_ids"][b, span] = segment
+            out["loss_mask"][b, span] = e.loss_mask
+            out["guide_mask"][b, span] = e.guide_mask
+            shifted = e.vision_cell + tile * config.cells_per_tile
+            out["vision_cell"][b, span] = np.where(e.vision_cell >= 0, shifted, e.vision_cell)
+            out["tile_pixels"][b, tile_span] = e.tile_pixels
+            out["tile_segment"][b, tile_span] = segment
+            out["tile_image"][b, tile_span] = e.tile_image + image
+            at, tile, image = at + n, tile + t, image + int(max(e.tile_image, default=0))
+    return Batch(**{name: jnp.asarray(array) for name, array in out.items()})
