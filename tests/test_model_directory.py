@@ -1,0 +1,276 @@
+"""Model directories: what is saved is what is loaded, on any mesh, with interludes elsewhere; nothing is half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers import params_of, randomized, tiny_config, tiny_interlude
+from vr_jax import model_directory
+from vr_jax.model.layout import flatten_params, merge_stages, split_stages
+from vr_jax.model.llava import Llava
+from vr_jax.model_directory import (
+    ModelDirectoryError,
+    load_model,
+    load_params,
+    read_config,
+    save_model,
+    save_params,
+    stored_params,
+    warm_start,
+)
+from vr_jax.sharding import make_mesh
+
+CONFIG = tiny_config()
+
+
+def abstract(config):
+    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomized(abstract(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    (tokenizer / "tokenizer.json").write_text("{}")
+    (tokenizer / "model.safetensors").write_text("not a side file")
+    save_model(directory, model, tokenizer)
+    return directory
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_merge_and_split_are_inverse_and_number_layers_across_stages(model):
+    staged = params_of(model)
+    merged = merge_stages(staged)
+    layers = CONFIG.text.num_layers
+    assert merged["decoder.layers.attn.q.kernel"].shape[0] == layers
+    first, second = CONFIG.interlude.insert_after
+    for layer, (stage, index) in {
+        0: (0, 0),
+        first: (1, 0),
+        second: (2, 0),
+        layers - 1: (2, layers - 1 - second),
+    }.items():
+        np.testing.assert_array_equal(
+            merged["decoder.layers.mlp.up.kernel"][layer], staged[f"decoder.stages.{stage}.mlp.up.kernel"][index]
+        )
+    assert_same(split_stages(merged, CONFIG), staged)
+
+
+def test_split_refuses_another_depth(model):
+    deeper = tiny_config(text=CONFIG.text.__class__(**{**CONFIG.text.to_dict(), "num_layers": 5}))
+    with pytest.raises(ValueError, match=r"holds 4 layers, the config has 5"):
+        split_stages(merge_stages(flatten_params(model)), deeper)
+
+
+def test_round_trip(saved, model):
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "params", "tokenizer.json"]
+    assert read_config(saved) == CONFIG
+    loaded = load_model(saved)
+    assert loaded.config == CONFIG
+    assert_same(params_of(loaded), params_of(model))
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2}])
+def test_restores_into_the_shards_of_any_mesh(saved, model, axes):
+    mesh = make_mesh(**axes, devices=jax.devices()[: int(np.prod(list(axes.values())))])
+    loaded = load_model(saved, mesh)
+    kernel = flatten_params(loaded)["decoder.stages.1.mlp.up.kernel"]
+    assert kernel.sharding.mesh == mesh
+    assert kernel.sharding.spec[1] == "fsdp"
+    assert_same(params_of(loaded), params_of(model))
+
+
+def test_saves_from_a_sharded_model(saved, model, tmp_path):
+    save_model(tmp_path / "again", load_model(saved, make_mesh(fsdp=8)))
+    assert_same(params_of(load_model(tmp_path / "again")), params_of(model))
+
+
+def test_moving_the_interludes_keeps_every_layer(saved, model):
+    moved = tiny_config(interlude=tiny_interlude(insert_after=(2, 3), levels=(1, 2, 3)))
+    loaded = load_model(saved, config=moved)
+    assert [s.input_norm.scale.shape[0] for s in loaded.decoder.stages] == [2, 1, 1]
+    assert_same(merge_stages(params_of(loaded)), merge_stages(params_of(model)))
+
+
+def test_dtype_by_path(saved, model):
+    half = lambda path: jnp.bfloat16 if path.startswith("vision.") else jnp.float32  # noqa: E731
+    loaded = flatten_params(load_model(saved, dtype=half))
+    expected = params_of(model)
+    for path, array in loaded.items():
+        wanted = jnp.bfloat16 if path.startswith("vision.") else jnp.float32
+        assert array.dtype == wanted, path
+        np.testing.assert_array_equal(np.asarray(array), expected[path].astype(wanted))
+    assert flatten_params(load_model(saved, dtype=jnp.bfloat16))["image_newline"].dtype == jnp.bfloat16
+
+
+def test_warm_start_adds_what_the_config_adds(tmp_path):
+    """Baseline -> LLaVA-VR: the interludes are initialised as the constructor would, and reported."""
+    baseline = randomized(abstract(tiny_config(interlude=None)), seed=3)
+    save_model(tmp_path / "baseline", baseline)
+    with pytest.raises(ModelDirectoryError, match=r"lacks parameters(.|\n)*decoder.interludes.0.ln_q.scale"):
+        load_model(tmp_path / "baseline", config=CONFIG)
+    started, report = warm_start([tmp_path / "baseline"], CONFIG, make_mesh(fsdp=8), seed=5)
+    fresh = merge_stages(params_of(jax.jit(lambda: Llava(CONFIG, rngs=nnx.Rngs(5)))()))
+    kept = merge_stages(params_of(baseline))
+    found = merge_stages(params_of(started))
+    assert set(report.initialised) == {path for path in fresh if path.startswith("decoder.interludes.")}
+    assert set(report.loaded) == set(kept)
+    assert report.unused == ()
+    for path, value in found.items():
+        expected = fresh[path] if path in report.initialised else kept[path]
+        # Initialisation is recompiled without the other parameters, which may round differently.
+        np.testing.assert_allclose(value, expected, rtol=1e-6 if path in report.initialised else 0, err_msg=path)
+
+
+def test_parts_are_combined(model, tmp_path):
+    """Phase 1 starts from an encoder and a decoder."""
+    merged = merge_stages(flatten_params(model))
+    sections = CONFIG.to_dict()
+    vision = {path: array for path, array in merged.items() if path.startswith("vision.")}
+    text = {path: array for path, array in merged.items() if path.startswith("decoder.") and "interl" not in path}
+    save_params(tmp_path / "vision", {"vision": sections["vision"]}, vision)
+    save_params(tmp_path / "text", {"text": sections["text"]}, text)
+    with pytest.raises(ModelDirectoryError, match=r"holds only parts of a model \(vision\)"):
+        read_config(tmp_path / "vision")
+    started, report = warm_start([tmp_path / "vision", tmp_path / "text"], CONFIG)
+    found = merge_stages(params_of(started))
+    for path, array in (vision | text).items():
+        np.testing.assert_array_equal(found[path], array)
+    assert set(report.loaded) == set(vision | text)
+    assert {path.split(".")[0] for path in report.initialised} == {"projector", "image_newline", "decoder"}
+    with pytest.raises(ModelDirectoryError, match="another directory has it too"):
+        warm_start([tmp_path / "text", tmp_path / "text"], CONFIG)
+
+
+def test_nothing_is_dropped_unless_allowed(saved):
+    baseline = tiny_config(interlude=None)
+    with pytest.raises(ModelDirectoryError, match=r"decoder.interludes.1.up.kernel \(24, 48\) of .*unused"):
+        load_model(saved, config=baseline)
+    _, report = warm_start([saved], baseline, allow_unused=["decoder.interludes"])
+    assert report.initialised == ()
+    assert all(path.startswith("decoder.interludes.") for path in report.unused)
+
+
+def test_other_shapes_are_listed(saved):
+    two_levels = tiny_config(interlude=tiny_interlude(levels=(1, 3)))
+    with pytest.raises(ModelDirectoryError) as error:
+        load_model(saved, config=two_levels)
+    assert "decoder.interludes.0.ln_f.scale" in str(error.value)
+    assert "found (3, 16), expected (2, 16)" in str(error.value)
+
+
+def test_newline_is_optional_only_where_it_is_never_read(model, tmp_path):
+    merged = merge_stages(flatten_params(model))
+    del merged["image_newline"]
+    flat = tiny_config(image=CONFIG.image.__class__(**{**CONFIG.image.to_dict(), "grids": ((2, 1),), "unpad": False}))
+    save_params(tmp_path / "flat", flat.to_dict(), merged)
+    load_model(tmp_path / "flat")
+    save_params(tmp_path / "unpad", CONFIG.to_dict(), merged)
+    with pytest.raises(ModelDirectoryError, match="image_newline"):
+        load_model(tmp_path / "unpad")
+
+
+def test_load_params_keeps_what_is_stored(tmp_path):
+    params = {"image_newline": jnp.arange(4, dtype=jnp.bfloat16)}
+    save_params(tmp_path / "one", {"text": {}}, params)
+    loaded = load_params(tmp_path / "one")
+    assert loaded["image_newline"].dtype == jnp.bfloat16
+    assert_same(loaded, params)
+    assert {p: (s.shape, s.dtype) for p, s in stored_params(tmp_path / "one").items()} == {
+        "image_newline": ((4,), jnp.bfloat16)
+    }
+
+
+def test_existing_directories_are_refused_or_replaced_whole(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    save_params(target, {}, {"image_newline": jnp.zeros(2)})  # an empty folder is no directory yet
+    with pytest.raises(ModelDirectoryError, match="exists"):
+        save_params(target, {}, {"image_newline": jnp.ones(2)})
+    (target / "stale").write_text("")
+    save_params(target, {}, {"image_newline": jnp.ones(2)}, overwrite=True)
+    np.testing.assert_array_equal(load_params(target)["image_newline"], np.ones(2))
+    assert sorted(os.listdir(target)) == ["config.json", "params"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_failed_save_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
+    save_params(tmp_path / "model", {}, {"image_newline": jnp.zeros(2)})
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_directory, "copy_side_files", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_params(tmp_path / "model", {}, {"image_newline": jnp.ones(2)}, tmp_path, overwrite=True)
+    assert os.listdir(tmp_path) == ["model"]
+    np.testing.assert_array_equal(load_params(tmp_path / "model")["image_newline"], np.zeros(2))
+
+
+def test_too_little_room_is_found_before_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
+    with pytest.raises(OSError, match=r"No space left.*0.00 GB are needed"):
+        save_params(tmp_path / "model", {}, {"image_newline": jnp.zeros(2)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_writing(tmp_path):
+    """A real write error, of TensorStore: files above 4 kB fail."""
+    script = """
+import resource, sys, jax.numpy as jnp, jax
+from vr_jax.model_directory import save_params
+array = jax.random.normal(jax.random.key(0), (64, 64))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_params(sys.argv[1], {}, {"image_newline": array})
+except OSError as error:
+    print("OSError", error.errno)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "OSError 27\n", result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "has no config.json"),
+        (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
+        (lambda d: (d / "config.json").write_text('{"model_type": "qwen2"}'), "vr_jax.convert import"),
+        (lambda d: (d / "config.json").write_text(json.dumps({"format": "vr_jax model", "version": 9})), "version 9"),
+        (lambda d: shutil.rmtree(d / "params"), "has no params/"),
+        (lambda d: (d / "params" / "_METADATA").unlink(), "is damaged"),
+        (lambda d: [f.write_bytes(f.read_bytes()[:50]) for f in d.glob("params/**/d/*")], "is damaged"),
+    ],
+)
+def test_damage_is_one_line(saved, tmp_path, damage, message):
+    directory = tmp_path / "model"
+    shutil.copytree(saved, directory)
+    damage(directory)
+    with pytest.raises(ModelDirectoryError, match=message) as error:
+        load_model(directory)
+    assert "\n" not in str(error.value)
+    assert str(directory) in str(error.value)
