@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 Weights = Mapping[str, np.ndarray]
 
@@ -35,6 +36,20 @@ QWEN2_LAYER = {
 def state_dict(module) -> dict[str, np.ndarray]:
     """A torch module's parameters as numpy arrays."""
     return {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()}
+
+
+def randomize(module, seed: int = 0, scale: float = 0.2) -> None:
+    """Random values in every parameter: initial zeros and ones would hide errors."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator) * scale
+            tensor.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+
+
+def without_model_prefix(weights: Weights) -> dict[str, np.ndarray]:
+    """`model.*` and `vision_model.*` names as the inner model's own."""
+    return {name.removeprefix("model.").removeprefix("vision_model."): value for name, value in weights.items()}
 
 
 def under(weights: Weights, prefix: str) -> dict[str, np.ndarray]:

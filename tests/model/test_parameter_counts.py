@@ -1,0 +1,88 @@
+"""Parameter counts of the paper's models (methods.md 9.1), without allocating them."""
+
+import math
+
+import jax
+import pytest
+from flax import nnx
+
+from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, VisionRememberConfig
+from vr_jax.model.llava import Llava
+
+TEXTS = {
+    "0.5B": Qwen2Config(),
+    "1.5B": Qwen2Config(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12),
+    "7B": Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        tie_word_embeddings=False,
+    ),
+}
+
+
+def count(tree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree_util.tree_leaves(tree))
+
+
+@pytest.fixture(scope="module", params=TEXTS)
+def model(request):
+    config = LlavaConfig(text=TEXTS[request.param], interlude=VisionRememberConfig())
+    return request.param, nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+
+
+def test_vision_tower(model):
+    _, llava = model
+    vision = llava.vision
+    assert count(vision) == pytest.approx(303.69e6, abs=5e3)  # 24 blocks, without the pooling head
+    assert count(vision.stages) / 24 == pytest.approx(12.596e6, abs=5e2)
+    assert count(vision) - count(vision.stages) / 24 == pytest.approx(291.09e6, abs=5e3)  # the official tower's 23
+
+
+def test_decoder(model):
+    name, llava = model
+    decoder = llava.decoder
+    total, layers = {"0.5B": (494.03, 357.90), "1.5B": (1543.7, 1310.3), "7B": (7615.6, 6525.6)}[name]
+    tolerance = 0.005 if name == "0.5B" else 0.05
+    assert count(decoder) - count(decoder.interludes) == pytest.approx(total * 1e6, abs=tolerance * 1e6)
+    assert count(decoder.stages) == pytest.approx(layers * 1e6, abs=tolerance * 1e6)
+    assert hasattr(decoder, "lm_head") == (name == "7B")
+
+
+def test_projector(model):
+    name, llava = model
+    millions = {"0.5B": 1.722, "1.5B": 3.935, "7B": 16.52}[name]
+    assert count(llava.projector) == pytest.approx(millions * 1e6, abs=5e3 if name == "7B" else 5e2)
+
+
+def test_vision_remember(model):
+    name, llava = model
+    blocks = llava.decoder.interludes
+    assert len(blocks) == 2
+    assert count(blocks) == pytest.approx({"0.5B": 93.0, "1.5B": 113.3, "7B": 222.4}[name] * 1e6, abs=5e4)
+    if name == "0.5B":
+        assert [count(block) for block in blocks] == [46_494_592, 46_494_592]
+
+
+@pytest.mark.parametrize(
+    ("changes", "per_block"),
+    [
+        # Tab. 5a "+Local": inner width 1024; the 9.25M of methods.md 5.8 hold the self-attention's 3.22M as well.
+        ({"levels": (23,)}, pytest.approx(9.25e6, abs=1e4)),
+        ({"shared_weights": True}, 46_494_592),
+    ],
+)
+def test_vision_remember_variants(changes, per_block):
+    config = LlavaConfig(interlude=VisionRememberConfig(**changes))
+    llava = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    blocks = llava.decoder.interludes
+    assert len(blocks) == (1 if changes.get("shared_weights") else 2)
+    assert count(blocks[0]) == per_block
+
+
+def test_the_uncompressed_projector_has_the_same_size():
+    config = LlavaConfig(projector=ProjectorConfig(name="mlp", stride=1))
+    assert count(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))).projector) == pytest.approx(1.722e6, abs=5e2)
