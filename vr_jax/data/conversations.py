@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import tokenizers
 from jaxtyping import Bool, Int
 
 from vr_jax.data.skips import SkipRecord
@@ -73,7 +74,8 @@ class ChatEncoder:
             raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: it cannot give character offsets")
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token (Qwen2: '<|endoftext|>')")
-        self.tokenizer = tokenizer
+        # Only the Rust tokenizer is kept: worker processes then need neither transformers nor the torch it imports.
+        self.tokenizer: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         self.template = template
         self.label_quirk = label_quirk
         self.text_pool = text_pool
@@ -86,7 +88,7 @@ class ChatEncoder:
             self.special_ids = np.append(self.special_ids, [self.im_start, self.im_end])
 
     def _single_id(self, text: str) -> int:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) != 1:
             raise ValueError(
                 f"the tokenizer writes {text!r} as {len(ids)} tokens {ids}: ChatML needs it to be one token"
@@ -174,10 +176,10 @@ class ChatEncoder:
         """Tokenises between the placeholders, in one call for all texts."""
         pieces = [text.split(IMAGE_PLACEHOLDER) if has_image else [text] for text in texts]
         flat = [piece for text in pieces for piece in text]
-        found = self.tokenizer(
-            flat, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-        )
-        encodings = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        if self.tokenizer.truncation is not None or self.tokenizer.padding is not None:
+            self.tokenizer.no_truncation()  # somebody else used the same tokenizer with these options
+            self.tokenizer.no_padding()
+        encodings = iter(self.tokenizer.encode_batch(flat, add_special_tokens=False))
         return [_Encoded.of(text, [next(encodings) for _ in text]) for text in pieces]
 
 
@@ -192,17 +194,17 @@ class _Encoded:
     after_picture: Bool[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, pieces: list[str], encodings: list[tuple[list[int], list[tuple[int, int]]]]) -> _Encoded:
+    def of(cls, pieces: list[str], encodings: list[tokenizers.Encoding]) -> _Encoded:
         ids, spans, after, offset = [], [], [], 0
-        for k, (piece, (piece_ids, piece_spans)) in enumerate(zip(pieces, encodings, strict=True)):
+        for k, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
             if k > 0:
                 ids.append(IMAGE_TOKEN)
                 spans.append((offset - len(IMAGE_PLACEHOLDER), offset))
                 after.append(False)
             text_begins = len(piece) - len(piece.lstrip()) if k > 0 else 0
-            ids += piece_ids
-            spans += [(offset + a, offset + b) for a, b in piece_spans]
-            after += [(k > 0 or len(pieces) == 1) and b > text_begins for _, b in piece_spans]
+            ids += encoding.ids
+            spans += [(offset + a, offset + b) for a, b in encoding.offsets]
+            after += [(k > 0 or len(pieces) == 1) and b > text_begins for _, b in encoding.offsets]
             offset += len(piece) + len(IMAGE_PLACEHOLDER)
         start, end = np.asarray(spans, np.int32).reshape(-1, 2).T
         return cls(np.asarray(ids, np.int32), start, end, np.asarray(after, bool))

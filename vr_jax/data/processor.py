@@ -49,6 +49,10 @@ class Processor:
                 f"the tokenizer has {len(self.tokenizer)} tokens, text.vocab_size is {self.config.text.vocab_size}"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes, without the Hugging Face tokenizer: the encoder holds what preparing needs."""
+        return self.__dict__ | {"tokenizer": None}
+
     def limited_to(self, shape: BatchShape) -> Processor:
         """The same, skipping samples that do not fit into one row of `shape`."""
         return dataclasses.replace(self, max_tokens=shape.tokens, max_tiles=shape.tiles)

@@ -47,12 +47,14 @@ class Joined:
         return self.sources[which][index - (int(self._ends[which - 1]) if which else 0)]
 
     @property
-    def blocks(self) -> list[int]:
-        """Present for the sake of parquet members; others are one block per record."""
+    def blocks(self) -> list[int] | None:
+        """If any member is read in blocks; the records of the others are blocks of one."""
+        if all(getattr(source, "blocks", None) is None for source in self.sources):
+            return None
         starts: list[int] = []
         for source, end in zip(self.sources, self._ends, strict=True):
             begin = int(end) - len(source)
-            starts += [begin + first for first in getattr(source, "blocks", range(len(source)))]
+            starts += [begin + first for first in getattr(source, "blocks", None) or range(len(source))]
         return starts
 
     def __repr__(self) -> str:
