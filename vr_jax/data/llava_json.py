@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vr_jax.data.records import ImageFolder, SourceError, conversation_of, require_file
+from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 
 
@@ -34,7 +35,14 @@ class LlavaJson:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         begin, end = self._ranges[index]
-        return conversation_of(json.loads(self._map[begin:end]), f"{self.path.name}#{index}", self.images)
+        record_id = f"{self.path.name}#{index}"
+        try:
+            record = json.loads(self._map[begin:end])
+        except ValueError as error:
+            return SkipRecord("malformed_record", f"{self.path} changed while it was in use: {error}").as_skip(
+                record_id
+            )
+        return conversation_of(record, record_id, self.images)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_map": None}

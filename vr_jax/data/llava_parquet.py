@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vr_jax.data.records import ImageFolder, SourceError, conversation_of, require_file
+from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 
 COLUMNS = ("id", "image", "conversations")
@@ -56,9 +57,14 @@ class LlavaParquet:
             raise IndexError(index)
         block = bisect.bisect_right(self.blocks, index) - 1
         row = index - self.blocks[block]
-        record = {name: column[row].as_py() for name, column in self._read(block).items()}
-        shard, _ = self._groups[block]
-        return conversation_of(record, f"{self.paths[shard].name}#{index}", self.images)
+        shard, group = self._groups[block]
+        record_id = f"{self.paths[shard].name}#{index}"
+        try:
+            record = {name: column[row].as_py() for name, column in self._read(block).items()}
+        except (pa.ArrowException, OSError, ValueError) as error:  # also text that is not UTF-8
+            reason = SkipRecord("malformed_record", f"{self.paths[shard]}, row {row} of row group {group}: {error}")
+            return reason.as_skip(record_id)
+        return conversation_of(record, record_id, self.images)
 
     def _cache(self):
         return functools.lru_cache(maxsize=self.cached_groups)(self._read_block)

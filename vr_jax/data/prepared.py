@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vr_jax.data.records import SourceError, conversation_of
+from google.protobuf.json_format import ParseError
+
+from vr_jax.data.records import SourceError, conversation_of, require_file
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 
@@ -25,23 +27,34 @@ class ArrayRecord:
                     f"found {len(found)}"
                 )
             self.directory = found[0].parent
-        builder = tfds.builder_from_directory(str(self.directory))
-        if split not in builder.info.splits:
-            raise SourceError(f"{self.directory}: no split {split!r}, there are {sorted(builder.info.splits)}")
-        self._data = builder.as_data_source(split=split)
+        try:
+            builder = tfds.builder_from_directory(str(self.directory))
+            if split not in builder.info.splits:
+                raise SourceError(f"{self.directory}: no split {split!r}, there are {sorted(builder.info.splits)}")
+            for path in builder.info.splits[split].filepaths:
+                require_file(Path(path))
+            self._data = builder.as_data_source(split=split)
+            if len(self._data):
+                self._data[len(self._data) - 1]  # a file that was cut off shows here
+        except (ParseError, OSError, RuntimeError, LookupError) as error:
+            raise SourceError(f"{self.directory}: not a readable prepared set ({error})") from error
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Conversation | Skip:
-        row = self._data[index]
+        record_id = f"{self.directory.name}#{index}"
+        try:
+            row = self._data[index]
+        except RuntimeError as error:  # array_record's word for a damaged chunk
+            return SkipRecord("malformed_record", str(error)).as_skip(record_id)
         messages = zip(row["conversations"]["from"], row["conversations"]["value"], strict=True)
         record = {
             "id": row["id"].decode(),
             "image": [bytes(image) for image in row["images"]] or None,
             "conversations": [{"from": who.decode(), "value": text.decode()} for who, text in messages],
         }
-        return conversation_of(record, f"{self.directory.name}#{index}", _no_files)
+        return conversation_of(record, record_id, _no_files)
 
     def __repr__(self) -> str:
         return f"ArrayRecord({str(self.directory)!r}, {len(self)} records)"

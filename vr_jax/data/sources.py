@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.llava_json import LlavaJson
 from vr_jax.data.llava_parquet import LlavaParquet
 from vr_jax.data.prepared import ArrayRecord
@@ -20,6 +21,7 @@ from vr_jax.data.records import SourceError
 from vr_jax.data.types import Conversation, Skip
 
 FORMATS = ("llava_json", "llava_parquet", "array_record")
+KNOWN = ("path", "images", "format", "split", "follow_links")
 
 
 class Source(Protocol):
@@ -67,11 +69,16 @@ def open_source(spec: Mapping[str, Any]) -> Source:
     spec: `path` (a file, a folder of shards, a glob pattern or a list of these), `images` (picture folder, default: the
     folder of the file), `format` ("llava_json", "llava_parquet", "array_record"; default: by the file's name),
     `split` (of a prepared set, default "train"), `follow_links`.
+    Or `format`: "demo" with `split`, `size`, `seed` and `turns` of `demo.source.DemoSource`.
     Raises SourceError."""
-    known = ("path", "images", "format", "split", "follow_links")
+    demo = spec.get("format") == "demo"
+    known = ("format", "split", "size", "seed", "turns") if demo else KNOWN
     unknown = sorted(set(spec) - set(known))
     if unknown:
         raise SourceError(f"data source: unknown field(s) {unknown}, known are {list(known)}")
+    if demo:
+        options = {name: spec[name] for name in ("seed", "turns") if name in spec}
+        return DemoSource(spec.get("split", "train"), spec.get("size", 10_000), **options)
     if not spec.get("path"):
         raise SourceError("data source: `path` is not set")
     paths = [Path(p) for p in _expand(spec["path"])]
