@@ -167,22 +167,35 @@ def undivided(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
     return lines
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Constrains the sharding of `x`, one logical name (a key of ACTIVATION_AXES, or None) per axis.
-
-    Returns `x` unchanged without a mesh in context (`jax.set_mesh`). An axis that does not divide
-    stays whole, so that one prompt can be answered on a mesh that trains on many. Raises ShardingError for an
-    unknown name or a wrong count of names."""
+def _logical_entries(shape: Sequence[int], names: Sequence[str | None]) -> list[Any]:
     unknown = [n for n in names if n is not None and n not in ACTIVATION_AXES]
-    if unknown or len(names) != x.ndim:
+    if unknown or len(names) != len(shape):
         raise ShardingError(
-            f"constrain{names} on an array of shape {x.shape}: expected {x.ndim} names among {sorted(ACTIVATION_AXES)}"
+            f"logical axes {tuple(names)} of an array of shape {tuple(shape)}: expected {len(shape)} names among "
+            f"{sorted(ACTIVATION_AXES)}"
         )
+    return [None if name is None else ACTIVATION_AXES[name] for name in names]
+
+
+def mesh_in_context() -> AbstractMesh | None:
+    """The mesh of `jax.set_mesh` if it has several devices and our axes, not yet taken by a shard_map; else None."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes):
-        return x
-    spec = [None if name is None else ACTIVATION_AXES[name] for name in names]
-    return jax.lax.with_sharding_constraint(x, _fit(spec, x.shape, mesh))
+    return None if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes) else mesh
+
+
+def activation_spec(shape: Sequence[int], *names: str | None, mesh: Mesh | AbstractMesh) -> P:
+    """PartitionSpec of an activation, one logical name (a key of ACTIVATION_AXES, or None) per axis.
+
+    An axis that does not divide stays whole, so that one prompt can be answered on a mesh that trains on many.
+    Raises ShardingError for an unknown name or a wrong count of names."""
+    return _fit(_logical_entries(shape, names), shape, mesh)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrains the sharding of `x` to its `activation_spec`; without a mesh in context, `x` unchanged."""
+    entries = _logical_entries(x.shape, names)
+    mesh = mesh_in_context()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, _fit(entries, x.shape, mesh))
 
 
 def batch_shards(mesh: Mesh) -> int:

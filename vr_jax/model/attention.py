@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.sharding import activation_spec, mesh_in_context
+
+SPLASH_BLOCK = 512  # positions per block of the TPU kernel; larger is faster until it does not fit in VMEM
 
 
 def attention(
@@ -48,34 +53,64 @@ def cached_attention(
 
 
 def _splash(query, key, value, query_segments, key_segments, causal):
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    """Pallas calls are not partitioned by XLA: on a mesh each device runs the kernel on its rows and heads."""
+    mesh = mesh_in_context()
+    if mesh is None:
+        return _splash_rows(query, key, value, query_segments, key_segments, causal)
+    spec = activation_spec(query.shape, "batch", "seq", "heads", None, mesh=mesh)
+    key_spec = activation_spec(key.shape, "batch", "seq", "kv_heads", None, mesh=mesh)
+    if key_spec != spec:  # fewer key heads than devices: each query head brings its own
+        key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+        key_spec = spec
+    segment_spec = P(spec[0], None)
+    return jax.shard_map(
+        functools.partial(_splash_rows, causal=causal),
+        mesh=mesh,
+        in_specs=(spec, key_spec, key_spec, segment_spec, segment_spec),
+        out_specs=spec,
+        check_vma=False,
+    )(query, key, value, query_segments, key_segments)
 
+
+def _splash_rows(query, key, value, query_segments, key_segments, causal):
     length, keys = query.shape[1], key.shape[1]
-    block = 128
-    pad_query, pad_key = -length % block, -keys % block
+    (query_block, query_length), (key_block, key_length) = (_blocks(n) for n in (length, keys))
 
-    def padded(x, pad, fill=0):
-        return jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
+    def padded(x, to, fill=0):
+        return jnp.pad(x, ((0, 0), (0, to - x.shape[1])) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
 
-    query, query_segments = padded(query, pad_query), padded(query_segments, pad_query)
-    key, value = padded(key, pad_key), padded(value, pad_key)
-    key_segments = padded(key_segments, pad_key, -1)  # matches no query
-    shape = (length + pad_query, keys + pad_key)
-    one = splash.CausalMask(shape) if causal else splash.FullMask(shape)
-    groups = key.shape[2]
-    kernel = _splash_kernel(splash.MultiHeadMask([one] * query.shape[2]), jax.default_backend() != "tpu")
-    scale = query.shape[-1] ** -0.5
+    # The kernel does not scale, and wants heads before positions.
+    query = padded(query * query.shape[-1] ** -0.5, query_length).swapaxes(1, 2)
+    key, value = (padded(x, key_length).swapaxes(1, 2) for x in (key, value))
+    segments = splash.SegmentIds(
+        q=padded(query_segments, query_length),
+        kv=padded(key_segments, key_length, -1),  # matches no query that is read
+    )
+    mask = splash.CausalMask if causal else splash.FullMask
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask((query_length, key_length))] * query.shape[1]),
+        block_sizes=splash.BlockSizes(
+            block_q=query_block,
+            block_kv=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=key_block,
+            block_q_dq=query_block,
+            block_kv_dq=key_block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=_platform() != "tpu",
+    )
+    return jax.vmap(kernel)(query, key, value, segments).swapaxes(1, 2)[:, :length]
 
-    def row(q, k, v, qs, ks):
-        repeat = q.shape[1] // groups
-        k, v = (jnp.repeat(x.swapaxes(0, 1), repeat, axis=0) for x in (k, v))
-        return kernel(q.swapaxes(0, 1) * scale, k, v, splash.SegmentIds(q=qs, kv=ks)).swapaxes(0, 1)
 
-    return jax.vmap(row)(query, key, value, query_segments, key_segments)[:, :length]
+def _blocks(length: int) -> tuple[int, int]:
+    """Block size, and the length that blocks fill. The kernel takes multiples of 128."""
+    block = min(SPLASH_BLOCK, -(-length // 128) * 128)
+    return block, -(-length // block) * block
 
 
-def _splash_kernel(mask: Any, interpret: bool) -> Any:
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    make = functools.partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1, interpret=interpret)
-    return make(mask)
+def _platform() -> str:
+    """What the computation is compiled for: the mesh's devices, which ahead of time are not this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()

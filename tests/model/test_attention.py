@@ -1,0 +1,101 @@
+"""Every attention backend against one float64 loop: grouped queries, segments, padding, guide keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vr_jax.model.attention as attention_module
+from vr_jax.model.attention import attention, cached_attention
+from vr_jax.sharding import make_mesh
+
+BACKENDS = [
+    "xla",
+    pytest.param("cudnn", marks=pytest.mark.skip(reason="cuDNN attention needs an NVIDIA GPU; tests run on the CPU")),
+    "splash",  # Pallas interpreter
+]
+B, N, H, G, K = 2, 137, 4, 2, 8
+
+
+def reference(query, key, value, query_segments, key_segments, causal):
+    out = np.zeros(query.shape)
+    repeat = query.shape[2] // key.shape[2]
+    for b, i, h in np.ndindex(query.shape[:3]):
+        seen = key_segments[b] == query_segments[b, i]
+        if causal:
+            seen &= np.arange(len(seen)) <= i
+        logits = key[b, seen, h // repeat] @ query[b, i, h] / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max())
+        out[b, i, h] = weights / weights.sum() @ value[b, seen, h // repeat]
+    return out
+
+
+def inputs(guides: int):
+    """Rows of two and three segments and padding; `guides` more keys, of which the last matches nothing."""
+    rng = np.random.default_rng(0)
+    segments = np.array([[1] * 9 + [2] * 120 + [0] * 8, [1] * 5 + [2] * 25 + [3] * 107])
+    keys = np.concatenate([segments, np.tile([1, 2, -1][:guides], (B, 1)).astype(int)], axis=1)
+    shape = (B, keys.shape[1], G, K)
+    query, key, value = (rng.normal(size=s) for s in ((B, N, H, K), shape, shape))
+    return query, key, value, segments, keys
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("causal", "guides"), [(True, 0), (False, 0), (False, 3)])
+def test_matches_the_loop(backend: str, causal: bool, guides: int, monkeypatch):
+    monkeypatch.setattr(attention_module, "SPLASH_BLOCK", 128)  # so that a row takes two blocks
+    query, key, value, segments, keys = inputs(guides)
+    expected = reference(query, key, value, segments, keys, causal)
+    weight = np.random.default_rng(1).normal(size=expected.shape) * (segments > 0)[..., None, None]
+
+    def attend(query, key, value, backend=backend):
+        return attention(query, key, value, query_segments=segments, key_segments=keys, causal=causal, backend=backend)
+
+    arrays = tuple(jnp.asarray(x, jnp.float32) for x in (query, key, value))
+    found = jax.jit(attend)(*arrays)
+    real = segments > 0
+    np.testing.assert_allclose(found[real], expected[real], atol=2e-6)
+    assert np.isfinite(np.asarray(found)).all()
+
+    def gradient(backend):
+        loss = lambda *x: jnp.sum(attend(*x, backend=backend) * weight)  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+
+    if backend != "xla":
+        for ours, theirs in zip(gradient(backend), gradient("xla"), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mesh", "groups"), [((2, 2, 2), 2), ((1, 2, 4), 2)])  # 2 key heads on 4 devices: repeated
+def test_splash_on_a_mesh(mesh: tuple[int, int, int], groups: int):
+    """Pallas calls are not partitioned automatically; rows are cut over (replica, fsdp) and heads over tensor."""
+    rng = np.random.default_rng(0)
+    rows = 8
+    query, key, value = (
+        jnp.asarray(rng.normal(size=(rows, N, heads, K)), jnp.float32) for heads in (H, groups, groups)
+    )
+    segments = jnp.asarray(rng.integers(0, 3, (rows, N)))
+
+    def attend(query, key, value, backend):
+        return attention(
+            query, key, value, query_segments=segments, key_segments=segments, causal=False, backend=backend
+        )
+
+    expected = attend(query, key, value, "xla")
+    with jax.set_mesh(make_mesh(*mesh)):
+        found = jax.jit(attend, static_argnames="backend")(query, key, value, backend="splash")
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_new_token_sees_the_valid_slots_of_its_cache():
+    query, key, value, segments, _ = inputs(0)
+    valid = segments == 2
+    found = cached_attention(*(jnp.asarray(x, jnp.float32) for x in (query[:, :1], key, value)), jnp.asarray(valid))
+    expected = reference(query[:, :1], key, value, np.full((B, 1), 2), segments, causal=False)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_unknown_backend():
+    query, key, value, segments, keys = inputs(0)
+    with pytest.raises(ValueError, match="'flash': expected 'xla', 'cudnn' or 'splash'"):
+        attention(query, key, value, query_segments=segments, key_segments=keys, causal=True, backend="flash")
