@@ -29,15 +29,18 @@ class ArrayRecord:
             self.directory = found[0].parent
         try:
             builder = tfds.builder_from_directory(str(self.directory))
-            if split not in builder.info.splits:
-                raise SourceError(f"{self.directory}: no split {split!r}, there are {sorted(builder.info.splits)}")
-            for path in builder.info.splits[split].filepaths:
-                require_file(Path(path))
-            self._data = builder.as_data_source(split=split)
+        except (ParseError, ValueError, OSError) as error:
+            raise SourceError(f"{self.directory}: not a readable prepared set ({error})") from error
+        if split not in builder.info.splits:
+            raise SourceError(f"{self.directory}: no split {split!r}, there are {sorted(builder.info.splits)}")
+        for path in builder.info.splits[split].filepaths:
+            require_file(Path(path))
+        self._data = builder.as_data_source(split=split)
+        try:
             if len(self._data):
                 self._data[len(self._data) - 1]  # a file that was cut off shows here
-        except (ParseError, OSError, RuntimeError, LookupError) as error:
-            raise SourceError(f"{self.directory}: not a readable prepared set ({error})") from error
+        except RuntimeError as error:
+            raise SourceError(f"{self.directory}: split {split!r} is damaged ({error})") from error
 
     def __len__(self) -> int:
         return len(self._data)
