@@ -1,0 +1,65 @@
+"""A tiny model with the demo's tokenizer, and prompts of different lengths, pictures and turns."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from tests.helpers import randomized, tiny_config, tiny_interlude, tiny_text, tiny_vision
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+from vr_jax.data.types import Conversation, Example, Turn
+from vr_jax.inference.buckets import Buckets
+from vr_jax.model.config import ImageConfig, LlavaConfig
+from vr_jax.model.llava import Llava
+
+TOKENIZER = demo_tokenizer()
+BUCKETS = Buckets(tokens=(48, 112), tiles=(4,))
+
+
+def config(vision_remember: bool = True) -> LlavaConfig:
+    return tiny_config(
+        vision=tiny_vision(num_layers=2),
+        text=tiny_text(vocab_size=len(TOKENIZER) + 5, num_layers=3),  # more rows than tokens, as Qwen2 has
+        interlude=tiny_interlude(insert_after=(1,), levels=(1, 2)) if vision_remember else None,
+        image=ImageConfig(tile_size=24, aspect_ratio="anyres", grids=((2, 1), (1, 2))),
+        vision_feature_layer=2,
+    )
+
+
+def model(config: LlavaConfig, seed: int = 0) -> Llava:
+    return randomized(Llava(config, rngs=nnx.Rngs(seed)), seed)
+
+
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def conversations() -> dict[str, Conversation]:
+    """Text only, one tile, several tiles, several pictures, several turns."""
+
+    def user(text: str) -> Turn:
+        return Turn("user", text)
+
+    return {
+        "text": Conversation("text", (user("What is the word?"),)),
+        "wide": Conversation("wide", (user("<image>\nHow many bars are there?"),), (png(48, 24, 1),)),
+        "square": Conversation("square", (user("<image>\nWhich colour is the tallest bar? a b c"),), (png(40, 40, 2),)),
+        "two": Conversation("two", (user("<image> <image>\nWhich?"),), (png(24, 24, 3), png(30, 20, 4))),
+        "turns": Conversation(
+            "turns",
+            (user("<image>\nWhat is the word?"), Turn("assistant", "cat"), user("What colour is the word?")),
+            (png(24, 48, 5),),
+        ),
+    }
+
+
+def prompts(config: LlavaConfig) -> dict[str, Example]:
+    processor = Processor(TOKENIZER, config)
+    return {name: processor.prompt(conversation) for name, conversation in conversations().items()}

@@ -1,0 +1,283 @@
+"""Batched generation: one compiled prefill per length bucket, one decode loop with a static cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vr_jax.data.collate import collate
+from vr_jax.data.types import Example
+from vr_jax.inference.buckets import Buckets
+from vr_jax.inference.sampling import Sampling, sample
+from vr_jax.inference.streaming import TextStream, decode_text
+from vr_jax.model.batch import Batch, BatchShape
+from vr_jax.model.llava import Llava
+from vr_jax.model.qwen2 import KVCache
+from vr_jax.sharding import batch_sharding, batch_shards, constrain, replicated
+
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+
+class GenerationError(ValueError):
+    """A request that cannot be generated; one line for the user."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered. `tokens` leave out the stop token; `finish` is "stop" if there was one, "length" if the
+    limit came first."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """Everything one decode step needs; B rows, room for M new tokens. Donated from step to step."""
+
+    cache: KVCache
+    tokens: Int[Array, "B M"]  # generated so far; after a row's stop token, the pad id
+    positions: Int[Array, " B"]  # rotary position of the next token
+    done: Bool[Array, " B"]
+    step: Int[Array, ""]  # tokens generated
+    row: Int[Array, " B"]  # the caller's number of each row
+    keys: Key[Array, " B"]
+
+
+class Generator:
+    """Answers prompts in batches. Under `jax.set_mesh(mesh)` rows are sharded over ('replica', 'fsdp') where their
+    number divides; parameters stay as they are sharded.
+
+    model: its parameters may be sharded. tokenizer: a Hugging Face tokenizer with ChatML's stop tokens.
+    buckets: the static prompt sizes. `compilations` counts what was traced, by (what, rows, tokens, tiles, new tokens):
+    each is at most 1 as long as the mesh stays the same.
+
+    Raises GenerationError for a tokenizer without a stop token."""
+
+    def __init__(self, model: Llava, tokenizer: Any, buckets: Buckets | None = None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.buckets = buckets or Buckets()
+        self.compilations: Counter[tuple[str, int, int, int, int]] = Counter()
+        vocabulary = tokenizer.get_vocab()
+        self.stop_ids = tuple(vocabulary[name] for name in STOP_TOKENS if name in vocabulary)
+        if not self.stop_ids:
+            raise GenerationError(f"the tokenizer has none of the stop tokens {list(STOP_TOKENS)}")
+        self.pad_id = self.stop_ids[-1]
+        self._prefill = jax.jit(self._prefill_rows, static_argnames="new_tokens")
+        self._decode = jax.jit(self._decode_loop, donate_argnames="state")
+
+    def generate(
+        self,
+        prompts: Sequence[Example],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        rows: int | None = None,
+    ) -> list[Reply]:
+        """Replies in the order of `prompts` (of any lengths and numbers of pictures; see `Processor.prompt`).
+
+        rows: the static number of rows, at least len(prompts); missing rows are padding. With several processes, each
+        gives its own prompts and gets its own replies; `rows` counts the rows of one process.
+        Raises PromptTooLong for a prompt beyond the buckets."""
+        first = jax.process_index() * (rows or len(prompts))
+        numbered = dict(enumerate(prompts, start=first))
+        replies = self.generate_rows(
+            numbered, max_new_tokens=max_new_tokens, sampling=sampling, rows=rows or len(prompts)
+        )
+        return [replies[number] for number in numbered]
+
+    def generate_rows(
+        self,
+        prompts: Mapping[int, Example],
+        *,
+        max_new_tokens: int,
+        rows: int,
+        sampling: Sampling | None = None,
+    ) -> dict[int, Reply]:
+        """As `generate`, but prompts carry numbers (>= 0, different on every process), and every process gets the
+        replies of all processes by number. A row's random draws depend on the seed and its number alone."""
+        sampling = sampling or Sampling()
+        state = self._start(prompts, rows, max_new_tokens, sampling)
+        state = self._decode(self.model, state, max_new_tokens, *_traced(sampling))
+        return {
+            int(row): self._reply(tokens)
+            for row, tokens in zip(np.asarray(state.row), np.asarray(state.tokens), strict=True)
+            if row >= 0
+        }
+
+    def stream(
+        self, prompt: Example, *, max_new_tokens: int, sampling: Sampling | None = None, chunk: int = 4
+    ) -> Iterator[str]:
+        """Pieces of one reply as they are decoded, `chunk` tokens at a time. A piece never ends inside a character;
+        joined, the pieces are the text that `generate` gives.
+        Raises ValueError for chunk < 1, PromptTooLong for a prompt beyond the buckets."""
+        if chunk < 1:
+            raise ValueError(f"chunk = {chunk}: expected at least 1 token")
+        sampling = sampling or Sampling()
+        text = TextStream(self.tokenizer)
+        state = self._start({0: prompt}, 1, max_new_tokens, sampling)
+        shown, step, done = 0, 1, False
+        while True:
+            tokens, stopped = self._until_stop(np.asarray(state.tokens)[0, :step])
+            piece = text.push(tokens[shown:])
+            if piece:
+                yield piece
+            shown = len(tokens)
+            if stopped or done or step >= max_new_tokens:
+                break
+            until = min(step + chunk, max_new_tokens)
+            state = self._decode(self.model, state, until, *_traced(sampling))
+            step, done = int(state.step), bool(np.all(state.done))
+        if rest := text.finish():
+            yield rest
+
+    # --- host side
+
+    def _start(self, prompts: Mapping[int, Example], rows: int, new_tokens: int, sampling: Sampling) -> DecodeState:
+        if new_tokens < 1:
+            raise GenerationError(f"max_new_tokens = {new_tokens}: expected at least 1")
+        if len(prompts) > rows:
+            raise GenerationError(f"{len(prompts)} prompts for {rows} rows")
+        lengths = [(len(p.tokens), len(p.tile_pixels)) for p in prompts.values()]
+        sizes = np.max([(1, 1), *lengths], axis=0)
+        if jax.process_count() > 1:
+            sizes = multihost_utils.process_allgather(sizes).max(axis=0)
+        tokens, tiles = self.buckets.fit(*sizes.tolist())
+        config = self.model.config
+        shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=config.image.tile_size)
+        host = collate(
+            [[p] for p in prompts.values()], shape, pad_side="left", weighted_cells=config.image.may_interpolate
+        )
+        numbers = np.full(rows, -1, np.int32)
+        numbers[: len(prompts)] = list(prompts)
+        batch, numbers = _on_devices((host.batch, numbers), rows)
+        return self._prefill(
+            self.model, batch, numbers, np.uint32(sampling.seed), *_traced(sampling), new_tokens=new_tokens
+        )
+
+    def _until_stop(self, tokens: Int[np.ndarray, " m"]) -> tuple[list[int], bool]:
+        stops = np.flatnonzero(np.isin(tokens, self.stop_ids))
+        return (tokens[: stops[0]] if stops.size else tokens).tolist(), bool(stops.size)
+
+    def _reply(self, tokens: Int[np.ndarray, " m"]) -> Reply:
+        kept, stopped = self._until_stop(tokens)
+        return Reply(decode_text(self.tokenizer, kept), tuple(kept), "stop" if stopped else "length")
+
+    # --- traced
+
+    def _prefill_rows(
+        self,
+        model: Llava,
+        batch: Batch,
+        row: Int[Array, " B"],
+        seed: Int[Array, ""],
+        temperature: Float[Array, ""],
+        top_p: Float[Array, ""],
+        *,
+        new_tokens: int,
+    ) -> DecodeState:
+        rows, length = batch.tokens.shape
+        self.compilations["prefill", rows, length, batch.tile_segment.shape[1], new_tokens] += 1
+        hidden, cache = model(batch, cache=model.init_cache(rows, length + new_tokens))
+        assert cache is not None
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
+        state = DecodeState(
+            cache=cache,
+            tokens=jnp.full((rows, new_tokens), self.pad_id, jnp.int32),
+            positions=batch.positions[:, -1] + 1,
+            # Prompts are right-aligned: a row whose last slot is empty has no prompt, and must not hold up the others.
+            done=batch.segment_ids[:, -1] == 0,
+            step=jnp.zeros((), jnp.int32),
+            row=row,
+            keys=keys,
+        )
+        return self._append(state, model.logits(hidden[:, -1]), temperature, top_p)
+
+    def _decode_loop(
+        self,
+        model: Llava,
+        state: DecodeState,
+        until: Int[Array, ""],
+        temperature: Float[Array, ""],
+        top_p: Float[Array, ""],
+    ) -> DecodeState:
+        """Generates until `until` tokens exist or every row has stopped."""
+        rows, new_tokens = state.tokens.shape
+        self.compilations["decode", rows, state.cache[0].keys.shape[2] - new_tokens, 0, new_tokens] += 1
+
+        def unfinished(state: DecodeState) -> Bool[Array, ""]:
+            return (state.step < until) & ~jnp.all(state.done)
+
+        def body(state: DecodeState) -> DecodeState:
+            newest = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
+            hidden, cache = model.decode(newest, state.positions[:, None], state.cache)
+            state = dataclasses.replace(state, cache=cache, positions=state.positions + 1)
+            return self._append(state, model.logits(hidden[:, 0]), temperature, top_p)
+
+        return jax.lax.while_loop(unfinished, body, state)
+
+    def _append(
+        self, state: DecodeState, logits: Float[Array, "B V"], temperature: Float[Array, ""], top_p: Float[Array, ""]
+    ) -> DecodeState:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
+        token = sample(constrain(logits, "batch", None), keys, temperature, top_p)
+        token = jnp.where(state.done, self.pad_id, token)
+        done = state.done | jnp.isin(token, jnp.asarray(self.stop_ids))
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
+        # Small arrays stay whole on every device: each process reads all rows, and each state is laid out alike.
+        return dataclasses.replace(
+            state,
+            cache=tuple(
+                dataclasses.replace(
+                    stage,
+                    keys=constrain(stage.keys, None, "batch", None, "kv_heads", None),
+                    values=constrain(stage.values, None, "batch", None, "kv_heads", None),
+                    valid=constrain(stage.valid, "batch", None),
+                    next=constrain(stage.next),
+                )
+                for stage in state.cache
+            ),
+            tokens=constrain(tokens, None, None),
+            positions=constrain(state.positions, None),
+            done=constrain(done, None),
+            step=constrain(state.step + 1),
+            row=constrain(state.row, None),
+            keys=constrain(state.keys, None),
+        )
+
+
+def _traced(sampling: Sampling) -> tuple[np.float32, np.float32]:
+    return np.float32(sampling.temperature), np.float32(sampling.top_p)
+
+
+def _on_devices(tree: Any, rows: int) -> Any:
+    """Host arrays of this process's rows -> global arrays, rows sharded over the mesh in context if they divide."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.device_put(tree)
+    sharding = _row_sharding(mesh, rows * jax.process_count())
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), tree)
+
+
+def _row_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+    if rows % batch_shards(mesh) == 0:
+        return batch_sharding(mesh)
+    if jax.process_count() > 1:
+        raise GenerationError(
+            f"{rows} rows do not divide over the mesh's {batch_shards(mesh)} data shards; with several processes "
+            f"the batch size must be a multiple of {batch_shards(mesh)}"
+        )
+    return replicated(mesh)
