@@ -1,0 +1,143 @@
+"""The training state: what is trained, what is frozen, optimizer moments, step and key, as one sharded pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, UInt32
+
+from vr_jax import sharding
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.llava import Llava
+from vr_jax.training.optimizer import matches, optimizer_shardings
+
+Params = dict[str, Array]  # by dot-joined path (docs/architecture.md)
+
+
+class TrainableError(ValueError):
+    """A choice of trainable parameters that cannot be meant; one line for the user."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that changes from step to step, and the frozen parameters. Gradients and moments exist only for
+    `params` (design decision 6)."""
+
+    step: Int[Array, ""]  # updates done
+    params: Params  # trained, float32 master weights
+    frozen: Params
+    opt_state: optax.OptState
+    key: UInt32[Array, " 2"]  # for what is random in a step; fold in `step`
+
+
+class ModelTree:
+    """A Llava of one config as a dict path -> parameter, and back."""
+
+    def __init__(self, config: LlavaConfig):
+        """Raises ConfigError for a config that cannot be built. Allocates nothing."""
+        self.config = config
+        abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
+        self._treedef: Any = treedef
+        self.shapes: dict[str, jax.ShapeDtypeStruct] = {sharding.path_of(path): leaf for path, leaf in leaves}
+
+    def flatten(self, model: Llava) -> Params:
+        return dict(zip(self.shapes, jax.tree.leaves(model), strict=True))
+
+    def build(self, params: Mapping[str, Any]) -> Llava:
+        """The model with these parameters; all paths must be there."""
+        return self._treedef.unflatten([params[path] for path in self.shapes])
+
+    def initial(self, key: Array, paths: Iterable[str]) -> Params:
+        """Freshly initialised parameters; under jit only those asked for are computed."""
+        params = self.flatten(Llava(self.config, rngs=nnx.Rngs(key)))
+        return {path: params[path] for path in paths}
+
+    def trainable(self, globs: Iterable[str]) -> list[str]:
+        """Paths that match one of `globs`, in model order. Raises TrainableError for a glob that matches nothing."""
+        globs = list(globs)
+        for glob in globs:
+            if not any(matches(path, [glob]) for path in self.shapes):
+                tops = sorted({".".join(path.split(".")[:2]) for path in self.shapes})
+                raise TrainableError(f"config.trainable: {glob!r} matches no parameter; there are {', '.join(tops)}")
+        if not globs:
+            raise TrainableError("config.trainable is empty: nothing to train")
+        return [path for path in self.shapes if matches(path, globs)]
+
+
+def abstract_state(
+    tree: ModelTree,
+    optimizer: optax.GradientTransformation,
+    trainable: Iterable[str],
+    mesh: Mesh,
+    frozen_dtype: str = "bfloat16",
+) -> TrainState:
+    """Shapes, types and shardings of the state: where to restore a checkpoint to, whatever mesh wrote it.
+
+    Trained parameters are float32, frozen ones `frozen_dtype`."""
+    trainable = set(trainable)
+    layout = sharding.param_shardings(tree.shapes, mesh)
+    whole = sharding.replicated(mesh)
+
+    def struct(path: str, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tree.shapes[path].shape, dtype, sharding=layout[path])
+
+    params = {path: struct(path, jnp.float32) for path in tree.shapes if path in trainable}
+    moments = optimizer_shardings(optimizer, params, {path: layout[path] for path in params}, whole)
+    fields: dict[str, Any] = {
+        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        "params": params,
+        "frozen": {path: struct(path, frozen_dtype) for path in tree.shapes if path not in trainable},
+        "opt_state": jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            jax.eval_shape(optimizer.init, params),
+            moments,
+        ),
+        "key": jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=whole),
+    }
+    return TrainState(**fields)
+
+
+def shardings_of(abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def create_state(
+    tree: ModelTree,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    seed: int,
+    loaded: Params | None = None,
+) -> TrainState:
+    """A state at step 0: `loaded` parameters (laid out as `abstract` says), fresh ones for all other paths.
+
+    Fresh values depend on `seed` and the path's place in the model, not (but for rounding) on the mesh."""
+    loaded = loaded or {}
+    wanted = {**abstract.params, **abstract.frozen}
+    fresh = [path for path in wanted if path not in loaded]
+    key = jax.random.PRNGKey(seed)
+
+    def make(key: Array) -> Params:
+        params = tree.initial(key, fresh)
+        return {path: params[path].astype(wanted[path].dtype) for path in fresh}
+
+    # Optimising hundreds of little random-number loops for the CPU takes longer than running them.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    where = {path: wanted[path].sharding for path in fresh}
+    new = jax.jit(make, out_shardings=where, compiler_options=options)(key)
+    params = {path: loaded[path] if path in loaded else new[path] for path in abstract.params}
+    frozen = {path: loaded[path] if path in loaded else new[path] for path in abstract.frozen}
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))(params)
+    step, key = jax.device_put(
+        (jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1)), (abstract.step.sharding, abstract.key.sharding)
+    )
+    return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state, key=key)
