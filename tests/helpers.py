@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
-from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
+from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config import (
     ImageConfig,
     LlavaConfig,
@@ -132,6 +134,7 @@ def example(config: LlavaConfig, *parts: Text | Picture, seed: int = 0) -> Examp
         vision_cell=np.array(cells, np.int32),
         tile_pixels=rng.integers(0, 256, (len(tile_image), size, size, 3), dtype=np.uint8),
         tile_image=np.array(tile_image, np.int32),
+        cells_per_tile=config.cells_per_tile,
     )
 
 
@@ -141,38 +144,13 @@ def pack(
     *,
     tokens: int | None = None,
     tiles: int | None = None,
-    pad_side: str = "right",
+    pad_side: Literal["right", "left"] = "right",
 ) -> Batch:
-    """Rows of examples as one Batch, written apart from the data pipeline so that the two check each other."""
-    length = tokens or max(sum(len(e.tokens) for e in row) for row in rows)
-    slots = tiles or max(1, *(sum(len(e.tile_image) for e in row) for row in rows))
-    size, count = config.image.tile_size, len(rows)
-    out = {
-        "tokens": np.zeros((count, length), np.int32),
-        "positions": np.zeros((count, length), np.int32),
-        "segment_ids": np.zeros((count, length), np.int32),
-        "loss_mask": np.zeros((count, length), bool),
-        "guide_mask": np.zeros((count, length), bool),
-        "vision_cell": np.full((count, length), NO_CELL, np.int32),
-        "tile_pixels": np.zeros((count, slots, size, size, 3), np.uint8),
-        "tile_segment": np.zeros((count, slots), np.int32),
-        "tile_image": np.zeros((count, slots), np.int32),
-    }
-    for b, row in enumerate(rows):
-        at = 0 if pad_side == "right" else length - sum(len(e.tokens) for e in row)
-        tile = image = 0
-        for segment, e in enumerate(row, start=1):
-            n, t = len(e.tokens), len(e.tile_image)
-            span, tile_span = slice(at, at + n), slice(tile, tile + t)
-            out["tokens"][b, span] = e.tokens
-            out["positions"][b, span] = np.arange(n)
-            out["segment_ids"][b, span] = segment
-            out["loss_mask"][b, span] = e.loss_mask
-            out["guide_mask"][b, span] = e.guide_mask
-            shifted = e.vision_cell + tile * config.cells_per_tile
-            out["vision_cell"][b, span] = np.where(e.vision_cell >= 0, shifted, e.vision_cell)
-            out["tile_pixels"][b, tile_span] = e.tile_pixels
-            out["tile_segment"][b, tile_span] = segment
-            out["tile_image"][b, tile_span] = e.tile_image + image
-            at, tile, image = at + n, tile + t, image + int(max(e.tile_image, default=0))
-    return Batch(**{name: jnp.asarray(array) for name, array in out.items()})
+    """Rows of examples as one Batch, as small as they allow unless told otherwise."""
+    shape = BatchShape(
+        rows=len(rows),
+        tokens=tokens or max(sum(len(e.tokens) for e in row) for row in rows),
+        tiles=tiles or max(1, *(sum(len(e.tile_image) for e in row) for row in rows)),
+        tile_size=config.image.tile_size,
+    )
+    return jax.tree.map(jnp.asarray, collate(rows, shape, pad_side).batch)

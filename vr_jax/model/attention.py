@@ -6,7 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -73,6 +72,8 @@ def _splash(query, key, value, query_segments, key_segments, causal):
 
 
 def _splash_rows(query, key, value, query_segments, key_segments, causal):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second: only where it is used
+
     length, keys = query.shape[1], key.shape[1]
     (query_block, query_length), (key_block, key_length) = (_blocks(n) for n in (length, keys))
 
