@@ -111,6 +111,8 @@ class Block(nnx.Module):
             self.gate_cross = nnx.Param(jnp.zeros(()))
             if config.self_attention:
                 self.gate_self = nnx.Param(jnp.zeros(()))
+            if config.ffn_multiplier:
+                self.gate_ffn = nnx.Param(jnp.zeros(()))
         self.config, self.backend, self.rope_theta = config, model.attention, text.rope_theta
 
     def __call__(self, stream: Stream, vision: VisionContext) -> Stream:
@@ -123,10 +125,7 @@ class Block(nnx.Module):
         else:
             x = self.bidirectional(x, stream, vision, guide, has_guide)
             x = self.cross(x, vision)
-        if self.config.ffn_multiplier:
-            update = self.ffn2(jax.nn.gelu(self.ffn1(self.ln_ffn(x)), approximate=False))
-            x = x + jnp.where(vision.is_vision[..., None], update, 0)
-        return stream.replace(hidden=x)
+        return stream.replace(hidden=self.feed_forward(x, vision))
 
     def cross(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
         """Local cross-attention: each vision token re-reads the patches of its own cell."""
@@ -141,7 +140,7 @@ class Block(nnx.Module):
         if self.config.up == "linear":
             update = self.down(update)
         update = vision.scatter_cells(update)
-        return x + (update * _gate(self.gate_cross, x) if self.config.residual_gate == "tanh" else update)
+        return x + self._gated("gate_cross", update)
 
     def _plain(self, query: Float[Array, "W H d"], windows: Float[Array, "W S E"]) -> Float[Array, "W H d"]:
         """Keys and values of every patch are projected: the reference."""
@@ -221,7 +220,3 @@ class Block(nnx.Module):
         winner = jnp.argmax(masked, axis=2)
         guide = jnp.take_along_axis(hidden, winner, axis=1)
         return jnp.where(exists[..., None], guide, 0), exists
-
-
-def _gate(gate: nnx.Param, x: Array) -> Float[Array, ""]:
-    return jnp.tanh(gate[...]).astype(x.dtype)

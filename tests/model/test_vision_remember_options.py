@@ -1,0 +1,219 @@
+"""Every flag of the ambiguity register (methods.md 5.9) against an independent torch implementation in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+
+from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude
+from vr_jax.model.batch import NEWLINE, Batch
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.interludes.vision_remember import Block, prepare
+from vr_jax.model.qwen2 import Stream
+
+OPTIONS = {
+    "default": {},
+    "plain": {"cross_attention": "plain"},
+    "levels": {"levels": (4,)},
+    "heads": {"cross_heads": 8, "self_heads": 2},
+    "no self-attention": {"self_attention": False},
+    "up mlp": {"up": "mlp", "init": "torch_default"},
+    "tanh gate": {"residual_gate": "tanh", "init": "torch_default", "ffn_multiplier": 1},
+    "joint norm": {"feature_norm": "joint"},
+    "joint norm, plain": {"feature_norm": "joint", "cross_attention": "plain"},
+    "no feature norm": {"feature_norm": "none"},
+    "no feature norm, plain": {"feature_norm": "none", "cross_attention": "plain"},
+    "self before cross": {"order": "self_cross"},
+    "feed-forward": {"ffn_multiplier": 2},
+    "self-attention per tile": {"self_scope": "tile"},
+    "newlines": {"newline_in_self": True},
+    "newlines per tile": {"newline_in_self": True, "self_scope": "tile"},
+    "no guide": {"text_pool": "none"},
+    "rotary positions": {"self_positions": "rope"},
+    "everything": {
+        "up": "mlp",
+        "residual_gate": "tanh",
+        "init": "torch_default",
+        "feature_norm": "joint",
+        "order": "self_cross",
+        "ffn_multiplier": 1,
+        "self_scope": "tile",
+        "newline_in_self": True,
+        "self_positions": "rope",
+    },
+}
+# Every choice of every field is in the list above; these act outside of a block and are tested where they act.
+ELSEWHERE = {"name", "interaction", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
+
+
+class Reference:
+    """One sample at a time: hidden (n, D), features per level (tiles, cells, patches, D_v), float64."""
+
+    def __init__(self, config: LlavaConfig, params: dict[str, np.ndarray]):
+        assert config.interlude is not None
+        self.model, self.config = config, config.interlude
+        self.p = {name: torch.tensor(value, dtype=torch.float64) for name, value in params.items()}
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.p[f"{name}.kernel"] + self.p[f"{name}.bias"]
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.p[f"{name}.scale"], self.p[f"{name}.bias"], eps=1e-6)
+
+    def gate(self, name: str) -> torch.Tensor | float:
+        return torch.tanh(self.p[name]) if self.config.residual_gate == "tanh" else 1.0
+
+    def attend(self, name: str, query, memory, heads: int, turn=lambda x, of: x) -> torch.Tensor:
+        q, k, v = (
+            self.linear(f"{name}.{part}", x).unflatten(-1, (heads, -1)).movedim(-2, -3)
+            for part, x in (("q", query), ("k", memory), ("v", memory))
+        )
+        mixed = F.scaled_dot_product_attention(turn(q, "query"), turn(k, "memory"), v)
+        return self.linear(f"{name}.out", mixed.movedim(-3, -2).flatten(-2))
+
+    def memory(self, levels: list[torch.Tensor]) -> torch.Tensor:
+        kind = self.config.feature_norm
+        if kind == "none":
+            return torch.cat(levels, -1)
+        scale, bias = self.p["ln_f.scale"], self.p["ln_f.bias"]
+        if kind == "joint":
+            joint = torch.cat(levels, -1)
+            return F.layer_norm(joint, joint.shape[-1:], scale.flatten(), bias.flatten(), eps=1e-6)
+        return torch.cat([F.layer_norm(f, f.shape[-1:], scale[i], bias[i], eps=1e-6) for i, f in enumerate(levels)], -1)
+
+    def cross(self, x: torch.Tensor, cell, memory: torch.Tensor) -> torch.Tensor:
+        heads, windows, x = self.config.cross_heads, memory.flatten(0, 1), x.clone()
+        for token in np.flatnonzero(cell >= 0):
+            query = self.linear("up", self.norm("ln_q", x[token][None]))
+            if self.config.up == "mlp":
+                query = self.linear("up2", F.gelu(query))
+            update = self.attend("cross_attn", query, windows[cell[token]], heads)
+            if self.config.up == "linear":
+                update = self.linear("down", update)
+            x[token] += self.gate("gate_cross") * update[0]
+        return x
+
+    def bidirectional(self, x: torch.Tensor, cell, tile_image, guide: torch.Tensor | None) -> torch.Tensor:
+        if not self.config.self_attention:
+            return x
+        tile, groups = None, {}
+        for token, c in enumerate(cell):
+            if c >= 0:
+                tile = c // self.model.cells_per_tile
+            if c >= 0 or (c == NEWLINE and self.config.newline_in_self):
+                key = tile if self.config.self_scope == "tile" else tile_image[tile]
+                groups.setdefault(key, []).append(token)
+        heads, out = self.config.self_heads or self.model.text.num_heads, x.clone()
+        for tokens in groups.values():
+            states = x[tokens] if guide is None else torch.cat([x[tokens], guide[None]])
+            z = self.norm("ln_s", states)
+            turn = lambda y, of: y  # noqa: E731
+            if self.config.self_positions == "rope":
+                positions = torch.tensor([*tokens, *([0] if guide is not None else [])])
+                turn = lambda y, of: self.rotate(y, positions[: y.shape[-2]])  # noqa: E731, B023
+            out[tokens] += self.gate("gate_self") * self.attend("self_attn", z[: len(tokens)], z, heads, turn)
+        return out
+
+    def rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Channels i and i + half turn together by position / theta^(i / half)."""
+        half = x.shape[-1] // 2
+        angle = positions[:, None] * self.model.text.rope_theta ** (-torch.arange(half).double() / half)
+        pairs = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    def __call__(self, x, cell, guide_mask, tile_image, levels) -> torch.Tensor:
+        pooled = guide_mask.any() and self.config.text_pool != "none"
+        guide = x[guide_mask].amax(0) if pooled else None
+        memory = self.memory(levels)
+        if self.config.order == "cross_self":
+            x = self.bidirectional(self.cross(x, cell, memory), cell, tile_image, guide)
+        else:
+            x = self.cross(self.bidirectional(x, cell, tile_image, guide), cell, memory)
+        if self.config.ffn_multiplier:
+            x, at = x.clone(), np.flatnonzero(cell >= 0)
+            update = self.linear("ffn2", F.gelu(self.linear("ffn1", self.norm("ln_ffn", x[at]))))
+            x[at] += self.gate("gate_ffn") * update
+        return x
+
+
+def samples(config: LlavaConfig):
+    return [
+        example(config, Text(2), Picture(3, crop=1), Text(4, guide=True), Text(2, target=True), seed=1),
+        example(config, Text(3, guide=True), seed=2),
+        example(config, Picture(1), Text(1), Picture(2), Text(3), seed=3),
+    ]
+
+
+def inputs(config: LlavaConfig):
+    """A packed row of three samples, its states, and features of very different scales."""
+    batch = pack(config, [samples(config)], tokens=80)
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(1, 80, config.text.hidden_size)).astype(np.float32)
+    shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.vision.hidden_size)
+    assert config.interlude is not None
+    levels = tuple((rng.normal(size=shape) * 10.0**-i).astype(np.float32) for i in range(len(config.interlude.levels)))
+    return batch, hidden, levels
+
+
+def run(block: Block, hidden, levels, batch: Batch):
+    stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+    return block(stream, VisionContext.of(batch, prepare(block.config, levels))).hidden
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_matches_torch_and_trains(name: str):
+    config = tiny_config(interlude=tiny_interlude(**OPTIONS[name]))
+    block = randomized(nnx.eval_shape(lambda: Block(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    batch, hidden, levels = inputs(config)
+
+    def loss(block, hidden):
+        after = run(block, hidden, levels, batch)
+        return jnp.sum(jnp.sin(after)), after
+
+    (_, found), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(block, hidden)
+
+    reference, begin, tile = Reference(config, params_of(block)), 0, 0
+    expected = hidden[0].astype(np.float64)
+    for one in samples(config):
+        at, tiles = slice(begin, begin + len(one.tokens)), slice(tile, tile + len(one.tile_image))
+        states = torch.from_numpy(expected[at])
+        features = [torch.from_numpy(level[0, tiles]).double() for level in levels]
+        expected[at] = reference(states, one.vision_cell, one.guide_mask, one.tile_image, features).numpy()
+        begin, tile = at.stop, tiles.stop
+    np.testing.assert_allclose(found[0], expected, atol=2e-5, rtol=1e-5)
+    for path, gradient in params_of(gradients).items():
+        assert np.isfinite(gradient).all(), path
+        assert np.abs(gradient).max() > 1e-5 or path.endswith(".k.bias"), path  # softmax ignores a shift of the keys
+
+
+def test_every_choice_is_covered():
+    """A new field or choice of VisionRememberConfig must be added to OPTIONS (or named in ELSEWHERE)."""
+    fields = {f.name for f in dataclasses.fields(tiny_interlude())} - ELSEWHERE
+    tried = {name: {getattr(tiny_interlude(**options), name) for options in OPTIONS.values()} for name in fields}
+    assert {name for name, values in tried.items() if len(values) < 2} == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "identity"),
+    [
+        ({"ffn_multiplier": 1}, True),
+        ({"ffn_multiplier": 1, "up": "mlp"}, True),
+        ({"ffn_multiplier": 1, "residual_gate": "tanh", "init": "torch_default"}, True),
+        ({"init": "torch_default"}, False),
+    ],
+)
+def test_what_it_adds_at_its_initial_values(options, identity: bool):
+    config = tiny_config(interlude=tiny_interlude(**options))
+    batch, hidden, levels = inputs(config)
+
+    @jax.jit
+    def fresh():
+        return run(Block(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0)), hidden, levels, batch)
+
+    assert (np.asarray(fresh()) == hidden).all() == identity
