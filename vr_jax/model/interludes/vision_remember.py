@@ -202,7 +202,19 @@ class Block(nnx.Module):
             backend=self.backend,
         )
         update = jnp.where((groups > 0)[..., None], attn.out(merge_heads(attended)), 0)
-        return x + (update * _gate(self.gate_self, x) if config.residual_gate == "tanh" else update)
+        return x + self._gated("gate_self", update)
+
+    def feed_forward(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
+        """The optional third sub-layer, on vision tokens."""
+        if not self.config.ffn_multiplier:
+            return x
+        update = self.ffn2(jax.nn.gelu(self.ffn1(self.ln_ffn(x)), approximate=False))
+        return x + self._gated("gate_ffn", jnp.where(vision.is_vision[..., None], update, 0))
+
+    def _gated(self, gate: str, update: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        if self.config.residual_gate == "none":
+            return update
+        return update * jnp.tanh(getattr(self, gate)[...]).astype(update.dtype)
 
     def _guide(
         self, hidden: Float[Array, "B N D"], vision: VisionContext
