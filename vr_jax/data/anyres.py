@@ -124,10 +124,10 @@ def _bilinear(
 
 
 def _source_index(size: int, out: int) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " out"]]:
-    """torch's area_pixel_compute_source_index, in float32 as there."""
+    """torch's area_pixel_compute_source_index: a float32 scale, then one rounding (a fused multiply-add)."""
     scale = np.float32(size) / np.float32(out)
-    half = np.float32(0.5)
-    position = np.maximum(scale * (np.arange(out, dtype=np.float32) + half) - half, np.float32(0))
+    centre = np.float64(scale) * (np.arange(out) + 0.5) - 0.5
+    position = np.maximum(centre, 0).astype(np.float32)
     low = np.minimum(position.astype(np.int64), size - 1)
     return low, np.minimum(low + 1, size - 1), np.clip(position - low.astype(np.float32), 0, 1)
 

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from tests.data.conftest import chat, png, tiny_config
+from vr_jax.data.collate import collate
+from vr_jax.data.processor import Processor
+from vr_jax.data.types import Skip
+from vr_jax.model.batch import NO_CELL, BatchShape
+from vr_jax.model.config import ImageConfig
+
+SHAPE = BatchShape(rows=3, tokens=400, tiles=12, tile_size=32)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    processor = Processor(tokenizer, tiny_config())
+    return [
+        processor.example(chat("<image>\nWhat?", "A", images=(png(70, 30),), name="one")),
+        processor.example(chat("Hi", "Hello", name="text")),
+        processor.example(chat("<image><image>", "B", images=(png(), png(seed=1)), name="two")),
+    ]
+
+
+def test_each_example_is_found_again_in_its_row(examples):
+    """Cutting a row at its segments and counting cells and pictures from the segment's start gives each back."""
+    rows = [[examples[1], examples[0], examples[2]], [examples[2]]]
+    host = collate(rows, SHAPE)
+    batch = host.batch
+    assert host.record_ids == (("text", "one", "two"), ("two",), ())
+    for r, row in enumerate(rows):
+        for segment, example in enumerate(row, start=1):
+            here = batch.segment_ids[r] == segment
+            np.testing.assert_array_equal(batch.positions[r, here], np.arange(len(example.tokens)))
+            for name in ("tokens", "loss_mask", "guide_mask"):
+                np.testing.assert_array_equal(getattr(batch, name)[r, here], getattr(example, name))
+            tiles = np.flatnonzero(batch.tile_segment[r] == segment)
+            cell = batch.vision_cell[r, here]
+            first = tiles[0] if len(tiles) else 0
+            np.testing.assert_array_equal(np.where(cell >= 0, cell - 4 * first, cell), example.vision_cell)
+            np.testing.assert_array_equal(batch.tile_pixels[r, tiles], example.tile_pixels)
+    np.testing.assert_array_equal(batch.tile_image[0, :6], [1, 1, 1, 1, 2, 3][: len(batch.tile_image[0, :6])])
+    assert batch.tile_image[0].max() == 3  # pictures are numbered through the row
+
+
+def test_empty_slots(examples):
+    batch = collate([[examples[0]]], SHAPE).batch
+    n, t = len(examples[0].tokens), len(examples[0].tile_pixels)
+    assert not batch.segment_ids[0, n:].any()
+    assert not batch.segment_ids[1:].any()
+    assert not batch.loss_mask[:, n:].any()
+    assert np.all(batch.vision_cell[0, n:] == NO_CELL)
+    assert np.all(batch.vision_cell[1:] == NO_CELL)
+    assert not batch.tile_segment[0, t:].any()
+    assert not batch.tile_pixels[0, t:].any()
+    assert batch.vision_cells is None
+    assert batch.tokens.shape == (3, 400)
+    assert batch.tile_pixels.shape == (3, 12, 32, 32, 3)
+    assert batch.tile_pixels.dtype == np.uint8
+    for name in ("tokens", "positions", "segment_ids", "vision_cell", "tile_segment", "tile_image"):
+        assert getattr(batch, name).dtype == np.int32, name
+
+
+def test_left_padding_right_aligns(examples):
+    batch = collate([[examples[0]], [examples[2]]], SHAPE, pad_side="left").batch
+    for row, example in enumerate((examples[0], examples[2])):
+        n = len(example.tokens)
+        np.testing.assert_array_equal(batch.tokens[row, -n:], example.tokens)
+        np.testing.assert_array_equal(batch.positions[row, -n:], np.arange(n))
+        assert not batch.segment_ids[row, :-n].any()
+        assert np.all(batch.tile_segment[row, : len(example.tile_pixels)] == 1)  # tiles stay on the left
+
+
+def test_weighted_cells_move_with_their_tiles(tokenizer, examples):
+    grids = tuple((w, h) for w in range(1, 4) for h in range(1, 4))
+    image = ImageConfig(tile_size=32, aspect_ratio="anyres_max", grids=grids, max_tiles=2)
+    processor = Processor(tokenizer, tiny_config(image=image, text_pool=None))
+    shape = BatchShape(rows=1, tokens=400, tiles=24, tile_size=32)
+    example = processor.example(chat("<image>", "A", images=(png(90, 90),)))
+    batch = collate([[example, example]], shape).batch
+    n, t = len(example.tokens), len(example.tile_pixels)
+    real = example.vision_cell >= 0
+    np.testing.assert_array_equal(batch.vision_cells[0, :n], example.vision_cells)
+    np.testing.assert_array_equal(batch.vision_cells[0, n : 2 * n][real], example.vision_cells[real] + 4 * t)
+    np.testing.assert_array_equal(batch.vision_weights[0, n : 2 * n], example.vision_weights)
+    np.testing.assert_array_equal(batch.vision_cell[0, n : 2 * n][real], batch.vision_cells[0, n : 2 * n, 0][real])
+    # Examples without weights in such a batch get weight one on their own cell.
+    plain = collate([[examples[1], examples[0]]], SHAPE, weighted_cells=True).batch
+    vision = plain.vision_cell >= 0
+    np.testing.assert_array_equal(plain.vision_cells[vision][:, 0], plain.vision_cell[vision])
+    np.testing.assert_array_equal(plain.vision_weights, vision[..., None] * [[[1, 0, 0, 0]]])
+
+
+def test_skips_ride_along(examples):
+    skip = Skip("x", "broken_image", "cut off")
+    assert collate([[examples[1]]], SHAPE, skipped=[skip]).skipped == (skip,)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "message"),
+    [
+        (4, SHAPE, "4 rows for a batch of 3"),
+        (
+            1,
+            BatchShape(rows=1, tokens=20, tiles=9, tile_size=32),
+            r"row 0 \(one\): \d+ tokens and 4 tiles, it holds 20",
+        ),
+        (1, BatchShape(rows=1, tokens=400, tiles=2, tile_size=32), "4 tiles, it holds 400 and 2"),
+        (1, BatchShape(rows=1, tokens=400, tiles=9, tile_size=64), "one: tiles of 32 pixels, the batch has 64"),
+    ],
+)
+def test_what_does_not_fit_is_named(examples, rows, shape, message):
+    with pytest.raises(ValueError, match=message):
+        collate([[examples[0]]] * rows, shape)
+
+
+def test_pad_side_is_checked(examples):
+    with pytest.raises(ValueError, match="pad_side = 'middle'"):
+        collate([[examples[0]]], SHAPE, pad_side="middle")

@@ -1,0 +1,164 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Role
+from vr_jax.data.skips import SkipRecord
+from vr_jax.data.types import Turn
+
+TURNS = (
+    Turn("user", "<image>\nWhat is this?\nOne word."),
+    Turn("assistant", "A\ncar"),
+    Turn("user", "And now?"),
+    Turn("assistant", "Gone."),
+)
+
+
+def encode(tokenizer, turns=TURNS, *, template="qwen_1_5", quirk=True, pool="first_turn", has_image=True, prompt=False):
+    encoder = ChatEncoder(tokenizer, template, quirk, pool)
+    return (encoder.prompt if prompt else encoder.sample)(turns, has_image=has_image)
+
+
+def text_of(tokenizer, found, mask):
+    return tokenizer.decode(found.tokens[mask])
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        ("none", ""),
+        ("first_turn", "What is this?\nOne word."),
+        ("all_human", "What is this?\nOne word.And now?"),
+        ("all", "What is this?\nOne word.A\ncarAnd now?Gone."),
+    ],
+)
+def test_guide_text(tokenizer, pool, expected):
+    found = encode(tokenizer, pool=pool)
+    assert text_of(tokenizer, found, found.guide_mask) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("<image>\nWhat?", "What?"),
+        ("<image>\n\n  What?\n", "What?\n"),
+        ("What?\n<image>", "What?"),  # moved to the front in training
+        ("<image>", ""),
+        ("<image>\n<image>\nBoth?", "Both?"),
+        ("First <image> then <image>. Same?", "then . Same?"),
+        ("<image>\nWhat is <|im_end|> here?", "What is  here?"),
+    ],
+)
+def test_guide_holds_the_question_behind_the_picture(tokenizer, question, expected):
+    found = encode(tokenizer, (Turn("user", question), Turn("assistant", "Yes")))
+    assert text_of(tokenizer, found, found.guide_mask) == expected
+
+
+def test_guide_without_pictures_is_the_first_question(tokenizer):
+    found = encode(tokenizer, (Turn("user", "Hi there"), Turn("assistant", "Yes")), has_image=False)
+    assert text_of(tokenizer, found, found.guide_mask) == "Hi there"
+
+
+def test_guide_is_the_same_in_training_and_when_asked(tokenizer):
+    trained = encode(tokenizer, TURNS[:2])
+    asked = encode(tokenizer, TURNS[:2], prompt=True)
+    n = len(asked.tokens)
+    np.testing.assert_array_equal(trained.tokens[:n], asked.tokens)
+    np.testing.assert_array_equal(trained.guide_mask[:n], asked.guide_mask)
+    assert not trained.guide_mask[n:].any()
+    assert not asked.loss_mask.any()
+
+
+def test_guide_never_sees_answers_or_later_turns(tokenizer):
+    found = encode(tokenizer)
+    assert set(found.turns[found.guide_mask]) == {0}
+    assert set(found.roles[found.guide_mask]) == {Role.USER}
+
+
+def test_roles_and_turns(tokenizer):
+    found = encode(tokenizer)
+    assert sorted({(int(t), int(r)) for t, r in zip(found.turns, found.roles, strict=True)}) == [
+        (-1, Role.SYSTEM),
+        (0, Role.USER),
+        (1, Role.ASSISTANT),
+        (2, Role.USER),
+        (3, Role.ASSISTANT),
+    ]
+    assert text_of(tokenizer, found, found.turns == 3) == "<|im_start|>assistant\nGone.<|im_end|>\n"
+
+
+def test_targets_with_and_without_the_quirk(tokenizer):
+    strict = encode(tokenizer, quirk=False)
+    assert text_of(tokenizer, strict, strict.loss_mask) == "A\ncar<|im_end|>Gone.<|im_end|>"
+    quirk = encode(tokenizer)
+    newline, start, end = tokenizer.convert_tokens_to_ids(["Ċ", "<|im_start|>", "<|im_end|>"])
+    expected = (quirk.roles == Role.ASSISTANT) | np.isin(quirk.tokens, [newline, start, end])
+    np.testing.assert_array_equal(quirk.loss_mask, expected)
+
+
+def test_plain_has_no_guide_text_unless_it_leaks(tokenizer):
+    turns = (Turn("user", "Describe it.\n<image>"), Turn("assistant", "A car."))
+    for pool, expected in [("first_turn", ""), ("all_human", ""), ("all", "A car.")]:
+        found = encode(tokenizer, turns, template="plain", pool=pool)
+        assert text_of(tokenizer, found, found.guide_mask) == expected
+    assert found.tokens[0] == IMAGE_TOKEN
+    assert text_of(tokenizer, found, found.loss_mask) == "A car.\n"
+    asked = encode(tokenizer, turns, template="plain", prompt=True)
+    np.testing.assert_array_equal(asked.tokens, [IMAGE_TOKEN])
+
+
+def test_a_system_turn_replaces_the_default(tokenizer):
+    found = encode(tokenizer, (Turn("system", "Be brief."), *TURNS))
+    assert tokenizer.decode(found.tokens[found.roles == Role.SYSTEM]) == "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert text_of(tokenizer, found, found.guide_mask) == "What is this?\nOne word."
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ((), "empty_conversation"),
+        ((Turn("assistant", "A"),), "empty_conversation"),
+        ((Turn("user", "Q"),), "no_answer"),
+        ((Turn("tool", "Q"), Turn("assistant", "A")), "unknown_role"),
+        ((Turn("user", None), Turn("assistant", "A")), "malformed_record"),
+        ((Turn("user", "\ud800"), Turn("assistant", "A")), "malformed_record"),
+    ],
+)
+def test_unusable_conversations(tokenizer, turns, reason):
+    with pytest.raises(SkipRecord) as caught:
+        encode(tokenizer, turns, has_image=False)
+    assert caught.value.reason == reason
+    assert pickle.loads(pickle.dumps(caught.value)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("turns", "has_image"),
+    [(TURNS, True), (TURNS[:2], False), ((Turn("user", "no picture"), Turn("assistant", "A")), True)],
+)
+def test_plain_rejects_what_is_no_caption(tokenizer, turns, has_image):
+    with pytest.raises(SkipRecord) as caught:
+        encode(tokenizer, turns, template="plain", has_image=has_image)
+    assert caught.value.reason == "wrong_template"
+
+
+def test_another_users_padding_does_not_stick(tokenizer):
+    expected = encode(tokenizer).tokens
+    tokenizer(["a", "some longer text"], padding=True, truncation=True, max_length=4)
+    np.testing.assert_array_equal(encode(tokenizer).tokens, expected)
+
+
+def test_tokenizers_that_cannot_write_chatml():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = {symbol: k for k, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bare = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with pytest.raises(ValueError, match="no pad token"):
+        ChatEncoder(PreTrainedTokenizerFast(tokenizer_object=bare), "plain", True, "none")
+    padded = PreTrainedTokenizerFast(tokenizer_object=bare, pad_token="a")
+    with pytest.raises(ValueError, match=r"<\|im_start\|>.* as 12 tokens"):
+        ChatEncoder(padded, "qwen_1_5", True, "none")
+    with pytest.raises(ValueError, match="unknown template 'vicuna'"):
+        ChatEncoder(padded, "vicuna", True, "none")

@@ -1,0 +1,229 @@
+import dataclasses
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import GRIDS, chat, png, tiny_config
+from vr_jax.data import anyres
+from vr_jax.data.processor import Processor
+from vr_jax.data.skips import REASONS, SkipRecord
+from vr_jax.data.types import Conversation, Turn
+from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
+from vr_jax.model.config import ConfigError, ImageConfig
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return Processor(tokenizer, tiny_config())
+
+
+def decode(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
+
+
+def test_one_picture(processor, tokenizer):
+    picture = png(70, 30)
+    example = processor.example(chat("<image>\nWhat?", "A car", images=(picture,)))
+    expected = anyres.layout((70, 30), 2, processor.config.image)
+    vision = example.vision_cell != NO_CELL
+    np.testing.assert_array_equal(example.vision_cell[vision], expected.cell)
+    np.testing.assert_array_equal(example.tokens[vision], tokenizer.pad_token_id)
+    assert np.all(np.diff(np.flatnonzero(vision)) == 1)
+    text = tokenizer.decode(example.tokens[~vision])
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n\nWhat?<|im_end|>\n"
+        "<|im_start|>assistant\nA car<|im_end|>\n"
+    )
+    assert not np.any(example.loss_mask & vision)
+    assert not np.any(example.guide_mask & vision)
+    assert tokenizer.decode(example.tokens[example.guide_mask]) == "What?"
+    np.testing.assert_array_equal(example.tile_pixels, anyres.tiles(decode(picture), processor.config.image))
+    np.testing.assert_array_equal(example.tile_image, [1] * expected.tiles)
+    assert example.cells_per_tile == 4
+    assert example.vision_cells is None
+    kinds = {"tokens": "i4", "vision_cell": "i4", "tile_image": "i4", "loss_mask": "?", "tile_pixels": "u1"}
+    assert {name: getattr(example, name).dtype for name in kinds} == {k: np.dtype(v) for k, v in kinds.items()}
+
+
+def test_several_pictures_get_one_padded_tile_each(processor):
+    first, second = png(70, 30), png(20, 50, seed=1)
+    example = processor.example(chat("<image> or <image>?", "A", images=(first, second)))
+    cells = example.vision_cell[example.vision_cell != NO_CELL]
+    np.testing.assert_array_equal(cells, [0, 1, 2, 3, NEWLINE, 4, 5, 6, 7, NEWLINE])
+    np.testing.assert_array_equal(example.tile_image, [1, 2])
+    square = Image.new("RGB", (70, 70), (127, 127, 127))
+    square.paste(decode(first), (0, 20))
+    np.testing.assert_array_equal(example.tile_pixels[0], np.asarray(square.resize((32, 32))))
+
+
+def test_text_only(processor):
+    example = processor.example(chat("Hi", "Hello"))
+    assert example.tile_pixels.shape == (0, 32, 32, 3)
+    assert example.tile_image.shape == (0,)
+    assert np.all(example.vision_cell == NO_CELL)
+
+
+def test_several_turns_with_pictures_in_two_of_them(processor):
+    conversation = chat("<image>\nA?", "a", "Now <image> B?", "b", images=(png(), png(seed=1)))
+    example = processor.example(conversation)
+    assert example.tile_image.tolist() == [1, 2]
+    runs = np.flatnonzero(np.diff(np.flatnonzero(example.vision_cell != NO_CELL)) > 1)
+    assert len(runs) == 1
+
+
+def test_bilinear_branch_carries_four_cells_per_token(tokenizer):
+    grids = tuple((w, h) for w in range(1, 4) for h in range(1, 4))
+    image = ImageConfig(tile_size=32, aspect_ratio="anyres_max", grids=grids, max_tiles=2)
+    processor = Processor(tokenizer, tiny_config(image=image, text_pool=None))
+    example = processor.example(chat("<image>\nWhat?", "A", images=(png(90, 90),)))
+    expected = anyres.layout((90, 90), 2, image)
+    vision = example.vision_cell != NO_CELL
+    np.testing.assert_array_equal(example.vision_cells[vision], expected.cells)
+    np.testing.assert_array_equal(example.vision_weights[vision], expected.weights)
+    real = example.vision_cell >= 0
+    np.testing.assert_allclose(example.vision_weights.sum(axis=1), real, atol=1e-6)
+    # Several pictures: tokens of one cell each, the second picture's cells behind the first's.
+    both = processor.example(chat("<image><image>", "A", images=(png(), png())))
+    real = both.vision_cell >= 0
+    np.testing.assert_array_equal(both.vision_cells[real], np.repeat(np.arange(8)[:, None], 4, axis=1))
+    np.testing.assert_array_equal(both.vision_weights, real[:, None] * [[1, 0, 0, 0]])
+
+
+def test_prompt_ends_with_the_assistant_header(processor, tokenizer):
+    conversation = chat("<image>\nWhat?", "A car", images=(png(),))
+    asked = processor.prompt(conversation)
+    assert tokenizer.decode(asked.tokens[asked.vision_cell == NO_CELL]).endswith(
+        "What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert not asked.loss_mask.any()
+    trained = processor.example(conversation)
+    n = len(asked.tokens)
+    for name in ("tokens", "vision_cell", "guide_mask"):
+        np.testing.assert_array_equal(getattr(trained, name)[:n], getattr(asked, name))
+
+
+def test_pictures_of_other_modes_and_formats(processor):
+    for mode in ("L", "RGBA", "RGB"):
+        encoded = png(40, 30, mode=mode)
+        example = processor.example(chat("<image>", "A", images=(encoded,)))
+        np.testing.assert_array_equal(example.tile_pixels, anyres.tiles(decode(encoded), processor.config.image))
+    palette = io.BytesIO()
+    decode(png()).convert("P").save(palette, "GIF")
+    assert len(processor.example(chat("<image>", "A", images=(palette.getvalue(),))).tile_pixels) > 1
+
+
+def bomb() -> bytes:
+    """A PNG that claims 30000 x 30000 pixels in a few bytes."""
+    encoded = bytearray(png(10, 10))
+    encoded[16:24] = (30000).to_bytes(4, "big") * 2
+    import zlib
+
+    encoded[29:33] = zlib.crc32(bytes(encoded[12:29])).to_bytes(4, "big")
+    return bytes(encoded)
+
+
+UNUSABLE = {
+    "no placeholder": (chat("What?", "A", images=(png(),)), "image_count"),
+    "two placeholders": (chat("<image><image>", "A", images=(png(),)), "image_count"),
+    "no picture": (chat("<image>\nWhat?", "A"), "image_count"),
+    "placeholder in the answer": (chat("<image>", "A <image>", images=(png(),)), "image_count"),
+    "not a picture": (chat("<image>", "A", images=(b"hello",)), "broken_image"),
+    "empty file": (chat("<image>", "A", images=(b"",)), "broken_image"),
+    "cut off": (chat("<image>", "A", images=(png(60, 60)[:-4000],)), "broken_image"),
+    "postscript": (
+        chat("<image>", "A", images=(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",)),
+        "broken_image",
+    ),
+    "a bomb": (chat("<image>", "A", images=(bomb(),)), "image_too_large"),
+    "a number": (chat("<image>", "A", images=(3,)), "malformed_record"),
+    "unknown role": (Conversation("x", (Turn("tool", "Q"), Turn("assistant", "A"))), "unknown_role"),
+    "no turns": (Conversation("x", ()), "empty_conversation"),
+    "too long": (chat("Q " * 300, "A"), "too_long"),
+    "too long with its picture": (chat("<image>" + "Q" * 190, "A", images=(png(90, 30),)), "too_long"),
+    "too many tiles": (chat("<image>" * 6, "A", images=(png(),) * 6), "too_many_tiles"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_samples(processor, name):
+    conversation, reason = UNUSABLE[name]
+    limited = processor.limited_to(BatchShape(rows=1, tokens=220, tiles=5, tile_size=32))
+    with pytest.raises(SkipRecord) as caught:
+        limited.example(conversation)
+    assert caught.value.reason == reason
+    assert reason in REASONS
+    assert "\n" not in caught.value.as_skip("x").detail
+
+
+def test_unusable_files(processor, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # opening it for reading would wait for ever
+    (tmp_path / "folder.png").mkdir()
+    for name in ("absent.png", "folder.png", "pipe.png"):
+        with pytest.raises(SkipRecord) as caught:
+            processor.example(chat("<image>", "A", images=(tmp_path / name,)))
+        assert caught.value.reason == "missing_image"
+        assert name in caught.value.detail
+
+
+@pytest.mark.parametrize("position", range(33, 2000, 131))
+def test_damaged_files_are_skipped_not_fatal(processor, position):
+    for original in (png(60, 60), _jpeg()):
+        damaged = bytearray(original)
+        damaged[position : position + 40] = b"\xff" * 40
+        with pytest.raises(SkipRecord) if original[:4] == b"\x89PNG" else _either():
+            processor.example(chat("<image>", "A", images=(bytes(damaged),)))
+
+
+class _either:
+    """JPEG decoders forgive much: it may decode, or be skipped, and nothing else."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        return kind is None or issubclass(kind, SkipRecord)
+
+
+def _jpeg() -> bytes:
+    stream = io.BytesIO()
+    decode(png(60, 60)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def test_pixel_limit_is_configurable(processor):
+    small = dataclasses.replace(processor, max_pixels=100)
+    with pytest.raises(SkipRecord, match=r"10 x 11 pixels, allowed 100"):
+        small.example(chat("<image>", "A", images=(png(10, 11),)))
+    small.example(chat("<image>", "A", images=(png(10, 10),)))
+
+
+def test_literal_placeholders_on_request(processor, tokenizer):
+    literal = dataclasses.replace(processor, literal_placeholders=True)
+    example = literal.example(chat("The tag <image> in text", "A"))
+    assert "The tag <image> in text" in tokenizer.decode(example.tokens)
+
+
+def test_processors_travel_to_workers(processor):
+    """Without the Hugging Face tokenizer, which would import torch there."""
+    copy = pickle.loads(pickle.dumps(processor))
+    assert b"transformers" not in pickle.dumps(processor)
+    conversation = chat("<image>\nWhat?", "A", images=(png(),))
+    expected, found = processor.example(conversation), copy.example(conversation)
+    for field in dataclasses.fields(expected):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+
+
+def test_vocabulary_must_hold_the_tokenizer(tokenizer):
+    config = tiny_config()
+    small = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=100))
+    with pytest.raises(ConfigError, match=r"tokenizer has \d+ tokens, text.vocab_size is 100"):
+        Processor(tokenizer, small)
+
+
+def test_grids_of_the_test_model_are_used(processor):
+    seen = {anyres.select_grid(size, GRIDS, 32) for size in [(30, 30), (30, 64), (64, 30), (90, 30), (64, 64)]}
+    assert seen == {(1, 1), (1, 2), (2, 1), (3, 1), (2, 2)}
