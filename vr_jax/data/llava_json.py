@@ -82,8 +82,9 @@ def _list_spans(path: Path, text: str) -> list[tuple[int, int]]:
             if text[position : position + 1] != ",":
                 raise json.JSONDecodeError("expected ',' or ']' after a record", text, position)
             position = whitespace.match(text, position + 1).end()
-        if text[position + 1 :].strip():
-            raise json.JSONDecodeError("more text after the list", text, position + 1)
+        rest = whitespace.match(text, position + 1).end()
+        if rest < len(text):
+            raise json.JSONDecodeError("more text after the list", text, rest)
     except (json.JSONDecodeError, RecursionError) as error:
         line = text.count("\n", 0, getattr(error, "pos", position)) + 1
         raise SourceError(f"{path}, line {line} (record {len(spans)}): not JSON ({error})") from error
