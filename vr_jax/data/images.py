@@ -12,7 +12,7 @@ from PIL import Image
 from vr_jax.data.skips import SkipRecord
 
 # Formats with a decoder inside Pillow; others (EPS, for one) would start external programs on untrusted files.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # What Pillow's decoders raise for damaged files.
 DECODE_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, RuntimeError),
