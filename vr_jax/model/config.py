@@ -143,7 +143,9 @@ class VisionRememberConfig(Config):
     ffn_multiplier: int = 0  # 0: no feed-forward sub-layer
     self_scope: Literal["image", "tile"] = "image"
     newline_in_self: bool = False
-    text_pool: Literal["none", "first_turn", "all_human", "all"] = "first_turn"  # all leaks answers: tests only
+    # Text that the guide token pools. all leaks the answers: tests only. all_human leaks them too where a sample has
+    # several turns, as a later question has read the answers before it.
+    text_pool: Literal["none", "first_turn", "all_human", "all"] = "first_turn"
     self_positions: Literal["none", "rope"] = "none"
     shared_weights: bool = False
 

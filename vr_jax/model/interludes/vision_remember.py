@@ -220,12 +220,12 @@ class Block(nnx.Module):
         self, hidden: Float[Array, "B N D"], vision: VisionContext
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """The text-guided token of each group's sample: channel-wise maximum over its guide tokens, and whether there
-        is any. Zeros where not."""
+        is any. Zeros where not; T = 0 if no text is pooled at all."""
+        if self.config.text_pool == "none":
+            return hidden[:, :0], jnp.zeros((hidden.shape[0], 0), bool)
         segment = vision.group_segment(self.config.self_scope)
         pooled = vision.guide_mask[:, None, :] & (vision.segment_ids[:, None, :] == segment[..., None])
         pooled &= (segment > 0)[..., None]
-        if self.config.text_pool == "none":
-            pooled = jnp.zeros_like(pooled)
         exists = jnp.any(pooled, axis=-1)
         # argmax and gather instead of max: the gradient then needs (B, T, D) indices, not a (B, T, N, D) mask.
         masked = jnp.where(pooled[..., None], jax.lax.stop_gradient(hidden)[:, None], -jnp.inf)
