@@ -268,6 +268,13 @@ def _initialise(config: LlavaConfig, seed: int, targets: Mapping[str, jax.ShapeD
     return jax.jit(init, out_shardings={path: target.sharding for path, target in targets.items()})()
 
 
+def check_target(target: str | Path, *, overwrite: bool) -> None:
+    """Raises ModelDirectoryError if `target` exists and may not be replaced; an empty folder may."""
+    target = Path(target)
+    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
+        raise ModelDirectoryError(f"{target} exists; choose another, or overwrite it")
+
+
 @contextlib.contextmanager
 def complete_directory(target: str | Path, size: int, *, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling to fill, renamed to `target` only when the block succeeds and removed otherwise.
@@ -275,8 +282,7 @@ def complete_directory(target: str | Path, size: int, *, overwrite: bool) -> Ite
     size: bytes that will be written. Raises ModelDirectoryError if `target` exists (unless `overwrite`; an empty folder
     does not count) and OSError (ENOSPC) if the disk has too little room."""
     target = Path(target).absolute()
-    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
-        raise ModelDirectoryError(f"{target} exists; choose another, or overwrite it")
+    check_target(target, overwrite=overwrite)
     temporary = target.with_name(f".{target.name}.incomplete")
     first = jax.process_index() == 0
     if first:

@@ -1,0 +1,198 @@
+"""The foreign checkpoint formats: how each is recognised, what its tensors are called and which of them we ignore."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vr_jax.convert.errors import ConvertError
+from vr_jax.convert.tables import (
+    HEAD,
+    TEXT,
+    VISION,
+    VISION_REMEMBER,
+    Rule,
+    Table,
+    mlp_projector,
+    newline,
+    prefixed,
+)
+from vr_jax.convert.weights import Checkpoint, Tensor, read_json
+from vr_jax.model_directory import FORMAT
+
+# The sections of a LlavaConfig that own parameters, by the beginning of their merged paths (first match counts).
+SECTION_OF = (
+    ("vision.", "vision"),
+    ("projector.", "projector"),
+    ("image_newline", "projector"),
+    ("decoder.interludes.", "interlude"),
+    ("decoder.", "text"),
+)
+
+
+def section_of(path: str) -> str:
+    return next(section for prefix, section in SECTION_OF if path.startswith(prefix))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One foreign format.
+
+    tables: section -> rules, with the names that export writes. renames: other spellings (of other versions of
+    transformers or LLaVA) as (pattern, replacement), each applied in order. ignored: tensors that a LLaVA has no
+    place for, as (pattern, what they are)."""
+
+    name: str
+    classes: tuple[str, ...]  # `architectures` of config.json
+    model_types: tuple[str, ...]  # where `architectures` is absent
+    tables: Mapping[str, Table]
+    renames: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    def table(self, sections: Iterable[str]) -> Table:
+        return tuple(rule for section in sections for rule in self.tables.get(section, ()))
+
+
+_BUFFERS = (r".*\.(position_ids|rotary_emb\.inv_freq)", "buffers that are computed, not learned")
+_HEAD = (r"(.*\.)?vision_model\.head\..*", "SigLIP's pooling head, LLaVA takes hidden states")
+
+SIGLIP = Architecture(
+    name="SigLIP",
+    classes=("SiglipModel", "SiglipVisionModel"),
+    model_types=("siglip", "siglip_vision_model"),
+    tables={"vision": prefixed("vision_model.", VISION)},
+    renames=((r"^(embeddings|encoder|post_layernorm|head)\.", r"vision_model.\1."),),
+    ignored=(
+        _HEAD,
+        _BUFFERS,
+        (r"text_model\..*", "SigLIP's text tower"),
+        (r"logit_(scale|bias)", "SigLIP's contrastive loss"),
+    ),
+)
+QWEN2 = Architecture(
+    name="Qwen2",
+    classes=("Qwen2ForCausalLM",),
+    model_types=("qwen2",),
+    tables={"text": (*prefixed("model.", TEXT), *HEAD)},
+    ignored=(_BUFFERS,),
+)
+HF_LLAVA = Architecture(
+    name="LLaVA-OneVision / LLaVA-NeXT (Hugging Face layout)",
+    classes=("LlavaOnevisionForConditionalGeneration", "LlavaNextForConditionalGeneration"),
+    model_types=("llava_onevision", "llava_next"),
+    tables={
+        "vision": prefixed("vision_tower.vision_model.", VISION),
+        "text": (*prefixed("language_model.model.", TEXT), *prefixed("language_model.", HEAD)),
+        "projector": (
+            *mlp_projector("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
+            *newline("image_newline"),
+        ),
+    },
+    renames=(
+        # transformers 5 in memory: one `model.` around everything but the head.
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+        (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
+        (r"^vision_tower\.(embeddings|encoder|post_layernorm|head)\.", r"vision_tower.vision_model.\1."),
+    ),
+    ignored=(_HEAD, _BUFFERS),
+)
+_TOWER = "model.vision_tower.vision_tower."
+LLAVA = Architecture(
+    name="LLaVA's own layout",
+    classes=("LlavaQwenForCausalLM",),
+    model_types=("llava_qwen",),
+    tables={
+        "vision": prefixed(f"{_TOWER}vision_model.", VISION),
+        "text": (*prefixed("model.", TEXT), *HEAD),
+        "projector": (
+            *mlp_projector("model.mm_projector.0", "model.mm_projector.2"),
+            *newline("model.image_newline"),
+        ),
+        "interlude": prefixed("model.vision_remember.", VISION_REMEMBER),
+    },
+    renames=(
+        (r"^mm_projector\.", "model.mm_projector."),
+        (
+            r"^model\.vision_tower\.vision_tower\.(embeddings|encoder|post_layernorm|head)\.",
+            rf"{_TOWER}vision_model.\1.",
+        ),
+    ),
+    ignored=(_HEAD, _BUFFERS),
+)
+ARCHITECTURES = (SIGLIP, QWEN2, HF_LLAVA, LLAVA)
+
+
+def recognise(values: Mapping[str, Any], file: Path) -> Architecture:
+    """By `architectures` (LLaVA's own checkpoints carry all kinds of model_type), else by `model_type`.
+
+    Raises ConvertError listing the known ones."""
+    classes = values.get("architectures") or []
+    for architecture in ARCHITECTURES:
+        if set(classes) & set(architecture.classes):
+            return architecture
+    if not classes:
+        for architecture in ARCHITECTURES:
+            if values.get("model_type") in architecture.model_types:
+                return architecture
+    if values.get("format") == FORMAT:
+        raise ConvertError(f"{file.parent} is a vr_jax model directory already")
+    known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
+    found = f"architecture {', '.join(map(str, classes))}" if classes else f"model_type {values.get('model_type')!r}"
+    raise ConvertError(f"{file}: {found} is not known; known architectures: {known}")
+
+
+class Source:
+    """A foreign checkpoint directory: its format, its config.json, and its tensors under the names of `tables`."""
+
+    def __init__(self, directory: Path):
+        if not directory.is_dir():
+            raise ConvertError(f"{directory} is not a directory")
+        self.file = directory / "config.json"
+        self.values = read_json(self.file)
+        self.architecture = recognise(self.values, self.file)
+        self.checkpoint = Checkpoint(directory)
+        self.originals: dict[str, str] = {}  # name in the tables -> name in the files
+        self.ignored: Counter[str] = Counter()  # what they are -> how many
+        for original in self.checkpoint.tensors:
+            name = original
+            for pattern, replacement in self.architecture.renames:
+                name = re.sub(pattern, replacement, name)
+            reason = next((why for pattern, why in self.architecture.ignored if re.fullmatch(pattern, name)), None)
+            if reason is not None:
+                self.ignored[reason] += 1
+            elif name in self.originals:
+                raise ConvertError(f"{directory} holds both {self.originals[name]} and {original}: the same parameter")
+            else:
+                self.originals[name] = original
+
+    @property
+    def directory(self) -> Path:
+        return self.checkpoint.directory
+
+    def tensor(self, name: str) -> Tensor:
+        return self.checkpoint.tensors[self.originals[name]]
+
+    def holds(self, section: str) -> bool:
+        """Whether any tensor of this section is there."""
+        patterns = [_pattern(rule) for rule in self.architecture.tables.get(section, ())]
+        return any(pattern.fullmatch(name) for pattern in patterns for name in self.originals)
+
+    def count_layers(self, section: str) -> int:
+        """How many layers of a stack are there: the largest `{n}` of its rules, plus one."""
+        found = [-1]
+        for rule in self.architecture.tables[section]:
+            for name in self.originals:
+                match = _pattern(rule).fullmatch(name)
+                if match and "n" in match.groupdict():
+                    found.append(int(match["n"]))
+        return max(found) + 1
+
+
+def _pattern(rule: Rule) -> re.Pattern[str]:
+    pattern = re.escape(rule.theirs).replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{i\}", r"\d+")
+    return re.compile(pattern)

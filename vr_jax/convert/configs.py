@@ -1,0 +1,327 @@
+"""config.json of the foreign formats to and from the sections of LlavaConfig.
+
+Only what our model computes is accepted: a field that would change the function and that we lack stops the import."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vr_jax.convert.errors import ConvertError
+from vr_jax.model.config import (
+    ImageConfig,
+    LlavaConfig,
+    ProjectorConfig,
+    Qwen2Config,
+    SiglipConfig,
+)
+
+IMAGE_TOKEN = 151646  # `<image>` of the llava-onevision-qwen2 tokenizers
+_MAX_POSITIONS = 32768  # of Qwen2's configs; ours has no such limit
+
+# our field -> transformers' field
+_SIGLIP_FIELDS = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "layer_norm_eps": "layer_norm_eps",
+}
+_QWEN2_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+# Fields with one meaning in our model; absent is the first value.
+_SIGLIP_FIXED = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
+_QWEN2_FIXED = {"hidden_act": ("silu",), "use_sliding_window": (False,), "quantization_config": (None,)}
+_HF_LLAVA_FIXED = {
+    "vision_feature_select_strategy": ("full",),  # "default" drops the first patch as if it were a CLS token
+    "projector_hidden_act": ("gelu",),
+    "multimodal_projector_bias": (True,),
+    "quantization_config": (None,),
+}
+_LLAVA_FIXED = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_resampler_type": (None,),
+    "mm_use_im_start_end": (False,),
+    "mm_patch_merge_type": ("flat", "spatial_unpad"),
+    "quantization_config": (None,),
+}
+# LLaVA's config.json names its tower and does not describe it.
+_TOWERS = {
+    **{
+        f"siglip-base-patch16-{size}": SiglipConfig(
+            hidden_size=768, intermediate_size=3072, num_layers=12, num_heads=12, image_size=size
+        )
+        for size in (224, 256, 384, 512)
+    },
+    **{f"siglip-large-patch16-{size}": SiglipConfig(image_size=size) for size in (256, 384)},
+    **{
+        f"siglip-so400m-patch14-{size}": SiglipConfig(
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_layers=27,
+            num_heads=16,
+            image_size=size,
+            patch_size=14,
+        )
+        for size in (224, 384)
+    },
+}
+
+
+def read_siglip(values: Mapping[str, Any], file: Path) -> SiglipConfig:
+    """`values`: a config.json of SiglipModel or SiglipVisionModel, or the vision_config of a LLaVA."""
+    from transformers import SiglipVisionConfig
+
+    values = values.get("vision_config", values)
+    _require(values, _SIGLIP_FIXED, file)
+    full = _with_defaults(SiglipVisionConfig, values, _SIGLIP_FIELDS.values(), file)
+    return SiglipConfig(**{ours: getattr(full, theirs) for ours, theirs in _SIGLIP_FIELDS.items()})
+
+
+def write_siglip(config: SiglipConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        **{theirs: getattr(config, ours) for ours, theirs in _SIGLIP_FIELDS.items()},
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_channels": 3,
+        "vision_use_head": False,
+    }
+
+
+def read_qwen2(values: Mapping[str, Any], file: Path) -> Qwen2Config:
+    """`values`: a config.json of Qwen2ForCausalLM or LLaVA's own, or the text_config of a LLaVA."""
+    from transformers import Qwen2Config as HfQwen2Config
+
+    _require(values, _QWEN2_FIXED, file)
+    names = (*_QWEN2_FIELDS.values(), "rope_theta", "rope_scaling", "rope_parameters")
+    full = _with_defaults(HfQwen2Config, values, names, file)
+    rope = full.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise ConvertError(f"{file}: rope type {rope['rope_type']!r} is not supported, expected 'default'")
+    config = Qwen2Config(
+        **{ours: getattr(full, theirs) for ours, theirs in _QWEN2_FIELDS.items()}, rope_theta=rope["rope_theta"]
+    )
+    if values.get("head_dim") not in (None, config.head_dim):
+        raise ConvertError(f"{file}: head_dim = {values['head_dim']}, expected hidden_size / heads = {config.head_dim}")
+    return config
+
+
+def write_qwen2(config: Qwen2Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **{theirs: getattr(config, ours) for ours, theirs in _QWEN2_FIELDS.items()},
+        "rope_theta": config.rope_theta,
+        "hidden_act": "silu",
+        "max_position_embeddings": _MAX_POSITIONS,
+        "use_sliding_window": False,
+        "use_cache": True,
+    }
+
+
+def read_hf_llava(values: Mapping[str, Any], file: Path) -> LlavaConfig:
+    """LlavaOnevisionForConditionalGeneration and LlavaNextForConditionalGeneration, SigLIP and Qwen2 inside."""
+    from transformers import LlavaNextConfig, LlavaOnevisionConfig
+
+    onevision = values.get("model_type") == "llava_onevision"
+    for section, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
+        default = expected if onevision else "absent"
+        found = values.get(section, {}).get("model_type", default)
+        if found != expected:
+            raise ConvertError(f"{file}: {section}.model_type is {found!r}, expected {expected!r}")
+    config_class = LlavaOnevisionConfig if onevision else LlavaNextConfig
+    names = (
+        *("vision_config", "text_config", "vision_feature_layer", "image_grid_pinpoints", "tie_word_embeddings"),
+        *("vision_aspect_ratio", *_HF_LLAVA_FIXED),
+    )
+    full = _with_defaults(config_class, values, names, file)
+    _require({name: getattr(full, name, None) for name in _HF_LLAVA_FIXED}, _HF_LLAVA_FIXED, file)
+    vision = read_siglip(full.vision_config.to_dict(), file)
+    text = dict(full.text_config.to_dict())
+    # transformers 4 ties by the inner field, 5 by the outer one.
+    text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings")) or full.tie_word_embeddings
+    aspect = full.vision_aspect_ratio if onevision else "anyres"
+    pinpoints = [(width, height) for height, width in full.image_grid_pinpoints]
+    image = _image_config(aspect, pinpoints, vision.image_size, unpad=True, rounding="round7", file=file)
+    return LlavaConfig(
+        vision=vision,
+        text=read_qwen2(text, file),
+        projector=ProjectorConfig(name="mlp", stride=1),
+        image=image,
+        vision_feature_layer=_hidden_state(full.vision_feature_layer, vision.num_layers, file),
+    )
+
+
+def hf_llava_obstacle(config: LlavaConfig) -> str | None:
+    """Why transformers has no class for this model; None if it has."""
+    if config.interlude is not None:
+        return f"interlude {config.interlude.name!r}"
+    if config.projector.name != "mlp":
+        return f"projector {config.projector.name!r}"
+    if not (config.image.is_anyres and config.image.unpad):
+        return f"image.aspect_ratio {config.image.aspect_ratio!r} with unpad = {config.image.unpad}"
+    return None
+
+
+def write_hf_llava(config: LlavaConfig, image_token: int = IMAGE_TOKEN) -> dict[str, Any]:
+    onevision = config.image.aspect_ratio == "anyres_max"
+    tile = config.image.tile_size
+    name = "LlavaOnevision" if onevision else "LlavaNext"
+    text = write_qwen2(config.text)
+    return {
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": "llava_onevision" if onevision else "llava_next",
+        "vision_config": write_siglip(config.vision),
+        "text_config": text,
+        "tie_word_embeddings": config.text.tie_word_embeddings,
+        "image_token_index": image_token,
+        "image_grid_pinpoints": [[rows * tile, columns * tile] for columns, rows in config.image.grids],
+        "vision_feature_layer": config.vision_feature_layer - config.vision.num_layers - 1,
+        "vision_feature_select_strategy": "full",
+        "projector_hidden_act": "gelu",
+        **(
+            {"vision_aspect_ratio": f"anyres_max_{config.image.max_tiles}", "video_token_index": image_token + 1}
+            if onevision
+            else {"image_seq_length": config.cells_per_tile}
+        ),
+    }
+
+
+def read_llava(
+    values: Mapping[str, Any],
+    file: Path,
+    *,
+    own_layers: int,
+    vision: SiglipConfig | None,
+    text: Qwen2Config | None,
+) -> LlavaConfig:
+    """LLaVA's own config.json (LlavaQwenForCausalLM), or one of our exports.
+
+    own_layers: encoder blocks in the checkpoint itself, 0 for none. vision, text: of separately given parts."""
+    if "vr_jax" in values:
+        return LlavaConfig.from_dict(values["vr_jax"])
+    _require(values, _LLAVA_FIXED, file)
+    if vision is None:
+        vision = _tower(values, file)
+    depth = vision.num_layers
+    if own_layers:
+        vision = SiglipConfig(**{**vision.to_dict(), "num_layers": own_layers})
+    aspect = values.get("image_aspect_ratio") or "square"
+    unpad = values.get("mm_patch_merge_type") == "spatial_unpad"
+    pinpoints = _pinpoints(values.get("image_grid_pinpoints"), vision.image_size, file)
+    return LlavaConfig(
+        vision=vision,
+        text=text or read_qwen2(values, file),
+        projector=ProjectorConfig(name="mlp", stride=1),
+        image=_image_config(aspect, pinpoints, vision.image_size, unpad=unpad, rounding="truncate", file=file),
+        # LLaVA deletes the last block and takes the output of what is left (siglip_encoder.py).
+        vision_feature_layer=depth - 1,
+    )
+
+
+def write_llava(config: LlavaConfig) -> dict[str, Any]:
+    """LLaVA's fields for its own tools; `vr_jax` holds the whole config, and is what our import reads."""
+    image, tile = config.image, config.image.tile_size
+    tower = next((name for name, known in _TOWERS.items() if known == config.vision), "siglip")
+    return {
+        **write_qwen2(config.text),
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava_qwen",
+        "mm_vision_tower": f"google/{tower}",
+        "mm_hidden_size": config.vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": config.vision_feature_layer - config.vision.num_layers - 1,
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "spatial_unpad" if image.unpad else "flat",
+        "image_aspect_ratio": f"anyres_max_{image.max_tiles}"
+        if image.aspect_ratio == "anyres_max"
+        else image.aspect_ratio,
+        "image_grid_pinpoints": [[columns * tile, rows * tile] for columns, rows in image.grids],
+        "vr_jax": config.to_dict(),
+    }
+
+
+def _with_defaults(config_class: Any, values: Mapping[str, Any], names: Any, file: Path) -> Any:
+    """transformers' config object: fills in the defaults that a config.json leaves out."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return config_class(**{name: values[name] for name in names if name in values})
+    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ConvertError(f"{file} is no valid {config_class.__name__}: {reason}") from error
+
+
+def _require(values: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], file: Path) -> None:
+    for name, allowed in fixed.items():
+        found = values.get(name, allowed[0])
+        if found not in allowed:
+            expected = " or ".join(repr(value) for value in allowed)
+            raise ConvertError(f"{file}: {name} = {found!r} is not supported, expected {expected}")
+
+
+def _hidden_state(layer: Any, depth: int, file: Path) -> int:
+    if not isinstance(layer, int):
+        raise ConvertError(f"{file}: vision_feature_layer = {layer!r} is not supported, expected one layer")
+    return layer if layer >= 0 else depth + 1 + layer
+
+
+def _tower(values: Mapping[str, Any], file: Path) -> SiglipConfig:
+    name = str(values.get("mm_vision_tower", values.get("vision_tower")))
+    known = _TOWERS.get(name.rstrip("/").rsplit("/", 1)[-1])
+    if known is None:
+        raise ConvertError(
+            f"{file}: mm_vision_tower {name!r} is unknown, give its directory with --vision; "
+            f"known: {', '.join(_TOWERS)}"
+        )
+    return known
+
+
+def _pinpoints(value: Any, tile: int, file: Path) -> list[tuple[int, int]]:
+    """LLaVA's (width, height) in pixels: a list, its text, or a range of grids "(1x1),...,(6x6)"."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        corners = re.findall(r"\((\d+)x(\d+)\)", value)
+        if corners:
+            (left, top), (right, bottom) = ((int(a), int(b)) for a, b in (corners[0], corners[-1]))
+            return [(i * tile, j * tile) for i in range(left, right + 1) for j in range(top, bottom + 1)]
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ConvertError(f"{file}: image_grid_pinpoints {value!r} is not a list of sizes") from None
+    return [(int(width), int(height)) for width, height in value]
+
+
+def _image_config(
+    aspect: str, pinpoints: Sequence[tuple[int, int]], tile: int, *, unpad: bool, rounding: Any, file: Path
+) -> ImageConfig:
+    limit = re.fullmatch(r"anyres_max_(\d+)", aspect)
+    if limit is None and aspect not in ("square", "pad", "anyres"):
+        raise ConvertError(f"{file}: image aspect ratio {aspect!r}: expected square, pad, anyres or anyres_max_N")
+    odd = [size for size in pinpoints if size[0] % tile or size[1] % tile]
+    if odd:
+        raise ConvertError(f"{file}: image_grid_pinpoints {odd} are no multiples of the tile size {tile}")
+    anyres = aspect.startswith("anyres")
+    return ImageConfig(
+        tile_size=tile,
+        aspect_ratio="anyres_max" if limit else aspect,  # type: ignore[arg-type]
+        grids=tuple((width // tile, height // tile) for width, height in pinpoints) if anyres else (),
+        max_tiles=int(limit[1]) if limit else 9,
+        unpad=unpad,
+        unpad_rounding=rounding,
+    )

@@ -1,0 +1,210 @@
+"""Foreign checkpoint directories -> a vr_jax model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture, Source, section_of
+from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
+from vr_jax.convert.errors import ConvertError
+from vr_jax.convert.tables import Slot, slots
+from vr_jax.convert.weights import DTYPES
+from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, single_tile
+from vr_jax.model.layout import flatten_params, merge_stages
+from vr_jax.model.llava import Llava
+from vr_jax.model_directory import check_target, save_params
+
+Sections = dict[str, Any]
+
+
+def import_checkpoint(
+    source: Path | None,
+    target: Path,
+    *,
+    vision: Path | None = None,
+    text: Path | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Writes the model directory `target`, complete or not at all.
+
+    source: any known format. vision, text: a SigLIP and a Qwen2 directory, for what a LLaVA-layout `source` lacks, or
+    alone (the result then holds only these parts). dtype: of the stored parameters, "float32" or "bfloat16"; None
+    keeps each tensor's. Host memory: the result, plus the largest tensor (a pickle: the largest file), plus 0.4 GB
+    while Orbax writes. Raises ConvertError (with a list of every tensor that does not fit), ConfigError, OSError."""
+    check_target(target, overwrite=overwrite)
+    sources = _open(source, vision, text)
+    sections, providers = _sections(sources)
+    if "text" in sections:
+        _resolve_tie(sections, providers["text"], report)
+    shapes = abstract_params(sections)
+    if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
+        del shapes["image_newline"]  # LLaVA without unpad has none
+    plans = _plan(shapes, providers)
+    params = _allocate(shapes, plans, dtype)
+    for part, places in plans:
+        names = {part.originals[name]: slot for name, slot in places.items()}
+        for original, tensor in part.checkpoint.read(names):
+            names[original].place(tensor, params)
+    device = jax.local_devices(backend="cpu")[0]
+    # Aligned memory: the device arrays are the same buffers.
+    arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}
+    tokenizer = (providers.get("text") or next(iter(providers.values()))).directory
+    save_params(target, sections, arrays, tokenizer, overwrite=overwrite)
+    for part, _ in plans:
+        report(f"{part.directory}: {part.architecture.name}, {len(part.originals)} tensors imported")
+        for reason, count in part.ignored.items():
+            report(f"  ignored on purpose: {count} tensors ({reason})")
+    count, size = sum(a.size for a in arrays.values()), sum(a.nbytes for a in arrays.values())
+    owners = sorted({section_of(path) for path in arrays})
+    report(f"{target}: {count:,} parameters of {', '.join(owners)}; {size / 1e6:,.1f} MB")
+
+
+def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
+    """Merged path -> shape of every parameter that the sections (of a whole model or of parts) own."""
+    if "image" in sections:
+        config = LlavaConfig.from_dict(sections)
+    else:
+        encoder = SiglipConfig.from_dict(sections["vision"]) if "vision" in sections else SiglipConfig()
+        decoder = Qwen2Config.from_dict(sections["text"]) if "text" in sections else Qwen2Config()
+        config = LlavaConfig(
+            vision=encoder,
+            text=decoder,
+            projector=ProjectorConfig(name="mlp", stride=1),
+            image=single_tile(encoder.image_size),
+            vision_feature_layer=encoder.num_layers,
+        )
+    staged = flatten_params(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+    merged = jax.eval_shape(merge_stages, staged)
+    return {path: leaf for path, leaf in sorted(merged.items()) if sections.get(section_of(path)) is not None}
+
+
+def _open(source: Path | None, vision: Path | None, text: Path | None) -> dict[str, Source]:
+    """Role ("main", "vision", "text") -> source; raises ConvertError for a part of the wrong kind."""
+    paths = {"main": source, "vision": vision, "text": text}
+    sources = {role: Source(path) for role, path in paths.items() if path is not None}
+    if not sources:
+        raise ConvertError("nothing to import: give --from, or --vision and --text")
+    for role, expected in (("vision", SIGLIP), ("text", QWEN2)):
+        if role in sources and sources[role].architecture is not expected:
+            found = sources[role]
+            raise ConvertError(f"--{role} {found.directory} is {found.architecture.name}, expected {expected.name}")
+    main = sources.get("main")
+    if main is not None and len(sources) > 1 and main.architecture is not LLAVA:
+        raise ConvertError(
+            f"--from {main.directory} is {main.architecture.name}: --vision and --text only complete a directory "
+            "in LLaVA's own layout, or stand alone"
+        )
+    return sources
+
+
+def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source]]:
+    """The sections of the result, and for those with parameters the source that provides them."""
+    main = sources.get("main")
+    if main is None or main.architecture in (SIGLIP, QWEN2):
+        parts = dict(sources)
+        if main is not None:
+            parts = {"vision" if main.architecture is SIGLIP else "text": main}
+        read: dict[str, Callable] = {"vision": read_siglip, "text": read_qwen2}
+        return {role: read[role](part.values, part.file).to_dict() for role, part in parts.items()}, parts
+    providers = dict.fromkeys(main.architecture.tables, main)
+    if main.architecture is HF_LLAVA:
+        return read_hf_llava(main.values, main.file).to_dict(), providers
+    for role, what in (("vision", "SigLIP"), ("text", "Qwen2")):
+        if not main.holds(role):
+            if role not in sources:
+                raise ConvertError(f"{main.directory} holds no {what}; give that it was trained with: --{role} DIR")
+            providers[role] = sources[role]
+        elif role in sources and role == "text":
+            raise ConvertError(f"{main.directory} already holds a Qwen2; leave --text out")
+    # A tower that is in `main` but that its config.json does not describe is described by --vision.
+    config = read_llava(
+        main.values,
+        main.file,
+        own_layers=main.count_layers("vision"),
+        vision=read_siglip(sources["vision"].values, sources["vision"].file) if "vision" in sources else None,
+        text=read_qwen2(sources["text"].values, sources["text"].file) if "text" in sources else None,
+    )
+    return config.to_dict(), providers
+
+
+def _head_and_embedding(architecture: Architecture) -> tuple[str, str]:
+    names = {rule.ours[0]: rule.theirs for rule in architecture.tables["text"]}
+    return names["decoder.lm_head.kernel"], names["decoder.embed.embedding"]
+
+
+def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]) -> None:
+    """Many checkpoints with tied embeddings hold a copy of them as lm_head; where it is no copy, transformers does
+    not tie whatever the config says, and neither do we."""
+    head, embedding = _head_and_embedding(part.architecture)
+    if not sections["text"]["tie_word_embeddings"] or not {head, embedding} <= set(part.originals):
+        return
+    originals = [part.originals[head], part.originals[embedding]]
+    (_, first), (_, second) = part.checkpoint.read(dict.fromkeys(originals))
+    if np.array_equal(first, second):
+        del part.originals[head]
+        part.ignored["lm_head, a copy of the tied embedding"] += 1
+    else:
+        sections["text"]["tie_word_embeddings"] = False
+        report(f"{part.directory}: lm_head differs from the embedding, so they are not tied as config.json says")
+
+
+def _has_newline(part: Source) -> bool:
+    name = next(rule.theirs for rule in part.architecture.tables["projector"] if rule.ours == ("image_newline",))
+    return name in part.originals
+
+
+def _plan(shapes: Mapping[str, Any], providers: Mapping[str, Source]) -> list[tuple[Source, dict[str, Slot]]]:
+    """For each source, which of its tensors go where; raises ConvertError listing every one that does not fit."""
+    plans, problems = [], []
+    for part in dict.fromkeys(providers.values()):
+        mine = [section for section, provider in providers.items() if provider is part]
+        owned = {path: shape for path, shape in shapes.items() if section_of(path) in mine}
+        expected = slots(part.architecture.table(mine), owned)
+        for name, slot in expected.items():
+            if name not in part.originals:
+                problems.append(f"missing     {name}: expected {slot.shape}")
+                continue
+            tensor, original = part.tensor(name), part.originals[name]
+            if tensor.shape != slot.shape:
+                problems.append(f"mis-shaped  {original}: found {tensor.shape}, expected {slot.shape}")
+            if tensor.dtype not in DTYPES:
+                problems.append(f"mis-typed   {original}: found {tensor.dtype}, expected one of {', '.join(DTYPES)}")
+        problems += [
+            f"unexpected  {original}: found {part.tensor(name).shape} in {part.tensor(name).file.name}"
+            for name, original in part.originals.items()
+            if name not in expected
+        ]
+        plans.append((part, expected))
+    if problems:
+        where = ", ".join(str(part.directory) for part, _ in plans)
+        raise ConvertError("\n  ".join([f"{where}: {len(problems)} tensors do not fit config.json:", *problems]))
+    return plans
+
+
+def _allocate(
+    shapes: Mapping[str, Any], plans: list[tuple[Source, dict[str, Slot]]], dtype: str | None
+) -> dict[str, np.ndarray]:
+    stored: dict[str, Any] = {}
+    for part, places in plans:
+        for name, slot in places.items():
+            found = DTYPES[part.tensor(name).dtype]
+            for path in slot.paths:
+                stored[path] = jnp.promote_types(stored.get(path, found), found)
+    return {path: _aligned(leaf.shape, jnp.dtype(dtype or stored[path])) for path, leaf in shapes.items()}
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that jax can use as a CPU buffer without copying (64-byte boundary)."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,189 @@
+"""Which foreign tensor is which parameter of ours: data, used in both directions so that import and export agree.
+
+A foreign name holds `{n}`, the index on our leading (layer or level) axis, and `{i}`, a number in both names. Where a
+rule names several of our parameters, the foreign tensor holds them one after another along its first axis (torch's
+packed in-projections). Our paths are those of the merged layout (`model/layout.py`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vr_jax.convert.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How one foreign tensor (or its share of a packed one) becomes ours, and back."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _flatten_patch(kernel: np.ndarray) -> np.ndarray:
+    """(D, 3, p, p), a convolution of stride p, to (p*p*3, D): a patch's pixels flattened as (row, column, channel)."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
+
+
+def _unflatten_patch(kernel: np.ndarray) -> np.ndarray:
+    side = round((kernel.shape[0] / 3) ** 0.5)
+    return kernel.reshape(side, side, 3, kernel.shape[1]).transpose(3, 2, 0, 1)
+
+
+KEEP = Transform(lambda x: x, lambda x: x)
+TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)  # torch's kernels are (out, in)
+PATCH = Transform(_flatten_patch, _unflatten_patch)
+
+
+@dataclass(frozen=True)
+class Rule:
+    theirs: str
+    ours: tuple[str, ...]
+    transform: Transform = KEEP
+
+
+Table = tuple[Rule, ...]
+
+
+def _norm(theirs: str, ours: str, *, bias: bool = True) -> Table:
+    scale = Rule(f"{theirs}.weight", (f"{ours}.scale",))
+    return (scale, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (scale,)
+
+
+def _linear(theirs: str, ours: str, *, bias: bool = True) -> Table:
+    kernel = Rule(f"{theirs}.weight", (f"{ours}.kernel",), TRANSPOSE)
+    return (kernel, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (kernel,)
+
+
+def _packed_attention(theirs: str, ours: str) -> Table:
+    """torch.nn.MultiheadAttention."""
+    return (
+        Rule(f"{theirs}.in_proj_weight", tuple(f"{ours}.{x}.kernel" for x in "qkv"), TRANSPOSE),
+        Rule(f"{theirs}.in_proj_bias", tuple(f"{ours}.{x}.bias" for x in "qkv")),
+        *_linear(f"{theirs}.out_proj", f"{ours}.out"),
+    )
+
+
+def prefixed(prefix: str, table: Table) -> Table:
+    return tuple(replace(rule, theirs=prefix + rule.theirs) for rule in table)
+
+
+# transformers models/siglip/modeling_siglip.py, below `vision_model.`
+VISION: Table = (
+    Rule("embeddings.patch_embedding.weight", ("vision.patch_embed.kernel",), PATCH),
+    Rule("embeddings.patch_embedding.bias", ("vision.patch_embed.bias",)),
+    Rule("embeddings.position_embedding.weight", ("vision.position_embedding",)),
+    *_norm("encoder.layers.{n}.layer_norm1", "vision.layers.norm1"),
+    *_norm("encoder.layers.{n}.layer_norm2", "vision.layers.norm2"),
+    *_linear("encoder.layers.{n}.self_attn.q_proj", "vision.layers.attn.q"),
+    *_linear("encoder.layers.{n}.self_attn.k_proj", "vision.layers.attn.k"),
+    *_linear("encoder.layers.{n}.self_attn.v_proj", "vision.layers.attn.v"),
+    *_linear("encoder.layers.{n}.self_attn.out_proj", "vision.layers.attn.out"),
+    *_linear("encoder.layers.{n}.mlp.fc1", "vision.layers.mlp.fc1"),
+    *_linear("encoder.layers.{n}.mlp.fc2", "vision.layers.mlp.fc2"),
+    *_norm("post_layernorm", "vision.post_norm"),
+)
+
+# transformers models/qwen2/modeling_qwen2.py, below `model.`
+TEXT: Table = (
+    Rule("embed_tokens.weight", ("decoder.embed.embedding",)),
+    *_norm("layers.{n}.input_layernorm", "decoder.layers.input_norm", bias=False),
+    *_linear("layers.{n}.self_attn.q_proj", "decoder.layers.attn.q"),
+    *_linear("layers.{n}.self_attn.k_proj", "decoder.layers.attn.k"),
+    *_linear("layers.{n}.self_attn.v_proj", "decoder.layers.attn.v"),
+    *_linear("layers.{n}.self_attn.o_proj", "decoder.layers.attn.out", bias=False),
+    *_norm("layers.{n}.post_attention_layernorm", "decoder.layers.post_attention_norm", bias=False),
+    *_linear("layers.{n}.mlp.gate_proj", "decoder.layers.mlp.gate", bias=False),
+    *_linear("layers.{n}.mlp.up_proj", "decoder.layers.mlp.up", bias=False),
+    *_linear("layers.{n}.mlp.down_proj", "decoder.layers.mlp.down", bias=False),
+    *_norm("norm", "decoder.norm", bias=False),
+)
+HEAD: Table = _linear("lm_head", "decoder.lm_head", bias=False)
+
+
+def mlp_projector(first: str, second: str) -> Table:
+    return (*_linear(first, "projector.fc1"), *_linear(second, "projector.fc2"))
+
+
+def newline(theirs: str) -> Table:
+    return (Rule(theirs, ("image_newline",)),)
+
+
+_BLOCK = "decoder.interludes.{i}"
+# Names of the recorded reference (item vr_reference); up2, gates and ffn exist only in variants of it.
+VISION_REMEMBER: Table = (
+    *_norm("{i}.ln_q", f"{_BLOCK}.ln_q"),
+    *_norm("{i}.ln_f.{n}", f"{_BLOCK}.ln_f"),
+    *_linear("{i}.w_up", f"{_BLOCK}.up"),
+    *_linear("{i}.w_up2", f"{_BLOCK}.up2"),
+    *_packed_attention("{i}.cross_attn", f"{_BLOCK}.cross_attn"),
+    *_linear("{i}.w_dn", f"{_BLOCK}.down"),
+    *_norm("{i}.ln_s", f"{_BLOCK}.ln_s"),
+    *_packed_attention("{i}.self_attn", f"{_BLOCK}.self_attn"),
+    Rule("{i}.gate_cross", (f"{_BLOCK}.gate_cross",)),
+    Rule("{i}.gate_self", (f"{_BLOCK}.gate_self",)),
+    Rule("{i}.gate_ffn", (f"{_BLOCK}.gate_ffn",)),
+    *_norm("{i}.ln_ffn", f"{_BLOCK}.ln_ffn"),
+    *_linear("{i}.ffn.0", f"{_BLOCK}.ffn1"),
+    *_linear("{i}.ffn.2", f"{_BLOCK}.ffn2"),
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a foreign tensor lives among our parameters: the shares of `paths`, each at `index` of its leading axis."""
+
+    shape: tuple[int, ...]  # the foreign tensor's
+    paths: tuple[str, ...]
+    index: int | None
+    transform: Transform
+
+    def place(self, tensor: np.ndarray, params: Mapping[str, np.ndarray]) -> None:
+        """Writes a foreign tensor into our (preallocated) arrays."""
+        shares = np.split(tensor, len(self.paths)) if len(self.paths) > 1 else [tensor]
+        for path, share in zip(self.paths, shares, strict=True):
+            target = params[path] if self.index is None else params[path][self.index]
+            target[...] = self.transform.to_ours(share)
+
+    def take(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The foreign tensor, contiguous, from our arrays."""
+        shares = [params[path] if self.index is None else params[path][self.index] for path in self.paths]
+        shares = [self.transform.to_theirs(np.asarray(share)) for share in shares]
+        return np.ascontiguousarray(shares[0] if len(shares) == 1 else np.concatenate(shares)).reshape(self.shape)
+
+
+def slots(table: Table, params: Mapping[str, Any]) -> dict[str, Slot]:
+    """Foreign name -> slot, for our parameters (anything with a shape, by merged path).
+
+    Raises ConvertError for a parameter that no rule of the table covers."""
+    found: dict[str, Slot] = {}
+    covered: set[str] = set()
+    for rule in table:
+        pattern = re.compile(re.escape(rule.ours[0]).replace(r"\{i\}", r"(?P<i>\d+)"))
+        for path in params:
+            match = pattern.fullmatch(path)
+            if match is None:
+                continue
+            number = match.groupdict().get("i")
+            paths = tuple(ours.format(i=number) for ours in rule.ours)
+            covered.update(paths)
+            stacked = "{n}" in rule.theirs
+            for index in range(params[path].shape[0]) if stacked else [None]:
+                shape = _foreign_shape(rule, [params[p].shape[1 if stacked else 0 :] for p in paths])
+                name = rule.theirs.format(i=number, n=index)
+                found[name] = Slot(shape, paths, index, rule.transform)
+    missing = [path for path in params if path not in covered]
+    if missing:
+        raise ConvertError(f"this layout has no name for the parameters {missing} (vr_jax/convert/tables.py)")
+    return found
+
+
+def _foreign_shape(rule: Rule, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    shares = [rule.transform.to_theirs(np.broadcast_to(np.uint8(0), shape)).shape for shape in shapes]
+    if len(shares) == 1:
+        return shares[0]
+    return (sum(share[0] for share in shares), *shares[0][1:])
