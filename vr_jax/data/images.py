@@ -7,7 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vr_jax.data.skips import SkipRecord
 
@@ -62,10 +62,12 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SkipRecord("image_too_large", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise SkipRecord("broken_image", f"{name}: not a picture ({', '.join(FORMATS)})") from error
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise SkipRecord("missing_image", f"{name}: {error.strerror}") from error
-        raise SkipRecord("broken_image", f"{name}: not a readable picture ({error})") from error
+        raise SkipRecord("broken_image", f"{name}: {error}") from error
     width, height = image.size
     if max_pixels is not None and width * height > max_pixels:
         image.close()
