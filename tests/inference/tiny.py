@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from flax import nnx
@@ -15,6 +17,7 @@ from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.inference.buckets import Buckets
 from vr_jax.model.config import ImageConfig, LlavaConfig
 from vr_jax.model.llava import Llava
+from vr_jax.model_directory import save_model
 
 TOKENIZER = demo_tokenizer()
 BUCKETS = Buckets(tokens=(48, 112), tiles=(4,))
@@ -63,3 +66,11 @@ def conversations() -> dict[str, Conversation]:
 def prompts(config: LlavaConfig) -> dict[str, Example]:
     processor = Processor(TOKENIZER, config)
     return {name: processor.prompt(conversation) for name, conversation in conversations().items()}
+
+
+def save(directory: Path) -> Path:
+    """A model directory with the tokenizer, as training exports it."""
+    with tempfile.TemporaryDirectory() as folder:
+        TOKENIZER.save_pretrained(folder)
+        save_model(directory, model(config()), folder)
+    return directory

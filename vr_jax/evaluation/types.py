@@ -54,10 +54,19 @@ class ItemResult:
 class Benchmark(Protocol):
     """What the runner needs to know. An implementation is one file in `benchmarks/`, built for one profile."""
 
-    name: str
-    profile: Profile
-    max_new_tokens: int
-    headline: str  # the metric of `aggregate` that tables show, times 100
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def profile(self) -> Profile: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def headline(self) -> str:
+        """The metric of `aggregate` that tables show, times 100."""
+        ...
 
     def items(self, data: Path | None, split: str) -> list[Item]:
         """All items in the order of the data. Raises EvaluationError where there is no data of the expected layout."""

@@ -1,0 +1,133 @@
+"""What `eval.py` runs: a checkpoint on a benchmark, from flags and an optional recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vr_jax.evaluation.benchmarks import get_benchmark
+from vr_jax.evaluation.runner import Evaluation, evaluate
+from vr_jax.evaluation.types import EvaluationError
+from vr_jax.inference.generate import Generator
+from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference
+from vr_jax.model_directory import read_config
+from vr_jax.sharding import AXES, make_mesh
+
+_SMALL_FILE = 1 << 16  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What to evaluate, and how. Raises EvaluationError for a number that makes no sense."""
+
+    checkpoint: Path
+    benchmark: str
+    data: Path | None = None
+    output: Path | None = None  # default: <checkpoint>/eval; the run goes to <output>/<benchmark>
+    split: str = "test"
+    profile: str = "default"
+    limit: int | None = None  # only the first items
+    batch_size: int = 16
+    max_new_tokens: int | None = None  # default: the benchmark's
+    dtype: str | None = None
+    overwrite: bool = False
+    mesh: tuple[int, int, int] = (1, -1, 1)  # replica, fsdp, tensor
+
+    def __post_init__(self):
+        for name in ("limit", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EvaluationError(f"{name} = {value}: expected at least 1")
+
+
+def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
+    """Flags that are set (not None) win over the recipe's `eval` section, which wins over the defaults; the recipe's
+    `mesh` section gives the mesh. Raises EvaluationError for an unknown field of these sections."""
+    recipe = recipe or {}
+    values = dict(recipe.get("eval") or {})
+    mesh = dict(recipe.get("mesh") or {})
+    fields = {field.name for field in dataclasses.fields(EvalOptions)} - {"mesh"}
+    unknown = sorted(set(values) - fields)
+    if unknown:
+        raise EvaluationError(f"config.eval: unknown field(s) {unknown}; known: {sorted(fields)}")
+    values |= {name: value for name, value in flags.items() if value is not None}
+    for name in ("checkpoint", "data", "output"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    if mesh:
+        values["mesh"] = tuple(mesh.get(axis, default) for axis, default in zip(AXES, (1, -1, 1), strict=True))
+    missing = sorted({"checkpoint", "benchmark"} - set(values))
+    if missing:
+        raise EvaluationError("missing: " + ", ".join(f"--{name}" for name in missing))
+    return EvalOptions(**values)
+
+
+def run(options: EvalOptions) -> Evaluation:
+    """Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user."""
+    benchmark = get_benchmark(options.benchmark, options.profile)
+    read_config(options.checkpoint)  # a wrong checkpoint is reported before the data is read
+    items = benchmark.items(options.data, options.split)[: options.limit]
+    mesh = make_mesh(*options.mesh)
+    loaded = load_for_inference(options.checkpoint, mesh, dtype=options.dtype)
+    generator = Generator(loaded.model, loaded.tokenizer)
+    output = (options.output or options.checkpoint / "eval") / options.benchmark
+    with jax.set_mesh(mesh):
+        return evaluate(
+            generator,
+            loaded.processor,
+            benchmark,
+            items,
+            output,
+            settings={"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}},
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+            overwrite=options.overwrite,
+        )
+
+
+def fingerprint(directory: Path) -> str:
+    """Tells checkpoints apart without reading their arrays: names and sizes of the files, contents of the small ones
+    (Orbax names its data files anew at every save)."""
+    digest = hashlib.sha256()
+    files = [directory / "config.json", *sorted(p for p in (directory / "params").rglob("*") if p.is_file())]
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(directory)} {size}\n".encode())
+        if size <= _SMALL_FILE:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def report(summary: dict[str, Any]) -> str:
+    """The scores as a few lines of text."""
+    lines = [f"{summary['benchmark']} ({summary['profile']}): {summary['score']:.2f} on {summary['items']} items"]
+    lines += [f"  {name}: {value:.4f}" for name, value in summary["metrics"].items()]
+    if count := summary["unreadable"]["count"]:
+        lines.append(f"  {count} items could not be asked and count as wrong: {summary['unreadable']['by_reason']}")
+    throughput = summary["throughput"]
+    lines.append(
+        f"  {throughput['items']} items in {throughput['seconds']:.1f} s, {throughput['items_per_second']:.2f} items/s"
+    )
+    return "\n".join(lines)
+
+
+def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
+    """Runs and prints the scores; returns the exit status. Wrong input is one clear message on standard error."""
+    try:
+        options = options_of(flags, recipe)
+        summary = run(options).summary
+    except (EvaluationError, *LOADING_ERRORS, OSError) as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("eval.py: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    print(report(summary))
+    return 0

@@ -1,0 +1,245 @@
+"""Asks a model all items of a benchmark, in batches, over the mesh and over processes, and scores its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from vr_jax.data.processor import Processor
+from vr_jax.data.types import Example
+from vr_jax.evaluation import plan
+from vr_jax.evaluation.processes import all_gather
+from vr_jax.evaluation.run_directory import RunDirectory
+from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
+from vr_jax.inference.generate import Generator, Reply
+from vr_jax.sharding import batch_shards
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run: `results` in the order of the items (also those of an interrupted run before), `summary` is what
+    summary.json holds."""
+
+    results: list[ItemResult]
+    summary: dict[str, Any]
+
+
+def evaluate(
+    generator: Generator,
+    processor: Processor,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    output: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_batch: Callable[[Sequence[ItemResult]], None] | None = None,
+) -> Evaluation:
+    """Greedy answers to `items`, written to `output` as they come (see `run_directory`); an interrupted run continues,
+    and items that could not be read are tried again.
+
+    Under `jax.set_mesh(mesh)` batches are sharded over ('replica', 'fsdp'). With several processes all call this
+    together with the same arguments: each prepares its share of every batch, the first one writes.
+    settings: what else decides the answers (the checkpoint): a run with other settings is not continued.
+    batch_size: items per batch over all processes, rounded up to fill the mesh. on_batch: called after each batch
+    is on disk (on the first process).
+    Raises EvaluationError for no items, equal ids, a run directory that cannot be continued, or when not one item
+    can be asked."""
+    ids = [item.id for item in items]
+    if not items:
+        raise EvaluationError(f"{benchmark.name}: no items")
+    if repeated := [item_id for item_id, count in Counter(ids).items() if count > 1]:
+        raise EvaluationError(f"{benchmark.name}: item ids occur twice: {repeated[:5]}")
+    limit = max_new_tokens or benchmark.max_new_tokens
+    processor = dataclasses.replace(
+        processor, max_tokens=generator.buckets.max_tokens, max_tiles=generator.buckets.max_tiles
+    )
+    everything = {
+        "benchmark": benchmark.name,
+        "profile": benchmark.profile,
+        "items": {"count": len(items), "sha256": items_digest(benchmark, items)},
+        "max_new_tokens": limit,
+        "template": processor.template,
+        "model": generator.model.config.to_dict(),
+        **(settings or {}),
+    }
+    with _run_directory(output, everything, overwrite) as run:
+        # An item that could not be read is tried again: its file may have been repaired.
+        answered = [result.id for result in run.results.values() if result.error is None] if run else []
+        done = set(all_gather(answered)[0])
+        rows = _rows_per_process(batch_size)
+        todo = [number for number, item_id in enumerate(ids) if item_id not in done]
+        batches = plan.batches(_sizes(processor, benchmark, items, todo), generator.buckets, rows * jax.process_count())
+        clock = _Clock(answered=len(todo), new_tokens=0)
+        bar = tqdm(
+            total=len(items), initial=len(done), unit="item", desc=benchmark.name, disable=not (progress and run)
+        )
+        first = jax.process_index() * rows
+        mine = [batch[first : first + rows] for batch in batches]
+        workers = min(16, os.cpu_count() or 1)
+        with bar:
+            for batch, prepared in zip(
+                batches, plan.prepared(processor, benchmark, items, mine, workers=workers), strict=True
+            ):
+                replies = _replies(generator, prepared, rows, limit, clock)
+                own_problems = {number: text for number, text in prepared.items() if isinstance(text, str)}
+                problems = {int(number): text for one in all_gather(own_problems) for number, text in one.items()}
+                if run:
+                    results = [
+                        _result(benchmark, items[number], replies.get(number), problems.get(number)) for number in batch
+                    ]
+                    run.append(results)
+                    bar.update(len(batch))
+                    bar.set_postfix({benchmark.headline: f"{_mean(run.results.values()):.3f}"})
+                    if on_batch:
+                        on_batch(results)
+        payload = [result.to_dict() for result in run.results.values()] if run else []
+        found = {result["id"]: ItemResult.from_dict(result) for result in all_gather(payload)[0]}
+        results = [found[item_id] for item_id in ids]
+        summary = _summary(benchmark, items, results, clock, resumed=len(done), settings=everything)
+        if run:
+            run.write_summary(summary)
+    return Evaluation(results, summary)
+
+
+def items_digest(benchmark: Benchmark, items: Sequence[Item]) -> str:
+    """Tells sets of items apart by what is asked and expected."""
+    digest = hashlib.sha256()
+    for item in items:
+        prompt = "" if item.problem else benchmark.prompt(item)
+        digest.update(json.dumps([item.id, prompt, item.answers, item.category, len(item.images)]).encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class _Clock:
+    """Throughput of this session, without what an interrupted run before had done."""
+
+    answered: int
+    new_tokens: int
+    generating: float = 0.0  # seconds in the jitted calls, waiting for their results included
+    start: float = dataclasses.field(default_factory=time.perf_counter)
+
+
+@contextmanager
+def _run_directory(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[RunDirectory | None]:
+    """The run directory on the first process, None on the others; a refusal there stops all."""
+    if jax.process_index() > 0:
+        refusal = all_gather("")[0]
+        if refusal:
+            raise EvaluationError(refusal)
+        yield None
+        return
+    try:
+        run = RunDirectory(output, settings, overwrite=overwrite)
+    except (EvaluationError, OSError) as error:
+        all_gather(str(error))
+        raise
+    all_gather("")
+    with run:
+        yield run
+
+
+def _rows_per_process(batch_size: int) -> int:
+    if batch_size < 1:
+        raise EvaluationError(f"batch_size = {batch_size}: expected at least 1")
+    mesh = jax.sharding.get_mesh()
+    shards = 1 if mesh.empty else batch_shards(mesh)
+    processes = jax.process_count()
+    if shards % processes:
+        raise EvaluationError(
+            f"the mesh cuts a batch into {shards} pieces for {processes} processes: make replica * fsdp a multiple"
+        )
+    return -(-batch_size // shards) * shards // processes
+
+
+def _sizes(
+    processor: Processor, benchmark: Benchmark, items: Sequence[Item], todo: Sequence[int]
+) -> dict[int, tuple[int, int]]:
+    """Tokens and tiles of every prompt; each process measures its share."""
+    count, index = jax.process_count(), jax.process_index()
+    shares = all_gather([plan.prompt_size(processor, benchmark, items[number]) for number in todo[index::count]])
+    return {todo[k]: tuple(shares[k % count][k // count]) for k in range(len(todo))}  # type: ignore[misc]
+
+
+def _replies(
+    generator: Generator, prepared: Mapping[int, Example | str], rows: int, limit: int, clock: _Clock
+) -> dict[int, Reply]:
+    prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
+    if not prompts and jax.process_count() == 1:
+        return {}
+    start = time.perf_counter()
+    replies = generator.generate_rows(prompts, max_new_tokens=limit, rows=rows)
+    clock.generating += time.perf_counter() - start
+    clock.new_tokens += sum(len(reply.tokens) for reply in replies.values())
+    return replies
+
+
+def _result(benchmark: Benchmark, item: Item, reply: Reply | None, problem: str | None) -> ItemResult:
+    known = ItemResult(item.id, item.category, item.question, item.answers, prediction=None, score=0.0, error=problem)
+    if reply is None:
+        return known
+    prediction = benchmark.clean(reply.text)
+    score = benchmark.score(prediction, item)
+    return dataclasses.replace(known, prediction=prediction, score=score, finish=reply.finish)
+
+
+def _mean(results: Iterable[ItemResult]) -> float:
+    scores = [result.score for result in results]
+    return sum(scores) / len(scores)
+
+
+def _summary(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    results: Sequence[ItemResult],
+    clock: _Clock,
+    *,
+    resumed: int,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    unreadable = [result for result in results if result.prediction is None]
+    if len(unreadable) == len(items):
+        examples = "; ".join(f"{result.id}: {result.error}" for result in unreadable[:3])
+        raise EvaluationError(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
+    metrics = benchmark.aggregate(items, [result.score for result in results])
+    seconds = time.perf_counter() - clock.start
+    return {
+        "benchmark": benchmark.name,
+        "profile": benchmark.profile,
+        "score": 100 * metrics[benchmark.headline],
+        "metrics": metrics,
+        "items": len(items),
+        "items_by_category": dict(Counter(item.category for item in items)),
+        "unreadable": {  # scored as wrong
+            "count": len(unreadable),
+            "by_reason": dict(Counter(str(result.error).split(":")[0] for result in unreadable)),
+            "items": {result.id: result.error for result in unreadable},
+        },
+        "cut_off_at_max_new_tokens": sum(result.finish == "length" for result in results),
+        "throughput": {
+            "items": clock.answered,
+            "seconds": seconds,
+            "seconds_generating": clock.generating,
+            "items_per_second": clock.answered / seconds,
+            "new_tokens_per_second": clock.new_tokens / seconds,
+            "items_of_an_earlier_session": resumed,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        },
+        "settings": dict(settings),
+    }

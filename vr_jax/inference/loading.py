@@ -1,0 +1,48 @@
+"""A model directory, ready to answer: parameters on their devices, tokenizer and processor."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from transformers import AutoTokenizer
+
+from vr_jax.data.processor import Processor
+from vr_jax.inference.generate import GenerationError
+from vr_jax.model.config import ConfigError
+from vr_jax.model.llava import Llava
+from vr_jax.model_directory import ModelDirectoryError, load_model, read_config
+from vr_jax.sharding import ShardingError
+
+LOADING_ERRORS = (ModelDirectoryError, GenerationError, ConfigError, ShardingError)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Llava
+    tokenizer: Any
+    processor: Processor
+
+
+def load_for_inference(directory: Path, mesh: Mesh | None = None, *, dtype: str | None = None) -> Loaded:
+    """dtype: of parameters and activations, "float32" or "bfloat16"; None keeps those of the directory.
+
+    Raises ModelDirectoryError for what is not a whole model, GenerationError for a directory without a usable
+    tokenizer, ConfigError for a dtype that does not exist."""
+    config = read_config(directory)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype)  # type: ignore[arg-type]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        processor = Processor(tokenizer, config)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise GenerationError(
+            f"{directory} has no usable tokenizer ({str(error).splitlines()[0]}); "
+            "copy tokenizer.json and tokenizer_config.json of the language model there"
+        ) from error
+    return Loaded(load_model(directory, mesh, config, dtype=dtype), tokenizer, processor)
