@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import ParseError
+from google.protobuf.message import DecodeError
 
 from vr_jax.data.records import SourceError, conversation_of, require_file
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
+
+# What reading a damaged chunk raises: array_record itself, or TFDS on what array_record then returns.
+DAMAGE = (RuntimeError, ValueError, LookupError, DecodeError)
 
 
 class ArrayRecord:
@@ -39,7 +43,7 @@ class ArrayRecord:
         try:
             if len(self._data):
                 self._data[len(self._data) - 1]  # a file that was cut off shows here
-        except RuntimeError as error:
+        except DAMAGE as error:
             raise SourceError(f"{self.directory}: split {split!r} is damaged ({error})") from error
 
     def __len__(self) -> int:
@@ -49,7 +53,7 @@ class ArrayRecord:
         record_id = f"{self.directory.name}#{index}"
         try:
             row = self._data[index]
-        except RuntimeError as error:  # array_record's word for a damaged chunk
+        except DAMAGE as error:
             return SkipRecord("malformed_record", str(error)).as_skip(record_id)
         messages = zip(row["conversations"]["from"], row["conversations"]["value"], strict=True)
         record = {
