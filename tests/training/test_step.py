@@ -12,6 +12,7 @@ from flax import nnx
 from tests.training.tiny import noise_batch, tiny_config
 from vr_jax import sharding
 from vr_jax.model.llava import Llava
+from vr_jax.model_directory import warm_start
 from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vr_jax.training.state import (
     ModelTree,
@@ -49,7 +50,8 @@ def run(mesh_shape, *, globs=PHASE2, accumulation=1, start=None, batches=STEPS, 
     batches = [noise_batch(i) for i in range(batches)] if isinstance(batches, int) else batches
     with jax.set_mesh(mesh):
         if start is None:
-            start = jax.tree.map(np.asarray, create_state(tree, optimizer, abstract, seed=0))
+            model, _ = warm_start([], tree.config, mesh)
+            start = jax.tree.map(np.asarray, create_state(tree, optimizer, abstract, model, seed=0))
         state = jax.device_put(start, shardings_of(abstract))
         series = []
         for batch in batches:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +15,8 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
+
+logger = logging.getLogger("vr_jax.training")
 
 
 class MetricsWriter:
@@ -77,16 +81,30 @@ def _truncate(path: Path, last_step: int) -> None:
 
 
 class Progress:
-    """A progress bar with loss, samples/s and time left, where standard error is a terminal; silent otherwise."""
+    """A progress bar with loss, samples/s and time left where standard error is a terminal; elsewhere a log line every
+    `interval` seconds."""
 
-    def __init__(self, *, start: int, total: int, active: bool = True):
-        quiet = not active or not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=start, unit="step", disable=quiet, dynamic_ncols=True)
+    def __init__(self, *, start: int, total: int, active: bool = True, interval: float = 30.0):
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=start, unit="step", disable=not (active and terminal), dynamic_ncols=True)
+        self._logs = active and not terminal
+        self._total, self._interval, self._logged = total, interval, time.monotonic()
 
-    def update(self, values: Mapping[str, float | None]) -> None:
-        """One more step."""
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['samples_per_s']:.1f} samples/s", refresh=False)
+    def update(self, step: int, values: Mapping[str, float | None]) -> None:
+        """One more step is done."""
+        text = f"loss {values['loss']:.4f}, {values['samples_per_s']:.1f} samples/s"
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
+        now = time.monotonic()
+        if self._logs and (now - self._logged >= self._interval or step == self._total):
+            logger.info("step %d of %d: %s", step, self._total, text)
+            self._logged = now
 
     def close(self) -> None:
         self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

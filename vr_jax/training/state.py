@@ -57,11 +57,6 @@ class ModelTree:
         """The model with these parameters; all paths must be there."""
         return self._treedef.unflatten([params[path] for path in self.shapes])
 
-    def initial(self, key: Array, paths: Iterable[str]) -> Params:
-        """Freshly initialised parameters; under jit only those asked for are computed."""
-        params = self.flatten(Llava(self.config, rngs=nnx.Rngs(key)))
-        return {path: params[path] for path in paths}
-
     def trainable(self, globs: Iterable[str]) -> list[str]:
         """Paths that match one of `globs`, in model order. Raises TrainableError for a glob that matches nothing."""
         globs = list(globs)
@@ -112,32 +107,20 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def create_state(
-    tree: ModelTree,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    seed: int,
-    loaded: Params | None = None,
+    tree: ModelTree, optimizer: optax.GradientTransformation, abstract: TrainState, model: Llava, seed: int
 ) -> TrainState:
-    """A state at step 0: `loaded` parameters (laid out as `abstract` says), fresh ones for all other paths.
+    """A state at step 0 from a model (`model_directory.warm_start`), laid out and typed as `abstract` says."""
+    values = tree.flatten(model)
 
-    Fresh values depend on `seed` and the path's place in the model, not (but for rounding) on the mesh."""
-    loaded = loaded or {}
-    wanted = {**abstract.params, **abstract.frozen}
-    fresh = [path for path in wanted if path not in loaded]
-    key = jax.random.PRNGKey(seed)
+    def place(targets: Params) -> Params:
+        return {
+            path: jax.device_put(values.pop(path).astype(target.dtype), target.sharding)
+            for path, target in targets.items()
+        }
 
-    def make(key: Array) -> Params:
-        params = tree.initial(key, fresh)
-        return {path: params[path].astype(wanted[path].dtype) for path in fresh}
-
-    # Optimising hundreds of little random-number loops for the CPU takes longer than running them.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    where = {path: wanted[path].sharding for path in fresh}
-    new = jax.jit(make, out_shardings=where, compiler_options=options)(key)
-    params = {path: loaded[path] if path in loaded else new[path] for path in abstract.params}
-    frozen = {path: loaded[path] if path in loaded else new[path] for path in abstract.frozen}
+    params, frozen = place(abstract.params), place(abstract.frozen)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))(params)
     step, key = jax.device_put(
-        (jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1)), (abstract.step.sharding, abstract.key.sharding)
+        (jnp.zeros((), jnp.int32), jax.random.PRNGKey(seed)), (abstract.step.sharding, abstract.key.sharding)
     )
     return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state, key=key)

@@ -1,0 +1,123 @@
+"""The fields of a training config, and the paper's two phases (sections 3.4 and 4.1; methods.md 1.6).
+
+A recipe is an ml_collections ConfigDict; every field can be set on the command line (`--config.optimizer.lr=1e-4`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from vr_jax.model.config import LlavaConfig, Qwen2Config, VisionRememberConfig, anyres9, single_tile
+
+VARIANTS = ("phase1", "phase2", "phase1_baseline", "phase2_baseline")
+
+
+def base(model: LlavaConfig) -> ConfigDict:
+    """Every field with its default. Empty strings are to be filled in, or mean what the comment says."""
+    return ConfigDict(
+        {
+            "model": model_fields(model),
+            "init_from": "",  # model directories, comma-separated; what none of them holds starts random
+            "allow_unused": (),  # path prefixes in those directories that the model may lack
+            "tokenizer": "",  # its directory, or "demo"; default: the first of init_from that has one
+            "data": {
+                "path": "",  # file, folder or glob pattern (docs/data.md)
+                "images": "",  # picture folder; default: that of the file
+                "format": "",  # default: by the file's name; "demo" generates pictures
+                "split": "train",
+                "options": ConfigDict(),  # further fields of vr_jax.data.sources.open_source
+                "template": "qwen_1_5",
+                "label_quirk": True,  # LLaVA's targets (methods.md 1.4)
+                "packing": True,
+                "shuffle": True,
+                "workers": 4,  # processes that decode and tokenise; 0: threads of this one
+                "max_skipped": 0.01,  # share of unusable samples above which training stops
+            },
+            # Static shapes: `rows` of `tokens` and `tiles` slots in the whole (global) batch of one update.
+            "batch": {"rows": 8, "tokens": 2048, "tiles": 10, "accumulation": 1},
+            # Samples that the rows of an update hold on average: the paper's batch size. Sets the number of updates.
+            "samples_per_step": 8,
+            "epochs": 1.0,
+            "steps": 0,  # number of updates; 0: epochs * samples / samples_per_step
+            "trainable": ("*",),  # globs of parameter paths (docs/architecture.md); all others are frozen
+            "frozen_dtype": "bfloat16",
+            "optimizer": {
+                "lr": 1e-3,
+                "schedule": "cosine",
+                "warmup_ratio": 0.03,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,
+                "lr_groups": (),  # ((glob, learning rate), ...)
+            },
+            "loss_chunk": 128,  # tokens per row whose logits exist at a time
+            "seed": 0,
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},  # -1: the remaining devices
+            "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},
+            "tensorboard": True,
+            "profile": {"first_step": 0, "steps": 0},  # trace these updates into <workdir>/profile
+        }
+    )
+
+
+def model_fields(model: LlavaConfig) -> ConfigDict:
+    """`LlavaConfig.to_dict()` with tuples, and typed placeholders where a number may be absent."""
+
+    def fields(value: Any) -> Any:
+        if isinstance(value, dict):
+            return ConfigDict({key: fields(part) for key, part in value.items()})
+        return tuple(fields(part) for part in value) if isinstance(value, list | tuple) else value
+
+    config = fields(model.to_dict())
+    if model.interlude is not None:
+        for name in ("cross_heads", "self_heads"):
+            if config.interlude[name] is None:
+                config.interlude[name] = config_dict.placeholder(int)
+    return config
+
+
+def llava_vr(variant: str, text: Qwen2Config) -> ConfigDict:
+    """LLaVA-VR with SigLIP-L/16-384, 1/9 average pooling and Vision Remember after decoder layers 1 and 4.
+
+    variant: "phase1" or "phase2", with "_baseline" for the same model without Vision Remember."""
+    if variant not in VARIANTS:
+        raise ValueError(f"no recipe {variant!r}: expected one of {', '.join(VARIANTS)}")
+    phase, _, baseline = variant.partition("_")
+    model = LlavaConfig(
+        text=text,
+        interlude=None if baseline else VisionRememberConfig(insert_after=(1, 4), levels=(7, 15, 23)),
+        dtype="bfloat16",
+        remat="full",
+    )
+    config = _phase1(model) if phase == "phase1" else _phase2(model)
+    if baseline:
+        config.trainable = tuple(glob for glob in config.trainable if glob != "decoder.interludes.*")
+    return config
+
+
+def _phase1(model: LlavaConfig) -> ConfigDict:
+    """Alignment: CC-558K captions, projector and Vision Remember."""
+    config = base(dataclasses.replace(model, image=single_tile()))
+    config.data.template = "plain"
+    # blip_laion_cc_sbu_558k.json: one tile each, so a row holds exactly four samples, an update 256.
+    config.batch = ConfigDict({"rows": 64, "tokens": 640, "tiles": 4, "accumulation": 1})
+    config.samples_per_step = 256
+    config.optimizer.lr = 1e-3
+    config.trainable = ("projector.*", "decoder.interludes.*")
+    return config
+
+
+def _phase2(model: LlavaConfig) -> ConfigDict:
+    """Instruction tuning: LLaVA-NeXT-Data (779K), AnyRes9; everything but the encoder."""
+    config = base(dataclasses.replace(model, image=anyres9()))
+    config.data.template = "qwen_1_5"
+    # About 670 tokens and six tiles a sample, so four fit into a row; the metric `samples` tells what it was.
+    config.batch = ConfigDict({"rows": 8, "tokens": 4096, "tiles": 24, "accumulation": 1})
+    config.samples_per_step = 32
+    config.optimizer.lr = 2e-4
+    config.trainable = ("decoder.*", "projector.*", "image_newline")
+    return config

@@ -1,0 +1,73 @@
+"""How a run ends before its last step: a polite signal, or a loss that is no number."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+# Exit codes of train.py (docs/train.md).
+EXIT_DONE = 0
+EXIT_USAGE = 2  # a config, data, model or checkpoint that cannot be used
+EXIT_NOT_FINITE = 3
+EXIT_SKIPPED = 4  # too many unusable samples
+EXIT_PREEMPTED = 75  # saved on SIGTERM; the same command continues (EX_TEMPFAIL of sysexits.h)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient is NaN or infinite; names the step and the samples of its batch."""
+
+
+class Preempted(RuntimeError):
+    """The run was asked to stop and has saved its state."""
+
+
+class Preemption:
+    """Whether the run was asked to stop, as the same answer on every process at the same step.
+
+    One process: SIGTERM and SIGINT ask; a second one ends the process at once. Several: JAX's preemption service takes
+    SIGTERM on any of them and chooses a step that all will reach."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if jax.process_count() == 1:
+            self._previous = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+        self._previous = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        self._restore()
+
+    def reached(self, step: int) -> bool:
+        """To be called at every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+
+def stop_not_finite(step: int, loss: float, grad_norm: float, record_ids: list[str], workdir: Path) -> NoReturn:
+    """Raises NonFiniteLoss, after writing the batch's record ids to `<workdir>/non_finite_batch.json`."""
+    path = workdir / "non_finite_batch.json"
+    if jax.process_index() == 0:
+        found = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "record_ids": record_ids}
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    raise NonFiniteLoss(
+        f"step {step}: loss {loss}, gradient norm {grad_norm}; this step was not saved, the last checkpoint is good. "
+        f"Samples of the batch (also in {path}): {', '.join(record_ids)}"
+    )
