@@ -265,7 +265,10 @@ def _initialise(config: LlavaConfig, seed: int, targets: Mapping[str, jax.ShapeD
         params = merge_stages(flatten_params(Llava(config, rngs=nnx.Rngs(seed))))
         return {path: params[path].astype(target.dtype) for path, target in targets.items()}
 
-    return jax.jit(init, out_shardings={path: target.sharding for path, target in targets.items()})()
+    # Optimising hundreds of little random-number loops for the CPU takes longer than running them.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    where = {path: target.sharding for path, target in targets.items()}
+    return jax.jit(init, out_shardings=where, compiler_options=options)()
 
 
 def check_target(target: str | Path, *, overwrite: bool) -> None:

@@ -113,10 +113,10 @@ def main(values: flags.FlagValues, config: ConfigDict | None, rest: list[str]) -
 
 def _start_logging() -> None:
     """Our own messages, of the first process only, and everybody's warnings."""
-    level = logging.INFO if jax.process_index() == 0 else logging.WARNING
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("vr_jax").setLevel(level)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain narrate each save
+    for name, level in (("absl", logging.ERROR), ("jax", logging.WARNING)):  # Orbax and Grain narrate each save
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("vr_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
 
 
 def fail(code: int, message: str, *, alone: bool = False) -> NoReturn:

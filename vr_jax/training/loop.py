@@ -203,6 +203,7 @@ class Recorder:
         pairs = values.pop("pairs")
         work = self._flops.total(tiles=values["tiles"], tokens=values["tokens"], pairs=pairs, targets=values["targets"])
         numbers: dict[str, float | None] = {
+            **{name: values.pop(name) for name in ("loss", "lr", "grad_norm")},
             **values,
             "seconds": seconds,
             "tokens_per_s": values["tokens"] / seconds,
@@ -210,7 +211,7 @@ class Recorder:
             "data_wait": min(1.0, done.waited / seconds),
             "mfu": work / seconds / self._peak if self._peak else None,
         }
-        self._losses.append(values["loss"])
+        self._losses.append(loss)
         self._writer.write(done.step, numbers)
         self._progress.update(done.step, numbers)
 
