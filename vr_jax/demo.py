@@ -1,0 +1,149 @@
+"""`make demo`: trains the tiny LLaVA-VR of configs/demo.py, scores it on held-out pictures and writes a report.
+
+    python -m vr_jax.demo --workdir=runs/demo [--steps=N] [--config=configs/demo.py]
+
+Needs no data and no download; starts anew each time."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
+from vr_jax.evaluation.main import EvalOptions, run
+from vr_jax.evaluation.report import ReportItem, ScoreRow, write_report
+from vr_jax.evaluation.runner import Evaluation
+from vr_jax.evaluation.types import Item
+from vr_jax.training.loop import EXPORT_FOLDER, train
+from vr_jax.training.metrics import METRICS_FILE, read_metrics
+
+MARKER = ".vr_jax_demo"  # so that only a folder of the demo's own is emptied
+REPORT = "report.html"
+
+
+class DemoError(ValueError):
+    """One line for the user."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vr_jax.demo", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="emptied first")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.py"))
+    parser.add_argument("--steps", type=int, help="updates; default: the config's")
+    options = parser.parse_args(arguments)
+    try:
+        demo(options.config, options.workdir, options.steps)
+    except DemoError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Evaluation:
+    """Trains, evaluates, reports. Raises DemoError for a config that does not exist or a workdir with other files."""
+    start = time.perf_counter()
+    _log_to_stderr()
+    config = load_config(config_file)
+    if steps is not None:
+        if steps < 1:
+            raise DemoError(f"--steps={steps}: expected at least 1")
+        config.steps = steps
+    _empty(workdir)
+    train(config, workdir)
+    trained = time.perf_counter()
+
+    evaluation = run(EvalOptions(checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50))
+    items = DemoHeldOut().items()
+    rows = score_rows(items, evaluation)
+    settings = {
+        "config": str(config_file),
+        "steps": str(config.steps),
+        "samples per step": str(config.samples_per_step),
+        "training": f"{trained - start:.0f} s, set-up of the environment not included",
+        "evaluation": f"{time.perf_counter() - trained:.0f} s",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
+    write_report(
+        workdir / REPORT,
+        title="LLaVA-VR demo: held-out charts, tables and words",
+        rows=rows,
+        items=[
+            ReportItem(
+                id=item.id,
+                category=item.category,
+                question=item.question,
+                references=item.answers,
+                prediction=result.prediction or f"(not asked: {result.error})",
+                score=result.score,
+                image=item.images[0],
+            )
+            for item, result in zip(items, evaluation.results, strict=True)
+        ],
+        losses=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
+        settings=settings,
+    )
+    _print_scores(rows, time.perf_counter() - start, workdir / REPORT)
+    return evaluation
+
+
+def load_config(path: Path) -> ConfigDict:
+    """The recipe that a config file's `get_config()` returns. Raises DemoError for a file that does not exist."""
+    if not path.is_file():
+        raise DemoError(f"{path} does not exist; run from the folder that holds configs/, or give --config")
+    spec = importlib.util.spec_from_file_location("demo_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def score_rows(items: Sequence[Item], evaluation: Evaluation) -> list[ScoreRow]:
+    """Overall and per kind, each beside the accuracy of always giving its most frequent answer."""
+
+    def row(name: str, numbers: Sequence[int]) -> ScoreRow:
+        answers = Counter(items[i].answers[0] for i in numbers)
+        score = sum(evaluation.results[i].score for i in numbers) / len(numbers)
+        return ScoreRow(name, len(numbers), score, answers.most_common(1)[0][1] / len(numbers))
+
+    kinds = sorted({item.category for item in items})
+    return [row("accuracy", range(len(items)))] + [
+        row(kind, [i for i, item in enumerate(items) if item.category == kind]) for kind in kinds
+    ]
+
+
+def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> None:
+    print(f"\n{'held-out pictures':<20} {'items':>6} {'accuracy':>9} {'majority answer':>16}")
+    for row in rows:
+        print(f"{row.name:<20} {row.count:>6} {row.score:>9.1%} {row.baseline:>16.1%}")
+    print(f"\n{seconds:.0f} s; pictures, answers and the loss curve: {report}")
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("vr_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each save
+
+
+def _empty(workdir: Path) -> None:
+    if workdir.exists() and any(workdir.iterdir()):
+        if not (workdir / MARKER).exists():
+            raise DemoError(f"{workdir} holds other files; give an empty --workdir")
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / MARKER).touch()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
