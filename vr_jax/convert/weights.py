@@ -189,10 +189,8 @@ def _load_pickle(file: Path) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)", str(error))
-        raise ConvertError(
-            f"{file} is refused: it is no plain state dict, loading it would "
-            + (f"call {call[1]}" if call else "run other code than torch's tensor loading")
-        ) from error
+        reason = f"would call {call[1]}" if call else "would run other code than torch's own, or it is damaged"
+        raise ConvertError(f"{file} is refused: loading it {reason}") from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error) or "unexpected end").splitlines()[0].split(". ")[0]
         raise ConvertError(f"{file} is damaged or truncated ({type(error).__name__}: {reason})") from error

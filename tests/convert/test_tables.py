@@ -1,0 +1,117 @@
+"""The tables name every parameter of every variant once, and both directions are inverse."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from tests import torch_weights
+from tests.golden.discovery import Case, cases
+from tests.helpers import randomized, tiny_config, tiny_interlude, tiny_text, tiny_vision
+from vr_jax.convert.architectures import LLAVA
+from vr_jax.convert.errors import ConvertError
+from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.layout import flatten_params, merge_stages
+from vr_jax.model.llava import Llava
+from vr_jax.model.windows import patchify, to_raster
+from vr_jax.model_directory import load_params, read_config, save_model
+
+VARIANTS = {
+    "default": tiny_interlude(),
+    "mlp up": tiny_interlude(up="mlp"),
+    "tanh gates, ffn": tiny_interlude(residual_gate="tanh", init="torch_default", ffn_multiplier=2),
+    "one shared block": tiny_interlude(shared_weights=True),
+    "cross-attention only, one level": tiny_interlude(self_attention=False, levels=(2,)),
+    "features not normalised": tiny_interlude(feature_norm="none"),
+    "joint norm": tiny_interlude(feature_norm="joint"),
+    "no interlude": None,
+}
+
+
+def random_model(config: LlavaConfig) -> Llava:
+    return randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
+    config = tiny_config(interlude=VARIANTS[variant], text=tiny_text(tie_word_embeddings=variant != "joint norm"))
+    model = random_model(config)
+    save_model(tmp_path / "ours", model)
+    converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out", "--shard-gb", "0.00002")
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert LlavaConfig.from_dict(exported["vr_jax"]) == config
+    converted("import", "--from", tmp_path / "out", "--to", tmp_path / "again")
+    assert read_config(tmp_path / "again") == config
+    expected, found = merge_stages(flatten_params(model)), load_params(tmp_path / "again")
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+@pytest.mark.parametrize("case", cases("vr_reference", known=("block", "llm")))
+def test_vision_remember_has_the_names_of_the_reference(case: Case):
+    theirs = torch_weights.under(case.weights, "vr.0.") if case.kind == "llm" else case.weights
+    ours = torch_weights.vision_remember(theirs)
+    theirs = {f"0.{name}": value for name, value in theirs.items()}
+    ours = {f"decoder.interludes.0.{path}": value for path, value in ours.items()}
+    places = slots(VISION_REMEMBER, ours)
+    assert {name: slot.shape for name, slot in places.items()} == {name: value.shape for name, value in theirs.items()}
+    placed = {path: np.full_like(value, np.nan) for path, value in ours.items()}
+    for name, slot in places.items():
+        np.testing.assert_array_equal(slot.take(ours), theirs[name])
+        slot.place(theirs[name], placed)
+    for path, value in ours.items():
+        np.testing.assert_array_equal(placed[path], value)
+
+
+def test_patch_kernel_is_torchs_convolution():
+    """A convolution of stride p over the picture is our patchify and a matrix product."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    kernel, pixels = rng.normal(size=(5, 3, 4, 4)), rng.normal(size=(8, 8, 3))
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(pixels.transpose(2, 0, 1)[None]), torch.from_numpy(kernel), stride=4
+    )
+    expected = expected.numpy()[0].reshape(5, -1).T  # raster order
+    patches = np.asarray(to_raster(patchify(pixels, 4, 1)))
+    np.testing.assert_allclose(patches @ PATCH.to_ours(kernel), expected, atol=1e-12)
+    np.testing.assert_array_equal(PATCH.to_theirs(PATCH.to_ours(kernel)), kernel)
+
+
+def test_a_parameter_without_a_name_is_an_error():
+    with pytest.raises(ConvertError, match=r"no name for the parameters \['projector.new'\]"):
+        slots(LLAVA.table(LLAVA.tables), {"projector.new": jnp.zeros(2)})
+
+
+def test_packed_projections_are_in_the_order_q_k_v():
+    params = {
+        f"decoder.interludes.3.self_attn.{x}.{kind}": np.full((2, 2) if kind == "kernel" else 2, k, np.float32)
+        for k, x in enumerate("qkv")
+        for kind in ("kernel", "bias")
+    }
+    params |= {f"decoder.interludes.3.self_attn.out.{k}": np.zeros((2,) * n) for k, n in (("kernel", 2), ("bias", 1))}
+    packed = slots(prefixed("model.vision_remember.", VISION_REMEMBER), params)
+    weight = packed["model.vision_remember.3.self_attn.in_proj_weight"].take(params)
+    np.testing.assert_array_equal(weight[:, 0], [0, 0, 1, 1, 2, 2])
+    bias = packed["model.vision_remember.3.self_attn.in_proj_bias"].take(params)
+    np.testing.assert_array_equal(bias, [0, 0, 1, 1, 2, 2])
+
+
+def test_layout_of_a_plain_llava(tmp_path, convert, converted):
+    """hf is refused with the reason where transformers has no such model; llava writes LLaVA's names."""
+    save_model(tmp_path / "ours", random_model(tiny_config(interlude=None)))
+    status, _, err = convert("export", "--from", tmp_path / "ours", "--layout", "hf", "--to", tmp_path / "out")
+    assert status == 1
+    assert "transformers has no model with projector 'pool'; use --layout llava" in err
+    converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out")
+    names = load_file(tmp_path / "out" / "model-00001-of-00001.safetensors").keys()
+    assert {"model.mm_projector.0.weight", "model.image_newline", "model.layers.3.mlp.up_proj.weight"} <= names
+    depth = tiny_vision().num_layers
+    tower = [name for name in names if name.startswith("model.vision_tower.vision_tower.vision_model.encoder.layers.")]
+    assert len({name.split(".")[6] for name in tower}) == depth
