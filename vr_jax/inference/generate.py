@@ -22,7 +22,7 @@ from vr_jax.inference.sampling import Sampling, sample
 from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import KVCache
+from vr_jax.model.qwen2 import KVCache, StageCache
 from vr_jax.sharding import batch_sharding, batch_shards, constrain, replicated
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -227,7 +227,8 @@ class Generator:
             state = dataclasses.replace(state, cache=cache, positions=state.positions + 1)
             return self._append(state, model.logits(hidden[:, 0]), temperature, top_p)
 
-        return jax.lax.while_loop(unfinished, body, state)
+        # The constraints inside the loop do not reach its result.
+        return _laid_out(jax.lax.while_loop(unfinished, body, state))
 
     def _append(
         self, state: DecodeState, logits: Float[Array, "B V"], temperature: Float[Array, ""], top_p: Float[Array, ""]
@@ -237,26 +238,30 @@ class Generator:
         token = jnp.where(state.done, self.pad_id, token)
         done = state.done | jnp.isin(token, jnp.asarray(self.stop_ids))
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
-        # Small arrays stay whole on every device: each process reads all rows, and each state is laid out alike.
-        return dataclasses.replace(
-            state,
-            cache=tuple(
-                dataclasses.replace(
-                    stage,
-                    keys=constrain(stage.keys, None, "batch", None, "kv_heads", None),
-                    values=constrain(stage.values, None, "batch", None, "kv_heads", None),
-                    valid=constrain(stage.valid, "batch", None),
-                    next=constrain(stage.next),
-                )
-                for stage in state.cache
-            ),
-            tokens=constrain(tokens, None, None),
-            positions=constrain(state.positions, None),
-            done=constrain(done, None),
-            step=constrain(state.step + 1),
-            row=constrain(state.row, None),
-            keys=constrain(state.keys, None),
+        return _laid_out(dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1))
+
+
+def _laid_out(state: DecodeState) -> DecodeState:
+    """Every state is sharded alike, so that the loop compiles once; small arrays are whole on every device, so that
+    each process can read all rows."""
+
+    def stage(cache: StageCache) -> StageCache:
+        return StageCache(
+            keys=constrain(cache.keys, None, "batch", None, "kv_heads", None),
+            values=constrain(cache.values, None, "batch", None, "kv_heads", None),
+            valid=constrain(cache.valid, "batch", None),
+            next=constrain(cache.next),
         )
+
+    return DecodeState(
+        cache=tuple(stage(cache) for cache in state.cache),
+        tokens=constrain(state.tokens, None, None),
+        positions=constrain(state.positions, None),
+        done=constrain(state.done, None),
+        step=constrain(state.step),
+        row=constrain(state.row, None),
+        keys=constrain(state.keys, None),
+    )
 
 
 def _traced(sampling: Sampling) -> tuple[np.float32, np.float32]:
