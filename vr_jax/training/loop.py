@@ -197,14 +197,13 @@ class Recorder:
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         seconds = time.perf_counter() - self._completed
         self._completed += seconds
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        loss, grad_norm = values["loss"], values["grad_norm"]
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             ids = [name for part in gather(done.record_ids) for name in part]
-            stop_not_finite(done.step, values["loss"], values["grad_norm"], ids, self._workdir)
-        pairs = values.pop("pairs")
-        work = self._flops.total(tiles=values["tiles"], tokens=values["tokens"], pairs=pairs, targets=values["targets"])
+            stop_not_finite(done.step, loss, grad_norm, ids, self._workdir)
+        work = self._flops.total(**{unit: values[unit] for unit in ("tiles", "tokens", "pairs", "targets")})
         numbers: dict[str, float | None] = {
-            **{name: values.pop(name) for name in ("loss", "lr", "grad_norm")},
-            **values,
+            **{name: values[name] for name in ("loss", "lr", "grad_norm", "samples", "tokens", "targets", "tiles")},
             "seconds": seconds,
             "tokens_per_s": values["tokens"] / seconds,
             "samples_per_s": values["samples"] / seconds,
