@@ -12,7 +12,6 @@ import logging
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +20,7 @@ from ml_collections import ConfigDict
 
 from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
 from vr_jax.evaluation.main import EvalOptions, run
-from vr_jax.evaluation.report import ReportItem, ScoreRow, write_report
-from vr_jax.evaluation.runner import Evaluation
-from vr_jax.evaluation.types import Item
+from vr_jax.evaluation.report import ReportItem, Summary, summarise, write_report
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -50,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Evaluation:
+def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Summary:
     """Trains, evaluates, reports. Raises DemoError for a config that does not exist or a workdir with other files."""
     start = time.perf_counter()
     _log_to_stderr()
@@ -64,8 +61,19 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Evaluati
     trained = time.perf_counter()
 
     evaluation = run(EvalOptions(checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50))
-    items = DemoHeldOut().items()
-    rows = score_rows(items, evaluation)
+    items = [
+        ReportItem(
+            id=item.id,
+            category=item.category,
+            question=item.question,
+            references=item.answers,
+            prediction=result.prediction or f"(not asked: {result.error})",
+            score=result.score,
+            image=item.images[0],
+        )
+        for item, result in zip(DemoHeldOut().items(), evaluation.results, strict=True)
+    ]
+    summary = summarise(items)
     settings = {
         "config": str(config_file),
         "steps": str(config.steps),
@@ -77,24 +85,13 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Evaluati
     write_report(
         workdir / REPORT,
         title="LLaVA-VR demo: held-out charts, tables and words",
-        rows=rows,
-        items=[
-            ReportItem(
-                id=item.id,
-                category=item.category,
-                question=item.question,
-                references=item.answers,
-                prediction=result.prediction or f"(not asked: {result.error})",
-                score=result.score,
-                image=item.images[0],
-            )
-            for item, result in zip(items, evaluation.results, strict=True)
-        ],
-        losses=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
+        items=items,
+        summary=summary,
+        loss_curve=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
         settings=settings,
     )
-    _print_scores(rows, time.perf_counter() - start, workdir / REPORT)
-    return evaluation
+    _print_scores(summary, time.perf_counter() - start, workdir / REPORT)
+    return summary
 
 
 def load_config(path: Path) -> ConfigDict:
@@ -109,25 +106,12 @@ def load_config(path: Path) -> ConfigDict:
     return module.get_config()
 
 
-def score_rows(items: Sequence[Item], evaluation: Evaluation) -> list[ScoreRow]:
-    """Overall and per kind, each beside the accuracy of always giving its most frequent answer."""
-
-    def row(name: str, numbers: Sequence[int]) -> ScoreRow:
-        answers = Counter(items[i].answers[0] for i in numbers)
-        score = sum(evaluation.results[i].score for i in numbers) / len(numbers)
-        return ScoreRow(name, len(numbers), score, answers.most_common(1)[0][1] / len(numbers))
-
-    kinds = sorted({item.category for item in items})
-    return [row("accuracy", range(len(items)))] + [
-        row(kind, [i for i, item in enumerate(items) if item.category == kind]) for kind in kinds
-    ]
-
-
-def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> None:
+def _print_scores(summary: Summary, seconds: float, report: Path) -> None:
     print(f"\n{'held-out pictures':<20} {'items':>6} {'accuracy':>9} {'majority answer':>16}")
-    for row in rows:
-        print(f"{row.name:<20} {row.count:>6} {row.score:>9.1%} {row.baseline:>16.1%}")
-    print(f"\n{seconds:.0f} s; pictures, answers and the loss curve: {report}")
+    for name, score in {"all": summary.overall, **summary.categories}.items():
+        print(f"{name:<20} {score.count:>6} {score.accuracy:>9.1%} {score.majority_accuracy:>16.1%}")
+    times = summary.overall.accuracy / summary.overall.majority_accuracy
+    print(f"\n{times:.1f} x the majority answer; {seconds:.0f} s; pictures, answers, loss curve: {report}")
 
 
 def _log_to_stderr() -> None:

@@ -10,6 +10,7 @@ import html
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,23 @@ class ScoreRow:
     count: int
     score: float
     baseline: float | None = None
+
+
+def score_rows(items: Sequence[ReportItem]) -> list[ScoreRow]:
+    """All items together, then each category, beside the accuracy of always giving its most frequent reference.
+
+    Raises ValueError without items."""
+    if not items:
+        raise ValueError("no items to score")
+
+    def row(name: str, members: Sequence[ReportItem]) -> ScoreRow:
+        accepted = Counter(reference for item in members for reference in set(item.references))
+        score = sum(item.score for item in members) / len(members)
+        return ScoreRow(name, len(members), score, max(accepted.values(), default=0) / len(members))
+
+    categories = sorted({item.category for item in items})
+    groups = {name: [item for item in items if item.category == name] for name in categories}
+    return [row("all", items), *(row(name, members) for name, members in groups.items())]
 
 
 def write_report(
@@ -80,7 +98,7 @@ def write_report(
 
 def _headline(rows: Sequence[ScoreRow]) -> str:
     row = rows[0]
-    text = f'<b class="big">{row.score:.1%}</b> {html.escape(row.name)} on {row.count} items'
+    text = f'<b class="big">{row.score:.1%}</b> on {row.count} items'
     if row.baseline is not None:
         times = f", {row.score / row.baseline:.1f} times as much" if row.baseline > 0 else ""
         text += f"; the majority answer scores {row.baseline:.1%}{times}"
@@ -98,16 +116,25 @@ def _score_row(row: ScoreRow) -> str:
 
 
 def _item_card(item: ReportItem) -> str:
-    state = "right" if item.score >= 0.5 else "wrong"
-    picture = f'<img loading="lazy" alt="" src="{_data_url(item.image)}">' if item.image is not None else ""
+    state = "right" if item.score >= 1 else "wrong" if item.score <= 0 else "partial"
     references = " / ".join(map(html.escape, item.references))
     return (
         f'<article class="{state}" data-state="{state}" data-category="{html.escape(item.category, quote=True)}">'
-        f"<figure>{picture}</figure><div><p class=q>{html.escape(item.question)}</p>"
+        f"<figure>{_picture(item.image)}</figure><div><p class=q>{html.escape(item.question)}</p>"
         f"<dl><dt>expected</dt><dd>{references}</dd><dt>answered</dt><dd class=a>{html.escape(item.prediction)}</dd>"
         f"<dt>score</dt><dd>{item.score:.2f}</dd></dl>"
         f"<p class=meta>{html.escape(item.category)} · {html.escape(item.id)}</p></div></article>"
     )
+
+
+def _picture(image: bytes | Path | None) -> str:
+    """An unreadable picture is named in its place."""
+    if image is None:
+        return ""
+    try:
+        return f'<img loading="lazy" alt="" src="{_data_url(image)}">'
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return f"picture cannot be read: {html.escape(str(error))}"
 
 
 def _data_url(image: bytes | Path) -> str:
