@@ -137,10 +137,8 @@ def write_page(
         f"| training questions it was trained on | {count} | {memorised['relaxed_overall']:.1%} |",
         f"| test subset, all | {scores['test']['items']} | {test['relaxed_overall']:.1%} |",
     ]
-    lines += [
-        f"| test subset, {split} | {scores['test']['items_by_category'][split]} | {test[f'relaxed_{split}_split']:.1%} |"
-        for split in scores["test"]["items_by_category"]
-    ]
+    for split, items in scores["test"]["items_by_category"].items():
+        lines.append(f"| test subset, {split} | {items} | {test[f'relaxed_{split}_split']:.1%} |")
     lines += ["", "| phase | loss of the first step | of the last |", "|---|---|---|"]
     lines += [f"| {phase} | {first:.3f} | {last:.4f} |" for phase, (first, last) in losses.items()]
     lines += ["", "| part | seconds |", "|---|---|"]

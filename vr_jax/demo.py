@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
 from vr_jax.evaluation.main import EvalOptions, run
-from vr_jax.evaluation.report import ReportItem, Summary, summarise, write_report
+from vr_jax.evaluation.report import ReportItem, ScoreRow, score_rows, write_report
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Summary:
+def demo(config_file: Path, workdir: Path, steps: int | None = None) -> list[ScoreRow]:
     """Trains, evaluates, reports. Raises DemoError for a config that does not exist or a workdir with other files."""
     start = time.perf_counter()
     _log_to_stderr()
@@ -73,7 +73,7 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Summary:
         )
         for item, result in zip(DemoHeldOut().items(), evaluation.results, strict=True)
     ]
-    summary = summarise(items)
+    rows = score_rows(items)
     settings = {
         "config": str(config_file),
         "steps": str(config.steps),
@@ -85,13 +85,13 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> Summary:
     write_report(
         workdir / REPORT,
         title="LLaVA-VR demo: held-out charts, tables and words",
+        rows=rows,
         items=items,
-        summary=summary,
-        loss_curve=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
+        losses=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
         settings=settings,
     )
-    _print_scores(summary, time.perf_counter() - start, workdir / REPORT)
-    return summary
+    _print_scores(rows, time.perf_counter() - start, workdir / REPORT)
+    return rows
 
 
 def load_config(path: Path) -> ConfigDict:
@@ -106,11 +106,11 @@ def load_config(path: Path) -> ConfigDict:
     return module.get_config()
 
 
-def _print_scores(summary: Summary, seconds: float, report: Path) -> None:
+def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> None:
     print(f"\n{'held-out pictures':<20} {'items':>6} {'accuracy':>9} {'majority answer':>16}")
-    for name, score in {"all": summary.overall, **summary.categories}.items():
-        print(f"{name:<20} {score.count:>6} {score.accuracy:>9.1%} {score.majority_accuracy:>16.1%}")
-    times = summary.overall.accuracy / summary.overall.majority_accuracy
+    for row in rows:
+        print(f"{row.name:<20} {row.count:>6} {row.score:>9.1%} {row.baseline:>16.1%}")
+    times = rows[0].score / rows[0].baseline if rows[0].baseline else 0.0
     print(f"\n{times:.1f} x the majority answer; {seconds:.0f} s; pictures, answers, loss curve: {report}")
 
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from vr_jax.evaluation.report import ReportItem, ScoreRow, loss_curve, write_report
+from vr_jax.evaluation.report import ReportItem, ScoreRow, loss_curve, score_rows, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -94,3 +94,20 @@ def test_in_a_browser(page, tmp_path):
     assert title is not None
     assert title.group(1) == "counts 3,1,1,0 pictures 2"
     assert "CONSOLE" not in done.stderr
+
+
+def test_scores_beside_the_best_constant_answer():
+    answers = [("chart", ("3", "three"), 1.0), ("chart", ("3",), 0.5), ("word", ("a",), 0.0), ("word", ("3",), 1.0)]
+    items = [ReportItem(str(i), kind, "?", refs, "x", score) for i, (kind, refs, score) in enumerate(answers)]
+    rows = [(row.name, row.count, row.score, row.baseline) for row in score_rows(items)]
+    assert rows == [("all", 4, 0.625, 0.75), ("chart", 2, 0.75, 1.0), ("word", 2, 0.5, 0.5)]
+    with pytest.raises(ValueError, match="no items"):
+        score_rows([])
+
+
+def test_a_broken_picture_is_named(tmp_path):
+    item = ReportItem("a", "chart", "?", ("3",), "3", 0.5, b"no picture")
+    write_report(tmp_path / "r.html", title="t", rows=score_rows([item]), items=[item])
+    text = (tmp_path / "r.html").read_text()
+    assert "picture cannot be read" in text
+    assert 'data-state="partial"' in text
