@@ -273,6 +273,24 @@ if __name__ == "__main__":
 """
 
 
+UNCLOSED = """
+from tests.data.test_pipeline import Numbers, make
+from tests.data.conftest import tiny_config
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+iterator = make(Processor(demo_tokenizer(), tiny_config()))
+print(next(iterator).record_ids)
+"""
+
+
+def test_a_program_may_end_without_closing():
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", UNCLOSED], capture_output=True, text=True, env=environment, timeout=120)
+    assert run.returncode == 0
+    assert "n" in run.stdout
+    assert "Traceback" not in run.stderr
+
+
 def test_workers_die_with_a_killed_run(tmp_path):
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)

@@ -194,6 +194,7 @@ def test_other_unusable_files(folder):
         ({"path": folder / "set", "format": "array_record"}, "expected one prepared set"),
         ({"path": folder / "set", "format": "llava_parquet"}, "no parquet file"),
         ({"format": "demo", "path": "x"}, "unknown field"),
+        ({"format": "demo", "split": "x"}, "demo split 'x'"),
     ]:
         with pytest.raises(SourceError, match=message):
             open_source(spec)

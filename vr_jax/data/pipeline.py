@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+import weakref
 from typing import Any
 
 import grain
@@ -48,7 +49,7 @@ def make_train_iterator(
     skip_first: int = 0,
     lookahead: int | None = None,
     prefetch_batches: int = 2,
-) -> grain.DatasetIterator[HostBatch]:
+) -> TrainIterator:
     """Iterates over batches of `shape` (sizes of one process). Close it after use: `iterator.close()`.
 
     seed: of the shuffling, in 0..2**32-1; epoch e has its own order. num_epochs: None goes on for ever; a finite
@@ -88,7 +89,27 @@ def make_train_iterator(
         weighted_cells=processor.config.image.may_interpolate,
         identity=identity,
     )
-    return grain.experimental.ThreadPrefetchDatasetIterator(batches, prefetch_batches)
+    return TrainIterator(batches, prefetch_batches)
+
+
+class TrainIterator(grain.experimental.ThreadPrefetchDatasetIterator[HostBatch]):
+    """Makes batches ahead in a thread; its state is that behind the last batch it gave out.
+
+    Also closes quietly when a program ends without closing it, which Grain's iterators do not."""
+
+    def __init__(self, parent: grain.DatasetIterator[HostBatch], prefetch_batches: int):
+        super().__init__(parent, prefetch_batches)
+        weakref.finalize(self, _close_if_alive, weakref.ref(self))
+
+    def close(self) -> None:
+        if not self._closed:
+            super().close()
+
+
+def _close_if_alive(reference: weakref.ref[grain.DatasetIterator]) -> None:
+    iterator = reference()
+    if iterator is not None:
+        iterator.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system", "user": "us
 
 
 def require_file(path: Path) -> None:
-    """Raises SourceError unless `path` is a file."""
+    """Raises SourceError unless `path` is a file that may be read."""
     if not path.is_file():
         raise SourceError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    if not os.access(path, os.R_OK):
+        raise SourceError(f"{path}: no permission to read it")
 
 
 class ImageFolder:

@@ -78,7 +78,10 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         raise SourceError(f"data source: unknown field(s) {unknown}, known are {list(known)}")
     if demo:
         options = {name: spec[name] for name in ("seed", "turns") if name in spec}
-        return DemoSource(spec.get("split", "train"), spec.get("size", 10_000), **options)
+        try:
+            return DemoSource(spec.get("split", "train"), spec.get("size", 10_000), **options)
+        except ValueError as error:
+            raise SourceError(str(error)) from error
     if not spec.get("path"):
         raise SourceError("data source: `path` is not set")
     paths = [Path(p) for p in _expand(spec["path"])]
