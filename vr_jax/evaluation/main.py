@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from vr_jax.evaluation.runner import Evaluation, evaluate
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference
+from vr_jax.model.config import LlavaConfig
 from vr_jax.model_directory import read_config
-from vr_jax.sharding import AXES, make_mesh
+from vr_jax.sharding import make_mesh
 
 _SMALL_FILE = 1 << 16  # bytes
+
+logger = logging.getLogger("vr_jax.evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class EvalOptions:
     max_new_tokens: int | None = None  # default: the benchmark's
     dtype: str | None = None
     overwrite: bool = False
-    mesh: tuple[int, int, int] = (1, -1, 1)  # replica, fsdp, tensor
+    model: LlavaConfig | None = None  # default: the checkpoint's config.json
+    mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
 
     def __post_init__(self):
         for name in ("limit", "batch_size", "max_new_tokens"):
@@ -48,12 +53,12 @@ class EvalOptions:
 
 
 def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
-    """Flags that are set (not None) win over the recipe's `eval` section, which wins over the defaults; the recipe's
-    `mesh` section gives the mesh. Raises EvaluationError for an unknown field of these sections."""
+    """Flags that are set (not None) win over the recipe's `eval` section, which wins over the defaults; its `model`
+    and `mesh` sections are taken as they are. Raises EvaluationError for an unknown field of `eval`, and for a missing
+    checkpoint or benchmark."""
     recipe = recipe or {}
     values = dict(recipe.get("eval") or {})
-    mesh = dict(recipe.get("mesh") or {})
-    fields = {field.name for field in dataclasses.fields(EvalOptions)} - {"mesh"}
+    fields = {one.name for one in dataclasses.fields(EvalOptions)} - {"model", "mesh"}
     unknown = sorted(set(values) - fields)
     if unknown:
         raise EvaluationError(f"config.eval: unknown field(s) {unknown}; known: {sorted(fields)}")
@@ -61,8 +66,10 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
     for name in ("checkpoint", "data", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
-    if mesh:
-        values["mesh"] = tuple(mesh.get(axis, default) for axis, default in zip(AXES, (1, -1, 1), strict=True))
+    if recipe.get("model"):
+        values["model"] = LlavaConfig.from_dict(_plain(recipe["model"]))
+    if recipe.get("mesh"):
+        values["mesh"] = _plain(recipe["mesh"])
     missing = sorted({"checkpoint", "benchmark"} - set(values))
     if missing:
         raise EvaluationError("missing: " + ", ".join(f"--{name}" for name in missing))
@@ -72,24 +79,38 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
 def run(options: EvalOptions) -> Evaluation:
     """Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user."""
     benchmark = get_benchmark(options.benchmark, options.profile)
-    read_config(options.checkpoint)  # a wrong checkpoint is reported before the data is read
+    config = _model_config(options)  # a wrong checkpoint is reported before the data is read
     items = benchmark.items(options.data, options.split)[: options.limit]
-    mesh = make_mesh(*options.mesh)
-    loaded = load_for_inference(options.checkpoint, mesh, dtype=options.dtype)
-    generator = Generator(loaded.model, loaded.tokenizer)
-    output = (options.output or options.checkpoint / "eval") / options.benchmark
+    mesh = make_mesh(**options.mesh)  # type: ignore[arg-type]
+    loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
     with jax.set_mesh(mesh):
         return evaluate(
-            generator,
+            Generator(loaded.model, loaded.tokenizer),
             loaded.processor,
             benchmark,
             items,
-            output,
+            (options.output or options.checkpoint / "eval") / options.benchmark,
             settings={"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}},
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
             overwrite=options.overwrite,
         )
+
+
+def _model_config(options: EvalOptions) -> LlavaConfig:
+    saved = read_config(options.checkpoint)
+    if options.model is None:
+        return saved
+    # How it is computed is the recipe's to say; a difference in what is computed is worth a word.
+    same_way = dataclasses.replace(options.model, dtype=saved.dtype, attention=saved.attention, remat=saved.remat)
+    if same_way != saved:
+        logger.warning("config.model differs from %s/config.json and is used instead", options.checkpoint)
+    return options.model
+
+
+def _plain(section: Any) -> Any:
+    """A recipe's section without ml_collections' types."""
+    return section.to_dict() if hasattr(section, "to_dict") else dict(section)
 
 
 def fingerprint(directory: Path) -> str:
@@ -121,13 +142,13 @@ def report(summary: dict[str, Any]) -> str:
 def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     """Runs and prints the scores; returns the exit status. Wrong input is one clear message on standard error."""
     try:
-        options = options_of(flags, recipe)
-        summary = run(options).summary
+        summary = run(options_of(flags, recipe)).summary
     except (EvaluationError, *LOADING_ERRORS, OSError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("eval.py: interrupted; the same command continues", file=sys.stderr)
         return 130
-    print(report(summary))
+    if jax.process_index() == 0:
+        print(report(summary))
     return 0

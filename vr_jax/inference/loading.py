@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from vr_jax.data.processor import Processor
 from vr_jax.inference.generate import GenerationError
-from vr_jax.model.config import ConfigError
+from vr_jax.model.config import ConfigError, LlavaConfig
 from vr_jax.model.llava import Llava
 from vr_jax.model_directory import ModelDirectoryError, load_model, read_config
 from vr_jax.sharding import ShardingError
@@ -27,12 +27,15 @@ class Loaded:
     processor: Processor
 
 
-def load_for_inference(directory: Path, mesh: Mesh | None = None, *, dtype: str | None = None) -> Loaded:
-    """dtype: of parameters and activations, "float32" or "bfloat16"; None keeps those of the directory.
+def load_for_inference(
+    directory: Path, mesh: Mesh | None = None, *, config: LlavaConfig | None = None, dtype: str | None = None
+) -> Loaded:
+    """config: another than the saved one (see `load_model`). dtype: of parameters and activations, "float32" or
+    "bfloat16"; None keeps those of the config and the directory.
 
     Raises ModelDirectoryError for what is not a whole model, GenerationError for a directory without a usable
-    tokenizer, ConfigError for a dtype that does not exist."""
-    config = read_config(directory)
+    tokenizer, ConfigError for a dtype that does not exist or a tokenizer larger than the vocabulary."""
+    config = config or read_config(directory)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)  # type: ignore[arg-type]
     try:

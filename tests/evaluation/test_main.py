@@ -1,0 +1,149 @@
+"""eval.py on a model directory and ChartQA files: killed and continued, recipes, and one clear line per mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from tests.golden.discovery import REPOSITORY
+from tests.inference import tiny
+from vr_jax.evaluation.main import EvalOptions, fingerprint, main, options_of, run
+from vr_jax.evaluation.run_directory import load_results
+from vr_jax.evaluation.types import EvaluationError
+from vr_jax.model.config import LlavaConfig
+
+COUNT = 150  # so many that the process cannot end before it is killed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model directory and ChartQA's layout, of which one picture is missing."""
+    folder = tmp_path_factory.mktemp("eval")
+    tiny.save(folder / "model")
+    (folder / "chartqa" / "images").mkdir(parents=True)
+    lines = []
+    for i in range(COUNT):
+        kind = "human_test" if i % 2 else "augmented_test"
+        picture = f"images/{i}.png"
+        if i != 7:
+            (folder / "chartqa" / picture).write_bytes(tiny.png(30, 15, i))
+        lines.append({"type": kind, "question": f"What is number {i}?", "answer": str(i), "image": picture})
+    (folder / "chartqa" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def options(folder, **changes):
+    values = {"checkpoint": folder / "model", "benchmark": "chartqa", "data": folder / "chartqa", "batch_size": 4}
+    return EvalOptions(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return run(options(folder))
+
+
+def test_killed_and_continued_equals_uninterrupted(folder, whole, tmp_path):
+    """The real program, killed with SIGKILL while it writes, then the same command again."""
+    command = [
+        *(sys.executable, "eval.py", f"--checkpoint={folder / 'model'}", "--benchmark=chartqa"),
+        *(f"--data={folder / 'chartqa'}", f"--output={tmp_path}", "--batch_size=1"),
+    ]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    lines = tmp_path / "chartqa" / "items.jsonl"
+    first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (lines.exists() and lines.read_bytes().count(b"\n") >= 2):
+        assert first.poll() is None, "eval.py ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = lines.read_bytes().count(b"\n")
+    assert 2 <= done < COUNT
+    assert not (tmp_path / "chartqa" / "summary.json").exists()
+
+    second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert f"chartqa (default): {whole.summary['score']:.2f} on {COUNT} items" in second.stdout
+    assert "1 items could not be asked and count as wrong: {'missing_image': 1}" in second.stdout
+    assert f"{COUNT}/{COUNT}" in second.stderr, "no progress bar"
+    assert sorted(load_results(tmp_path / "chartqa"), key=lambda result: result.id) == whole.results
+    summary = json.loads((tmp_path / "chartqa" / "summary.json").read_text())
+    assert summary["metrics"] == whole.summary["metrics"]
+    assert summary["throughput"]["items_of_an_earlier_session"] >= done - 1
+
+
+def test_results_lie_below_the_checkpoint_unless_told(folder, whole):
+    assert len(load_results(folder / "model" / "eval" / "chartqa")) == COUNT
+    assert set(whole.summary["metrics"]) == {"relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"}
+    assert whole.summary["unreadable"]["items"].keys() == {"test-00007"}
+
+
+def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
+    recipe = ConfigDict(
+        {
+            "model": tiny.config().to_dict() | {"remat": "full"},
+            "mesh": {"replica": 2, "fsdp": 2, "tensor": 2},
+            "eval": {"limit": 3, "batch_size": 4, "output": str(tmp_path)},
+            "optimizer": {"lr": 1.0},
+        }
+    )
+    flags = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa"), "limit": 5}
+    chosen = options_of(flags, recipe)
+    assert (chosen.limit, chosen.batch_size, chosen.output) == (5, 4, tmp_path)
+    assert chosen.model == LlavaConfig.from_dict(tiny.config().to_dict() | {"remat": "full"})
+    found = run(chosen)
+    assert not caplog.records
+    assert [(r.id, r.prediction) for r in found.results] == [(r.id, r.prediction) for r in whole.results[:5]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"benchmark": "chart"}, "unknown benchmark 'chart'; known: chartqa, demo"),
+        ({"benchmark": None}, "missing: --benchmark"),
+        ({"checkpoint": None}, "missing: --checkpoint"),
+        ({"checkpoint": "/nowhere"}, "/nowhere is not a model directory"),
+        ({"data": None}, "chartqa needs --data"),
+        ({"data": "/nowhere"}, "/nowhere: no such file or folder"),
+        ({"split": "val"}, "found neither val.jsonl nor val-*.parquet"),
+        ({"batch_size": 0}, "batch_size = 0: expected at least 1"),
+        ({"max_new_tokens": 3}, "max_new_tokens: 16 there, 3 now"),
+        ({"limit": 3}, "items.count: 150 there, 3 now"),
+    ],
+)
+def test_mistakes_are_explained(folder, whole, capsys, flags, message):
+    given = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa")}
+    assert main(given | flags, None) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("eval.py: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_unknown_fields_of_the_recipe_are_named():
+    with pytest.raises(
+        EvaluationError, match=r"config\.eval: unknown field\(s\) \['batchsize'\]; known: .*'batch_size'"
+    ):
+        options_of({"checkpoint": "a", "benchmark": "b"}, {"eval": {"batchsize": 3}})
+
+
+def test_a_fingerprint_follows_the_content(folder, tmp_path):
+    one = fingerprint(folder / "model")
+    (folder / "model" / "eval" / "more.txt").write_text("not part of the checkpoint")
+    assert fingerprint(folder / "model") == one
+    tiny.save(tmp_path / "same")
+    assert np.unique([one, fingerprint(tmp_path / "same")]).size == 2, "saved anew: another checkpoint"
+    config = tmp_path / "same" / "config.json"
+    before = fingerprint(tmp_path / "same")
+    config.write_text(config.read_text().replace("anyres", "pad", 1))
+    assert fingerprint(tmp_path / "same") != before
