@@ -57,6 +57,18 @@ def test_round_trip(folder, capsys):
         open_source({"path": written})
 
 
+def test_many_files_keep_order_and_an_empty_one_is_no_harm(folder):
+    records = [RECORDS[0] | {"id": f"r{k}"} for k in range(9)]
+    for k in (3, 4, 5):  # the whole second file
+        records[k] = records[k] | {"image": "gone.png"}
+    (folder / "data.json").write_text(json.dumps(records))
+    arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set"), "--records-per-shard", "3"]
+    assert main([*arguments, "--max-skipped", "0.4"]) == 0
+    assert len(list(folder.glob("set/**/*.array_record*"))) == 3
+    source = open_source({"path": folder / "set"})
+    assert [source[k].id for k in range(len(source))] == ["r0", "r1", "r2", "r6", "r7", "r8"]
+
+
 def test_damaged_chunks_become_skips(folder):
     main(["--from", str(folder / "data.json"), "--to", str(folder / "set"), "--split", "test"])
     (record_file,) = folder.glob("set/**/*.array_record*")
@@ -100,15 +112,17 @@ def test_errors_are_one_line(folder, capsys, arguments, message):
     assert error.count("\n") == 1
 
 
-def test_beam_writes_the_same_records(folder):
+def test_beam_writes_the_same_records(folder, capsys):
     pytest.importorskip("apache_beam", reason="the beam extra is not installed")
     (folder / "x.png").write_bytes(b"no picture")
     records = [*RECORDS, {"id": "bad", "image": "x.png", "conversations": TALK}]
     (folder / "data.json").write_text(json.dumps(records))
     arguments = ["--from", str(folder / "data.json"), "--beam", "--to"]
     assert main([*arguments, str(folder / "strict")]) == 1
+    assert "1 of 4 records cannot be used\nBeam's logs name them" in capsys.readouterr().err
     assert not list(folder.glob("strict/**/dataset_info.json"))
-    assert main([*arguments, str(folder / "set"), "--max-skipped", "0.5"]) == 0
+    assert main([*arguments, str(folder / "set"), "--max-skipped", "0.5", "--records-per-shard", "2"]) == 0
+    assert len(list(folder.glob("set/**/*.array_record*"))) == 2
     found = open_source({"path": folder / "set"})
     original = open_source({"path": folder / "data.json"})
     assert [found[k] for k in range(3)] == [with_bytes(original[k]) for k in range(3)]

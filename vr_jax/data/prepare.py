@@ -25,7 +25,7 @@ def arguments() -> argparse.ArgumentParser:
         "--follow-links", action="store_true", help="symbolic links may point out of the picture folder"
     )
     parser.add_argument("--max-skipped", type=float, default=0.01, metavar="SHARE", help="unusable records allowed")
-    parser.add_argument("--max-shard-mib", type=int, default=1024, metavar="N", help="largest file (default: 1024)")
+    parser.add_argument("--records-per-shard", type=int, default=1024, metavar="N", help="records in a file (1024)")
     parser.add_argument("--beam", action="store_true", help="generate with Apache Beam (pip install 'vr-jax[beam]')")
     parser.add_argument(
         "--beam-options", default="", metavar="FLAGS", help="e.g. '--runner=DataflowRunner --region=...'"
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             {options.split: source},
             options.target,
             max_skipped=options.max_skipped,
-            use_beam=options.beam,
-            beam_options=shlex.split(options.beam_options),
-            max_shard_bytes=options.max_shard_mib << 20,
+            records_per_shard=options.records_per_shard,
+            in_beam=options.beam,
+            beam_flags=shlex.split(options.beam_options),
         )
     except (SourceError, TooManySkips, FileExistsError, ModuleNotFoundError, OSError) as error:
         print(f"prepare: {error}", file=sys.stderr)
