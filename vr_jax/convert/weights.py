@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,6 +106,8 @@ def write_safetensors(
         "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
     }
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    for file in files:  # safetensors creates private files
+        shutil.copymode(directory / INDEX_FILE, directory / file)
 
 
 def _shards(sizes: Mapping[str, int], max_bytes: int) -> Sequence[Sequence[str]]:
