@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, with_params
+from vr_jax.model.layers import Embedding
 from vr_jax.model.llava import Llava
 
 FULL = tiny_config(interlude=tiny_interlude(ffn_multiplier=1, self_positions="rope"))
@@ -87,6 +88,14 @@ def test_parameters_and_gradients_stay_float32(model, batch):
     assert {value.dtype for value in params_of(model).values()} == {np.dtype(np.float32)}
     assert {value.dtype for value in gradients.values()} == {np.dtype(np.float32)}
     assert all(np.isfinite(value).all() for value in gradients.values())
+
+
+def test_gradients_of_a_repeated_token_add_up_in_float32():
+    """In bfloat16 a sum of 1000 equal terms stops growing at 256 of them."""
+    embed = Embedding(3, 2, dtype=NARROW, rngs=nnx.Rngs(0))
+    tokens = jnp.ones(1000, jnp.int32)
+    gradient = jax.grad(lambda embed: embed(tokens).sum().astype(WIDE))(embed).embedding[...]
+    np.testing.assert_array_equal(gradient, [[0, 0], [1000, 1000], [0, 0]])
 
 
 def test_close_to_float32(model, batch):

@@ -179,7 +179,8 @@ def check(theirs, ours, image_token: int) -> float:
     assert len(tokens) == len(expanded)
     np.testing.assert_array_equal(np.asarray(cells) == -1, is_text)
     np.testing.assert_array_equal(tokens[is_text], np.asarray(expanded)[is_text])
-    difference = np.abs(logits - expected).max()
+    # Row by row: at full size each of the two takes a gigabyte.
+    difference = max(np.abs(ours - theirs).max() for ours, theirs in zip(logits, expected, strict=True))
     assert difference <= 2e-4
     assert greedy == expected_tokens
     return difference

@@ -42,6 +42,18 @@ def linear(
     )
 
 
+class Embedding(nnx.Module):
+    """A table of vectors. Looked up first and cast afterwards, unlike nnx.Embed: the table is never converted as a
+    whole, and the gradients of a token's many occurrences add up in the parameter's precision."""
+
+    def __init__(self, count: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(hf_init(rngs.params(), (count, features)))
+        self.dtype = dtype
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale over the last axis, computed in float32."""
 
@@ -114,8 +126,10 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
-def maybe_remat(function: Callable, mode: str) -> Callable:
-    """`function` under jax.checkpoint: 'full' recomputes everything, 'dots' keeps products, 'none' is a no-op."""
+def maybe_remat(function: Callable, mode: str, *, in_scan: bool = False) -> Callable:
+    """`function` under jax.checkpoint: 'full' recomputes everything, 'dots' keeps matrix products, 'none' is a no-op.
+
+    in_scan: it is the body of a `lax.scan`, which already keeps XLA from merging the two computations."""
     if mode == "none":
         return function
-    return jax.checkpoint(function, policy=REMAT_POLICIES[mode])
+    return jax.checkpoint(function, policy=REMAT_POLICIES[mode], prevent_cse=not in_scan)

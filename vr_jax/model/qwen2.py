@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax.model.attention import attention, cached_attention
 from vr_jax.model.config import Qwen2Config
 from vr_jax.model.layers import (
+    Embedding,
     RMSNorm,
     hf_init,
     linear,
@@ -130,7 +131,7 @@ class Decoder(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=hf_init, rngs=rngs)
+        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
             [
                 stack_layers(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), stop - start, rngs)
@@ -204,7 +205,7 @@ class Decoder(nnx.Module):
             x = layer(x, rotary, attend)
             return x, kept
 
-        hidden, written = jax.lax.scan(maybe_remat(body, self.remat), stream.hidden, stage)
+        hidden, written = jax.lax.scan(maybe_remat(body, self.remat, in_scan=True), stream.hidden, stage)
         if cache is not None:
             length = hidden.shape[1]
             cache = StageCache(
