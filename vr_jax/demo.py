@@ -18,9 +18,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
 from vr_jax.evaluation.main import EvalOptions, run
-from vr_jax.evaluation.report import ReportItem, ScoreRow, score_rows, write_report
+from vr_jax.evaluation.report import ScoreRow, score_rows, write_report
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -61,18 +60,7 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> list[Sco
     trained = time.perf_counter()
 
     evaluation = run(EvalOptions(checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50))
-    items = [
-        ReportItem(
-            id=item.id,
-            category=item.category,
-            question=item.question,
-            references=item.answers,
-            prediction=result.prediction or f"(not asked: {result.error})",
-            score=result.score,
-            image=item.images[0],
-        )
-        for item, result in zip(DemoHeldOut().items(), evaluation.results, strict=True)
-    ]
+    items = evaluation.report_items()
     rows = score_rows(items)
     settings = {
         "config": str(config_file),

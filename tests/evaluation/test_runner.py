@@ -105,6 +105,19 @@ def test_summary_and_files(finished, items):
     assert summary["settings"]["model"] == tiny.config().to_dict()
 
 
+def test_report_items_show_what_was_asked_and_answered(finished, items):
+    _, evaluation = finished
+    shown = evaluation.report_items()
+    for item, result, entry in zip(items, evaluation.results, shown, strict=True):
+        assert (entry.id, entry.question, entry.references) == (item.id, item.question, item.answers)
+        if item.id in words.BAD:
+            assert entry.prediction.startswith("(not asked: ")
+            assert entry.image is None
+        else:
+            assert entry.prediction == result.prediction
+            assert entry.image == (item.images[0] if item.images else None)
+
+
 class Killed(Exception):
     pass
 

@@ -21,6 +21,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.evaluation import plan
 from vr_jax.evaluation.processes import all_gather
+from vr_jax.evaluation.report import ReportItem
 from vr_jax.evaluation.run_directory import RunDirectory
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator, Reply
@@ -32,8 +33,24 @@ class Evaluation:
     """A finished run: `results` in the order of the items (also those of an interrupted run before), `summary` is what
     summary.json holds."""
 
+    items: Sequence[Item]
     results: list[ItemResult]
     summary: dict[str, Any]
+
+    def report_items(self) -> list[ReportItem]:
+        """Every item for `report.write_report`, with its first picture."""
+        return [
+            ReportItem(
+                id=item.id,
+                category=item.category,
+                question=item.question,
+                references=item.answers,
+                prediction=f"(not asked: {result.error})" if result.prediction is None else result.prediction,
+                score=result.score,
+                image=item.images[0] if item.images and result.error is None else None,
+            )
+            for item, result in zip(self.items, self.results, strict=True)
+        ]
 
 
 def evaluate(
@@ -114,7 +131,7 @@ def evaluate(
         summary = _summary(benchmark, items, results, clock, resumed=len(done), settings=everything)
         if run:
             run.write_summary(summary)
-    return Evaluation(results, summary)
+    return Evaluation(items, results, summary)
 
 
 def items_digest(benchmark: Benchmark, items: Sequence[Item]) -> str:
