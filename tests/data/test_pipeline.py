@@ -223,6 +223,8 @@ def test_blocks_are_shuffled_a_few_at_a_time(processor):
     for window in (first[:40], first[40:80], first[80:]):
         assert len({number // 10 for number in window}) == 4
         assert window != sorted(window)
+    groups = [{number // 10 for number in order[:40]} for order in (first, second)]
+    assert groups[0] != groups[1] != {0, 1, 2, 3} != groups[0]  # the blocks themselves are shuffled, anew each epoch
 
 
 def workers() -> list[int]:
