@@ -48,6 +48,7 @@ ERRORS = {
     "choice": (lambda: VisionRememberConfig(order="both"), ["order = 'both'", "cross_self", "self_cross"]),
     "dtype": (lambda: tiny_config(dtype="float16"), ["dtype = 'float16'", "bfloat16"]),
     "attention": (lambda: tiny_config(attention="flash"), ["attention = 'flash'", "splash"]),
+    "cudnn": (lambda: tiny_config(attention="cudnn"), ["attention = 'cudnn'", "'float32'", "'bfloat16'"]),
     "grids": (lambda: ImageConfig(aspect_ratio="anyres"), ["grids", "anyres", "(columns, rows)"]),
     "tile size": (lambda: tiny_config(image=single_tile(32)), ["tile_size = 32", "image_size = 24"]),
     "vision heads": (lambda: SiglipConfig(hidden_size=10, num_heads=3), ["hidden_size = 10", "num_heads = 3"]),

@@ -254,6 +254,10 @@ class LlavaConfig(Config):
         _check_choice("LlavaConfig", "dtype", self.dtype, ("float32", "bfloat16"))
         _check_choice("LlavaConfig", "attention", self.attention, ("xla", "cudnn", "splash"))
         _check_choice("LlavaConfig", "remat", self.remat, ("none", "full", "dots"))
+        _check(
+            self.attention != "cudnn" or self.dtype == "bfloat16",
+            f"LlavaConfig.attention = 'cudnn' with dtype = {self.dtype!r}: cuDNN attends in 'bfloat16' only",
+        )
         grid, stride = self.vision.grid, self.projector.stride
         _check(
             grid % stride == 0,
