@@ -96,13 +96,14 @@ def save_params(
         # Orbax refuses an array above its limit, so the limit follows the largest.
         handler = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=1 + math.ceil(largest / 1e9))
         save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
-        with ocp.Checkpointer(handler) as checkpointer, _orbax_errors(temporary, "cannot write"):
+        with ocp.Checkpointer(handler) as checkpointer, _orbax_errors(directory, "cannot be written"):
             checkpointer.save(
                 (temporary / PARAMS_FOLDER).absolute(),
                 args=ocp.args.PyTreeSave(tree, save_args, ocdbt_target_data_file_size=_FILE_BYTES),
             )
         if jax.process_index() == 0:
-            config = {"format": FORMAT, "version": VERSION, **sections}
+            # transformers' AutoTokenizer takes a folder whose config.json names no model_type for Mistral's.
+            config = {"format": FORMAT, "version": VERSION, "model_type": "vr_jax", **sections}
             (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
             if tokenizer_dir is not None:
                 copy_side_files(tokenizer_dir, temporary)
@@ -130,6 +131,7 @@ def read_sections(directory: str | Path) -> dict[str, Any]:
         raise ModelDirectoryError(
             f"{path} is not a vr_jax model's; import other formats with `python -m vr_jax.convert import`"
         )
+    values.pop("model_type", None)
     version = values.pop("version", None)
     if version != VERSION:
         raise ModelDirectoryError(f"{path} has version {version}, this code reads version {VERSION}")

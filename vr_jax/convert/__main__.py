@@ -68,5 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _without_cancelled_writes(unraisable: sys.UnraisableHookArgs) -> None:
+    """When one write fails, Orbax closes its event loop and every other pending write complains about that."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 if __name__ == "__main__":
+    sys.unraisablehook = _without_cancelled_writes
     sys.exit(main())

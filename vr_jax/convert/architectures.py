@@ -184,13 +184,9 @@ class Source:
 
     def count_layers(self, section: str) -> int:
         """How many layers of a stack are there: the largest `{n}` of its rules, plus one."""
-        found = [-1]
-        for rule in self.architecture.tables[section]:
-            for name in self.originals:
-                match = _pattern(rule).fullmatch(name)
-                if match and "n" in match.groupdict():
-                    found.append(int(match["n"]))
-        return max(found) + 1
+        patterns = [_pattern(rule) for rule in self.architecture.tables[section] if "{n}" in rule.theirs]
+        matches = [pattern.fullmatch(name) for pattern in patterns for name in self.originals]
+        return max((int(match["n"]) + 1 for match in matches if match), default=0)
 
 
 def _pattern(rule: Rule) -> re.Pattern[str]:

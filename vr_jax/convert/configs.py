@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def read_llava(
         vision = _tower(values, file)
     depth = vision.num_layers
     if own_layers:
-        vision = SiglipConfig(**{**vision.to_dict(), "num_layers": own_layers})
+        vision = replace(vision, num_layers=own_layers)
     aspect = values.get("image_aspect_ratio") or "square"
     unpad = values.get("mm_patch_merge_type") == "spatial_unpad"
     pinpoints = _pinpoints(values.get("image_grid_pinpoints"), vision.image_size, file)
@@ -236,7 +237,9 @@ def read_llava(
 def write_llava(config: LlavaConfig) -> dict[str, Any]:
     """LLaVA's fields for its own tools; `vr_jax` holds the whole config, and is what our import reads."""
     image, tile = config.image, config.image.tile_size
-    tower = next((name for name, known in _TOWERS.items() if known == config.vision), "siglip")
+    # LLaVA's own tower lacks the last block.
+    depths = {name: replace(config.vision, num_layers=known.num_layers) for name, known in _TOWERS.items()}
+    tower = next((name for name, known in _TOWERS.items() if known == depths[name]), "siglip")
     return {
         **write_qwen2(config.text),
         "architectures": ["LlavaQwenForCausalLM"],

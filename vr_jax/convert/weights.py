@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -100,7 +101,10 @@ def write_safetensors(
             # transformers refuses a file without the format.
             save_file({name: take(name) for name in names}, directory / file, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(f"cannot write {directory / file}: {error}") from error
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
     index = {
         "metadata": {"total_size": sum(sizes.values())},
         "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
