@@ -141,6 +141,7 @@ def report(summary: dict[str, Any]) -> str:
 
 def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     """Runs and prints the scores; returns the exit status. Wrong input is one clear message on standard error."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
     try:
         summary = run(options_of(flags, recipe)).summary
     except (EvaluationError, *LOADING_ERRORS, OSError) as error:
