@@ -60,6 +60,7 @@ def base(model: LlavaConfig) -> ConfigDict:
             "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},
             "tensorboard": True,
             "profile": {"first_step": 0, "steps": 0},  # trace these updates into <workdir>/profile
+            "eval": {"batch_size": 16},  # of eval.py, whose flags win over these (docs/evaluate.md)
         }
     )
 
