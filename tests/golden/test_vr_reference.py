@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
-from tests.helpers import with_params
+from vr_jax.convert.tables import HEAD, TEXT, VISION_REMEMBER
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import (
     LlavaConfig,
@@ -27,7 +27,7 @@ from vr_jax.model.interludes.vision_remember import Block, prepare
 from vr_jax.model.qwen2 import Decoder, Stream
 from vr_jax.model.windows import to_windows
 
-TEXT, VISION, NEWLINE_KIND = 1, 2, 3  # in.kind; 0 is padding
+VISION_KIND, NEWLINE_KIND = 2, 3  # in.kind; 0 is padding, 1 text
 ORDERS = {"ca_sa": "cross_self", "sa_ca": "self_cross"}
 
 
@@ -97,7 +97,10 @@ def recorded(case: Case, cross_attention: str) -> Recorded:
     kind, index, features = (case.inputs[name] for name in ("kind", "vision_index", "features"))
     rows, length = kind.shape
     # Tiles of a row: from its first one to the first one of the next row that has any.
-    first = [int(index[b, :, 1][kind[b] == VISION].min()) if (kind[b] == VISION).any() else None for b in range(rows)]
+    first = [
+        int(index[b, :, 1][kind[b] == VISION_KIND].min()) if (kind[b] == VISION_KIND).any() else None
+        for b in range(rows)
+    ]
     stops = [next((f for f in first[b + 1 :] if f is not None), features.shape[1]) for b in range(rows)]
     slots = max(stop - start for start, stop in zip(first, stops, strict=True) if start is not None)
     cells, patches = config.cells_per_tile, config.projector.stride**2
@@ -110,8 +113,8 @@ def recorded(case: Case, cross_attention: str) -> Recorded:
         if start is None:
             continue
         levels[:, b, : stop - start] = windows[:, start:stop]
-        image, tile, row, column = index[b, kind[b] == VISION].T
-        vision_cell[b, kind[b] == VISION] = (tile - start) * cells + row * config.cells_per_side + column
+        image, tile, row, column = index[b, kind[b] == VISION_KIND].T
+        vision_cell[b, kind[b] == VISION_KIND] = (tile - start) * cells + row * config.cells_per_side + column
         for t in range(start, stop):  # a tile that unpad cropped away belongs to the picture before it
             tile_image[b, t - start] = 1 + image[tile <= t].max() - image.min()
     segments = (kind > 0).astype(np.int32)
@@ -158,11 +161,11 @@ def one_row(data: Recorded) -> Recorded:
 
 def block_of(config: LlavaConfig, weights: dict[str, np.ndarray]) -> Block:
     assert config.interlude is not None
-    params = torch_weights.vision_remember(weights)
-    if not config.interlude.self_attention:
-        params = {name: value for name, value in params.items() if not name.startswith(("ln_s", "self_attn"))}
+    if not config.interlude.self_attention:  # recorded, and of no effect
+        weights = {name: value for name, value in weights.items() if not name.startswith(("ln_s", "self_attn"))}
     block = nnx.eval_shape(lambda: Block(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    return with_params(block, params)
+    named = {f"0.{name}": value for name, value in weights.items()}
+    return torch_weights.load(block, VISION_REMEMBER, named, "decoder.interludes.0.")
 
 
 @jax.jit
@@ -183,7 +186,7 @@ def test_block(case: Case, cross_attention: str):
     hidden, guide, exists, after_cross, after_self = (np.asarray(x) for x in results)
     np.testing.assert_allclose(hidden, case.outputs["hidden"], **case.tolerance())
 
-    is_vision = case.inputs["kind"] == VISION
+    is_vision = case.inputs["kind"] == VISION_KIND
     np.testing.assert_array_equal(hidden[~is_vision], case.inputs["hidden"][~is_vision])
     for b in np.flatnonzero(is_vision.any(axis=1)):
         assert exists[b, 0] == case.inputs["text_select"][b].any()
@@ -205,16 +208,10 @@ def test_samples_packed_into_one_row(case: Case):
 def test_decoder(case: Case, cross_attention: str):
     data = recorded(case, cross_attention)
     config = data.config
-    llm = torch_weights.under(case.weights, "llm.")
-    params = torch_weights.qwen2(
-        torch_weights.under(llm, "model.") | {k: v for k, v in llm.items() if k.startswith("lm_head")},
-        config.decoder_bounds,
-    )
     count = len(config.decoder_bounds) - 2
-    for i in range(count):
-        block = torch_weights.vision_remember(torch_weights.under(case.weights, f"vr.{i}."))
-        params |= {f"interludes.{i}.{name}": value for name, value in block.items()}
-    head = params["lm_head.kernel"] if "lm_head.kernel" in params else params["embed.embedding"].T
+    weights = {name.removeprefix("llm.").removeprefix("model."): x for name, x in case.weights.items()}
+    weights = {name.removeprefix("vr."): x for name, x in weights.items()}
+    head = weights.get("lm_head.weight", weights["embed_tokens.weight"]).T
 
     def build() -> Decoder:
         assert config.interlude is not None
@@ -230,7 +227,7 @@ def test_decoder(case: Case, cross_attention: str):
             rngs=rngs,
         )
 
-    decoder = with_params(nnx.eval_shape(build), params)
+    decoder = torch_weights.load(nnx.eval_shape(build), TEXT + HEAD + VISION_REMEMBER, weights, "decoder.")
     steps = len(case.outputs["greedy_tokens"])
     length = data.stream.hidden.shape[1]
 

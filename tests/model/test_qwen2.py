@@ -12,7 +12,8 @@ from transformers import Qwen2Config as TorchConfig
 from transformers import Qwen2ForCausalLM
 
 from tests import torch_weights
-from tests.helpers import tiny_text, with_params
+from tests.helpers import tiny_text
+from vr_jax.convert.tables import HEAD, TEXT
 from vr_jax.model.config import Qwen2Config
 from vr_jax.model.qwen2 import Decoder, Stream
 
@@ -50,7 +51,7 @@ def reference(name: str):
     weights = torch_weights.state_dict(model)
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    return config, torch_weights.without_model_prefix(weights), tokens.astype(np.int32), logits
+    return config, weights, tokens.astype(np.int32), logits
 
 
 def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "none") -> Decoder:
@@ -65,7 +66,7 @@ def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "n
             rngs=nnx.Rngs(0),
         )
     )
-    return with_params(decoder, torch_weights.qwen2(weights, bounds))
+    return torch_weights.load(decoder, TEXT + HEAD, weights, "decoder.")
 
 
 def stream_of(decoder: Decoder, tokens) -> Stream:

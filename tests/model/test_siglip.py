@@ -11,7 +11,8 @@ from flax import nnx
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tests import torch_weights
-from tests.helpers import tiny_vision, with_params
+from tests.helpers import tiny_vision
+from vr_jax.convert.tables import VISION
 from vr_jax.model.siglip import Siglip
 from vr_jax.model.windows import to_windows
 
@@ -41,12 +42,12 @@ def reference(image_size: int, patch_size: int):
     with torch.no_grad():
         output = model((values / 255 - 0.5) / 0.5, output_hidden_states=True)
     states = [state.numpy().reshape(2, 2, -1, config.hidden_size) for state in output.hidden_states]
-    return config, torch_weights.without_model_prefix(torch_weights.state_dict(model)), pixels, states
+    return config, torch_weights.state_dict(model), pixels, states
 
 
 def build(config, weights, stride: int, bounds: tuple[int, ...]) -> Siglip:
     siglip = nnx.eval_shape(lambda: Siglip(config, stride=stride, bounds=bounds, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    return with_params(siglip, torch_weights.siglip(weights, bounds))
+    return torch_weights.load(siglip, VISION, weights, "vision.")
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), SIZES)
