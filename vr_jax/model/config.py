@@ -91,6 +91,7 @@ class Qwen2Config(Config):
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
+    initializer_range: float = 0.02  # of random weights; narrow models trained from scratch want about width ** -0.5
 
     def __post_init__(self):
         _check(

@@ -11,7 +11,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-hf_init = nnx.initializers.normal(stddev=0.02)
+from vr_jax.sharding import constrain
+
+normal = nnx.initializers.normal
+xavier = nnx.initializers.xavier_uniform()
 
 
 def torch_init(fan_in: int) -> Callable:
@@ -46,12 +49,15 @@ class Embedding(nnx.Module):
     """A table of vectors. Looked up first and cast afterwards, unlike nnx.Embed: the table is never converted as a
     whole, and the gradients of a token's many occurrences add up in the parameter's precision."""
 
-    def __init__(self, count: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(hf_init(rngs.params(), (count, features)))
+    def __init__(self, count: int, features: int, *, init: Callable, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(init(rngs.params(), (count, features)))
         self.dtype = dtype
 
-    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+    def __call__(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+        # Looked up where the table's columns are and exchanged afterwards: otherwise every device would hold, and
+        # exchange, the gradient of the whole table.
+        x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "table_rows", "seq", "table_columns")
+        return constrain(x.astype(self.dtype), "batch", "seq", "embed")
 
 
 class RMSNorm(nnx.Module):

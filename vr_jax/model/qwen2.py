@@ -21,10 +21,10 @@ from vr_jax.model.config import Qwen2Config
 from vr_jax.model.layers import (
     Embedding,
     RMSNorm,
-    hf_init,
     linear,
     maybe_remat,
     merge_heads,
+    normal,
     rotary_angles,
     rotate,
     split_heads,
@@ -68,10 +68,11 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
-        self.q = linear(width, width, dtype=dtype, rngs=rngs, init=hf_init)
-        self.k = linear(width, kv_width, dtype=dtype, rngs=rngs, init=hf_init)
-        self.v = linear(width, kv_width, dtype=dtype, rngs=rngs, init=hf_init)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
+        init = normal(config.initializer_range)
+        self.q = linear(width, width, dtype=dtype, rngs=rngs, init=init)
+        self.k = linear(width, kv_width, dtype=dtype, rngs=rngs, init=init)
+        self.v = linear(width, kv_width, dtype=dtype, rngs=rngs, init=init)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs, init=init, use_bias=False)
         self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
 
     def project(
@@ -87,9 +88,10 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.intermediate_size
-        self.gate = linear(width, inner, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
-        self.up = linear(width, inner, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
-        self.down = linear(inner, width, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False)
+        init = normal(config.initializer_range)
+        self.gate = linear(width, inner, dtype=dtype, rngs=rngs, init=init, use_bias=False)
+        self.up = linear(width, inner, dtype=dtype, rngs=rngs, init=init, use_bias=False)
+        self.down = linear(inner, width, dtype=dtype, rngs=rngs, init=init, use_bias=False)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -131,7 +133,8 @@ class Decoder(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        init = normal(config.initializer_range)
+        self.embed = Embedding(config.vocab_size, config.hidden_size, init=init, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
             [
                 stack_layers(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), stop - start, rngs)
@@ -142,7 +145,7 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = linear(
-                config.hidden_size, config.vocab_size, dtype=dtype, rngs=rngs, init=hf_init, use_bias=False
+                config.hidden_size, config.vocab_size, dtype=dtype, rngs=rngs, init=init, use_bias=False
             )
         self.config, self.bounds, self.dtype = config, bounds, dtype
         self.attention_backend, self.remat = attention_backend, remat

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from vr_jax.model.config import SiglipConfig
-from vr_jax.model.layers import LayerNorm, hf_init, linear, merge_heads, split_heads, stack_layers
+from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
 from vr_jax.model.windows import patchify, raster_order
 from vr_jax.sharding import constrain
 
@@ -23,7 +23,7 @@ class Attention(nnx.Module):
     """Bidirectional attention over all patches of a tile."""
 
     def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        make = functools.partial(linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs, init=hf_init)
+        make = functools.partial(linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
         self.q, self.k, self.v, self.out = make(), make(), make(), make()
         self.heads = config.num_heads
 
@@ -34,8 +34,8 @@ class Attention(nnx.Module):
 
 class Mlp(nnx.Module):
     def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc1 = linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs, init=hf_init)
-        self.fc2 = linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs, init=hf_init)
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs, init=xavier)
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
 
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
@@ -62,7 +62,7 @@ class Siglip(nnx.Module):
     def __init__(self, config: SiglipConfig, *, stride: int, bounds: tuple[int, ...], dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.hidden_size
         self.patch_embed = linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
-        self.position_embedding = nnx.Param(hf_init(rngs.params(), (config.grid**2, width)))
+        self.position_embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (config.grid**2, width)))
         self.stages = nnx.List(
             [
                 stack_layers(lambda r: Block(config, dtype=dtype, rngs=r), stop - start, rngs)
