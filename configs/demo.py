@@ -13,8 +13,17 @@ from vr_jax.model.config import (
 from vr_jax.training import recipe
 
 MODEL = LlavaConfig(
-    vision=SiglipConfig(hidden_size=64, intermediate_size=128, num_layers=3, num_heads=4, image_size=48, patch_size=8),
-    text=Qwen2Config(vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=3, num_heads=4, num_kv_heads=2),
+    vision=SiglipConfig(hidden_size=72, intermediate_size=216, num_layers=3, num_heads=3, image_size=48, patch_size=8),
+    text=Qwen2Config(
+        vocab_size=512,
+        hidden_size=96,
+        intermediate_size=288,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        rope_theta=1e4,
+        initializer_range=0.1,
+    ),
     projector=ProjectorConfig(stride=2),
     interlude=VisionRememberConfig(insert_after=(1, 2), levels=(1, 2, 3)),
     image=single_tile(48),
@@ -26,14 +35,18 @@ def get_config() -> ConfigDict:
     config = recipe.base(MODEL)
     config.tokenizer = "demo"
     config.data.format = "demo"
-    config.data.options = ConfigDict({"size": 20_000, "seed": 0, "turns": 1})
+    config.data.options = ConfigDict({"size": 80_000, "seed": 0, "turns": 4})
+    config.data.label_quirk = False  # targets are the answers only
     config.data.workers = 0
-    config.batch = ConfigDict({"rows": 32, "tokens": 64, "tiles": 2, "accumulation": 1})
-    config.samples_per_step = 32
-    config.steps = 500
+    # About 70 tokens a sample, so a row packs three or four.
+    config.batch = ConfigDict({"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1})
+    config.samples_per_step = 66
+    config.steps = 1000
     config.trainable = ("*",)  # from scratch, so the encoder too
     config.frozen_dtype = "float32"
-    config.optimizer.lr = 1e-3
-    config.loss_chunk = 64
-    config.checkpoint = ConfigDict({"every": 250, "keep_last": 2, "keep_best": 1})
+    config.optimizer.lr = 2e-3
+    config.optimizer.b2 = 0.98
+    config.optimizer.warmup_ratio = 0.05
+    config.loss_chunk = 32
+    config.checkpoint = ConfigDict({"every": 500, "keep_last": 2, "keep_best": 1})
     return config

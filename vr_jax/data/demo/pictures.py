@@ -26,12 +26,10 @@ INKS: dict[str, tuple[int, int, int]] = {
     "black": (25, 25, 25),
 }
 DIGITS = "123456789"
-ROW_LETTERS = "ABCDEF"
-COLUMN_LETTERS = "UVWXYZ"
-WORDS = (
-    "ant", "bear", "cat", "crow", "deer", "dog", "duck", "emu", "fish", "fox", "frog", "goat",
-    "hare", "hen", "ibis", "kiwi", "lion", "mole", "newt", "owl", "pig", "seal", "swan", "wolf",
-)  # fmt: skip
+ROW_LETTERS = "AB"
+COLUMN_LETTERS = "XY"
+WORDS = ("ant", "bee", "cat", "cow", "dog", "elk", "fox", "hen", "owl", "pig", "rat", "yak")
+SIDE = 48  # pixels of every picture
 
 PAPER = (255, 255, 255)
 TEXT = (20, 20, 20)
@@ -50,107 +48,92 @@ class Subject(Protocol):
     """One kind of picture. `draw` is pure in (content, rng); `questions` depends on the content alone."""
 
     name: str
-    width: int  # pixels
-    height: int
 
     def content(self, rng: Random) -> Content: ...
-    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "height width 3"]: ...
+    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]: ...
     def questions(self, content: Content) -> list[Question]: ...
 
 
 class Chart:
-    """Bars of different colours and heights with their values printed above. Content: (colour, value) from the left."""
+    """Bars of different colours and heights with their values printed below. Content: (colour, value) from the left."""
 
     name = "chart"
-    width, height = 96, 48
+    text_size = 11
 
     def content(self, rng: Random) -> Content:
         count = rng.randint(2, 4)
         return tuple(zip(rng.sample(list(INKS), count), rng.sample(DIGITS, count), strict=True))
 
-    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 96 3"]:
-        canvas = blank(self.width, self.height, PAPER)
-        floor = self.height - 2
+    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        canvas = blank(SIDE, SIDE, PAPER)
+        floor = SIDE - 12
         canvas[floor] = RULE
-        slot = self.width // len(content)
+        slot = SIDE // len(content)
         for position, (colour, value) in enumerate(content):
             centre = slot * position + slot // 2 + rng.randint(-1, 1)
-            top = floor - 3 * int(value) - 3
-            canvas[top:floor, centre - 8 : centre + 8] = INKS[colour]
-            draw_text_centred(canvas, value, 14, centre, top - 7, TEXT)
+            canvas[floor - 3 * int(value) - 2 : floor, centre - 4 : centre + 4] = INKS[colour]
+            draw_text_centred(canvas, value, self.text_size, centre, floor + 6, TEXT)
         return canvas
 
     def questions(self, content: Content) -> list[Question]:
-        tallest = max(content, key=lambda bar: bar[1])[0]
+        by_value = sorted(content, key=lambda bar: bar[1])
         return [
             *(Question("chart_value", f"What is the value of the {c} bar?", value) for c, value in content),
-            Question("chart_tallest", "Which colour is the tallest bar?", tallest),
+            Question("chart_tallest", "Which colour is the tallest bar?", by_value[-1][0]),
+            Question("chart_shortest", "Which colour is the shortest bar?", by_value[0][0]),
             Question("chart_count", "How many bars are there?", str(len(content))),
         ]
 
 
 class Table:
-    """Digits in rows and columns headed by letters. Content: (row letters, column letters, digits by row)."""
+    """Digits in rows and columns headed by letters. Content: the digits by row."""
 
     name = "table"
-    width, height = 48, 96
-    row_count, column_count = 3, 2
+    text_size = 12
 
     def content(self, rng: Random) -> Content:
-        rows = rng.sample(ROW_LETTERS, self.row_count)
-        columns = rng.sample(COLUMN_LETTERS, self.column_count)
-        digits = [tuple(rng.choices(DIGITS, k=self.column_count)) for _ in rows]
-        return tuple(sorted(rows)), tuple(sorted(columns)), tuple(digits)
+        return tuple(tuple(rng.choices(DIGITS, k=len(COLUMN_LETTERS))) for _ in ROW_LETTERS)
 
-    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "96 48 3"]:
-        rows, columns, digits = content
-        canvas = blank(self.width, self.height, PAPER)
-        cell_width, cell_height = self.width // (len(columns) + 1), self.height // (len(rows) + 1)
-        canvas[:cell_height] = SHADE
-        canvas[:, :cell_width] = SHADE
-        canvas[cell_height::cell_height] = RULE
-        canvas[:, cell_width::cell_width] = RULE
-        shift_x, shift_y = rng.randint(-1, 1), rng.randint(-2, 2)
-
-        def write(row: int, column: int, text: str) -> None:
-            centre_x = cell_width * column + cell_width // 2 + shift_x
-            centre_y = cell_height * row + cell_height // 2 + shift_y
-            draw_text_centred(canvas, text, 14, centre_x, centre_y, TEXT)
-
-        for column, letter in enumerate(columns):
-            write(0, column + 1, letter)
-        for row, letter in enumerate(rows):
-            write(row + 1, 0, letter)
-            for column, digit in enumerate(digits[row]):
-                write(row + 1, column + 1, digit)
+    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        canvas = blank(SIDE, SIDE, PAPER)
+        cell = SIDE // (len(ROW_LETTERS) + 1)
+        canvas[:cell] = SHADE
+        canvas[:, :cell] = SHADE
+        canvas[cell::cell] = RULE
+        canvas[:, cell::cell] = RULE
+        shift_x, shift_y = rng.randint(-1, 1), rng.randint(-1, 1)
+        lines = [("", *COLUMN_LETTERS), *((letter, *row) for letter, row in zip(ROW_LETTERS, content, strict=True))]
+        for i, line in enumerate(lines):
+            for j, text in enumerate(line):
+                if text:
+                    centre = (cell * j + cell // 2 + shift_x, cell * i + cell // 2 + shift_y)
+                    draw_text_centred(canvas, text, self.text_size, *centre, TEXT)
         return canvas
 
     def questions(self, content: Content) -> list[Question]:
-        rows, columns, digits = content
         return [
-            Question("table_cell", f"What is in row {row}, column {column}?", digits[i][j])
-            for i, row in enumerate(rows)
-            for j, column in enumerate(columns)
+            Question("table_cell", f"What is in row {row}, column {column}?", content[i][j])
+            for i, row in enumerate(ROW_LETTERS)
+            for j, column in enumerate(COLUMN_LETTERS)
         ]
 
 
 class Word:
-    """One word in coloured ink. Content: (word, ink, type size, column, row), of which the place is in pixels."""
+    """One word in coloured ink. Content: (word, ink, column, row), the place in pixels."""
 
     name = "word"
-    width, height = 96, 48
-    sizes = (20, 24)
+    text_size = 18
 
     def content(self, rng: Random) -> Content:
-        word, size = rng.choice(WORDS), rng.choice(self.sizes)
-        height, width = text_mask(word, size).shape[:2]
-        left, top = rng.randint(2, self.width - 2 - width), rng.randint(2, self.height - 2 - height)
-        return word, rng.choice(list(INKS)), size, left, top
+        word = rng.choice(WORDS)
+        height, width = text_mask(word, self.text_size).shape[:2]
+        left, top = (SIDE - width) // 2 + rng.randint(-2, 2), (SIDE - height) // 2 + rng.randint(-2, 2)
+        return word, rng.choice(list(INKS)), left, top
 
-    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 96 3"]:
-        word, ink, size, left, top = content
-        canvas = blank(self.width, self.height, PAPER)
-        draw_text(canvas, word, size, left, top, INKS[ink])
+    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        word, ink, left, top = content
+        canvas = blank(SIDE, SIDE, PAPER)
+        draw_text(canvas, word, self.text_size, left, top, INKS[ink])
         return canvas
 
     def questions(self, content: Content) -> list[Question]:
@@ -158,8 +141,6 @@ class Word:
         return [
             Question("word_read", "What is the word?", word),
             Question("word_colour", "What colour is the word?", ink),
-            Question("word_first_letter", "What is the first letter?", word[0]),
-            Question("word_last_letter", "What is the last letter?", word[-1]),
         ]
 
 

@@ -13,9 +13,10 @@ END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im
 # can afford; what is asked about (colours, letters, words) stays a token of its own, the same as in the answer.
 PHRASES = (
     "You are a helpful assistant.", "system", "user", "assistant",
-    "What is the value of the ", " bar?", "Which colour is the tallest bar?", "How many bars are there?",
+    "What is the value of the ", " bar?", "Which colour is the tallest bar?",
+    "Which colour is the shortest bar?", "How many bars are there?",
     "What is in row ", ", column ",
-    "What is the word?", "What colour is the word?", "What is the first letter?", "What is the last letter?",
+    "What is the word?", "What colour is the word?",
 )  # fmt: skip
 
 
