@@ -92,8 +92,8 @@ def test_parameters_and_gradients_stay_float32(model, batch):
 
 def test_gradients_of_a_repeated_token_add_up_in_float32():
     """In bfloat16 a sum of 1000 equal terms stops growing at 256 of them."""
-    embed = Embedding(3, 2, dtype=NARROW, rngs=nnx.Rngs(0))
-    tokens = jnp.ones(1000, jnp.int32)
+    embed = Embedding(3, 2, init=nnx.initializers.ones, dtype=NARROW, rngs=nnx.Rngs(0))
+    tokens = jnp.ones((1, 1000), jnp.int32)
     gradient = jax.grad(lambda embed: embed(tokens).sum().astype(WIDE))(embed).embedding[...]
     np.testing.assert_array_equal(gradient, [[0, 0], [1000, 1000], [0, 0]])
 
