@@ -72,7 +72,7 @@ def test_several_pictures_and_turns_from_standard_input(folder, generator, loade
         (["--checkpoint", "{}/absent", "Hi"], "absent is not a model directory"),
         (["--checkpoint", "{}", "Hi"], "is not a model directory: it has no config.json"),
         (["--image", "{}/absent.png", "Hi"], "absent.png: no such file"),
-        (["--image", "{}/text.png", "Hi"], "text.png: not a readable picture"),
+        (["--image", "{}/text.png", "Hi"], "text.png: not a picture"),
         (["--image", "{}/wide.png", "<image> <image>?"], "2 <image> placeholder(s) for 1 picture(s)"),
         (["What is <image>?"], "1 <image> placeholder(s) for 0 picture(s)"),
         (["--max_new_tokens", "0", "Hi"], "max_new_tokens = 0"),

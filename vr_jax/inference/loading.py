@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from vr_jax.data.processor import Processor
 from vr_jax.inference.generate import GenerationError
@@ -39,7 +39,8 @@ def load_for_inference(
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)  # type: ignore[arg-type]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # With a config given, transformers does not look for a model of its own in ours (and warns).
+        tokenizer = AutoTokenizer.from_pretrained(directory, config=PreTrainedConfig(), local_files_only=True)
         processor = Processor(tokenizer, config)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
