@@ -70,7 +70,9 @@ def single():
 
 
 @pytest.mark.parametrize(
-    "mesh_shape", [(1, 8, 1), (1, 4, 2), (2, 4, 1)], ids=["fsdp8", "fsdp4_tensor2", "replica2_fsdp4"]
+    "mesh_shape",
+    [(1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2)],
+    ids=["fsdp8", "fsdp4_tensor2", "replica2_fsdp4", "all_axes"],
 )
 def test_losses_on_eight_devices_equal_those_on_one(single, mesh_shape):
     sharded = run(mesh_shape, start=single.start)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from vr_jax.data.types import HostBatch
 from vr_jax.model.batch import NO_CELL, Batch
@@ -14,6 +18,8 @@ from vr_jax.model.config import (
     VisionRememberConfig,
     single_tile,
 )
+from vr_jax.training import recipe
+from vr_jax.training.inputs import Inputs
 
 TILE, CELLS, VOCABULARY = 16, 4, 64
 
@@ -68,29 +74,52 @@ def noise_batch(seed: int, rows: int = 8, tokens: int = 24) -> Batch:
 
 
 class NoiseIterator:
-    """An endless, checkpointable stream of noise batches; `shard` of `shards` equal parts of each global batch."""
+    """An endless, checkpointable stream of noise batches: part `shard` of `shards` of each global batch.
 
-    def __init__(self, rows: int = 8, shard: int = 0, shards: int = 1, first_seed: int = 100):
-        self.rows, self.shard, self.shards = rows, shard, shards
-        self.next_seed = first_seed
+    delay: seconds that a batch takes."""
 
-    def __iter__(self):
-        return self
+    def __init__(self, rows: int = 8, shard: int = 0, shards: int = 1, delay: float = 0.0):
+        self.rows, self.shard, self.shards, self.delay = rows, shard, shards, delay
+        self.number = 0
 
     def __next__(self) -> HostBatch:
-        seed = self.next_seed
-        self.next_seed += 1
-        whole = noise_batch(seed, self.rows)
-        mine = slice(
-            self.shard * self.rows // self.shards,
-            (self.shard + 1) * self.rows // self.shards,
-        )
-        fields = {name: value[mine] for name, value in vars(whole).items() if value is not None}
-        ids = tuple((f"{seed}/{row}/1", f"{seed}/{row}/2") for row in range(self.rows)[mine])
-        return HostBatch(batch=Batch(**fields), record_ids=ids)
+        time.sleep(self.delay)
+        self.number += 1
+        whole = noise_batch(self.number, self.rows)
+        size = self.rows // self.shards
+        mine = slice(self.shard * size, (self.shard + 1) * size)
+        ids = tuple((f"{self.number}/{row}/1", f"{self.number}/{row}/2") for row in range(self.rows))
+        return HostBatch(batch=jax.tree.map(lambda x: x[mine], whole), record_ids=ids[mine])
 
     def get_state(self) -> dict:
-        return {"next_seed": self.next_seed}
+        return {"number": self.number}
 
     def set_state(self, state: dict) -> None:
-        self.next_seed = state["next_seed"]
+        self.number = state["number"]
+
+    def close(self) -> None:
+        pass
+
+
+def noise_inputs(delay: float = 0.0):
+    """Stands in for `vr_jax.training.inputs.open_inputs`."""
+
+    def open_inputs(config, model, mesh, workdir):
+        iterator = NoiseIterator(config.batch.rows, jax.process_index(), jax.process_count(), delay)
+        return Inputs(iterator, samples=1000, tokenizer_dir=None)
+
+    return open_inputs
+
+
+def tiny_recipe(**changes) -> ConfigDict:
+    """20 updates of everything but the encoder, saved every 4."""
+    config = recipe.base(tiny_config())
+    config.batch.update(rows=8, tokens=24, tiles=2)
+    config.trainable = ("decoder.*", "projector.*")
+    config.optimizer.lr = 3e-3
+    config.loss_chunk = 8
+    config.steps = 20
+    config.checkpoint.every = 4
+    config.tensorboard = False
+    config.update_from_flattened_dict(changes)
+    return config

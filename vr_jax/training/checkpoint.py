@@ -74,7 +74,8 @@ class Checkpoints:
         self._sealer = ThreadPoolExecutor(1, "checksums")
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.directory, options=self._options, item_names=("state", "run"))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
     def save(self, step: int, state: TrainState, *, data: Any, run: Mapping[str, Any], loss: float) -> None:
         """Copies the state to the host and writes it in the background; waits for the save before it, if any.

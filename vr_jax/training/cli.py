@@ -18,10 +18,10 @@ from vr_jax.data.skips import TooManySkips
 from vr_jax.model.config import ConfigError
 from vr_jax.model_directory import ModelDirectoryError
 from vr_jax.sharding import ShardingError
-from vr_jax.training import stopping
+from vr_jax.training import inputs, stopping
 from vr_jax.training.checkpoint import CheckpointError
 from vr_jax.training.inputs import InputError
-from vr_jax.training.loop import export_newest, train
+from vr_jax.training.loop import OpenInputs, export_newest, train
 from vr_jax.training.optimizer import OptimizerError
 from vr_jax.training.state import TrainableError
 
@@ -84,7 +84,7 @@ def _check_field(argument: str, recipe: ConfigDict) -> None:
 
 
 def main(values: flags.FlagValues, config: ConfigDict | None, rest: list[str]) -> None:
-    """Runs training, or the export of the newest checkpoint, and ends the program with one of the documented codes."""
+    """Starts several processes' runtime and logging as the flags say, then `run`s."""
     if rest:
         fail(stopping.EXIT_USAGE, f"unexpected argument {rest[0]!r}")
     if config is None or values.workdir is None:
@@ -95,12 +95,18 @@ def main(values: flags.FlagValues, config: ConfigDict | None, rest: list[str]) -
     elif values.distributed:
         jax.distributed.initialize()
     _start_logging()
-    workdir = Path(values.workdir)
+    run(config, Path(values.workdir), export_only=values.export_only)
+
+
+def run(
+    config: ConfigDict, workdir: Path, *, export_only: bool = False, open_inputs: OpenInputs = inputs.open_inputs
+) -> None:
+    """Trains or exports; what is known to go wrong ends the program with its message and exit code (docs/train.md)."""
     try:
-        if values.export_only:
+        if export_only:
             export_newest(config, workdir)
         else:
-            train(config, workdir)
+            train(config, workdir, open_inputs=open_inputs)
     except USAGE_ERRORS as error:
         fail(stopping.EXIT_USAGE, str(error))
     except stopping.NonFiniteLoss as error:
@@ -121,7 +127,7 @@ def _start_logging() -> None:
 
 def fail(code: int, message: str, *, alone: bool = False) -> NoReturn:
     """alone: this process only; the others are blocked in a collective, and a regular exit would wait for them."""
-    print(f"train.py: {message}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     if alone and jax.process_count() > 1:
         os._exit(code)
     sys.exit(code)

@@ -23,6 +23,7 @@ from vr_jax.model.config import ConfigError, LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.context import VisionContext
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normalize, rotary_angles, rotate, split_heads
 from vr_jax.model.qwen2 import Stream
+from vr_jax.sharding import constrain
 
 EPS = 1e-6
 _zeros = nnx.initializers.zeros
@@ -129,7 +130,7 @@ class Block(nnx.Module):
 
     def cross(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
         """Local cross-attention: each vision token re-reads the patches of its own cell."""
-        query = self.up(self.ln_q(vision.gather_cells(x)))
+        query = constrain(self.up(self.ln_q(vision.gather_cells(x))), "batch", "cells", "embed")
         if self.config.up == "mlp":
             query = self.up2(jax.nn.gelu(query, approximate=False))
         query = split_heads(self.cross_attn.q(query), self.cross_attn.heads)
@@ -137,6 +138,9 @@ class Block(nnx.Module):
         windows = vision.features.reshape(-1, *vision.features.shape[-2:])
         attended = heads(query.reshape(-1, *query.shape[-2:]), windows)
         update = self.cross_attn.out(merge_heads(attended).reshape(*x.shape[:1], query.shape[1], -1))
+        # Without these two constraints XLA (jax 0.12) partitions two products in a row, or the gradient of two,
+        # wrongly on a mesh that uses all three axes: other numbers, no error.
+        update = constrain(update, "batch", "cells", "embed")
         if self.config.up == "linear":
             update = self.down(update)
         update = vision.scatter_cells(update)
@@ -231,4 +235,4 @@ class Block(nnx.Module):
         masked = jnp.where(pooled[..., None], jax.lax.stop_gradient(hidden)[:, None], -jnp.inf)
         winner = jnp.argmax(masked, axis=2)
         guide = jnp.take_along_axis(hidden, winner, axis=1)
-        return jnp.where(exists[..., None], guide, 0), exists
+        return constrain(jnp.where(exists[..., None], guide, 0), "batch", None, "embed"), exists

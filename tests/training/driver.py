@@ -1,0 +1,27 @@
+"""A run in a process of its own, to be killed: python -m tests.training.driver WORKDIR [--delay S] [--set FIELD=VALUE]
+
+Same loop, checkpoints and exit codes as train.py, on noise."""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from tests.training.tiny import noise_inputs, tiny_recipe
+from vr_jax.training import cli
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    options = parser.parse_args()
+    if options.coordinator:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+    changes = dict(item.split("=", 1) for item in options.set)
+    config = tiny_recipe(**{name: json.loads(value) for name, value in changes.items()})
+    cli.run(config, options.workdir, open_inputs=noise_inputs(options.delay))

@@ -1,0 +1,296 @@
+"""The loop in this process: numbers written, continuing exactly, damaged checkpoints, NaN, other meshes, export."""
+
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny import NoiseIterator, noise_inputs, tiny_config, tiny_recipe
+from vr_jax import sharding
+from vr_jax.data.skips import TooManySkips
+from vr_jax.data.types import Skip
+from vr_jax.model_directory import load_model
+from vr_jax.training import cli, loop
+from vr_jax.training.checkpoint import Checkpoints
+from vr_jax.training.inputs import Inputs
+from vr_jax.training.metrics import read_metrics
+from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from vr_jax.training.state import ModelTree, abstract_state
+
+STEPS = 20
+
+
+@pytest.fixture(autouse=True)
+def _log_messages(caplog):
+    caplog.set_level(logging.INFO, "vr_jax")
+
+
+class Crash(BaseException):
+    """Not an Exception, so nothing may handle it: the nearest thing to a kill within one process."""
+
+
+class CrashingIterator(NoiseIterator):
+    def __init__(self, *args, crash_at):
+        super().__init__(*args)
+        self.crash_at = crash_at
+
+    def __next__(self):
+        if self.number == self.crash_at:
+            raise Crash
+        return super().__next__()
+
+
+def crashing_inputs(at):
+    return lambda config, model, mesh, workdir: Inputs(CrashingIterator(config.batch.rows, crash_at=at), 1000, None)
+
+
+def series(workdir):
+    return [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in read_metrics(workdir / "metrics.jsonl")]
+
+
+def arrays(workdir):
+    """The exported model's arrays."""
+    return ModelTree(tiny_config()).flatten(load_model(workdir / "model"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One uninterrupted run on 8 devices, with its checkpoints."""
+    workdir = tmp_path_factory.mktemp("whole")
+    loop.train(tiny_recipe(), workdir, open_inputs=noise_inputs())
+    return workdir
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    return workdir
+
+
+def test_every_step_is_written(whole):
+    records = list(read_metrics(whole / "metrics.jsonl"))
+    assert [r["step"] for r in records] == list(range(1, STEPS + 1))
+    first = records[0]
+    assert set(first) == {
+        *("step", "loss", "lr", "grad_norm", "samples", "tokens", "targets", "tiles"),
+        *("seconds", "tokens_per_s", "samples_per_s", "data_wait"),  # no mfu: the CPU's peak is not in the table
+    }
+    assert first["loss"] == pytest.approx(np.log(64), rel=0.05)
+    assert first["samples"] == 16
+    assert all(r["tokens_per_s"] == pytest.approx(r["tokens"] / r["seconds"]) for r in records)
+    assert all(0 <= r["data_wait"] <= 1 for r in records)
+
+
+def test_a_crash_loses_at_most_the_steps_since_the_last_save(whole, tmp_path):
+    """Bit for bit: losses, gradient norms and all parameters."""
+    config = tiny_recipe()
+    for crash_at in (6, 11, 12):
+        with pytest.raises(Crash):
+            loop.train(config, tmp_path, open_inputs=crashing_inputs(crash_at))
+        saved = crash_at // 4 * 4
+        with Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.steps()[-1] == saved
+    loop.train(config, tmp_path, open_inputs=noise_inputs())
+    assert series(tmp_path) == series(whole)
+    jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), arrays(whole))
+
+
+def test_the_last_and_the_best_are_kept(whole):
+    losses = dict(s[:2] for s in series(whole))
+    with Checkpoints(whole) as checkpoints:
+        means = {end: np.mean([losses[i] for i in range(end - 3, end + 1)]) for end in (4, 8, 12, 16, 20)}
+        best = min(means, key=means.get)
+        assert checkpoints.best_step() == best
+        assert set(checkpoints.steps()) == {12, 16, 20} | {best}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "metadata"])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(whole, copy, damage, caplog):
+    folder = copy / "checkpoints" / "20" / "state"
+    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file = folder / "_METADATA"
+        file.write_text("{")
+    shutil.rmtree(copy / "model")
+    loop.train(tiny_recipe(), copy, open_inputs=noise_inputs())
+    reports = [r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()]
+    assert len(reports) == 1
+    assert str(file) in reports[0]
+    assert (copy / "checkpoints_damaged" / "20").is_dir()
+    assert "continuing from step 16" in caplog.text
+    assert series(copy) == series(whole)
+    jax.tree.map(np.testing.assert_array_equal, arrays(copy), arrays(whole))
+
+
+def test_a_damaged_checkpoint_without_checksums_is_not_used_either(copy, caplog):
+    """A kill between Orbax's commit and our checksums, and then a damaged disk."""
+    folder = copy / "checkpoints" / "20"
+    (folder / "checksums.process_0.json").unlink()
+    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:100])
+    loop.train(tiny_recipe(), copy, open_inputs=noise_inputs())
+    assert "checkpoint 20 is damaged" in caplog.text
+    assert "continuing from step 16" in caplog.text
+
+
+def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(copy, capsys):
+    for folder in (copy / "checkpoints").iterdir():
+        if folder.is_dir():
+            (folder / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(SystemExit) as exit_code:
+        cli.run(tiny_recipe(), copy, open_inputs=noise_inputs())
+    assert exit_code.value.code == 2
+    assert "were damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("devices", [4, 2, 1])
+def test_restores_from_eight_devices_onto_fewer(whole, devices):
+    tree, config = ModelTree(tiny_config()), tiny_recipe()
+    trainable = tree.trainable(config.trainable)
+    settings = OptimizerConfig(**config.optimizer.to_dict())
+    optimizer = make_optimizer(settings, make_schedule(settings, STEPS), trainable)
+
+    def restore(mesh):
+        with Checkpoints(whole) as checkpoints:
+            return checkpoints.restore_newest(abstract_state(tree, optimizer, trainable, mesh)).state
+
+    eight = restore(sharding.make_mesh(fsdp=8))
+    fewer = restore(sharding.make_mesh(fsdp=devices, devices=jax.devices()[:devices]))
+    jax.tree.map(np.testing.assert_array_equal, fewer, eight)
+    kernel = "decoder.stages.0.mlp.up.kernel"
+    assert len(eight.params[kernel].sharding.device_set) == 8
+    assert len(fewer.params[kernel].sharding.device_set) == devices
+    assert int(fewer.step) == STEPS
+
+
+def test_another_mesh_continues_with_the_same_losses(whole, copy):
+    """8 devices wrote step 16; replica 2 x fsdp 2 x tensor 2 continues."""
+    shutil.rmtree(copy / "checkpoints" / "20")
+    loop.train(tiny_recipe(**{"mesh.replica": 2, "mesh.tensor": 2}), copy, open_inputs=noise_inputs())
+    got, expected = (np.asarray(series(d))[16:] for d in (copy, whole))
+    assert len(got) == 4
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def nan_from(step):
+    """Inputs whose batches from `step` on make the loss NaN."""
+
+    class Poisoned(NoiseIterator):
+        def __next__(self):
+            host = super().__next__()
+            weight = np.nan if self.number >= step else 1.0
+            cells = np.maximum(host.batch.vision_cell, 0)[..., None].repeat(4, -1)
+            weights = np.zeros(cells.shape, np.float32)
+            weights[..., 0] = weight
+            return type(host)(host.batch.replace(vision_cells=cells, vision_weights=weights), host.record_ids)
+
+    return lambda config, model, mesh, workdir: Inputs(Poisoned(config.batch.rows), 1000, None)
+
+
+def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path, capsys):
+    config = tiny_recipe(**{"checkpoint.every": 2, "steps": 12})
+    with pytest.raises(SystemExit) as stop:
+        cli.run(config, tmp_path, open_inputs=nan_from(6))
+    assert stop.value.code == 3
+    message = capsys.readouterr().err
+    assert "step 6: loss nan" in message
+    ids = [f"6/{row}/{sample}" for row in range(8) for sample in (1, 2)]
+    assert all(name in message for name in ids)
+    assert "5/0/1" not in message
+    assert json.loads((tmp_path / "non_finite_batch.json").read_text())["record_ids"] == ids
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps()[-1] == 4
+    assert [s[0] for s in series(tmp_path)] == [1, 2, 3, 4, 5]
+    assert not (tmp_path / "model").exists()
+
+
+def test_too_many_unusable_samples_stop_the_run(tmp_path, capsys):
+    class Skipping(NoiseIterator):
+        def __next__(self):
+            host = super().__next__()
+            skips = tuple(Skip(f"bad/{self.number}/{i}", "broken_image", "cut off") for i in range(2))
+            return type(host)(host.batch, host.record_ids, skips)
+
+    def inputs(config, model, mesh, workdir):
+        return Inputs(Skipping(config.batch.rows), 1000, None)
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(tiny_recipe(), tmp_path, open_inputs=inputs)
+    assert stop.value.code == 4
+    message = capsys.readouterr().err
+    assert "bad/1/0: cut off" in message
+    assert "allowed 1.00%" in message
+    with pytest.raises(TooManySkips):
+        loop.train(tiny_recipe(), tmp_path, open_inputs=inputs)
+
+
+def test_another_model_does_not_continue_a_run(copy, capsys):
+    config = tiny_recipe(**{"model.text.intermediate_size": 72})
+    with pytest.raises(SystemExit) as stop:
+        cli.run(config, copy, open_inputs=noise_inputs())
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "params/decoder.stages.0.mlp.down.kernel: found (1, 64, 32), expected (1, 72, 32)" in message
+    assert (copy / "checkpoints" / "20").is_dir()
+
+
+def test_changed_settings_are_logged_when_a_run_continues(copy, caplog):
+    loop.train(tiny_recipe(**{"checkpoint.every": 5}), copy, open_inputs=noise_inputs())
+    assert "config.checkpoint.every was 4 when the checkpoint was written, now 5" in caplog.text
+
+
+def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
+    """Phase 2 from phase 1: all parameters taken, a fresh optimizer; a second directory of the same is refused."""
+    config = tiny_recipe(**{"init_from": str(whole / "model"), "steps": 1, "trainable": ("projector.*",)})
+    config.frozen_dtype = "float32"
+    loop.train(config, tmp_path, open_inputs=noise_inputs())
+    assert "initialised: nothing" in caplog.text
+    before, after = arrays(whole), arrays(tmp_path)
+    # One step at learning rate 0 (the warm-up starts there) changes nothing.
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    with pytest.raises(SystemExit):
+        cli.run(tiny_recipe(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
+
+
+def test_export_only_writes_the_newest_checkpoint(whole, copy, capsys):
+    shutil.rmtree(copy / "model")
+    config = tiny_recipe(tokenizer="demo")
+    cli.run(config, copy, export_only=True)
+    jax.tree.map(np.testing.assert_array_equal, arrays(copy), arrays(whole))
+    assert (copy / "model" / "tokenizer.json").is_file()
+    with pytest.raises(SystemExit):
+        cli.run(config, copy / "empty", export_only=True)
+    assert "no checkpoint to export" in capsys.readouterr().err
+
+
+def test_a_profile_of_chosen_steps(tmp_path):
+    config = tiny_recipe(steps=3, **{"profile.first_step": 2, "profile.steps": 1})
+    loop.train(config, tmp_path, open_inputs=noise_inputs())
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_tensorboard_has_the_numbers(tmp_path):
+    loop.train(tiny_recipe(steps=2, tensorboard=True), tmp_path, open_inputs=noise_inputs())
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    for name in (b"train/loss", b"train/lr", b"train/grad_norm", b"train/tokens_per_s", b"train/data_wait"):
+        assert content.count(name) == 2
+
+
+def test_frozen_parameters_are_exported_in_their_own_precision(whole):
+    vision = arrays(whole)["vision.patch_embed.kernel"]
+    assert vision.dtype == jnp.float32
+    np.testing.assert_array_equal(vision, vision.astype(jnp.bfloat16).astype(jnp.float32))
