@@ -33,7 +33,7 @@ flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID"), "With --coo
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+        cli.fail(2, f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
     if values.coordinator:
         jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
