@@ -1,4 +1,4 @@
-"""Import, export and back: identical arrays, checked against an independent mapping (tests/torch_weights.py)."""
+"""Import, export and back: identical arrays, checked against an independent mapping (independent_mapping.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests import torch_weights
+from tests.convert import independent_mapping
 from tests.convert.conftest import (
     PINPOINTS,
     TEXT,
@@ -47,17 +47,17 @@ def expected_params(model) -> dict[str, np.ndarray]:
     weights = weights_of(model)
     expected: dict[str, np.ndarray] = {}
     for prefix in ("vision_model.", "model.vision_tower.", ""):
-        tower = torch_weights.under(weights, prefix)
+        tower = independent_mapping.under(weights, prefix)
         if "embeddings.patch_embedding.weight" in tower:
-            staged = torch_weights.siglip(tower, [0, VISION["num_hidden_layers"]])
+            staged = independent_mapping.siglip(tower, [0, VISION["num_hidden_layers"]])
             expected |= {f"vision.{path}": value for path, value in staged.items()}
             break
     for prefix in ("model.language_model.", "model."):
-        decoder = torch_weights.under(weights, prefix)
+        decoder = independent_mapping.under(weights, prefix)
         if "embed_tokens.weight" in decoder:
             if not model.config.tie_word_embeddings:
                 decoder["lm_head.weight"] = weights["lm_head.weight"]
-            staged = torch_weights.qwen2(decoder, [0, TEXT["num_hidden_layers"]])
+            staged = independent_mapping.qwen2(decoder, [0, TEXT["num_hidden_layers"]])
             expected |= {f"decoder.{path}": value for path, value in staged.items()}
             break
     if "model.image_newline" in weights:
@@ -85,7 +85,7 @@ def test_hugging_face(kind, hf_dirs, tmp_path, converted):
     assert not info["unexpected_keys"], info
     original = weights_of(model)
     if kind == "siglip":
-        original = torch_weights.under(original, "vision_model.")
+        original = independent_mapping.under(original, "vision_model.")
     for name, value in weights_of(back).items():
         np.testing.assert_array_equal(value, original[name], err_msg=name)
 

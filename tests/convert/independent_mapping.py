@@ -1,0 +1,82 @@
+"""torch state dicts under our parameter names, written apart from `vr_jax.convert` so that the two check each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+
+SIGLIP_BLOCK = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.out": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+QWEN2_LAYER = {
+    "input_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.out": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+
+
+def under(weights: Weights, prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _module(theirs: str, weights: Weights) -> dict[str, np.ndarray]:
+    """The parameters of one Linear or norm, by our names."""
+    out = {}
+    if theirs + ".weight" in weights:
+        weight = weights[theirs + ".weight"]
+        out["kernel" if weight.ndim == 2 else "scale"] = weight.T if weight.ndim == 2 else weight
+    if theirs + ".bias" in weights:
+        out["bias"] = weights[theirs + ".bias"]
+    return out
+
+
+def _stages(table: Mapping[str, str], weights: Weights, bounds: Sequence[int]) -> dict[str, np.ndarray]:
+    out = {}
+    for stage, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        for ours, theirs in table.items():
+            layers = [_module(f"{i}.{theirs}", weights) for i in range(start, stop)]
+            for name in layers[0]:
+                out[f"stages.{stage}.{ours}.{name}"] = np.stack([layer[name] for layer in layers])
+    return out
+
+
+def siglip(weights: Weights, bounds: Sequence[int]) -> dict[str, np.ndarray]:
+    """From `SiglipVisionModel`'s state dict; its pooling head is dropped."""
+    patch = weights["embeddings.patch_embedding.weight"]  # (D, 3, p, p)
+    return {
+        "patch_embed.kernel": patch.transpose(2, 3, 1, 0).reshape(-1, patch.shape[0]),
+        "patch_embed.bias": weights["embeddings.patch_embedding.bias"],
+        "position_embedding": weights["embeddings.position_embedding.weight"],
+        "post_norm.scale": weights["post_layernorm.weight"],
+        "post_norm.bias": weights["post_layernorm.bias"],
+        **_stages(SIGLIP_BLOCK, under(weights, "encoder.layers."), bounds),
+    }
+
+
+def qwen2(weights: Weights, bounds: Sequence[int]) -> dict[str, np.ndarray]:
+    """From `Qwen2Model`'s state dict, with `lm_head.weight` beside it if untied."""
+    out = {
+        "embed.embedding": weights["embed_tokens.weight"],
+        "norm.scale": weights["norm.weight"],
+        **_stages(QWEN2_LAYER, under(weights, "layers."), bounds),
+    }
+    if "lm_head.weight" in weights:
+        out["lm_head.kernel"] = weights["lm_head.weight"].T
+    return out
