@@ -65,9 +65,6 @@ ACTIVATION_AXES: dict[str, tuple[str, ...] | str | None] = {
     "head_dim": None,
     "mlp": "tensor",
     "vocab": "tensor",
-    # Rows of the embedding table as they are looked up: like the table, over the batch of one replica.
-    "table_rows": "replica",
-    "table_columns": "fsdp",
 }
 
 

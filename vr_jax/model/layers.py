@@ -54,10 +54,8 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
-        # Looked up where the table's columns are and exchanged afterwards: otherwise every device would hold, and
-        # exchange, the gradient of the whole table.
-        x = constrain(jnp.take(self.embedding[...], tokens, axis=0), "table_rows", "seq", "table_columns")
-        return constrain(x.astype(self.dtype), "batch", "seq", "embed")
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        return constrain(x, "batch", "seq", "embed")
 
 
 class RMSNorm(nnx.Module):
