@@ -93,8 +93,9 @@ def save_params(
     with complete_directory(directory, size, overwrite=overwrite) as temporary:
         tree = traverse_util.unflatten_dict(dict(params), sep=".")
         largest = max(array.nbytes for array in params.values())
-        # Orbax refuses an array above its limit, so the limit follows the largest.
-        handler = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=1 + math.ceil(largest / 1e9))
+        # Host copies that may wait for the disk; Orbax refuses an array that is not below the limit.
+        limit = max(1, math.ceil(1.01 * largest / 1e9))
+        handler = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=limit)
         save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
         with ocp.Checkpointer(handler) as checkpointer, _orbax_errors(directory, "cannot be written"):
             checkpointer.save(

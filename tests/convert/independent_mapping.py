@@ -80,3 +80,20 @@ def qwen2(weights: Weights, bounds: Sequence[int]) -> dict[str, np.ndarray]:
     if "lm_head.weight" in weights:
         out["lm_head.kernel"] = weights["lm_head.weight"].T
     return out
+
+
+def vision_remember(weights: Weights) -> dict[str, np.ndarray]:
+    """From the names of `golden/methods/vr_reference`; attention is packed as in torch.nn.MultiheadAttention."""
+    out = {}
+    for ours, theirs in {"ln_q": "ln_q", "ln_s": "ln_s", "up": "w_up", "down": "w_dn"}.items():
+        out |= {f"{ours}.{name}": value for name, value in _module(theirs, weights).items()}
+    levels = len({name for name in weights if name.startswith("ln_f.") and name.endswith(".weight")})
+    for ours, theirs in {"scale": "weight", "bias": "bias"}.items():
+        out[f"ln_f.{ours}"] = np.stack([weights[f"ln_f.{level}.{theirs}"] for level in range(levels)])
+    for attn in ("cross_attn", "self_attn"):
+        kernels = np.split(weights[f"{attn}.in_proj_weight"], 3)
+        biases = np.split(weights[f"{attn}.in_proj_bias"], 3)
+        for name, kernel, bias in zip("qkv", kernels, biases, strict=True):
+            out |= {f"{attn}.{name}.kernel": kernel.T, f"{attn}.{name}.bias": bias}
+        out |= {f"{attn}.out.{name}": value for name, value in _module(f"{attn}.out_proj", weights).items()}
+    return out

@@ -59,7 +59,7 @@ def measure(source: Path, target: Path) -> int:
 
 def test_peak_is_the_result_and_one_shard(tmp_path):
     """A loader that collects the tensors before stacking them needs twice the result here, and fails."""
-    text = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 32000}
+    text = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 42, "vocab_size": 32000}
     text["num_attention_heads"] = 16
     shard = 128 * MIB
     result = write_synthetic(tmp_path / "hf", text, shard)
@@ -67,6 +67,6 @@ def test_peak_is_the_result_and_one_shard(tmp_path):
     extra = measure(tmp_path / "hf", tmp_path / "ours")
     print(f"result {result / MIB:.0f} MiB, peak {extra / MIB:.0f} MiB")
     assert extra >= result  # else the measurement is wrong
-    # Far inside the promise (1 GiB): the slack is smaller than the result, so that a second copy cannot hide in it.
-    assert extra <= result + shard + 512 * MIB
-    assert result > shard + 512 * MIB
+    # The promise; the result is larger than its slack, so that a second copy cannot hide in it.
+    assert extra <= result + shard + 1024 * MIB
+    assert result > shard + 1024 * MIB

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from tests import torch_weights
+from tests.convert import independent_mapping
 from tests.golden.discovery import Case, cases
 from tests.helpers import randomized, tiny_config, tiny_interlude, tiny_text, tiny_vision
 from vr_jax.convert.architectures import LLAVA
@@ -56,8 +56,8 @@ def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
 
 @pytest.mark.parametrize("case", cases("vr_reference", known=("block", "llm")))
 def test_vision_remember_has_the_names_of_the_reference(case: Case):
-    theirs = torch_weights.under(case.weights, "vr.0.") if case.kind == "llm" else case.weights
-    ours = torch_weights.vision_remember(theirs)
+    theirs = independent_mapping.under(case.weights, "vr.0.") if case.kind == "llm" else case.weights
+    ours = independent_mapping.vision_remember(theirs)
     theirs = {f"0.{name}": value for name, value in theirs.items()}
     ours = {f"decoder.interludes.0.{path}": value for path, value in ours.items()}
     places = slots(VISION_REMEMBER, ours)
