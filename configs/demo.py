@@ -35,13 +35,13 @@ def get_config() -> ConfigDict:
     config = recipe.base(MODEL)
     config.tokenizer = "demo"
     config.data.format = "demo"
-    config.data.options = ConfigDict({"size": 80_000, "seed": 0, "turns": 4})
+    config.data.options = ConfigDict({"size": 50_000, "seed": 0, "turns": 4})
     config.data.label_quirk = False  # targets are the answers only
     config.data.workers = 0
     # About 70 tokens a sample, so a row packs three or four.
     config.batch = ConfigDict({"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1})
     config.samples_per_step = 66
-    config.steps = 1000
+    config.steps = 700
     config.trainable = ("*",)  # from scratch, so the encoder too
     config.frozen_dtype = "float32"
     config.optimizer.lr = 2e-3
