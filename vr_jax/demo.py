@@ -103,7 +103,7 @@ def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> Non
 
 
 def _log_to_stderr() -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("vr_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each save
 
