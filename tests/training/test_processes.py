@@ -20,7 +20,7 @@ from vr_jax.training.metrics import read_metrics
 from vr_jax.training.state import ModelTree
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 240  # seconds; a process that takes longer has hung
+DEADLINE = 500  # seconds; a process that takes longer has hung
 
 
 def start(workdir, *arguments, devices=8):
