@@ -20,7 +20,7 @@ from vr_jax.training.metrics import read_metrics
 from vr_jax.training.state import ModelTree
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 500  # seconds; a process that takes longer has hung
+DEADLINE = 900  # seconds; a process that takes longer has hung
 
 
 def start(workdir, *arguments, devices=8):
@@ -47,7 +47,7 @@ def wait_for(condition, process):
         if process.poll() is not None or time.monotonic() > end:
             process.kill()
             raise AssertionError(f"the run ended or hung first: {process.communicate()[1]}")
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def written(workdir):
