@@ -1,0 +1,61 @@
+"""train.py as a user meets it: the demo's own data and model for two steps, and one line for typical mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vr_jax.model_directory import read_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*arguments, devices=1):
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
+    done = train(
+        *("--config=configs/demo.py", f"--workdir={tmp_path}", "--config.steps=2", "--config.optimizer.lr=0.5"),
+        *("--config.optimizer.warmup_ratio=0.0", "--config.batch.rows=4", "--config.tensorboard=False"),
+        *("--config.model.interlude.insert_after=(1,)", "--config.model.interlude.cross_heads=2"),
+        "--config.trainable=('projector.*', 'decoder.*')",
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [1, 2]
+    assert records[0]["lr"] == pytest.approx(0.5)
+    interlude = read_config(tmp_path / "model").interlude
+    assert (interlude.insert_after, interlude.cross_heads) == ((1,), 2)
+    assert "step 2 of 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimzer.lr=1"], "config has no field 'optimzer'; did you mean 'optimizer'?"),
+        (["--config.data.format=", "--config.data.path=/nowhere.json"], "/nowhere.json"),
+        (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 1"),
+        (["--config.batch.rows=7", "--config.batch.accumulation=2"], "config.batch.rows = 7 is not divisible by 2"),
+    ],
+    ids=["unknown field", "missing data", "mesh", "batch"],
+)
+def test_typical_mistakes_are_one_line(arguments, message, tmp_path):
+    done = train("--config=configs/demo.py", f"--workdir={tmp_path}", *arguments)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "libtpu" not in line]
+    assert "Traceback" not in done.stderr
+    assert lines[-1].startswith("train.py: ")
+    assert message in lines[-1]
