@@ -46,11 +46,10 @@ def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
     ("arguments", "message"),
     [
         (["--config.optimzer.lr=1"], "config has no field 'optimzer'; did you mean 'optimizer'?"),
-        (["--config.data.format=", "--config.data.path=/nowhere.json"], "/nowhere.json"),
         (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 1"),
         (["--config.batch.rows=7", "--config.batch.accumulation=2"], "config.batch.rows = 7 is not divisible by 2"),
     ],
-    ids=["unknown field", "missing data", "mesh", "batch"],
+    ids=["unknown field", "mesh", "batch"],
 )
 def test_typical_mistakes_are_one_line(arguments, message, tmp_path):
     done = train("--config=configs/demo.py", f"--workdir={tmp_path}", *arguments)
@@ -59,3 +58,10 @@ def test_typical_mistakes_are_one_line(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
     assert lines[-1].startswith("train.py: ")
     assert message in lines[-1]
+
+
+def test_missing_data_is_named(tmp_path):
+    done = train("--config=configs/real_charts.py:phase1", f"--workdir={tmp_path}", "--config.data.path=/nowhere.json")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "/nowhere.json" in done.stderr.splitlines()[-1]
