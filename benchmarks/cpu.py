@@ -50,13 +50,14 @@ def cross_attention(rounds: int) -> str:
         guide_mask=jnp.zeros((1, tokens), bool),
         tile_segment=jnp.ones((1, tiles), jnp.int32),
         tile_image=jnp.ones((1, tiles), jnp.int32),
+        cells_per_tile=cells,
     )
     hidden = jnp.asarray(rng.standard_normal((1, tokens, paper.text.hidden_size), np.float32))
     calls, outputs, flops = {}, {}, {}
     for form in ("plain", "absorbed"):
         interlude = VisionRememberConfig(cross_attention=form, init="torch_default")
         config = dataclasses.replace(paper, interlude=interlude)
-        block = Block(interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        block = Block(interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))
         compiled = jax.jit(Block.cross).lower(block, hidden, context).compile()
         calls[form] = lambda block=block, compiled=compiled: compiled(block, hidden, context)
         outputs[form] = calls[form]()

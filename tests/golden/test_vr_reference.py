@@ -23,7 +23,7 @@ from vr_jax.model.config import (
     single_tile,
 )
 from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.vision_remember import Block, prepare
+from vr_jax.model.interludes.vision_remember import Block, Features
 from vr_jax.model.qwen2 import Decoder, Stream
 from vr_jax.model.windows import to_windows
 
@@ -118,7 +118,8 @@ def recorded(case: Case, cross_attention: str) -> Recorded:
         for t in range(start, stop):  # a tile that unpad cropped away belongs to the picture before it
             tile_image[b, t - start] = 1 + image[tile <= t].max() - image.min()
     segments = (kind > 0).astype(np.int32)
-    features = jax.jit(lambda levels: prepare(config.interlude, levels))(tuple(levels))
+    prepare = Features(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    features = jax.jit(prepare)(tuple(levels))
     vision = VisionContext(
         features=features,
         vision_cell=jnp.asarray(vision_cell),
@@ -126,6 +127,7 @@ def recorded(case: Case, cross_attention: str) -> Recorded:
         guide_mask=jnp.asarray(case.inputs["text_select"]),
         tile_segment=jnp.asarray((tile_image > 0).astype(np.int32)),
         tile_image=jnp.asarray(tile_image),
+        cells_per_tile=cells,
     )
     stream = Stream(
         hidden=jnp.asarray(case.inputs["hidden"]),
@@ -154,6 +156,7 @@ def one_row(data: Recorded) -> Recorded:
         guide_mask=join(v.guide_mask),
         tile_segment=join(np.where(v.tile_segment > 0, number + 1, 0)),
         tile_image=join(np.where(v.tile_image > 0, v.tile_image + number * slots, 0)),
+        cells_per_tile=v.cells_per_tile,
     )
     stream = Stream(hidden=join(data.stream.hidden), positions=join(data.stream.positions), segment_ids=segments)
     return Recorded(data.config, stream, vision)
@@ -163,7 +166,7 @@ def block_of(config: LlavaConfig, weights: dict[str, np.ndarray]) -> Block:
     assert config.interlude is not None
     if not config.interlude.self_attention:  # recorded, and of no effect
         weights = {name: value for name, value in weights.items() if not name.startswith(("ln_s", "self_attn"))}
-    block = nnx.eval_shape(lambda: Block(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     named = {f"0.{name}": value for name, value in weights.items()}
     return torch_weights.load(block, VISION_REMEMBER, named, "decoder.interludes.0.")
 
@@ -216,11 +219,12 @@ def test_decoder(case: Case, cross_attention: str):
     def build() -> Decoder:
         assert config.interlude is not None
         rngs = nnx.Rngs(0)
-        blocks = [Block(config.interlude, config, dtype=jnp.float32, rngs=rngs) for _ in range(count)]
+        blocks = [Block(config.interlude, config, 0, dtype=jnp.float32, rngs=rngs) for _ in range(count)]
         return Decoder(
             config.text,
             bounds=config.decoder_bounds,
             interludes=blocks,
+            interlude_features=None,
             attention_backend="xla",
             remat="none",
             dtype=jnp.float32,
@@ -235,12 +239,14 @@ def test_decoder(case: Case, cross_attention: str):
     def prefill(decoder, stream, vision):
         seen = []
 
-        def interlude(block, stream):
-            after = block(stream, vision)
+        def between(k, stream):
+            if k == 0:
+                return stream
+            after = decoder.interludes[k - 1](stream, vision)
             seen.append((stream.hidden, after.hidden))
             return after
 
-        hidden, cache = decoder(stream, decoder.init_cache(1, length + steps), interlude)
+        hidden, cache = decoder(stream, decoder.init_cache(1, length + steps), between)
         return hidden, cache, seen
 
     hidden, cache, seen = prefill(decoder, data.stream, data.vision)

@@ -60,6 +60,7 @@ def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "n
             config,
             bounds=bounds,
             interludes=[],
+            interlude_features=None,
             attention_backend="xla",
             remat=remat,
             dtype=jnp.float32,

@@ -10,7 +10,6 @@ from flax import nnx
 
 from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, with_params
 from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.vision_remember import prepare
 from vr_jax.model.layout import merge_stages, split_stages
 from vr_jax.model.llava import Llava
 from vr_jax.model.qwen2 import Stream
@@ -49,13 +48,13 @@ def inside(model, batch):
     @jax.jit
     def meet(model, batch):
         levels = model.encode_images(batch.tile_pixels)
-        features = prepare(CONFIG.interlude, tuple(levels[level] for level in CONFIG.interlude.levels))
+        features = model.decoder.interlude_features(tuple(levels[level] for level in CONFIG.interlude.levels))
         stream = Stream(
-            hidden=model.embed(batch, levels[CONFIG.vision_feature_layer]),
+            hidden=model.embed(batch, levels),
             positions=batch.positions,
             segment_ids=batch.segment_ids,
         )
-        return stream, VisionContext.of(batch, features)
+        return stream, VisionContext.of(batch, features, CONFIG.cells_per_tile)
 
     return (model.decoder.interludes[0], *meet(model, batch))
 

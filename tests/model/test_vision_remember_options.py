@@ -14,7 +14,7 @@ from tests.helpers import Picture, Text, example, pack, params_of, randomized, t
 from vr_jax.model.batch import NEWLINE, Batch
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.vision_remember import Block, prepare
+from vr_jax.model.interludes.vision_remember import Block, Features
 from vr_jax.model.qwen2 import Stream
 
 OPTIONS = {
@@ -163,13 +163,15 @@ def inputs(config: LlavaConfig):
 
 def run(block: Block, hidden, levels, batch: Batch):
     stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
-    return block(stream, VisionContext.of(batch, prepare(block.config, levels))).hidden
+    model = tiny_config(interlude=block.config)
+    features = Features(block.config, model, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
+    return block(stream, VisionContext.of(batch, features, model.cells_per_tile)).hidden
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_matches_torch_and_trains(name: str):
     config = tiny_config(interlude=tiny_interlude(**OPTIONS[name]))
-    block = randomized(nnx.eval_shape(lambda: Block(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    block = randomized(nnx.eval_shape(lambda: Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     batch, hidden, levels = inputs(config)
 
     def loss(block, hidden):
@@ -214,6 +216,6 @@ def test_what_it_adds_at_its_initial_values(options, identity: bool):
 
     @jax.jit
     def fresh():
-        return run(Block(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0)), hidden, levels, batch)
+        return run(Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)), hidden, levels, batch)
 
     assert (np.asarray(fresh()) == hidden).all() == identity

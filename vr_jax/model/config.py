@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
+from vr_jax.model.config_base import (
+    Config,
+    ConfigError,
+    InterludeConfig,
+    ProjectorConfig,
+    PrunerConfig,
+    check,
+    check_choice,
+)
 
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names the field, what it holds and what it may hold."""
-
-
-class Config:
-    """`to_dict` / `from_dict` for the dataclasses below; nested configs are dicts, tuples are lists (JSON-safe)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return _plain(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises ConfigError naming an unknown field, and the known ones."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(fields))
-        if unknown:
-            raise ConfigError(f"{cls.__name__}: unknown field(s) {unknown}; known fields: {sorted(fields)}")
-        return cls(**{name: _parse(cls, name, value) for name, value in values.items()})
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _parse(cls: type, name: str, value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_parse(cls, name, v) for v in value)
-    nested = _NESTED.get((cls.__name__, name))
-    if nested is not None and value is not None and not dataclasses.is_dataclass(value):
-        return nested.from_dict(dict(value))
-    return value
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _check_choice(owner: str, name: str, value: Any, choices: tuple) -> None:
-    _check(value in choices, f"{owner}.{name} = {value!r}: expected one of {list(choices)}")
+__all__ = [
+    "ConfigError",
+    "ImageConfig",
+    "InterludeConfig",
+    "LlavaConfig",
+    "ProjectorConfig",
+    "PrunerConfig",
+    "Qwen2Config",
+    "SiglipConfig",
+    "VisionRememberConfig",
+    "anyres4",
+    "anyres9",
+    "anyres9_all36",
+    "single_tile",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +46,7 @@ class SiglipConfig(Config):
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self):
-        _check(
+        check(
             self.hidden_size % self.num_heads == 0,
             f"SiglipConfig.hidden_size = {self.hidden_size} is not divisible by num_heads = {self.num_heads}",
         )
@@ -94,11 +73,11 @@ class Qwen2Config(Config):
     initializer_range: float = 0.02  # of random weights; narrow models trained from scratch want about width ** -0.5
 
     def __post_init__(self):
-        _check(
+        check(
             self.hidden_size % self.num_heads == 0,
             f"Qwen2Config.hidden_size = {self.hidden_size} is not divisible by num_heads = {self.num_heads}",
         )
-        _check(
+        check(
             self.num_heads % self.num_kv_heads == 0,
             f"Qwen2Config.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}",
         )
@@ -109,29 +88,12 @@ class Qwen2Config(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectorConfig(Config):
-    """Which token-compressing projector (paper, Table 1) and its stride s: s*s patches become one vision token."""
-
-    name: str = "pool"
-    stride: int = 3
-
-    def __post_init__(self):
-        _check(self.stride >= 1, f"ProjectorConfig.stride = {self.stride}: expected an integer >= 1")
-        _check(
-            self.name != "mlp" or self.stride == 1,
-            f"ProjectorConfig: projector 'mlp' does not compress, stride must be 1, found {self.stride}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionRememberConfig(Config):
+class VisionRememberConfig(InterludeConfig):
     """Vision Remember (methods.md 5.4-5.9); each field with choices is one row of the ambiguity register 5.9."""
 
-    name: Literal["vision_remember"] = "vision_remember"
-    # Decoder layers already run when a block acts, counted from 1 as in the paper ("after the first and fourth").
-    insert_after: tuple[int, ...] = (1, 4)
-    levels: tuple[int, ...] = (7, 15, 23)  # indices into the encoder's hidden states; 0 = patch embeddings
-    interaction: Literal["local"] = "local"
+    name: str = "vision_remember"
+    # What a vision token re-reads (paper, Table 5b): its window, its whole tile, or sampled points of its tile.
+    interaction: Literal["local", "deformable", "global"] = "local"
     cross_attention: Literal["absorbed", "plain"] = "absorbed"  # the same function; plain is the reference
     cross_heads: int | None = None  # None: one head per 128 channels
     self_attention: bool = True
@@ -153,8 +115,7 @@ class VisionRememberConfig(Config):
     def __post_init__(self):
         owner = "VisionRememberConfig"
         for name, choices in {
-            "name": ("vision_remember",),
-            "interaction": ("local",),
+            "interaction": ("local", "deformable", "global"),
             "cross_attention": ("absorbed", "plain"),
             "up": ("linear", "mlp"),
             "residual_gate": ("none", "tanh"),
@@ -165,13 +126,50 @@ class VisionRememberConfig(Config):
             "text_pool": ("none", "first_turn", "all_human", "all"),
             "self_positions": ("none", "rope"),
         }.items():
-            _check_choice(owner, name, getattr(self, name), choices)
-        for name in ("insert_after", "levels"):
-            value = getattr(self, name)
-            _check(
-                len(value) > 0 and list(value) == sorted(set(value)),
-                f"{owner}.{name} = {value}: expected at least one, strictly increasing",
-            )
+            check_choice(owner, name, getattr(self, name), choices)
+        super().__post_init__()
+
+    @property
+    def blocks(self) -> int:
+        return 1 if self.shared_weights else len(self.insert_after)
+
+    @property
+    def guide_text(self) -> str:
+        return self.text_pool
+
+    def heads(self, model: LlavaConfig) -> tuple[int, int]:
+        """Heads of the cross-attention and of the self-attention."""
+        return self.cross_heads or max(1, self.inner_width(model) // 128), self.self_heads or model.text.num_heads
+
+    def check_model(self, model: LlavaConfig) -> None:
+        widths = self.inner_width(model), model.text.hidden_size
+        for name, heads, width in zip(("cross_heads", "self_heads"), self.heads(model), widths, strict=True):
+            check(width % heads == 0, f"interlude.{name} = {heads} does not divide the width {width}; set a divisor")
+        check(
+            self.init != "zero_out" or self.residual_gate == "none",
+            "interlude: residual_gate 'tanh' starts at zero; with init 'zero_out' no gradient would reach the block, "
+            "use init 'torch_default'",
+        )
+
+    def flops_per_tile(self, model: LlavaConfig) -> float:
+        queries, patches, hidden = model.cells_per_tile, model.vision.grid**2, model.text.hidden_size
+        inner, (heads, _) = self.inner_width(model), self.heads(model)
+        query = 2 * queries * (hidden * inner + inner**2)
+        out = 2 * queries * (inner**2 + inner * hidden)
+        if self.up == "mlp":
+            query += 2 * queries * inner**2
+            out = 2 * queries * inner * hidden
+        if self.cross_attention == "plain":
+            cross = 4 * patches * inner**2 + 4 * patches * inner
+        else:  # keys and values absorbed: two more products per query, raw features shared by all heads
+            cross = 4 * queries * inner**2 + 4 * patches * inner * heads
+        self_attention = 8 * queries * hidden**2 if self.self_attention else 0
+        block = query + cross + out + self_attention + 4 * queries * self.ffn_multiplier * hidden**2
+        return len(self.insert_after) * block
+
+    def inner_width(self, model: LlavaConfig) -> int:
+        """Width of the cross-attention: all levels side by side; the levels stay apart in the deformable one."""
+        return model.vision.hidden_size * (1 if self.interaction == "deformable" else len(self.levels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +186,9 @@ class ImageConfig(Config):
     unpad_rounding: Literal["truncate", "round7"] = "truncate"  # round7: transformers' variant
 
     def __post_init__(self):
-        _check_choice("ImageConfig", "aspect_ratio", self.aspect_ratio, ("square", "pad", "anyres", "anyres_max"))
-        _check_choice("ImageConfig", "unpad_rounding", self.unpad_rounding, ("truncate", "round7"))
-        _check(
+        check_choice("ImageConfig", "aspect_ratio", self.aspect_ratio, ("square", "pad", "anyres", "anyres_max"))
+        check_choice("ImageConfig", "unpad_rounding", self.unpad_rounding, ("truncate", "round7"))
+        check(
             bool(self.grids) or not self.is_anyres,
             f"ImageConfig.grids is empty: aspect_ratio {self.aspect_ratio!r} needs at least one (columns, rows)",
         )
@@ -239,12 +237,13 @@ def anyres9_all36(tile_size: int = 384) -> ImageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaConfig(Config):
-    """A whole LVLM: encoder, projector, decoder, and at most one kind of interlude between decoder stages."""
+    """A whole LVLM: encoder, projector, decoder, and at most one interlude or pruner between decoder stages."""
 
     vision: SiglipConfig = field(default_factory=SiglipConfig)
     text: Qwen2Config = field(default_factory=Qwen2Config)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
-    interlude: VisionRememberConfig | None = None
+    interlude: InterludeConfig | None = None
+    pruning: PrunerConfig | None = None  # inference only
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: int = 23  # hidden state that feeds the projector; 0 = patch embeddings
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; norms, softmax and loss stay float32
@@ -252,48 +251,92 @@ class LlavaConfig(Config):
     remat: Literal["none", "full", "dots"] = "none"  # of the decoder's layers
 
     def __post_init__(self):
-        _check_choice("LlavaConfig", "dtype", self.dtype, ("float32", "bfloat16"))
-        _check_choice("LlavaConfig", "attention", self.attention, ("xla", "cudnn", "splash"))
-        _check_choice("LlavaConfig", "remat", self.remat, ("none", "full", "dots"))
-        _check(
+        for kind in _METHODS:
+            method = getattr(self, kind)
+            if method is not None:
+                object.__setattr__(self, kind, _own_class(kind, method))
+        check_choice("LlavaConfig", "dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("LlavaConfig", "attention", self.attention, ("xla", "cudnn", "splash"))
+        check_choice("LlavaConfig", "remat", self.remat, ("none", "full", "dots"))
+        check(
             self.attention != "cudnn" or self.dtype == "bfloat16",
             f"LlavaConfig.attention = 'cudnn' with dtype = {self.dtype!r}: cuDNN attends in 'bfloat16' only",
         )
         grid, stride = self.vision.grid, self.projector.stride
-        _check(
+        check(
             grid % stride == 0,
             f"projector.stride = {stride} does not divide the encoder's {grid} x {grid} patch grid; "
             f"divisors: {[s for s in range(1, grid + 1) if grid % s == 0]}",
         )
-        _check(
+        check(
             self.image.tile_size == self.vision.image_size,
             f"image.tile_size = {self.image.tile_size} differs from vision.image_size = {self.vision.image_size}",
         )
-        depth = self.vision.num_layers
-        for name, level in [("vision_feature_layer", self.vision_feature_layer)] + [
-            ("interlude.levels", level) for level in (self.interlude.levels if self.interlude else ())
-        ]:
-            _check(
-                0 <= level <= depth,
-                f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}",
-            )
+        self._check_levels("vision_feature_layer", (self.vision_feature_layer,))
+        self._check_levels("projector.levels", self.projector.feature_levels(self))
+        self.projector.check_model(self)
         if self.interlude is not None:
-            outside = [i for i in self.interlude.insert_after if not 1 <= i < self.text.num_layers]
-            _check(
-                not outside,
-                f"interlude.insert_after = {self.interlude.insert_after}: {outside} outside the decoder; "
-                f"expected values in 1..{self.text.num_layers - 1}",
-            )
-            _check(
-                not self.image.may_interpolate,
-                f"interlude {self.interlude.name!r} needs one feature window per vision token, but the image grids "
-                "reach the bilinear branch of anyres_max; use grids of at most max_tiles tiles (preset anyres9)",
-            )
+            self._check_interlude(self.interlude)
+        if self.pruning is not None:
+            self._check_pruning(self.pruning)
+
+    def _check_levels(self, name: str, levels: tuple[int, ...]) -> None:
+        depth = self.vision.num_layers
+        for level in levels:
+            check(0 <= level <= depth, f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}")
+
+    def _check_interlude(self, interlude: InterludeConfig) -> None:
+        self._check_levels("interlude.levels", interlude.levels)
+        outside = [i for i in interlude.insert_after if not 1 <= i < self.text.num_layers]
+        check(
+            not outside,
+            f"interlude.insert_after = {interlude.insert_after}: {outside} outside the decoder; "
+            f"expected values in 1..{self.text.num_layers - 1}",
+        )
+        check(
+            not self.image.may_interpolate,
+            f"interlude {interlude.name!r} needs one feature window per vision token, but the image grids "
+            "reach the bilinear branch of anyres_max; use grids of at most max_tiles tiles (preset anyres9)",
+        )
+        windows = self.vision.grid // self.projector.stride
+        check(
+            self.cells_per_side == windows,
+            f"interlude {interlude.name!r} needs one feature window per vision token: projector "
+            f"{self.projector.name!r} makes {self.cells_per_side} x {self.cells_per_side} tokens, stride "
+            f"{self.projector.stride} makes {windows} x {windows} windows; set a stride that gives as many",
+        )
+        interlude.check_model(self)
+
+    def _check_pruning(self, pruning: PrunerConfig) -> None:
+        check(
+            self.interlude is None,
+            f"pruning {pruning.name!r} with interlude {self.interlude and self.interlude.name!r}: pruners drop the "
+            "tokens that interludes re-read; use one of them",
+        )
+        check(
+            not self.image.may_interpolate,
+            f"pruning {pruning.name!r}: the image grids reach the bilinear branch of anyres_max, whose tokens are no "
+            "cells; use grids of at most max_tiles tiles (preset anyres9)",
+        )
+        pruning.check_model(self)
+        depth = self.text.num_layers
+        outside = [i for i in pruning.cuts(self) if not 0 <= i < depth]
+        check(not outside, f"pruning {pruning.name!r}: layers {outside} outside the decoder; expected 0..{depth - 1}")
+        self._check_levels("pruning", pruning.feature_levels(self))
+
+    @classmethod
+    def parse_field(cls, name: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if name in _METHODS:
+            return _method_class(name, value.get("name")).from_dict(value)
+        nested = {"vision": SiglipConfig, "text": Qwen2Config, "image": ImageConfig}
+        return nested[name].from_dict(value) if name in nested else value
 
     @property
     def cells_per_side(self) -> int:
-        """n = grid / s: vision tokens per side of one tile."""
-        return self.vision.grid // self.projector.stride
+        """n: vision tokens per side of one tile."""
+        return self.projector.cells_per_side(self.vision.grid)
 
     @property
     def cells_per_tile(self) -> int:
@@ -303,13 +346,15 @@ class LlavaConfig(Config):
     def feature_levels(self) -> tuple[int, ...]:
         """Encoder hidden states the model reads, shallow to deep."""
         interlude = self.interlude.levels if self.interlude else ()
-        return tuple(sorted({*interlude, self.vision_feature_layer}))
+        pruning = self.pruning.feature_levels(self) if self.pruning else ()
+        return tuple(sorted({*interlude, *pruning, *self.projector.feature_levels(self), self.vision_feature_layer}))
 
     @property
     def decoder_bounds(self) -> tuple[int, ...]:
         """Stage k of the decoder holds layers bounds[k] .. bounds[k + 1] - 1."""
         cuts = self.interlude.insert_after if self.interlude else ()
-        return (0, *cuts, self.text.num_layers)
+        cuts += self.pruning.cuts(self) if self.pruning else ()
+        return tuple(sorted({0, *cuts, self.text.num_layers}))
 
     @property
     def vision_bounds(self) -> tuple[int, ...]:
@@ -319,13 +364,25 @@ class LlavaConfig(Config):
     @property
     def text_pool(self) -> str:
         """Which text the guide token may pool; the data pipeline turns it into `guide_mask`."""
-        return self.interlude.text_pool if self.interlude else "none"
+        return self.interlude.guide_text if self.interlude else "none"
 
 
-_NESTED: dict[tuple[str, str], type[Config]] = {
-    ("LlavaConfig", "vision"): SiglipConfig,
-    ("LlavaConfig", "text"): Qwen2Config,
-    ("LlavaConfig", "projector"): ProjectorConfig,
-    ("LlavaConfig", "interlude"): VisionRememberConfig,
-    ("LlavaConfig", "image"): ImageConfig,
-}
+_METHODS = ("projector", "interlude", "pruning")
+
+
+def _method_class(kind: str, name: Any) -> type[ProjectorConfig | InterludeConfig | PrunerConfig]:
+    """The config class of a method. Raises ConfigError for an unknown name, listing the known ones."""
+    # Imported late, because the methods' modules import this one.
+    from vr_jax.model.interludes import INTERLUDES
+    from vr_jax.model.projectors import PROJECTORS
+    from vr_jax.model.pruning import PRUNERS
+
+    known: dict[str, Any] = {"projector": PROJECTORS, "interlude": INTERLUDES, "pruning": PRUNERS}[kind]
+    check(name in known, f"{kind}.name = {name!r}: known names are {sorted(known)}")
+    return known[name].config
+
+
+def _own_class(kind: str, method: Any) -> Any:
+    """`method` as an instance of its name's class: ProjectorConfig(name="perceiver") gets a Perceiver's defaults."""
+    own = _method_class(kind, method.name)
+    return method if type(method) is own else own.from_dict(method.to_dict())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,10 +15,13 @@ from vr_jax.model.config import LlavaConfig
 from vr_jax.model.interludes import INTERLUDES
 from vr_jax.model.interludes.context import VisionContext
 from vr_jax.model.layers import maybe_remat
-from vr_jax.model.projectors import build_projector
+from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.qwen2 import Decoder, KVCache, Stream
 from vr_jax.model.siglip import Siglip
 from vr_jax.sharding import constrain
+
+# Encoder hidden state -> its features, window-major: C = n*n cells of S = s*s patches.
+Levels = Mapping[int, Float[Array, "B T C S Dv"]]
 
 
 class Llava(nnx.Module):
@@ -34,13 +39,14 @@ class Llava(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.projector = build_projector(config.projector, config.vision.hidden_size, width, dtype=dtype, rngs=rngs)
+        self.projector = PROJECTORS[config.projector.name].module(config.projector, config, dtype=dtype, rngs=rngs)
         # LLaVA-NeXT: N(0, 1) / sqrt(D).
         self.image_newline = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
         self.decoder = Decoder(
             config.text,
             bounds=config.decoder_bounds,
             interludes=_build_interludes(config, dtype, rngs),
+            interlude_features=_build_features(config, dtype, rngs),
             attention_backend=config.attention,
             remat=config.remat,
             dtype=dtype,
@@ -53,9 +59,9 @@ class Llava(nnx.Module):
         levels = self.config.feature_levels
         return dict(zip(levels, self.vision(tile_pixels, levels), strict=True))
 
-    def embed(self, batch: Batch, features: Float[Array, "B T C S Dv"]) -> Float[Array, "B N D"]:
+    def embed(self, batch: Batch, levels: Levels) -> Float[Array, "B N D"]:
         """Input states of the decoder: text embeddings, projected cells at vision tokens, the newline vector."""
-        cells = self.projector(features)
+        cells = self.projector(*(levels[level] for level in self.config.projector.feature_levels(self.config)))
         cells = cells.reshape(cells.shape[0], -1, cells.shape[-1])
         if batch.vision_cells is None:
             vision = _take(cells, batch.vision_cell)
@@ -74,20 +80,26 @@ class Llava(nnx.Module):
 
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> tuple[Float[Array, "B N D"], KVCache | None]:
         """Hidden states after the final norm (before the head); with an empty `cache`, prefill and the filled cache."""
-        config = self.config
-        levels = self.encode_images(batch.tile_pixels)
-        stream = Stream(
-            hidden=self.embed(batch, levels[config.vision_feature_layer]),
-            positions=batch.positions,
-            segment_ids=batch.segment_ids,
-        )
-        if config.interlude is None:
-            return self.decoder(stream, cache)
-        prepare = INTERLUDES[config.interlude.name].prepare
-        features = prepare(config.interlude, tuple(levels[level] for level in config.interlude.levels))
-        context = VisionContext.of(batch, features)
-        apply = maybe_remat(lambda block, stream: block(stream, context), config.remat)
-        return self.decoder(stream, cache, apply)
+        return self.run(self.encode_images(batch.tile_pixels), batch, cache)
+
+    def run(
+        self, levels: Levels, batch: Batch, cache: KVCache | None = None
+    ) -> tuple[Float[Array, "B N D"], KVCache | None]:
+        """The forward pass from the encoder's hidden states on (`encode_images`), for whoever has them already."""
+        stream = Stream(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
+        return self.decoder(stream, cache, self._between(levels, batch))
+
+    def _between(self, levels: Levels, batch: Batch) -> Callable[[int, Stream], Stream] | None:
+        """What acts before stage k of the decoder."""
+        interlude = self.config.interlude
+        if interlude is None:
+            return None
+        features = self.decoder.interlude_features(tuple(levels[level] for level in interlude.levels))
+        context = VisionContext.of(batch, features, self.config.cells_per_tile)
+        apply = maybe_remat(lambda block, stream: block(stream, context), self.config.remat)
+        blocks = self.decoder.interludes
+        # Shared weights are one block.
+        return lambda k, stream: apply(blocks[min(k, len(blocks)) - 1], stream) if k else stream
 
     def init_cache(self, rows: int, length: int) -> KVCache:
         """Empty key-value caches of `length` slots: prompt plus new tokens."""
@@ -115,10 +127,14 @@ def _take(cells: Float[Array, "B M D"], index: Int[Array, "B N"]) -> Float[Array
     return jnp.take_along_axis(cells, jnp.maximum(index, 0)[..., None], axis=1)
 
 
+def _build_features(config: LlavaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module | None:
+    interlude = config.interlude
+    return INTERLUDES[interlude.name].features(interlude, config, dtype=dtype, rngs=rngs) if interlude else None
+
+
 def _build_interludes(config: LlavaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
     interlude = config.interlude
     if interlude is None:
         return []
-    count = 1 if interlude.shared_weights else len(interlude.insert_after)
-    make = INTERLUDES[interlude.name].Block
-    return [make(interlude, config, dtype=dtype, rngs=rngs) for _ in range(count)]
+    make = INTERLUDES[interlude.name].block
+    return [make(interlude, config, index, dtype=dtype, rngs=rngs) for index in range(interlude.blocks)]

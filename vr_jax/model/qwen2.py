@@ -120,7 +120,8 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Token embedding, stages, interludes between them, final norm and head.
 
-    bounds: stage k holds layers bounds[k] .. bounds[k + 1] - 1. interludes: what acts after each stage but the last."""
+    bounds: stage k holds layers bounds[k] .. bounds[k + 1] - 1. interludes: the blocks that act between stages, and
+    what prepares the encoder's features for them; the decoder holds them, `Llava` applies them."""
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class Decoder(nnx.Module):
         *,
         bounds: tuple[int, ...],
         interludes: Sequence[nnx.Module],
+        interlude_features: nnx.Module | None,
         attention_backend: str,
         remat: str,
         dtype: DTypeLike,
@@ -142,6 +144,8 @@ class Decoder(nnx.Module):
             ]
         )
         self.interludes = nnx.List(interludes)
+        if interlude_features is not None:
+            self.interlude_features = interlude_features
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = linear(
@@ -169,19 +173,18 @@ class Decoder(nnx.Module):
         self,
         stream: Stream,
         cache: KVCache | None = None,
-        interlude: Callable[[nnx.Module, Stream], Stream] | None = None,
+        between: Callable[[int, Stream], Stream] | None = None,
     ) -> tuple[Float[Array, "B N D"], KVCache | None]:
         """Whole rows: training, or prefill when `cache` (empty) is given. Returns hidden states after the final norm.
 
-        interlude: applies one of `self.interludes` to the stream; None runs the plain decoder."""
+        between: maps the stream that enters stage k; None runs the plain decoder. It may change the row's length."""
         caches: list[StageCache] = []
         for k, stage in enumerate(self.stages):
+            if between is not None:
+                stream = between(k, stream)
             stream, written = self._run_stage(stage, stream, cache[k] if cache else None)
             if written is not None:
                 caches.append(written)
-            if interlude is not None and k < len(self.stages) - 1:
-                # Shared weights are one module at index 0.
-                stream = interlude(self.interludes[min(k, len(self.interludes) - 1)], stream)
         return self.norm(stream.hidden), (tuple(caches) if cache else None)
 
     def _run_stage(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import jax
 
-from vr_jax.model.config import LlavaConfig, VisionRememberConfig
+from vr_jax.model.config import LlavaConfig
 
 # Dense bfloat16 peaks in FLOP/s of one JAX device, by a prefix of `device_kind`; the longest match counts.
 # Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, 7x) and NVIDIA's data sheets, without sparsity.
@@ -59,35 +59,14 @@ def forward_flops(config: LlavaConfig) -> dict[str, float]:
     hidden, inner = text.hidden_size, text.intermediate_size
     kv_width = text.num_kv_heads * text.head_dim
     layer = 2 * (2 * hidden**2 + 2 * hidden * kv_width + 3 * hidden * inner)
-    interludes = 0.0
-    if config.interlude is not None:
-        interludes = len(config.interlude.insert_after) * _vision_remember(config, config.interlude)
     return {
         "encoder": embed + max(config.feature_levels) * block,
-        "projector": 2 * config.cells_per_tile * (width * hidden + hidden**2),
-        "interludes": interludes,
+        "projector": config.projector.flops_per_tile(config),
+        "interludes": config.interlude.flops_per_tile(config) if config.interlude else 0.0,
         "decoder": text.num_layers * layer,
         "attention": text.num_layers * 4 * hidden,
         "head": 2 * hidden * text.vocab_size,
     }
-
-
-def _vision_remember(config: LlavaConfig, block: VisionRememberConfig) -> float:
-    """One block, per tile."""
-    queries, patches, hidden = config.cells_per_tile, config.vision.grid**2, config.text.hidden_size
-    inner = len(block.levels) * config.vision.hidden_size
-    heads = block.cross_heads or max(1, inner // 128)
-    query = 2 * queries * (hidden * inner + inner**2)
-    out = 2 * queries * (inner**2 + inner * hidden)
-    if block.up == "mlp":
-        query += 2 * queries * inner**2
-        out = 2 * queries * inner * hidden
-    if block.cross_attention == "plain":
-        cross = 4 * patches * inner**2 + 4 * patches * inner
-    else:  # keys and values absorbed: two more products per query, raw features shared by all heads
-        cross = 4 * queries * inner**2 + 4 * patches * inner * heads
-    self_attention = 8 * queries * hidden**2 if block.self_attention else 0
-    return query + cross + out + self_attention + 4 * queries * block.ffn_multiplier * hidden**2
 
 
 def step_flops(config: LlavaConfig, trainable: Iterable[str]) -> StepFlops:
@@ -100,7 +79,7 @@ def step_flops(config: LlavaConfig, trainable: Iterable[str]) -> StepFlops:
     def trains(*prefixes: str) -> bool:
         return any(path.startswith(prefix) for path in trainable for prefix in prefixes)
 
-    inputs = trains("vision.", "projector.", "image_newline", "decoder.embed.", "decoder.interludes.")
+    inputs = trains("vision.", "projector.", "image_newline", "decoder.embed.", "decoder.interlude")
     layers = trains("decoder.stages.")
     head = trains("decoder.embed." if config.text.tie_word_embeddings else "decoder.lm_head.")
     forward = forward_flops(config)
@@ -109,7 +88,7 @@ def step_flops(config: LlavaConfig, trainable: Iterable[str]) -> StepFlops:
     return StepFlops(
         per_tile=encoder * forward["encoder"]
         + (3 if trains("projector.") else encoder) * forward["projector"]
-        + (1 + inputs + trains("decoder.interludes.")) * forward["interludes"],
+        + (1 + inputs + trains("decoder.interlude")) * forward["interludes"],
         per_token=decoder * forward["decoder"],
         per_pair=(3 if inputs or layers else 1) * forward["attention"],
         per_target=(1 + (inputs or layers) + head) * forward["head"],

@@ -96,7 +96,7 @@ def llava_vr(variant: str, text: Qwen2Config) -> ConfigDict:
     )
     config = _phase1(model) if phase == "phase1" else _phase2(model)
     if baseline:
-        config.trainable = tuple(glob for glob in config.trainable if glob != "decoder.interludes.*")
+        config.trainable = tuple(glob for glob in config.trainable if glob != "decoder.interlude*")
     return config
 
 
@@ -108,7 +108,7 @@ def _phase1(model: LlavaConfig) -> ConfigDict:
     config.batch = ConfigDict({"rows": 64, "tokens": 640, "tiles": 4, "accumulation": 1})
     config.samples_per_step = 256
     config.optimizer.lr = 1e-3
-    config.trainable = ("projector.*", "decoder.interludes.*")
+    config.trainable = ("projector.*", "decoder.interlude*")
     return config
 
 

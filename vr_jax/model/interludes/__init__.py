@@ -1,9 +1,23 @@
-"""What acts on the hidden states between two decoder stages.
+"""What acts on the vision tokens between two decoder stages.
 
-To add one: a config class in `model/config.py`, and a module in this folder with
-`prepare(config, levels) -> features` (run once per forward pass) and a block class
-`Block(config, model_config, *, dtype, rngs)`, `__call__(stream, vision) -> stream`; then its name in INTERLUDES."""
+To add one: a module in this folder with a config class (from InterludeConfig) and two nnx.Module classes,
+`Features(config, model_config, *, dtype, rngs)`, `__call__(levels) -> features`, run once per forward pass on the
+encoder's hidden states `config.levels`, each (B, T, cells, patches, D_v), and `Block(config, model_config, index, *,
+dtype, rngs)`, `__call__(stream, vision) -> stream`, one for each of `config.blocks`; then its name in INTERLUDES."""
 
+from typing import Any, NamedTuple
+
+from vr_jax.model.config import VisionRememberConfig
+from vr_jax.model.config_base import InterludeConfig
 from vr_jax.model.interludes import vision_remember
 
-INTERLUDES = {"vision_remember": vision_remember}
+
+class Entry(NamedTuple):
+    config: type[InterludeConfig]
+    features: Any  # the nnx.Module classes
+    block: Any
+
+
+INTERLUDES: dict[str, Entry] = {
+    "vision_remember": Entry(VisionRememberConfig, vision_remember.Features, vision_remember.Block),
+}

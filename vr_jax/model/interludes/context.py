@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,19 @@ from vr_jax.model.batch import NEWLINE, Batch
 class VisionContext:
     """Encoder features and where each of their cells sits among the tokens.
 
-    features: what the interlude's `prepare` made of the encoder's levels, window-major. `cells` below counts the
-    slots of a row: tiles * cells per tile."""
+    features: what the interlude's `Features` made of the encoder's levels. `cells` below counts the slots of a row:
+    tiles * cells per tile."""
 
-    features: Float[Array, "B T C S E"]
+    features: Any  # usually (B, T, cells, patches, width), window-major
     vision_cell: Int[Array, "B N"]
     segment_ids: Int[Array, "B N"]
     guide_mask: Bool[Array, "B N"]
     tile_segment: Int[Array, "B T"]
     tile_image: Int[Array, "B T"]
+    cells_per_tile: int = field(metadata={"static": True})
 
     @classmethod
-    def of(cls, batch: Batch, features: Float[Array, "B T C S E"]) -> VisionContext:
+    def of(cls, batch: Batch, features: Any, cells_per_tile: int) -> VisionContext:
         return cls(
             features=features,
             vision_cell=batch.vision_cell,
@@ -35,6 +37,7 @@ class VisionContext:
             guide_mask=batch.guide_mask,
             tile_segment=batch.tile_segment,
             tile_image=batch.tile_image,
+            cells_per_tile=cells_per_tile,
         )
 
     @property
@@ -45,7 +48,7 @@ class VisionContext:
         """The state of the token that stands for each cell. A cell without a token (unused tile, cropped by unpad)
         holds some other token's state: its result must not be read, and `scatter_cells` does not."""
         rows, length = self.vision_cell.shape
-        slots = self.features.shape[1] * self.features.shape[2]
+        slots = self.tile_image.shape[1] * self.cells_per_tile
         index = jnp.where(self.is_vision, self.vision_cell, slots)  # out of range: dropped
         token = jnp.zeros((rows, slots), jnp.int32)
         token = jax.vmap(lambda t, i: t.at[i].set(jnp.arange(length, dtype=jnp.int32), mode="drop"))(token, index)
@@ -64,7 +67,7 @@ class VisionContext:
             index = jnp.arange(cell.shape[1])
             last = jax.lax.cummax(jnp.where(cell >= 0, index, 0), axis=1)
             cell = jnp.where(cell == NEWLINE, jnp.take_along_axis(cell, last, axis=1), cell)
-        tile = jnp.maximum(cell, 0) // self.features.shape[2]
+        tile = jnp.maximum(cell, 0) // self.cells_per_tile
         group = tile + 1 if scope == "tile" else jnp.take_along_axis(self.tile_image, tile, axis=1)
         return jnp.where(cell >= 0, group, 0)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.attention import attention
-from vr_jax.model.config import ConfigError, LlavaConfig, VisionRememberConfig
+from vr_jax.model.config import LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.context import VisionContext
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normalize, rotary_angles, rotate, split_heads
 from vr_jax.model.qwen2 import Stream
@@ -29,15 +29,22 @@ EPS = 1e-6
 _zeros = nnx.initializers.zeros
 
 
-def prepare(config: VisionRememberConfig, levels: tuple[Float[Array, "B T C S Dv"], ...]) -> Float[Array, "B T C S E"]:
+class Features(nnx.Module):
     """Normalised features without the norms' affine parts, which every block folds into its own projections; computed
-    once and shared by all insertions. E = number of levels * D_v. No gradient: the encoder is frozen."""
-    levels = tuple(jax.lax.stop_gradient(level) for level in levels)
-    dtype = levels[0].dtype
-    if config.feature_norm == "per_level":
-        return jnp.concatenate([normalize(level, EPS).astype(dtype) for level in levels], axis=-1)
-    joint = jnp.concatenate(levels, axis=-1)
-    return joint if config.feature_norm == "none" else normalize(joint, EPS).astype(dtype)
+    once and shared by all insertions. No gradient: the encoder is frozen."""
+
+    def __init__(self, config: VisionRememberConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        del model, dtype, rngs  # nothing is learned here
+        self.norm = config.feature_norm
+
+    def __call__(self, levels: tuple[Float[Array, "B T C S Dv"], ...]) -> Float[Array, "B T C S E"]:
+        """E = number of levels * D_v."""
+        levels = tuple(jax.lax.stop_gradient(level) for level in levels)
+        dtype = levels[0].dtype
+        if self.norm == "per_level":
+            return jnp.concatenate([normalize(level, EPS).astype(dtype) for level in levels], axis=-1)
+        joint = jnp.concatenate(levels, axis=-1)
+        return joint if self.norm == "none" else normalize(joint, EPS).astype(dtype)
 
 
 class FeatureAffine(nnx.Module):
@@ -68,20 +75,14 @@ def _packed_xavier(key, shape, dtype=jnp.float32):
 class Block(nnx.Module):
     """One insertion of Vision Remember."""
 
-    def __init__(self, config: VisionRememberConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, config: VisionRememberConfig, model: LlavaConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        del index  # all insertions are alike
         text, levels = model.text, len(config.levels)
-        width, inner = text.hidden_size, levels * model.vision.hidden_size
-        cross_heads = config.cross_heads or max(1, inner // 128)
-        self_heads = config.self_heads or text.num_heads
-        for name, heads, size in (("cross_heads", cross_heads, inner), ("self_heads", self_heads, width)):
-            if size % heads:
-                raise ConfigError(f"interlude.{name} = {heads} does not divide the width {size}; set a divisor")
+        width, inner = text.hidden_size, config.inner_width(model)
+        cross_heads, self_heads = config.heads(model)
         zero_out = config.init == "zero_out"
-        if zero_out and config.residual_gate == "tanh":
-            raise ConfigError(
-                "interlude: residual_gate 'tanh' starts at zero; with init 'zero_out' no gradient would reach the "
-                "block, use init 'torch_default'"
-            )
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         last = functools.partial(make, init=_zeros) if zero_out else make
         self.ln_q = LayerNorm(width, eps=EPS)

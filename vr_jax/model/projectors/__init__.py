@@ -1,21 +1,21 @@
 """Token-compressing projectors: window-major encoder features in, vision tokens of the decoder's width out.
 
-To add one: a module in this folder with `__init__(config, vision_width, text_width, *, dtype, rngs)` and
-`__call__(features (..., cells, patches, D_v)) -> (..., cells, D_t)`, and its name in PROJECTORS."""
+To add one: a module in this folder with a config class (ProjectorConfig itself where name and stride are enough) and a
+module class `__init__(config, model_config, *, dtype, rngs)`, `__call__(*levels (..., cells, patches, D_v)) ->
+(..., vision tokens, D_t)` with one array per hidden state of `config.feature_levels`; then its name in PROJECTORS."""
 
-from flax import nnx
-from jax.typing import DTypeLike
+from typing import Any, NamedTuple
 
-from vr_jax.model.config import ConfigError, ProjectorConfig
+from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.projectors.pool import MlpProjector, PoolProjector
 
-PROJECTORS: dict[str, type[PoolProjector]] = {"mlp": MlpProjector, "pool": PoolProjector}
+
+class Entry(NamedTuple):
+    config: type[ProjectorConfig]
+    module: Any  # the nnx.Module class
 
 
-def build_projector(
-    config: ProjectorConfig, vision_width: int, text_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> PoolProjector:
-    """Raises ConfigError for an unknown name, listing the known ones."""
-    if config.name not in PROJECTORS:
-        raise ConfigError(f"projector.name = {config.name!r}: known projectors are {sorted(PROJECTORS)}")
-    return PROJECTORS[config.name](config, vision_width, text_width, dtype=dtype, rngs=rngs)
+PROJECTORS: dict[str, Entry] = {
+    "mlp": Entry(ProjectorConfig, MlpProjector),
+    "pool": Entry(ProjectorConfig, PoolProjector),
+}
