@@ -10,11 +10,9 @@ Variants: phase1, phase2, and phase1_baseline, phase2_baseline without Vision Re
 
 from ml_collections import ConfigDict
 
-from vr_jax.model.config import Qwen2Config
+from vr_jax.model import paper
 from vr_jax.training import recipe
-
-TEXT = Qwen2Config(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2)
 
 
 def get_config(variant: str = "phase1") -> ConfigDict:
-    return recipe.llava_vr(variant, TEXT)
+    return recipe.llava_vr(variant, paper.TEXTS["0.5b"])

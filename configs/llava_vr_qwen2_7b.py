@@ -10,19 +10,9 @@ Variants: phase1, phase2, and phase1_baseline, phase2_baseline without Vision Re
 
 from ml_collections import ConfigDict
 
-from vr_jax.model.config import Qwen2Config
+from vr_jax.model import paper
 from vr_jax.training import recipe
-
-TEXT = Qwen2Config(
-    vocab_size=152064,
-    hidden_size=3584,
-    intermediate_size=18944,
-    num_layers=28,
-    num_heads=28,
-    num_kv_heads=4,
-    tie_word_embeddings=False,
-)
 
 
 def get_config(variant: str = "phase1") -> ConfigDict:
-    return recipe.llava_vr(variant, TEXT)
+    return recipe.llava_vr(variant, paper.TEXTS["7b"])

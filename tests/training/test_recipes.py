@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from vr_jax import sharding
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model import paper
+from vr_jax.model.config import ConfigError, LlavaConfig
 from vr_jax.training import recipe
 from vr_jax.training.inputs import InputError, check_batch
 from vr_jax.training.optimizer import OptimizerConfig
@@ -82,3 +83,51 @@ def test_batches_that_cannot_be_cut(changes, message):
     batch = {"rows": 8, "tokens": 16, "tiles": 1, "accumulation": 1} | changes
     with pytest.raises(InputError, match=message):
         check_batch(batch, sharding.make_mesh(fsdp=jax.device_count()))
+
+
+ROWS = [f"{table}/{row}" for table, one in paper.TABLES.items() for row in one.rows]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_the_papers_tables_builds(row):
+    """At all three sizes and in both phases; what is trained, and what eval.py then switches on."""
+    system = paper.system(*row.split("/"))
+    for size, text in paper.TEXTS.items():
+        for phase in recipe.PHASES:
+            config = get_config("tables.paper", f"{row}/{size}/{phase}")
+            model = LlavaConfig.from_dict(config.model.to_dict())
+            assert (model.text, model.pruning) == (text, None)
+            assert model.projector.name == system.projector["name"]
+            assert (model.interlude and model.interlude.name) == (system.interlude and system.interlude["name"])
+            grids = 4 if row.startswith("table5") else 9
+            assert phase == "phase1" or model.image.max_tiles_per_image == 1 + grids
+            assert ("eval" in config and "pruning" in config.eval) == (system.pruning is not None)
+            # The largest picture and a question fit into a row.
+            newlines = model.cells_per_side * grids
+            assert phase == "phase1" or config.batch.tokens >= (1 + grids) * model.cells_per_tile + newlines + 512
+            assert config.batch.tiles >= model.image.max_tiles_per_image
+        tree = ModelTree(model)
+        tree.trainable(config.trainable)
+
+
+def test_the_rows_of_the_papers_tables():
+    counted = {name: [row for row, one in table.rows.items() if not one.extra] for name, table in paper.TABLES.items()}
+    assert {name: len(rows) for name, rows in counted.items()} == {
+        "table1": 8, "table2": 6, "table3": 4, "table4": 6, "table5a": 5, "table5b": 3, "table5c": 3,
+    }  # fmt: skip
+    assert all(row in paper.listing() for rows in counted.values() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("table9/pooling", "no table 'table9': expected one of table1, table2"),
+        ("table1/pool", "table1 has no row 'pool': expected one of pooling, pooling_vr"),
+        ("table1/pooling/3b", "no size '3b': expected one of 0.5b, 1.5b, 7b"),
+        ("table1/pooling/7b/phase3", "no phase 'phase3': expected one of phase1, phase2"),
+        ("table1", "expected table/row/size/phase"),
+    ],
+)
+def test_an_unknown_row_is_named(variant, message):
+    with pytest.raises(ConfigError, match=message):
+        get_config("tables.paper", variant)

@@ -5,11 +5,13 @@ A recipe is an ml_collections ConfigDict; every field can be set on the command 
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from vr_jax.model.config import LlavaConfig, Qwen2Config, VisionRememberConfig, anyres9, single_tile
+from vr_jax.model import paper
+from vr_jax.model.config import ConfigError, LlavaConfig, Qwen2Config, single_tile
 
 VARIANTS = ("phase1", "phase2", "phase1_baseline", "phase2_baseline")
 
@@ -74,10 +76,10 @@ def model_fields(model: LlavaConfig) -> ConfigDict:
         return tuple(fields(part) for part in value) if isinstance(value, list | tuple) else value
 
     config = fields(model.to_dict())
-    if model.interlude is not None:
-        for name in ("cross_heads", "self_heads"):
-            if config.interlude[name] is None:
-                config.interlude[name] = config_dict.placeholder(int)
+    for kind in ("projector", "interlude"):
+        for name, value in config[kind].items() if config[kind] is not None else ():
+            if value is None:  # every optional field of a method is a number
+                config[kind][name] = config_dict.placeholder(int)
     return config
 
 
@@ -88,37 +90,57 @@ def llava_vr(variant: str, text: Qwen2Config) -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"no recipe {variant!r}: expected one of {', '.join(VARIANTS)}")
     phase, _, baseline = variant.partition("_")
-    model = LlavaConfig(
-        text=text,
-        interlude=None if baseline else VisionRememberConfig(insert_after=(1, 4), levels=(7, 15, 23)),
-        dtype="bfloat16",
-        remat="full",
-    )
-    config = _phase1(model) if phase == "phase1" else _phase2(model)
-    if baseline:
-        config.trainable = tuple(glob for glob in config.trainable if glob != "decoder.interlude*")
+    system = paper.BASELINE if baseline else paper.VISION_REMEMBER
+    return PHASES[phase](system.config(text, "anyres9"))
+
+
+def table_row(variant: str) -> ConfigDict:
+    """A row of the paper's tables: "table/row/size/phase", e.g. "table1/pooling_vr/1.5b/phase2"; size defaults to 0.5b,
+    phase to phase1.
+
+    A training-free row trains the uncompressed model; `eval.pruning` holds what eval.py then switches on.
+    Raises ConfigError naming what is unknown and what is known."""
+    parts = variant.split("/")
+    if not 2 <= len(parts) <= 4:
+        raise ConfigError(f"{variant!r}: expected table/row/size/phase, e.g. table1/pooling_vr/1.5b/phase2")
+    table, row, size, phase = (*parts, *("0.5b", "phase1")[len(parts) - 2 :])
+    system = paper.system(table, row)
+    for name, value, known in (("size", size, paper.TEXTS), ("phase", phase, PHASES)):
+        if value not in known:
+            raise ConfigError(f"{variant}: no {name} {value!r}: expected one of {', '.join(known)}")
+    trained = dataclasses.replace(system, pruning=None)
+    config = PHASES[phase](trained.config(paper.TEXTS[size], paper.TABLES[table].image))
+    if system.pruning is not None:
+        config.eval.pruning = json.dumps(dict(system.pruning))
     return config
 
 
 def _phase1(model: LlavaConfig) -> ConfigDict:
-    """Alignment: CC-558K captions, projector and Vision Remember."""
-    config = base(dataclasses.replace(model, image=single_tile()))
+    """Alignment: CC-558K captions, projector and interlude."""
+    config = base(dataclasses.replace(model, image=single_tile(), **PAPER_COMPUTE))
     config.data.template = "plain"
-    # blip_laion_cc_sbu_558k.json: one tile each, so a row holds exactly four samples, an update 256.
-    config.batch = ConfigDict({"rows": 64, "tokens": 640, "tiles": 4, "accumulation": 1})
+    # blip_laion_cc_sbu_558k.json: one tile each, so a row holds exactly four samples, an update 256; a caption and its
+    # separators have at most 96 tokens.
+    config.batch = ConfigDict({"rows": 64, "tokens": 4 * (model.cells_per_tile + 96), "tiles": 4, "accumulation": 1})
     config.samples_per_step = 256
     config.optimizer.lr = 1e-3
-    config.trainable = ("projector.*", "decoder.interlude*")
+    config.trainable = ("projector.*", *(("decoder.interlude*",) if model.interlude else ()))
     return config
 
 
 def _phase2(model: LlavaConfig) -> ConfigDict:
-    """Instruction tuning: LLaVA-NeXT-Data (779K), AnyRes9; everything but the encoder."""
-    config = base(dataclasses.replace(model, image=anyres9()))
+    """Instruction tuning: LLaVA-NeXT-Data (779K); everything but the encoder."""
+    config = base(dataclasses.replace(model, **PAPER_COMPUTE))
     config.data.template = "qwen_1_5"
-    # About 670 tokens and six tiles a sample, so four fit into a row; the metric `samples` tells what it was.
-    config.batch = ConfigDict({"rows": 8, "tokens": 4096, "tiles": 24, "accumulation": 1})
+    # About 670 tokens (at 1/9) and six tiles a sample, so four fit into a row; the metric `samples` tells what it was.
+    tiles = 24
+    tokens = -(-(tiles * model.cells_per_tile + 2560) // 512) * 512
+    config.batch = ConfigDict({"rows": 8, "tokens": tokens, "tiles": tiles, "accumulation": 1})
     config.samples_per_step = 32
     config.optimizer.lr = 2e-4
     config.trainable = ("decoder.*", "projector.*", "image_newline")
     return config
+
+
+PAPER_COMPUTE: dict[str, Any] = {"dtype": "bfloat16", "remat": "full"}
+PHASES = {"phase1": _phase1, "phase2": _phase2}
