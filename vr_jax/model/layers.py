@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -98,6 +99,33 @@ def split_heads(x: Float[Array, "*B D"], heads: int) -> Float[Array, "*B H K"]:
 
 def merge_heads(x: Float[Array, "*B H K"]) -> Float[Array, "*B D"]:
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+class MultiHeadAttention(nnx.Module):
+    """The four projections of torch.nn.MultiheadAttention, initialised as its packed (3E, E) in-projection is.
+
+    out_init: of the output's kernel; None is torch's default of a Linear. Biases start at zero."""
+
+    def __init__(
+        self,
+        width: int,
+        out_width: int,
+        heads: int,
+        *,
+        out_init: Callable | None = None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, init=_packed_xavier)
+        self.q, self.k, self.v = make(), make(), make()
+        self.out = linear(width, out_width, dtype=dtype, rngs=rngs, init=out_init, bias_init=nnx.initializers.zeros)
+        self.heads = heads
+
+
+def _packed_xavier(key, shape, dtype=jnp.float32):
+    """Xavier-uniform of torch's packed in-projection: fan_in E, fan_out 3E."""
+    bound = (6.0 / (shape[0] + 3 * shape[1])) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def rotary_angles(

@@ -21,7 +21,16 @@ from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.attention import attention
 from vr_jax.model.config import LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.layers import LayerNorm, linear, merge_heads, normalize, rotary_angles, rotate, split_heads
+from vr_jax.model.layers import (
+    LayerNorm,
+    MultiHeadAttention,
+    linear,
+    merge_heads,
+    normalize,
+    rotary_angles,
+    rotate,
+    split_heads,
+)
 from vr_jax.model.qwen2 import Stream
 from vr_jax.sharding import constrain
 
@@ -55,23 +64,6 @@ class FeatureAffine(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((levels, width)))
 
 
-class MultiHeadAttention(nnx.Module):
-    """The four projections of torch.nn.MultiheadAttention, initialised as its packed (3E, E) in-projection is."""
-
-    def __init__(self, width: int, out_width: int, heads: int, *, zero_out: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, init=_packed_xavier)
-        self.q, self.k, self.v = make(), make(), make()
-        out_init = _zeros if zero_out else None
-        self.out = linear(width, out_width, dtype=dtype, rngs=rngs, init=out_init, bias_init=_zeros)
-        self.heads = heads
-
-
-def _packed_xavier(key, shape, dtype=jnp.float32):
-    """Xavier-uniform of torch's packed in-projection: fan_in E, fan_out 3E."""
-    bound = (6.0 / (shape[0] + 3 * shape[1])) ** 0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
 class Block(nnx.Module):
     """One insertion of Vision Remember."""
 
@@ -96,7 +88,7 @@ class Block(nnx.Module):
             inner,
             width if two_layers else inner,
             cross_heads,
-            zero_out=zero_out and two_layers,
+            out_init=_zeros if zero_out and two_layers else None,
             dtype=dtype,
             rngs=rngs,
         )
@@ -104,7 +96,8 @@ class Block(nnx.Module):
             self.down = last(inner, width)
         if config.self_attention:
             self.ln_s = LayerNorm(width, eps=EPS)
-            self.self_attn = MultiHeadAttention(width, width, self_heads, zero_out=zero_out, dtype=dtype, rngs=rngs)
+            out_init = _zeros if zero_out else None
+            self.self_attn = MultiHeadAttention(width, width, self_heads, out_init=out_init, dtype=dtype, rngs=rngs)
         if config.ffn_multiplier:
             self.ln_ffn = LayerNorm(width, eps=EPS)
             self.ffn1 = make(width, config.ffn_multiplier * width)
