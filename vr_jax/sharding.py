@@ -46,6 +46,9 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".+\.(gate|up|fc1|ffn1)\.bias", P("tensor")),
     (r".+\.(down|up2|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
     (r".+\.(down|up2|fc2|ffn2)\.bias", P(None)),
+    # Cambrian's aggregator.
+    (r"decoder\.interludes\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
+    (r"decoder\.interludes\..+\.pos_embed", P()),
     # Vectors are too small to be worth cutting.
     (rf"(.+\.)?{_NORM}\.(scale|bias)", P()),
     (r".+\.(gate_cross|gate_self|gate_ffn)", P()),

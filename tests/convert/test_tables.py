@@ -17,6 +17,8 @@ from vr_jax.convert.architectures import LLAVA
 from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
 from vr_jax.model.config import LlavaConfig
+from vr_jax.model.interludes.deepstack import DeepStackConfig
+from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.layout import flatten_params, merge_stages
 from vr_jax.model.llava import Llava
 from vr_jax.model.windows import patchify, to_raster
@@ -30,6 +32,9 @@ VARIANTS = {
     "cross-attention only, one level": tiny_interlude(self_attention=False, levels=(2,)),
     "features not normalised": tiny_interlude(feature_norm="none"),
     "joint norm": tiny_interlude(feature_norm="joint"),
+    "deepstack": DeepStackConfig(insert_after=(1, 2), levels=(1, 3)),
+    "deepstack, patch merger": DeepStackConfig(insert_after=(1, 2), levels=(1, 3), merger="qwen3_vl"),
+    "sva": SvaConfig(insert_after=(1, 3), levels=(3,), width=16, heads=4, depth=2),
     "no interlude": None,
 }
 

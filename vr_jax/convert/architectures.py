@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.convert.errors import ConvertError
+from vr_jax.convert.method_tables import DEEPSTACK, SVA
 from vr_jax.convert.tables import (
     HEAD,
     TEXT,
@@ -29,7 +30,7 @@ SECTION_OF = (
     ("vision.", "vision"),
     ("projector.", "projector"),
     ("image_newline", "projector"),
-    ("decoder.interludes.", "interlude"),
+    ("decoder.interlude", "interlude"),  # the blocks, and what prepares the features for them
     ("decoder.", "text"),
 )
 
@@ -113,7 +114,11 @@ LLAVA = Architecture(
             *mlp_projector("model.mm_projector.0", "model.mm_projector.2"),
             *newline("model.image_newline"),
         ),
-        "interlude": prefixed("model.vision_remember.", VISION_REMEMBER),
+        "interlude": (
+            *prefixed("model.vision_remember.", VISION_REMEMBER),
+            *prefixed("model.", DEEPSTACK),
+            *prefixed("model.", SVA),
+        ),
     },
     renames=(
         (r"^mm_projector\.", "model.mm_projector."),

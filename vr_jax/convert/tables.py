@@ -49,22 +49,22 @@ class Rule:
 Table = tuple[Rule, ...]
 
 
-def _norm(theirs: str, ours: str, *, bias: bool = True) -> Table:
+def norm(theirs: str, ours: str, *, bias: bool = True) -> Table:
     scale = Rule(f"{theirs}.weight", (f"{ours}.scale",))
     return (scale, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (scale,)
 
 
-def _linear(theirs: str, ours: str, *, bias: bool = True) -> Table:
+def linear(theirs: str, ours: str, *, bias: bool = True) -> Table:
     kernel = Rule(f"{theirs}.weight", (f"{ours}.kernel",), TRANSPOSE)
     return (kernel, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (kernel,)
 
 
-def _packed_attention(theirs: str, ours: str) -> Table:
+def packed_attention(theirs: str, ours: str) -> Table:
     """torch.nn.MultiheadAttention."""
     return (
         Rule(f"{theirs}.in_proj_weight", tuple(f"{ours}.{x}.kernel" for x in "qkv"), TRANSPOSE),
         Rule(f"{theirs}.in_proj_bias", tuple(f"{ours}.{x}.bias" for x in "qkv")),
-        *_linear(f"{theirs}.out_proj", f"{ours}.out"),
+        *linear(f"{theirs}.out_proj", f"{ours}.out"),
     )
 
 
@@ -77,36 +77,36 @@ VISION: Table = (
     Rule("embeddings.patch_embedding.weight", ("vision.patch_embed.kernel",), PATCH),
     Rule("embeddings.patch_embedding.bias", ("vision.patch_embed.bias",)),
     Rule("embeddings.position_embedding.weight", ("vision.position_embedding",)),
-    *_norm("encoder.layers.{n}.layer_norm1", "vision.layers.norm1"),
-    *_norm("encoder.layers.{n}.layer_norm2", "vision.layers.norm2"),
-    *_linear("encoder.layers.{n}.self_attn.q_proj", "vision.layers.attn.q"),
-    *_linear("encoder.layers.{n}.self_attn.k_proj", "vision.layers.attn.k"),
-    *_linear("encoder.layers.{n}.self_attn.v_proj", "vision.layers.attn.v"),
-    *_linear("encoder.layers.{n}.self_attn.out_proj", "vision.layers.attn.out"),
-    *_linear("encoder.layers.{n}.mlp.fc1", "vision.layers.mlp.fc1"),
-    *_linear("encoder.layers.{n}.mlp.fc2", "vision.layers.mlp.fc2"),
-    *_norm("post_layernorm", "vision.post_norm"),
+    *norm("encoder.layers.{n}.layer_norm1", "vision.layers.norm1"),
+    *norm("encoder.layers.{n}.layer_norm2", "vision.layers.norm2"),
+    *linear("encoder.layers.{n}.self_attn.q_proj", "vision.layers.attn.q"),
+    *linear("encoder.layers.{n}.self_attn.k_proj", "vision.layers.attn.k"),
+    *linear("encoder.layers.{n}.self_attn.v_proj", "vision.layers.attn.v"),
+    *linear("encoder.layers.{n}.self_attn.out_proj", "vision.layers.attn.out"),
+    *linear("encoder.layers.{n}.mlp.fc1", "vision.layers.mlp.fc1"),
+    *linear("encoder.layers.{n}.mlp.fc2", "vision.layers.mlp.fc2"),
+    *norm("post_layernorm", "vision.post_norm"),
 )
 
 # transformers models/qwen2/modeling_qwen2.py, below `model.`
 TEXT: Table = (
     Rule("embed_tokens.weight", ("decoder.embed.embedding",)),
-    *_norm("layers.{n}.input_layernorm", "decoder.layers.input_norm", bias=False),
-    *_linear("layers.{n}.self_attn.q_proj", "decoder.layers.attn.q"),
-    *_linear("layers.{n}.self_attn.k_proj", "decoder.layers.attn.k"),
-    *_linear("layers.{n}.self_attn.v_proj", "decoder.layers.attn.v"),
-    *_linear("layers.{n}.self_attn.o_proj", "decoder.layers.attn.out", bias=False),
-    *_norm("layers.{n}.post_attention_layernorm", "decoder.layers.post_attention_norm", bias=False),
-    *_linear("layers.{n}.mlp.gate_proj", "decoder.layers.mlp.gate", bias=False),
-    *_linear("layers.{n}.mlp.up_proj", "decoder.layers.mlp.up", bias=False),
-    *_linear("layers.{n}.mlp.down_proj", "decoder.layers.mlp.down", bias=False),
-    *_norm("norm", "decoder.norm", bias=False),
+    *norm("layers.{n}.input_layernorm", "decoder.layers.input_norm", bias=False),
+    *linear("layers.{n}.self_attn.q_proj", "decoder.layers.attn.q"),
+    *linear("layers.{n}.self_attn.k_proj", "decoder.layers.attn.k"),
+    *linear("layers.{n}.self_attn.v_proj", "decoder.layers.attn.v"),
+    *linear("layers.{n}.self_attn.o_proj", "decoder.layers.attn.out", bias=False),
+    *norm("layers.{n}.post_attention_layernorm", "decoder.layers.post_attention_norm", bias=False),
+    *linear("layers.{n}.mlp.gate_proj", "decoder.layers.mlp.gate", bias=False),
+    *linear("layers.{n}.mlp.up_proj", "decoder.layers.mlp.up", bias=False),
+    *linear("layers.{n}.mlp.down_proj", "decoder.layers.mlp.down", bias=False),
+    *norm("norm", "decoder.norm", bias=False),
 )
-HEAD: Table = _linear("lm_head", "decoder.lm_head", bias=False)
+HEAD: Table = linear("lm_head", "decoder.lm_head", bias=False)
 
 
 def mlp_projector(first: str, second: str) -> Table:
-    return (*_linear(first, "projector.fc1"), *_linear(second, "projector.fc2"))
+    return (*linear(first, "projector.fc1"), *linear(second, "projector.fc2"))
 
 
 def newline(theirs: str) -> Table:
@@ -116,20 +116,20 @@ def newline(theirs: str) -> Table:
 _BLOCK = "decoder.interludes.{i}"
 # Names of the recorded reference (item vr_reference); up2, gates and ffn exist only in variants of it.
 VISION_REMEMBER: Table = (
-    *_norm("{i}.ln_q", f"{_BLOCK}.ln_q"),
-    *_norm("{i}.ln_f.{n}", f"{_BLOCK}.ln_f"),
-    *_linear("{i}.w_up", f"{_BLOCK}.up"),
-    *_linear("{i}.w_up2", f"{_BLOCK}.up2"),
-    *_packed_attention("{i}.cross_attn", f"{_BLOCK}.cross_attn"),
-    *_linear("{i}.w_dn", f"{_BLOCK}.down"),
-    *_norm("{i}.ln_s", f"{_BLOCK}.ln_s"),
-    *_packed_attention("{i}.self_attn", f"{_BLOCK}.self_attn"),
+    *norm("{i}.ln_q", f"{_BLOCK}.ln_q"),
+    *norm("{i}.ln_f.{n}", f"{_BLOCK}.ln_f"),
+    *linear("{i}.w_up", f"{_BLOCK}.up"),
+    *linear("{i}.w_up2", f"{_BLOCK}.up2"),
+    *packed_attention("{i}.cross_attn", f"{_BLOCK}.cross_attn"),
+    *linear("{i}.w_dn", f"{_BLOCK}.down"),
+    *norm("{i}.ln_s", f"{_BLOCK}.ln_s"),
+    *packed_attention("{i}.self_attn", f"{_BLOCK}.self_attn"),
     Rule("{i}.gate_cross", (f"{_BLOCK}.gate_cross",)),
     Rule("{i}.gate_self", (f"{_BLOCK}.gate_self",)),
     Rule("{i}.gate_ffn", (f"{_BLOCK}.gate_ffn",)),
-    *_norm("{i}.ln_ffn", f"{_BLOCK}.ln_ffn"),
-    *_linear("{i}.ffn.0", f"{_BLOCK}.ffn1"),
-    *_linear("{i}.ffn.2", f"{_BLOCK}.ffn2"),
+    *norm("{i}.ln_ffn", f"{_BLOCK}.ln_ffn"),
+    *linear("{i}.ffn.0", f"{_BLOCK}.ffn1"),
+    *linear("{i}.ffn.2", f"{_BLOCK}.ffn2"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vr_jax.model.config import VisionRememberConfig
 from vr_jax.model.config_base import InterludeConfig
-from vr_jax.model.interludes import vision_remember
+from vr_jax.model.interludes import deepstack, sva, vision_remember
 
 
 class Entry(NamedTuple):
@@ -19,5 +19,7 @@ class Entry(NamedTuple):
 
 
 INTERLUDES: dict[str, Entry] = {
+    "deepstack": Entry(deepstack.DeepStackConfig, deepstack.Features, deepstack.Block),
+    "sva": Entry(sva.SvaConfig, sva.Features, sva.Block),
     "vision_remember": Entry(VisionRememberConfig, vision_remember.Features, vision_remember.Block),
 }
