@@ -46,9 +46,19 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".+\.(gate|up|fc1|ffn1)\.bias", P("tensor")),
     (r".+\.(down|up2|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
     (r".+\.(down|up2|fc2|ffn2)\.bias", P(None)),
+    # Deformable attention: offsets and weights of a head lie side by side.
+    (r"decoder\.interludes\..+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
+    (r"decoder\.interludes\..+\.(offsets|weights|value)\.bias", P("tensor")),
+    (r"decoder\.interludes\..+\.output\.kernel", P("tensor", "fsdp")),
+    (r"decoder\.interludes\..+\.output\.bias", P(None)),
+    (r"decoder\.interludes\..+\.level_embed", P()),
     # Cambrian's aggregator.
     (r"decoder\.interludes\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
     (r"decoder\.interludes\..+\.pos_embed", P()),
+    # Projections, learned queries and positions of the projectors; depthwise 3 x 3 kernels are vectors, nearly.
+    (r"projector\.(q_proj|kv_proj|proj)\.kernel", P("fsdp", "tensor")),
+    (r"projector\.(latents|query|position_embedding)", P(None, "fsdp")),
+    (r"projector\.(.+\.)?conv\.(kernel|bias)", P()),
     # Vectors are too small to be worth cutting.
     (rf"(.+\.)?{_NORM}\.(scale|bias)", P()),
     (r".+\.(gate_cross|gate_self|gate_ffn)", P()),

@@ -31,18 +31,8 @@ VISION_KIND, NEWLINE_KIND = 2, 3  # in.kind; 0 is padding, 1 text
 ORDERS = {"ca_sa": "cross_self", "sa_ca": "self_cross"}
 
 
-def runnable(parameter):
-    """Skips a case whose interaction does not exist here yet, by name."""
-    case = parameter.values[0]
-    interaction = case.config.get("interaction", "local") if case else "local"
-    if interaction == "local":
-        return parameter
-    reason = f"vr_reference case {case.name!r}: interaction {interaction!r} is not part of vr_jax yet"
-    return pytest.param(case, id=parameter.id, marks=pytest.mark.skip(reason=reason))
-
-
 def of_kind(kind: str) -> list:
-    found = [runnable(p) for p in cases("vr_reference", known=("block", "llm"))]
+    found = cases("vr_reference", known=("block", "llm"))
     return [
         p for p in found if p.values[0] is None or p.values[0].kind not in ("block", "llm") or p.values[0].kind == kind
     ]
@@ -71,6 +61,7 @@ def model_config(case: Case, cross_attention: str) -> LlavaConfig:
         interlude=VisionRememberConfig(
             insert_after=tuple(layer + 1 for layer in layers),
             levels=tuple(range(c["levels"])),
+            interaction=c.get("interaction", "local"),
             cross_attention=cross_attention,
             cross_heads=c["heads_cross"],
             self_heads=c["heads_self"],

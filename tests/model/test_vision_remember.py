@@ -96,7 +96,7 @@ def test_a_window_reaches_its_own_token_and_no_other(inside, batch, cross_attent
     """Every window of a row, one at a time: tiles do not see each other, cropped and unused ones reach nobody."""
     block, stream, vision = inside
     block = with_params(block, params_of(block))
-    block.config = dataclasses.replace(block.config, cross_attention=cross_attention)
+    block.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
     tiles, cells = vision.features.shape[1:3]
 
     @jax.jit
@@ -165,7 +165,7 @@ def test_absorbed_equals_plain(inside):
 
     def run(cross_attention: str):
         variant = with_params(block, params_of(block))
-        variant.config = dataclasses.replace(block.config, cross_attention=cross_attention)
+        variant.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
 
         def loss(variant, hidden):
             after = variant(stream.replace(hidden=hidden), vision).hidden

@@ -68,6 +68,16 @@ def packed_attention(theirs: str, ours: str) -> Table:
     )
 
 
+def _deformable_attention(theirs: str, ours: str) -> Table:
+    """Deformable-DETR's MSDeformAttn."""
+    return (
+        *linear(f"{theirs}.sampling_offsets", f"{ours}.offsets"),
+        *linear(f"{theirs}.attention_weights", f"{ours}.weights"),
+        *linear(f"{theirs}.value_proj", f"{ours}.value"),
+        *linear(f"{theirs}.output_proj", f"{ours}.output"),
+    )
+
+
 def prefixed(prefix: str, table: Table) -> Table:
     return tuple(replace(rule, theirs=prefix + rule.theirs) for rule in table)
 
@@ -114,13 +124,16 @@ def newline(theirs: str) -> Table:
 
 
 _BLOCK = "decoder.interludes.{i}"
-# Names of the recorded reference (item vr_reference); up2, gates and ffn exist only in variants of it.
+# Names of the recorded reference (item vr_reference); up2, gates, ffn and the deformable attention exist only in
+# variants of it.
 VISION_REMEMBER: Table = (
     *norm("{i}.ln_q", f"{_BLOCK}.ln_q"),
     *norm("{i}.ln_f.{n}", f"{_BLOCK}.ln_f"),
     *linear("{i}.w_up", f"{_BLOCK}.up"),
     *linear("{i}.w_up2", f"{_BLOCK}.up2"),
     *packed_attention("{i}.cross_attn", f"{_BLOCK}.cross_attn"),
+    *_deformable_attention("{i}.cross_attn", f"{_BLOCK}.cross_attn"),
+    Rule("{i}.cross_attn.level_embed", (f"{_BLOCK}.cross_attn.level_embed",)),
     *linear("{i}.w_dn", f"{_BLOCK}.down"),
     *norm("{i}.ln_s", f"{_BLOCK}.ln_s"),
     *packed_attention("{i}.self_attn", f"{_BLOCK}.self_attn"),

@@ -94,8 +94,10 @@ class VisionRememberConfig(InterludeConfig):
     name: str = "vision_remember"
     # What a vision token re-reads (paper, Table 5b): its window, its whole tile, or sampled points of its tile.
     interaction: Literal["local", "deformable", "global"] = "local"
-    cross_attention: Literal["absorbed", "plain"] = "absorbed"  # the same function; plain is the reference
-    cross_heads: int | None = None  # None: one head per 128 channels
+    # The same function of local and global, plain is the reference; deformable has one form only.
+    cross_attention: Literal["absorbed", "plain"] = "absorbed"
+    cross_heads: int | None = None  # None: one head per 128 channels, deformable: per 64
+    points: int = 4  # deformable: per head and level
     self_attention: bool = True
     self_heads: int | None = None  # None: the decoder's query heads
     up: Literal["linear", "mlp"] = "linear"  # mlp: two layers up, out-projection straight to the decoder's width
@@ -127,6 +129,7 @@ class VisionRememberConfig(InterludeConfig):
             "self_positions": ("none", "rope"),
         }.items():
             check_choice(owner, name, getattr(self, name), choices)
+        check(self.points >= 1, f"{owner}.points = {self.points}: expected an integer >= 1")
         super().__post_init__()
 
     @property
@@ -139,7 +142,8 @@ class VisionRememberConfig(InterludeConfig):
 
     def heads(self, model: LlavaConfig) -> tuple[int, int]:
         """Heads of the cross-attention and of the self-attention."""
-        return self.cross_heads or max(1, self.inner_width(model) // 128), self.self_heads or model.text.num_heads
+        depth = 64 if self.interaction == "deformable" else 128
+        return self.cross_heads or max(1, self.inner_width(model) // depth), self.self_heads or model.text.num_heads
 
     def check_model(self, model: LlavaConfig) -> None:
         widths = self.inner_width(model), model.text.hidden_size
@@ -159,10 +163,16 @@ class VisionRememberConfig(InterludeConfig):
         if self.up == "mlp":
             query += 2 * queries * inner**2
             out = 2 * queries * inner * hidden
-        if self.cross_attention == "plain":
-            cross = 4 * patches * inner**2 + 4 * patches * inner
+        seen = patches if self.interaction == "global" else model.projector.stride**2  # keys of a query
+        if self.interaction == "deformable":
+            samples = queries * heads * len(self.levels) * self.points
+            # Values of all levels; offset and weight of each sample; four corners and their sum, four operations each.
+            cross = 2 * len(self.levels) * patches * inner**2 + 6 * samples * inner + 16 * samples * inner // heads
+            query -= 2 * queries * inner**2  # no query projection
+        elif self.cross_attention == "plain":
+            cross = 4 * patches * inner**2 + 4 * queries * seen * inner
         else:  # keys and values absorbed: two more products per query, raw features shared by all heads
-            cross = 4 * queries * inner**2 + 4 * patches * inner * heads
+            cross = 4 * queries * inner**2 + 4 * queries * seen * inner * heads
         self_attention = 8 * queries * hidden**2 if self.self_attention else 0
         block = query + cross + out + self_attention + 4 * queries * self.ffn_multiplier * hidden**2
         return len(self.insert_after) * block

@@ -3,7 +3,7 @@
 Source: paper section 3.3; the concrete block is methods.md 5.4-5.9 (there is no official code).
 
     q = up(LN_q(x));  kv = concat_l LN_l(F^l)          one query per cell, its s*s patches as keys
-    x = x + down(MHA(q, kv, kv))                       local cross-attention
+    x = x + down(MHA(q, kv, kv))                       cross-attention; other `interactions`: whole tile, sampled points
     x = x + MHA(z, z, z)[vision],  z = LN_s([x; t])    bidirectional, t = max over the question's states
 """
 
@@ -17,10 +17,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.attention import attention
 from vr_jax.model.config import LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.interludes.interactions import INTERACTIONS, FeatureAffine
 from vr_jax.model.layers import (
     LayerNorm,
     MultiHeadAttention,
@@ -56,14 +56,6 @@ class Features(nnx.Module):
         return joint if self.norm == "none" else normalize(joint, EPS).astype(dtype)
 
 
-class FeatureAffine(nnx.Module):
-    """Scale and bias of the features' LayerNorms: (levels, D_v)."""
-
-    def __init__(self, levels: int, width: int):
-        self.scale = nnx.Param(jnp.ones((levels, width)))
-        self.bias = nnx.Param(jnp.zeros((levels, width)))
-
-
 class Block(nnx.Module):
     """One insertion of Vision Remember."""
 
@@ -73,7 +65,7 @@ class Block(nnx.Module):
         del index  # all insertions are alike
         text, levels = model.text, len(config.levels)
         width, inner = text.hidden_size, config.inner_width(model)
-        cross_heads, self_heads = config.heads(model)
+        _, self_heads = config.heads(model)
         zero_out = config.init == "zero_out"
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         last = functools.partial(make, init=_zeros) if zero_out else make
@@ -84,10 +76,10 @@ class Block(nnx.Module):
         two_layers = config.up == "mlp"
         if two_layers:
             self.up2 = make(inner, inner)
-        self.cross_attn = MultiHeadAttention(
-            inner,
+        self.cross_attn = INTERACTIONS[config.interaction](
+            config,
+            model,
             width if two_layers else inner,
-            cross_heads,
             out_init=_zeros if zero_out and two_layers else None,
             dtype=dtype,
             rngs=rngs,
@@ -123,15 +115,12 @@ class Block(nnx.Module):
         return stream.replace(hidden=self.feed_forward(x, vision))
 
     def cross(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
-        """Local cross-attention: each vision token re-reads the patches of its own cell."""
+        """Cross-attention: each vision token re-reads its window, its tile or points of it."""
         query = constrain(self.up(self.ln_q(vision.gather_cells(x))), "batch", "cells", "embed")
         if self.config.up == "mlp":
             query = self.up2(jax.nn.gelu(query, approximate=False))
-        query = split_heads(self.cross_attn.q(query), self.cross_attn.heads)
-        heads = self._absorbed if self.config.cross_attention == "absorbed" else self._plain
-        windows = vision.features.reshape(-1, *vision.features.shape[-2:])
-        attended = heads(query.reshape(-1, *query.shape[-2:]), windows)
-        update = self.cross_attn.out(merge_heads(attended).reshape(*x.shape[:1], query.shape[1], -1))
+        affine = self.ln_f if self.config.feature_norm != "none" else None
+        update = self.cross_attn(query, vision.features, affine)
         # Without these two constraints XLA (jax 0.12) partitions two products in a row, or the gradient of two,
         # wrongly on a mesh that uses all three axes: other numbers, no error.
         update = constrain(update, "batch", "cells", "embed")
@@ -139,35 +128,6 @@ class Block(nnx.Module):
             update = self.down(update)
         update = vision.scatter_cells(update)
         return x + self._gated("gate_cross", update)
-
-    def _plain(self, query: Float[Array, "W H d"], windows: Float[Array, "W S E"]) -> Float[Array, "W H d"]:
-        """Keys and values of every patch are projected: the reference."""
-        if self.config.feature_norm != "none":
-            scale, bias = (p[...].reshape(-1).astype(windows.dtype) for p in (self.ln_f.scale, self.ln_f.bias))
-            windows = windows * scale + bias
-        key = split_heads(self.cross_attn.k(windows), self.cross_attn.heads)
-        value = split_heads(self.cross_attn.v(windows), self.cross_attn.heads)
-        return window_attention(query, key, value)
-
-    def _absorbed(self, query: Float[Array, "W H d"], windows: Float[Array, "W S E"]) -> Float[Array, "W H d"]:
-        """The same function with W_k folded into the query and W_v behind the softmax (design decision 3).
-
-        Exact: the key bias and the norm's bias shift all logits of a query alike and cancel in the softmax; the
-        weights sum to one, so the value bias passes through."""
-        dtype, depth = query.dtype, query.shape[-1]
-        key, value = (
-            split_heads(layer.kernel[...], self.cross_attn.heads) for layer in (self.cross_attn.k, self.cross_attn.v)
-        )
-        assert self.cross_attn.v.bias is not None
-        value_bias = split_heads(self.cross_attn.v.bias[...], self.cross_attn.heads)
-        if self.config.feature_norm != "none":
-            scale, bias = self.ln_f.scale[...].reshape(-1), self.ln_f.bias[...].reshape(-1)
-            value_bias = value_bias + jnp.einsum("e,ehd->hd", bias, value)
-            key, value = key * scale[:, None, None], value * scale[:, None, None]
-        query = jnp.einsum("whd,ehd->whe", query, key.astype(dtype))
-        shared = windows[:, :, None, :]
-        context = window_attention(query, shared, shared, scale=depth**-0.5)
-        return jnp.einsum("whe,ehd->whd", context, value.astype(dtype)) + value_bias.astype(dtype)
 
     def bidirectional(
         self,
