@@ -7,7 +7,13 @@ module class `__init__(config, model_config, *, dtype, rngs)`, `__call__(*levels
 from typing import Any, NamedTuple
 
 from vr_jax.model.config_base import ProjectorConfig
+from vr_jax.model.projectors.c_abstractor import CAbstractor, CAbstractorConfig
+from vr_jax.model.projectors.ldpv2 import Ldpv2Config, Ldpv2Projector
+from vr_jax.model.projectors.perceiver import PerceiverConfig, PerceiverProjector
+from vr_jax.model.projectors.pixel_shuffle import PixelShuffleConfig, PixelShuffleProjector
 from vr_jax.model.projectors.pool import MlpProjector, PoolProjector
+from vr_jax.model.projectors.resampler import Resampler, ResamplerConfig
+from vr_jax.model.projectors.token_packer import TokenPacker, TokenPackerConfig
 
 
 class Entry(NamedTuple):
@@ -16,6 +22,12 @@ class Entry(NamedTuple):
 
 
 PROJECTORS: dict[str, Entry] = {
+    "c_abstractor": Entry(CAbstractorConfig, CAbstractor),
+    "ldpv2": Entry(Ldpv2Config, Ldpv2Projector),
     "mlp": Entry(ProjectorConfig, MlpProjector),
+    "perceiver": Entry(PerceiverConfig, PerceiverProjector),
+    "pixel_shuffle": Entry(PixelShuffleConfig, PixelShuffleProjector),
     "pool": Entry(ProjectorConfig, PoolProjector),
+    "resampler": Entry(ResamplerConfig, Resampler),
+    "token_packer": Entry(TokenPackerConfig, TokenPacker),
 }

@@ -1,0 +1,57 @@
+"""The resampler against recorded outputs of MiniCPM-V's: any grid of patches, both kinds of key positions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import torch_weights
+from tests.golden.discovery import Case, cases
+from tests.golden.test_projectors import abstract_projector, tiny_model
+from vr_jax.convert.method_tables import PROJECTORS as NAMES
+from vr_jax.model.windows import to_windows
+
+
+def official_resampler(case: Case):
+    """A tile of one patch per query: the resampler itself takes any grid. `pos_embed` is constant and ours too."""
+    c = case.config
+    fields = {"name": "resampler", "stride": 1, "heads": c["num_heads"], "adaptive": c["adaptive"]}
+    config = tiny_model(c["grid_size"], c["kv_dim"], c["embed_dim"], fields)
+    weights = {name: value for name, value in case.weights.items() if name != "pos_embed"}
+    return torch_weights.load(abstract_projector(config), NAMES["resampler"], weights, "projector.")
+
+
+@jax.jit
+def run(resampler, x, positions):
+    values = resampler.keys_values(x)
+    return {
+        "ln_q": resampler.ln_q(resampler.query[...]),
+        "ln_kv": values,
+        "attn_out_query_first": jnp.swapaxes(resampler.attend(values, positions), 0, 1),
+        "y": resampler.resample(x, positions),
+        **({"kv_proj": resampler.kv_proj(x)} if hasattr(resampler, "kv_proj") else {"kv_proj": x}),
+    }
+
+
+@pytest.mark.parametrize("case", cases("resampler_minicpm", known=("resampler",)))
+def test_matches_official_output(case: Case):
+    resampler, expected = official_resampler(case), case.outputs
+    positions = resampler.key_positions(*case.config["tgt_hw"])
+    found = run(resampler, case.inputs["x"], positions) | {"key_pos_embed": positions}
+    assert expected.keys() <= found.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, **case.tolerance(), err_msg=name)
+    np.testing.assert_allclose(resampler.query_positions, case.weights["pos_embed"], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", cases("resampler_minicpm", known=("resampler",)))
+def test_window_major_features_of_a_square_grid(case: Case):
+    """As it runs inside the model: the positions follow the features into windows."""
+    (rows, columns), side = case.config["tgt_hw"], case.config["grid_size"]
+    if rows != columns or rows % side:
+        pytest.skip(f"resampler case {case.name!r}: {rows} x {columns} patches are no tile of {side} x {side} windows")
+    windows = to_windows(jnp.asarray(case.inputs["x"]), rows // side)
+    tokens = jax.jit(lambda r, x: r(x))(official_resampler(case), windows)
+    np.testing.assert_allclose(tokens, case.outputs["y"], **case.tolerance())
