@@ -39,7 +39,11 @@ class Buckets:
 
     def fit(self, tokens: int, tiles: int) -> tuple[int, int]:
         """The smallest bucket that holds a prompt. Raises PromptTooLong."""
-        return _smallest(self.tokens, tokens, "tokens"), _smallest(self.tiles, tiles, "tiles")
+        return self.fit_tokens(tokens), _smallest(self.tiles, tiles, "tiles")
+
+    def fit_tokens(self, tokens: int) -> int:
+        """The smallest number of slots that holds so many tokens. Raises PromptTooLong."""
+        return _smallest(self.tokens, tokens, "tokens")
 
 
 def _smallest(sizes: tuple[int, ...], needed: int, what: str) -> int:

@@ -20,7 +20,8 @@ from vr_jax.data.types import Example
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.sampling import Sampling, sample
 from vr_jax.inference.streaming import TextStream, decode_text
-from vr_jax.model.batch import Batch, BatchShape
+from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
+from vr_jax.model.config_base import PromptSize
 from vr_jax.model.llava import Llava
 from vr_jax.model.qwen2 import KVCache, StageCache
 from vr_jax.sharding import batch_sharding, batch_shards, constrain, replicated
@@ -61,8 +62,9 @@ class Generator:
     number divides; parameters stay as they are sharded.
 
     model: its parameters may be sharded. tokenizer: a Hugging Face tokenizer with ChatML's stop tokens.
-    buckets: the static prompt sizes. `compilations` counts what was traced, by (what, rows, tokens, tiles, new tokens):
-    each is at most 1 as long as the mesh stays the same.
+    buckets: the static prompt sizes; with a pruner also of what is left of the prompts in each stage of the decoder.
+    `compilations` counts what was traced, by (what, rows, tokens, tiles, new tokens, lengths of a pruned decoder's
+    stages): each is at most 1 as long as the mesh stays the same.
 
     Raises GenerationError for a tokenizer without a stop token."""
 
@@ -70,13 +72,13 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self.buckets = buckets or Buckets()
-        self.compilations: Counter[tuple[str, int, int, int, int]] = Counter()
+        self.compilations: Counter[tuple[str, int, int, int, int, *tuple[int, ...]]] = Counter()
         vocabulary = tokenizer.get_vocab()
         self.stop_ids = tuple(vocabulary[name] for name in STOP_TOKENS if name in vocabulary)
         if not self.stop_ids:
             raise GenerationError(f"the tokenizer has none of the stop tokens {list(STOP_TOKENS)}")
         self.pad_id = self.stop_ids[-1]
-        self._prefill = jax.jit(self._prefill_rows, static_argnames="new_tokens")
+        self._prefill = jax.jit(self._prefill_rows, static_argnames=("new_tokens", "lengths"))
         self._decode = jax.jit(self._decode_loop, donate_argnames="state")
 
     def generate(
@@ -151,12 +153,14 @@ class Generator:
             raise GenerationError(f"max_new_tokens = {new_tokens}: expected at least 1")
         if len(prompts) > rows:
             raise GenerationError(f"{len(prompts)} prompts for {rows} rows")
-        lengths = [(len(p.tokens), len(p.tile_pixels)) for p in prompts.values()]
-        sizes = np.max([(1, 1), *lengths], axis=0)
-        if jax.process_count() > 1:
-            sizes = multihost_utils.process_allgather(sizes).max(axis=0)
-        tokens, tiles = self.buckets.fit(*sizes.tolist())
         config = self.model.config
+        sizes = [(len(p.tokens), len(p.tile_pixels), *self._kept(p)) for p in prompts.values()]
+        largest = np.max([*sizes, (1, 1, *[1] * len(self._pruned_stages()))], axis=0)
+        if jax.process_count() > 1:
+            largest = multihost_utils.process_allgather(largest).max(axis=0)
+        needed, tiles, *kept = largest.tolist()
+        tokens, tiles = self.buckets.fit(needed, tiles)
+        lengths = tuple(min(tokens, self.buckets.fit_tokens(length)) for length in kept) or None
         shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=config.image.tile_size)
         host = collate(
             [[p] for p in prompts.values()], shape, pad_side="left", weighted_cells=config.image.may_interpolate
@@ -165,8 +169,30 @@ class Generator:
         numbers[: len(prompts)] = list(prompts)
         batch, numbers = _on_devices((host.batch, numbers), rows)
         return self._prefill(
-            self.model, batch, numbers, np.uint32(sampling.seed), *_traced(sampling), new_tokens=new_tokens
+            self.model,
+            batch,
+            numbers,
+            np.uint32(sampling.seed),
+            *_traced(sampling),
+            new_tokens=new_tokens,
+            lengths=lengths,
         )
+
+    def _pruned_stages(self) -> tuple[int, ...]:
+        """The first layer of every stage of a decoder with a pruner."""
+        config = self.model.config
+        return config.decoder_bounds[:-1] if config.pruning else ()
+
+    def _kept(self, prompt: Example) -> list[int]:
+        """How much of a prompt each stage sees."""
+        config, cells = self.model.config, prompt.vision_cell
+        size = PromptSize(
+            text=int(np.sum(cells == NO_CELL)),
+            cells=int(np.sum(cells >= 0)),
+            newlines=int(np.sum(cells == NEWLINE)),
+            tiles=len(prompt.tile_pixels),
+        )
+        return [config.pruning.kept(config, layer, size) for layer in self._pruned_stages()]  # type: ignore[union-attr]
 
     def _until_stop(self, tokens: Int[np.ndarray, " m"]) -> tuple[list[int], bool]:
         stops = np.flatnonzero(np.isin(tokens, self.stop_ids))
@@ -188,10 +214,12 @@ class Generator:
         top_p: Float[Array, ""],
         *,
         new_tokens: int,
+        lengths: tuple[int, ...] | None,
     ) -> DecodeState:
         rows, length = batch.tokens.shape
-        self.compilations["prefill", rows, length, batch.tile_segment.shape[1], new_tokens] += 1
-        hidden, cache = model(batch, cache=model.init_cache(rows, length + new_tokens))
+        self.compilations["prefill", rows, length, batch.tile_segment.shape[1], new_tokens, *(lengths or ())] += 1
+        slots = length + new_tokens if lengths is None else [length + new_tokens for length in lengths]
+        hidden, cache = model(batch, model.init_cache(rows, slots), lengths)
         assert cache is not None
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
         state = DecodeState(
@@ -216,7 +244,9 @@ class Generator:
     ) -> DecodeState:
         """Generates until `until` tokens exist or every row has stopped."""
         rows, new_tokens = state.tokens.shape
-        self.compilations["decode", rows, state.cache[0].keys.shape[2] - new_tokens, 0, new_tokens] += 1
+        lengths = [stage.valid.shape[1] - new_tokens for stage in state.cache]
+        pruned = lengths if model.config.pruning else ()
+        self.compilations["decode", rows, lengths[0], 0, new_tokens, *pruned] += 1
 
         def unfinished(state: DecodeState) -> Bool[Array, ""]:
             return (state.step < until) & ~jnp.all(state.done)
@@ -251,6 +281,7 @@ def _laid_out(state: DecodeState) -> DecodeState:
             values=constrain(cache.values, None, "batch", None, "kv_heads", None),
             valid=constrain(cache.valid, "batch", None),
             next=constrain(cache.next),
+            shift=constrain(cache.shift, "batch"),
         )
 
     return DecodeState(

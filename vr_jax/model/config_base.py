@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from vr_jax.model.config import LlavaConfig
+    from vr_jax.model.config import ImageConfig, LlavaConfig
 
 
 class ConfigError(ValueError):
@@ -131,6 +131,20 @@ class InterludeConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptSize:
+    """What a prompt holds, as far as a pruner's budget depends on it."""
+
+    text: int  # tokens
+    cells: int  # vision tokens that stand for a cell
+    newlines: int
+    tiles: int
+
+    @property
+    def vision(self) -> int:
+        return self.cells + self.newlines
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrunerConfig(Config):
     """Drops vision tokens of an already trained model at inference; adds no parameters."""
 
@@ -147,3 +161,11 @@ class PrunerConfig(Config):
 
     def check_model(self, model: LlavaConfig) -> None:
         """Raises ConfigError where the pruner does not fit the model, or its budget cannot be met."""
+
+    def adapt_image(self, image: ImageConfig) -> ImageConfig:
+        """The picture layout of the official code, for a model that was trained with another."""
+        return image
+
+    def kept(self, model: LlavaConfig, layer: int, prompt: PromptSize) -> int:
+        """Tokens of a prompt, text included, that decoder layer `layer` (counted from 0) sees, at most."""
+        raise NotImplementedError

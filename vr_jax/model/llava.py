@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from vr_jax.model.interludes import INTERLUDES
 from vr_jax.model.interludes.context import VisionContext
 from vr_jax.model.layers import maybe_remat
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.pruning import PRUNERS
 from vr_jax.model.qwen2 import Decoder, KVCache, Stream
 from vr_jax.model.siglip import Siglip
 from vr_jax.sharding import constrain
@@ -78,19 +79,29 @@ class Llava(nnx.Module):
         hidden = jnp.where((batch.vision_cell == NEWLINE)[..., None], newline, hidden)
         return constrain(hidden, "batch", "seq", "embed")
 
-    def __call__(self, batch: Batch, cache: KVCache | None = None) -> tuple[Float[Array, "B N D"], KVCache | None]:
-        """Hidden states after the final norm (before the head); with an empty `cache`, prefill and the filled cache."""
-        return self.run(self.encode_images(batch.tile_pixels), batch, cache)
+    def __call__(
+        self, batch: Batch, cache: KVCache | None = None, lengths: tuple[int, ...] | None = None
+    ) -> tuple[Float[Array, "B M D"], KVCache | None]:
+        """Hidden states after the final norm (before the head); with an empty `cache`, prefill and the filled cache.
+
+        lengths: with a pruner, the row length of every decoder stage; rows stay aligned to the right, M is the last
+        one. None: dropped tokens stay in place as padding, M = N."""
+        return self.run(self.encode_images(batch.tile_pixels), batch, cache, lengths)
 
     def run(
-        self, levels: Levels, batch: Batch, cache: KVCache | None = None
-    ) -> tuple[Float[Array, "B N D"], KVCache | None]:
+        self, levels: Levels, batch: Batch, cache: KVCache | None = None, lengths: tuple[int, ...] | None = None
+    ) -> tuple[Float[Array, "B M D"], KVCache | None]:
         """The forward pass from the encoder's hidden states on (`encode_images`), for whoever has them already."""
         stream = Stream(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
-        return self.decoder(stream, cache, self._between(levels, batch))
+        return self.decoder(stream, cache, self.between(levels, batch, lengths))
 
-    def _between(self, levels: Levels, batch: Batch) -> Callable[[int, Stream], Stream] | None:
+    def between(
+        self, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None = None
+    ) -> Callable[[int, Stream], Stream] | None:
         """What acts before stage k of the decoder."""
+        pruning = self.config.pruning
+        if pruning is not None:
+            return PRUNERS[pruning.name].start(pruning, self, levels, batch, lengths)
         interlude = self.config.interlude
         if interlude is None:
             return None
@@ -101,8 +112,8 @@ class Llava(nnx.Module):
         # Shared weights are one block.
         return lambda k, stream: apply(blocks[min(k, len(blocks)) - 1], stream) if k else stream
 
-    def init_cache(self, rows: int, length: int) -> KVCache:
-        """Empty key-value caches of `length` slots: prompt plus new tokens."""
+    def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:
+        """Empty key-value caches of `length` slots, prompt plus new tokens: one number, or one for each stage."""
         return self.decoder.init_cache(rows, length)
 
     def decode(

@@ -45,6 +45,7 @@ class StageCache:
     values: Float[Array, "L B S G K"]
     valid: Bool[Array, "B S"]  # slots a new token may attend to
     next: Int[Array, ""]  # first free slot
+    shift: Int[Array, " B"]  # how far positions lie below those of the prompt (pruners that renumber)
 
 
 KVCache = tuple[StageCache, ...]
@@ -154,20 +155,23 @@ class Decoder(nnx.Module):
         self.config, self.bounds, self.dtype = config, bounds, dtype
         self.attention_backend, self.remat = attention_backend, remat
 
-    def init_cache(self, rows: int, length: int) -> KVCache:
-        """Empty caches of `length` slots per row (prompt plus new tokens)."""
+    def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:
+        """Empty caches of `length` slots per row (prompt plus new tokens), one number or one for each stage."""
         c = self.config
+        layers = [stop - start for start, stop in itertools.pairwise(self.bounds)]
+        lengths = [length] * len(layers) if isinstance(length, int) else length
 
-        def stage(layers: int) -> StageCache:
+        def stage(layers: int, length: int) -> StageCache:
             shape = (layers, rows, length, c.num_kv_heads, c.head_dim)
             return StageCache(
                 keys=jnp.zeros(shape, self.dtype),
                 values=jnp.zeros(shape, self.dtype),
                 valid=jnp.zeros((rows, length), bool),
                 next=jnp.zeros((), jnp.int32),
+                shift=jnp.zeros(rows, jnp.int32),
             )
 
-        return tuple(stage(stop - start) for start, stop in zip(self.bounds, self.bounds[1:], strict=False))
+        return tuple(stage(*sizes) for sizes in zip(layers, lengths, strict=True))
 
     def __call__(
         self,
@@ -179,12 +183,13 @@ class Decoder(nnx.Module):
 
         between: maps the stream that enters stage k; None runs the plain decoder. It may change the row's length."""
         caches: list[StageCache] = []
+        last_position = stream.positions[:, -1]
         for k, stage in enumerate(self.stages):
             if between is not None:
                 stream = between(k, stream)
             stream, written = self._run_stage(stage, stream, cache[k] if cache else None)
             if written is not None:
-                caches.append(written)
+                caches.append(dataclasses.replace(written, shift=last_position - stream.positions[:, -1]))
         return self.norm(stream.hidden), (tuple(caches) if cache else None)
 
     def _run_stage(
@@ -214,7 +219,8 @@ class Decoder(nnx.Module):
         hidden, written = jax.lax.scan(maybe_remat(body, self.remat, in_scan=True), stream.hidden, stage)
         if cache is not None:
             length = hidden.shape[1]
-            cache = StageCache(
+            cache = dataclasses.replace(
+                cache,
                 keys=cache.keys.at[:, :, :length].set(written["keys"]),
                 values=cache.values.at[:, :, :length].set(written["values"]),
                 valid=cache.valid.at[:, :length].set(stream.segment_ids > 0),
@@ -225,10 +231,11 @@ class Decoder(nnx.Module):
     def decode(
         self, hidden: Float[Array, "B 1 D"], positions: Int[Array, "B 1"], cache: KVCache
     ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-        """One more token per row; interludes never act here."""
-        rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        """One more token per row; interludes never act here. positions: counted on from the prompt's last one."""
         caches = []
         for stage, stage_cache in zip(self.stages, cache, strict=True):
+            shifted = positions - stage_cache.shift[:, None]
+            rotary = rotary_angles(shifted, self.config.head_dim, self.config.rope_theta)
             hidden, stage_cache = _decode_stage(stage, hidden, rotary, stage_cache)
             caches.append(stage_cache)
         return self.norm(hidden), tuple(caches)
@@ -256,4 +263,4 @@ def _decode_stage(
 
     layers = jnp.arange(cache.keys.shape[0])
     (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))
-    return hidden, StageCache(keys=keys, values=values, valid=valid, next=cache.next + 1)
+    return hidden, dataclasses.replace(cache, keys=keys, values=values, valid=valid, next=cache.next + 1)

@@ -27,6 +27,12 @@ class Attention(nnx.Module):
         self.q, self.k, self.v, self.out = make(), make(), make(), make()
         self.heads = config.num_heads
 
+    def received(self, x: Float[Array, "M P D"]) -> Float[Array, "M H P"]:
+        """Each patch's share of the attention, averaged over the patches that attend; float32."""
+        q, k = (split_heads(layer(x), self.heads) for layer in (self.q, self.k))
+        logits = jnp.einsum("mqhk,mphk->mhqp", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=2)
+
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
         return self.out(merge_heads(jax.nn.dot_product_attention(q, k, v)))
@@ -95,3 +101,12 @@ class Siglip(nnx.Module):
             x, _ = jax.lax.scan(lambda h, block: (block(h), None), x, stage)
             taken[stop] = x
         return tuple(taken[level].reshape(*batch, cells, patches, -1) for level in levels)
+
+    def received_attention(self, hidden: Float[Array, "*B cells patches D"]) -> Float[Array, "*B heads cells patches"]:
+        """Each patch's share of the attention in the last block, averaged over the patches that attend; float32.
+
+        hidden: what enters that block, hidden state `num_layers - 1`."""
+        *batch, cells, patches, width = hidden.shape
+        block = jax.tree.map(lambda leaf: leaf[-1], self.stages[-1])
+        received = block.attn.received(block.norm1(hidden.reshape(-1, cells * patches, width)))
+        return received.reshape(*batch, -1, cells, patches)
