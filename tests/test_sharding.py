@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from vr_jax import sharding
 from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig
+from vr_jax.model.interludes.deepstack import DeepStackConfig
+from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.llava import Llava
 
 QWEN2 = {
@@ -84,11 +86,37 @@ def test_memory_falls_with_fsdp(model):
         {"feature_norm": "joint"},
         {"self_attention": False},
         {"shared_weights": True},
+        {"interaction": "global"},
+        {"interaction": "deformable"},
     ],
 )
 def test_every_variant_of_vision_remember_is_in_the_table(variant):
     tree = abstract_model(QWEN2["0.5B"], **variant)
     assert sharding.undivided(tree, abstract_mesh((1, 4, 2))) == []
+
+
+@pytest.mark.parametrize("text", QWEN2)
+@pytest.mark.parametrize(
+    "interlude",
+    [SvaConfig(), DeepStackConfig(), DeepStackConfig(merger="qwen3_vl")],
+    ids=["sva", "pool_mlp", "qwen3_vl"],
+)
+def test_refusion_is_in_the_table_and_divides(text, interlude):
+    config = LlavaConfig(text=QWEN2[text], interlude=interlude)
+    tree = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    for shape in MESHES:
+        assert sharding.undivided(tree, abstract_mesh(shape)) == []
+    cut = {
+        sharding.path_of(key_path)
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree.decoder)
+        if any(sharding.param_spec("decoder." + sharding.path_of(key_path), len(leaf.shape)))
+    }
+    kernels = {path for path in params_paths(tree.decoder) if path.endswith("kernel")}
+    assert kernels <= cut
+
+
+def params_paths(tree):
+    return {sharding.path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def test_so400m_is_in_the_table():

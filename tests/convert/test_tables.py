@@ -21,6 +21,7 @@ from vr_jax.model.interludes.deepstack import DeepStackConfig
 from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.layout import flatten_params, merge_stages
 from vr_jax.model.llava import Llava
+from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.windows import patchify, to_raster
 from vr_jax.model_directory import load_params, read_config, save_model
 
@@ -32,6 +33,9 @@ VARIANTS = {
     "cross-attention only, one level": tiny_interlude(self_attention=False, levels=(2,)),
     "features not normalised": tiny_interlude(feature_norm="none"),
     "joint norm": tiny_interlude(feature_norm="joint"),
+    "global": tiny_interlude(interaction="global"),
+    "deformable": tiny_interlude(interaction="deformable", points=2),
+    "deformable, mlp up": tiny_interlude(interaction="deformable", up="mlp", feature_norm="none"),
     "deepstack": DeepStackConfig(insert_after=(1, 2), levels=(1, 3)),
     "deepstack, patch merger": DeepStackConfig(insert_after=(1, 2), levels=(1, 3), merger="qwen3_vl"),
     "sva": SvaConfig(insert_after=(1, 3), levels=(3,), width=16, heads=4, depth=2),
@@ -45,7 +49,24 @@ def random_model(config: LlavaConfig) -> Llava:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
-    config = tiny_config(interlude=VARIANTS[variant], text=tiny_text(tie_word_embeddings=variant != "joint norm"))
+    check_round_trip(
+        tiny_config(interlude=VARIANTS[variant], text=tiny_text(tie_word_embeddings=variant != "joint norm")),
+        tmp_path,
+        converted,
+    )
+
+
+PROJECTOR_FIELDS = {"mlp": {"stride": 1}, "token_packer": {"levels": (1, 3), "heads": 2}}
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_every_projector_exports_and_imports_itself(name, tmp_path, converted):
+    projector = {"name": name, "stride": 2} | PROJECTOR_FIELDS.get(name, {})
+    config = tiny_config(projector=LlavaConfig.parse_field("projector", projector), interlude=None)
+    check_round_trip(config, tmp_path, converted)
+
+
+def check_round_trip(config: LlavaConfig, tmp_path, converted):
     model = random_model(config)
     save_model(tmp_path / "ours", model)
     converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out", "--shard-gb", "0.00002")
@@ -91,7 +112,7 @@ def test_patch_kernel_is_torchs_convolution():
 
 def test_a_parameter_without_a_name_is_an_error():
     with pytest.raises(ConvertError, match=r"no name for the parameters \['projector.new'\]"):
-        slots(LLAVA.table(LLAVA.tables), {"projector.new": jnp.zeros(2)})
+        slots(LLAVA.table(LLAVA.tables, tiny_config().to_dict()), {"projector.new": jnp.zeros(2)})
 
 
 def test_packed_projections_are_in_the_order_q_k_v():

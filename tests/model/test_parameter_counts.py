@@ -7,6 +7,9 @@ import pytest
 from flax import nnx
 
 from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, VisionRememberConfig
+from vr_jax.model.config_base import InterludeConfig
+from vr_jax.model.interludes.deepstack import DeepStackConfig
+from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.llava import Llava
 
 TEXTS = {
@@ -81,6 +84,57 @@ def test_vision_remember_variants(changes, per_block):
     blocks = llava.decoder.interludes
     assert len(blocks) == (1 if changes.get("shared_weights") else 2)
     assert count(blocks[0]) == per_block
+
+
+def interlude_parts(config: InterludeConfig, text: str = "0.5B"):
+    """The features' module and the blocks."""
+    llava = nnx.eval_shape(lambda: Llava(LlavaConfig(text=TEXTS[text], interlude=config), rngs=nnx.Rngs(0)))
+    return llava.decoder.interlude_features, llava.decoder.interludes
+
+
+# methods.md 9.1, in millions
+@pytest.mark.parametrize(("text", "per_layer"), [("0.5B", 9.19), ("1.5B", 10.50), ("7B", 14.70)])
+def test_sva(text, per_layer):
+    features, blocks = interlude_parts(SvaConfig(), text)
+    assert count(features) == pytest.approx(2.10e6, abs=5e3)
+    assert [count(block) for block in blocks] == [pytest.approx(per_layer * 1e6, abs=5e3)] * 2
+
+
+def test_deepstack_with_the_pooled_merger():
+    features, blocks = interlude_parts(DeepStackConfig())
+    assert (count(features), len(blocks)) == (0, 3)
+    assert count(blocks) == pytest.approx(5.17e6, abs=5e3)
+
+
+@pytest.mark.parametrize(("text", "total"), [("0.5B", 279.7), ("1.5B", 297.4), ("7B", 354.0)])
+def test_deepstack_with_the_published_merger(text, total):
+    _, blocks = interlude_parts(DeepStackConfig(merger="qwen3_vl"), text)
+    assert count(blocks) == pytest.approx(total * 1e6, abs=5e4)
+
+
+def test_interactions():
+    """Table 5b: global has the parameters of local; the deformable block of methods.md 6 is counted without its
+    self-attention (3.2M)."""
+    _, local = interlude_parts(VisionRememberConfig())
+    _, tile = interlude_parts(VisionRememberConfig(interaction="global"))
+    assert count(tile) == count(local)
+    _, sampled = interlude_parts(VisionRememberConfig(interaction="deformable", self_attention=False))
+    assert [count(block) for block in sampled] == [pytest.approx(4.5e6, abs=5e4)] * 2
+
+
+def test_the_ladder_of_table_5a():
+    """Each step adds its part: 9.25M for the first inner width (methods.md 5.8, with the self-attention)."""
+    one, three = {"levels": (23,)}, {"levels": (7, 15, 23)}
+    steps = [
+        one | {"self_attention": False},
+        three | {"self_attention": False},
+        three | {"text_pool": "none"},
+        three | {"text_pool": "first_turn"},
+    ]
+    sizes = [count(interlude_parts(VisionRememberConfig(**step))[1][0]) for step in steps]
+    self_attention = 4 * (896**2 + 896) + 2 * 896
+    assert sizes[0] + self_attention == pytest.approx(9.25e6, abs=1e4)
+    assert sizes[1:] == [46_494_592 - self_attention, 46_494_592, 46_494_592]
 
 
 def test_the_uncompressed_projector_has_the_same_size():

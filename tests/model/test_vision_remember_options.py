@@ -36,6 +36,18 @@ OPTIONS = {
     "newlines per tile": {"newline_in_self": True, "self_scope": "tile"},
     "no guide": {"text_pool": "none"},
     "rotary positions": {"self_positions": "rope"},
+    "global": {"interaction": "global"},
+    "global, plain": {"interaction": "global", "cross_attention": "plain", "feature_norm": "joint"},
+    "deformable": {"interaction": "deformable"},
+    "deformable, two points": {
+        "interaction": "deformable",
+        "points": 2,
+        "levels": (1, 4),
+        "cross_heads": 2,
+        "up": "mlp",
+        "init": "torch_default",
+        "feature_norm": "none",
+    },
     "everything": {
         "up": "mlp",
         "residual_gate": "tanh",
@@ -49,7 +61,7 @@ OPTIONS = {
     },
 }
 # Every choice of every field is in the list above; these act outside of a block and are tested where they act.
-ELSEWHERE = {"name", "interaction", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
+ELSEWHERE = {"name", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
 
 
 class Reference:
@@ -88,16 +100,38 @@ class Reference:
         return torch.cat([F.layer_norm(f, f.shape[-1:], scale[i], bias[i], eps=1e-6) for i, f in enumerate(levels)], -1)
 
     def cross(self, x: torch.Tensor, cell, memory: torch.Tensor) -> torch.Tensor:
-        heads, windows, x = self.config.cross_heads, memory.flatten(0, 1), x.clone()
+        heads, x, cells = self.config.cross_heads, x.clone(), self.model.cells_per_tile
         for token in np.flatnonzero(cell >= 0):
             query = self.linear("up", self.norm("ln_q", x[token][None]))
             if self.config.up == "mlp":
                 query = self.linear("up2", F.gelu(query))
-            update = self.attend("cross_attn", query, windows[cell[token]], heads)
+            tile, within = divmod(int(cell[token]), cells)
+            if self.config.interaction == "deformable":
+                update = self.sampled(query[0], within, memory[tile])
+            else:
+                keys = memory[tile, within] if self.config.interaction == "local" else memory[tile].flatten(0, 1)
+                update = self.attend("cross_attn", query, keys, heads)[0]
             if self.config.up == "linear":
                 update = self.linear("down", update)
-            x[token] += self.gate("gate_cross") * update[0]
+            x[token] += self.gate("gate_cross") * update
         return x
+
+    def sampled(self, query: torch.Tensor, cell: int, tile: torch.Tensor) -> torch.Tensor:
+        """Deformable attention of one query; `tile` (cells, patches, L * D_v)."""
+        heads, levels, points = self.config.cross_heads, len(self.config.levels), self.config.points
+        n, s = self.model.cells_per_side, self.model.projector.stride
+        maps = tile.unflatten(1, (s, s)).unflatten(0, (n, n)).permute(0, 2, 1, 3, 4).reshape(n * s, n * s, levels, -1)
+        offsets = self.linear("cross_attn.offsets", query).reshape(heads, levels, points, 2)
+        weights = self.linear("cross_attn.weights", query).reshape(heads, -1).softmax(-1).reshape(heads, levels, points)
+        centre = torch.tensor([cell % n + 0.5, cell // n + 0.5], dtype=torch.float64) / n
+        attended = torch.zeros(heads, maps.shape[-1] // heads, dtype=torch.float64)
+        for level in range(levels):
+            value = self.linear("cross_attn.value", maps[:, :, level] + self.p["cross_attn.level_embed"][level])
+            value = value.unflatten(-1, (heads, -1)).permute(2, 3, 0, 1)
+            grid = 2 * (centre + offsets[:, level] / (n * s)) - 1
+            found = F.grid_sample(value, grid[:, None], align_corners=False)[:, :, 0]  # zeros outside
+            attended += (found * weights[:, None, level]).sum(-1)
+        return self.linear("cross_attn.output", attended.flatten())
 
     def bidirectional(self, x: torch.Tensor, cell, tile_image, guide: torch.Tensor | None) -> torch.Tensor:
         if not self.config.self_attention:
@@ -208,6 +242,9 @@ def test_every_choice_is_covered():
         ({"ffn_multiplier": 1, "up": "mlp"}, True),
         ({"ffn_multiplier": 1, "residual_gate": "tanh", "init": "torch_default"}, True),
         ({"init": "torch_default"}, False),
+        ({"interaction": "global"}, True),
+        ({"interaction": "deformable"}, True),
+        ({"interaction": "deformable", "up": "mlp"}, True),
     ],
 )
 def test_what_it_adds_at_its_initial_values(options, identity: bool):

@@ -15,6 +15,9 @@ from vr_jax.model.config import (
     VisionRememberConfig,
     single_tile,
 )
+from vr_jax.model.config_base import InterludeConfig
+from vr_jax.model.interludes.deepstack import DeepStackConfig
+from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.llava import Llava
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, peak_flops, step_flops
 
@@ -30,6 +33,15 @@ def test_counts_of_the_paper_models():
     assert got["projector"] / GIGA == pytest.approx(0.22, abs=0.01)
     assert got["interludes"] / GIGA == pytest.approx(25.3, abs=0.05)
     assert got["decoder"] / GIGA == pytest.approx(0.716, abs=0.001)
+    sva = forward_flops(LlavaConfig(interlude=SvaConfig(insert_after=(1,))))["interludes"]
+    both = forward_flops(LlavaConfig(interlude=SvaConfig()))["interludes"]
+    aux = 2 * sva - both
+    # Cambrian projects a tile's context for each of its 64 queries, we once.
+    assert (sva - aux + 63 * 2 * 1024**2) / GIGA == pytest.approx(3.3, abs=0.05)
+    assert aux / GIGA == pytest.approx(2.4, abs=0.05)
+    assert forward_flops(LlavaConfig(interlude=DeepStackConfig()))["interludes"] / GIGA == pytest.approx(0.66, abs=0.01)
+    mergers = forward_flops(LlavaConfig(interlude=DeepStackConfig(merger="qwen3_vl")))["interludes"]
+    assert mergers / GIGA == pytest.approx(35.8, abs=0.05)
     large = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4)
     assert forward_flops(LlavaConfig(text=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
 
@@ -54,7 +66,10 @@ def dot_flops(jaxpr, times=1):
     return total
 
 
-def tiny(**interlude):
+def tiny(other: InterludeConfig | None = None, **options):
+    interlude = other
+    if options:
+        interlude = VisionRememberConfig(insert_after=(1, 3), levels=(1, 2), **options)
     return LlavaConfig(
         vision=SiglipConfig(
             hidden_size=16, intermediate_size=40, num_layers=3, num_heads=2, image_size=16, patch_size=2
@@ -63,7 +78,7 @@ def tiny(**interlude):
             vocab_size=50, hidden_size=24, intermediate_size=56, num_layers=4, num_heads=3, num_kv_heads=1
         ),
         projector=ProjectorConfig(stride=4),
-        interlude=VisionRememberConfig(insert_after=(1, 3), levels=(1, 2), **interlude) if interlude else None,
+        interlude=interlude,
         image=single_tile(16),
         vision_feature_layer=2,
     )
@@ -95,6 +110,13 @@ def full_row(config, tokens=16, tiles=2):
         {"cross_attention": "plain", "up": "mlp"},
         {"cross_attention": "plain", "ffn_multiplier": 4, "cross_heads": 4},
         {"cross_attention": "plain", "self_attention": False},
+        {"interaction": "global", "cross_attention": "absorbed"},
+        {"interaction": "global", "cross_attention": "plain", "cross_heads": 2},
+        {"interaction": "deformable", "cross_heads": 2, "points": 3},
+        {"interaction": "deformable", "up": "mlp"},
+        {"other": DeepStackConfig(insert_after=(1, 3), levels=(1, 2))},
+        {"other": DeepStackConfig(insert_after=(1, 3), levels=(1, 2), merger="qwen3_vl")},
+        {"other": SvaConfig(insert_after=(1, 3), levels=(2,), width=32, heads=4, depth=2)},
     ],
 )
 def test_counts_equal_the_dot_products_of_the_model(interlude):
@@ -108,7 +130,7 @@ def test_counts_equal_the_dot_products_of_the_model(interlude):
     expected = tiles * (got["encoder"] + got["projector"] + got["interludes"])
     # The traced model computes every pair of the row and every position's logits.
     expected += tokens * (got["decoder"] + got["head"]) + tokens**2 * got["attention"]
-    if config.interlude is not None and config.interlude.self_attention:
+    if getattr(config.interlude, "self_attention", False):
         blocks, width = len(config.interlude.insert_after), config.text.hidden_size
         scores = 4 * tokens * (tokens + tiles) * width  # left out of the count: attention among vision tokens
         other_tokens = 8 * (tokens - tiles * config.cells_per_tile) * width**2  # computed in token space, not needed

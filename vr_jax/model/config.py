@@ -166,8 +166,8 @@ class VisionRememberConfig(InterludeConfig):
         seen = patches if self.interaction == "global" else model.projector.stride**2  # keys of a query
         if self.interaction == "deformable":
             samples = queries * heads * len(self.levels) * self.points
-            # Values of all levels; offset and weight of each sample; four corners and their sum, four operations each.
-            cross = 2 * len(self.levels) * patches * inner**2 + 6 * samples * inner + 16 * samples * inner // heads
+            # Values of all levels; three numbers for each sample (offset and weight); four corners of each.
+            cross = 2 * len(self.levels) * patches * inner**2 + 6 * samples * inner + 8 * samples * inner // heads
             query -= 2 * queries * inner**2  # no query projection
         elif self.cross_attention == "plain":
             cross = 4 * patches * inner**2 + 4 * queries * seen * inner
