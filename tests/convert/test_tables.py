@@ -56,10 +56,11 @@ def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
     )
 
 
-PROJECTOR_FIELDS = {"mlp": {"stride": 1}, "token_packer": {"levels": (1, 3), "heads": 2}}
+PROJECTOR_FIELDS = {"token_packer": {"levels": (1, 3), "heads": 2}}
 
 
-@pytest.mark.parametrize("name", PROJECTORS)
+# Without compression it is a model of transformers (test_round_trip.py).
+@pytest.mark.parametrize("name", sorted(set(PROJECTORS) - {"mlp"}))
 def test_every_projector_exports_and_imports_itself(name, tmp_path, converted):
     projector = {"name": name, "stride": 2} | PROJECTOR_FIELDS.get(name, {})
     config = tiny_config(projector=LlavaConfig.parse_field("projector", projector), interlude=None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vr_jax.convert.errors import ConvertError
-from vr_jax.convert.method_tables import DEEPSTACK, SVA
+from vr_jax.convert.method_tables import DEEPSTACK, LLAVA_PROJECTORS, SVA
 from vr_jax.convert.tables import (
     HEAD,
     TEXT,
@@ -43,19 +43,27 @@ def section_of(path: str) -> str:
 class Architecture:
     """One foreign format.
 
-    tables: section -> rules, with the names that export writes. renames: other spellings (of other versions of
-    transformers or LLaVA) as (pattern, replacement), each applied in order. ignored: tensors that a LLaVA has no
-    place for, as (pattern, what they are)."""
+    tables: section -> rules, with the names that export writes. methods: section -> method's name -> the rules for a
+    model with that method. renames: other spellings (of other versions of transformers or LLaVA) as (pattern,
+    replacement), each applied in order. ignored: tensors that a LLaVA has no place for, as (pattern, what they
+    are)."""
 
     name: str
     classes: tuple[str, ...]  # `architectures` of config.json
     model_types: tuple[str, ...]  # where `architectures` is absent
     tables: Mapping[str, Table]
+    methods: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
 
-    def table(self, sections: Iterable[str]) -> Table:
-        return tuple(rule for section in sections for rule in self.tables.get(section, ()))
+    def table(self, sections: Iterable[str], config: Mapping[str, Any]) -> Table:
+        """Rules for these sections of a model, whose config has the sections `config` (as dicts)."""
+        rules: list[Rule] = []
+        for section in sections:
+            rules += self.tables.get(section, ())
+            if config.get(section) is not None:
+                rules += self.methods.get(section, {}).get(config[section].get("name"), ())
+        return tuple(rules)
 
 
 _BUFFERS = (r".*\.(position_ids|rotary_emb\.inv_freq)", "buffers that are computed, not learned")
@@ -110,15 +118,16 @@ LLAVA = Architecture(
     tables={
         "vision": prefixed(f"{_TOWER}vision_model.", VISION),
         "text": (*prefixed("model.", TEXT), *HEAD),
-        "projector": (
-            *mlp_projector("model.mm_projector.0", "model.mm_projector.2"),
-            *newline("model.image_newline"),
-        ),
-        "interlude": (
-            *prefixed("model.vision_remember.", VISION_REMEMBER),
-            *prefixed("model.", DEEPSTACK),
-            *prefixed("model.", SVA),
-        ),
+        "projector": newline("model.image_newline"),
+        "interlude": (),
+    },
+    methods={
+        "projector": LLAVA_PROJECTORS,
+        "interlude": {
+            "deepstack": prefixed("model.", DEEPSTACK),
+            "sva": prefixed("model.", SVA),
+            "vision_remember": prefixed("model.vision_remember.", VISION_REMEMBER),
+        },
     },
     renames=(
         (r"^mm_projector\.", "model.mm_projector."),

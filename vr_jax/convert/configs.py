@@ -246,7 +246,7 @@ def write_llava(config: LlavaConfig) -> dict[str, Any]:
         "model_type": "llava_qwen",
         "mm_vision_tower": f"google/{tower}",
         "mm_hidden_size": config.vision.hidden_size,
-        "mm_projector_type": "mlp2x_gelu",
+        "mm_projector_type": "mlp2x_gelu" if config.projector.name in ("mlp", "pool") else config.projector.name,
         "mm_vision_select_layer": config.vision_feature_layer - config.vision.num_layers - 1,
         "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "spatial_unpad" if image.unpad else "flat",

@@ -44,7 +44,7 @@ def export_model(
     sections = read_sections(source)
     architecture, config = _choose(sections, source, layout)
     params = load_params(source)
-    places = slots(architecture.table(architecture.tables), params)
+    places = slots(architecture.table(architecture.tables, sections), params)
     sizes = {
         name: int(np.prod(slot.shape)) * params[slot.paths[0]].dtype.itemsize for name, slot in sorted(places.items())
     }

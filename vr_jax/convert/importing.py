@@ -48,7 +48,7 @@ def import_checkpoint(
     shapes = abstract_params(sections)
     if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
         del shapes["image_newline"]  # LLaVA without unpad has none
-    plans = _plan(shapes, providers)
+    plans = _plan(shapes, providers, sections)
     params = _allocate(shapes, plans, dtype)
     for part, places in plans:
         names = {part.originals[name]: slot for name, slot in places.items()}
@@ -162,13 +162,15 @@ def _has_newline(part: Source) -> bool:
     return name in part.originals
 
 
-def _plan(shapes: Mapping[str, Any], providers: Mapping[str, Source]) -> list[tuple[Source, dict[str, Slot]]]:
+def _plan(
+    shapes: Mapping[str, Any], providers: Mapping[str, Source], sections: Sections
+) -> list[tuple[Source, dict[str, Slot]]]:
     """For each source, which of its tensors go where; raises ConvertError listing every one that does not fit."""
     plans, problems = [], []
     for part in dict.fromkeys(providers.values()):
         mine = [section for section, provider in providers.items() if provider is part]
         owned = {path: shape for path, shape in shapes.items() if section_of(path) in mine}
-        expected = slots(part.architecture.table(mine), owned)
+        expected = slots(part.architecture.table(mine, sections), owned)
         for name, slot in expected.items():
             if name not in part.originals:
                 problems.append(f"missing     {name}: expected {slot.shape}")
