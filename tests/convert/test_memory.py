@@ -38,7 +38,7 @@ def write_synthetic(directory: Path, text: dict, shard_bytes: int) -> int:
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **text}
     (directory / "config.json").write_text(json.dumps(config))
     shapes = abstract_params({"text": read_qwen2(config, directory).to_dict()})
-    places = slots(QWEN2.table(["text"]), shapes)
+    places = slots(QWEN2.table(["text"], {}), shapes)
     rng = np.random.default_rng(0)
 
     def noise(name: str) -> np.ndarray:
