@@ -1,0 +1,55 @@
+"""Every interlude on eight devices: the numbers and gradients of one device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers import params_of, randomized
+from tests.training.tiny import noise_batch, tiny_config
+from vr_jax import sharding
+from vr_jax.model.config import VisionRememberConfig
+from vr_jax.model.interludes.deepstack import DeepStackConfig
+from vr_jax.model.interludes.sva import SvaConfig
+from vr_jax.model.llava import Llava
+
+INTERLUDES = {
+    "global": VisionRememberConfig(insert_after=(1,), levels=(1, 2), interaction="global", cross_heads=4),
+    "deformable": VisionRememberConfig(insert_after=(1,), levels=(1, 2), interaction="deformable", cross_heads=4),
+    "deepstack": DeepStackConfig(insert_after=(1,), levels=(2,)),
+    "deepstack, patch merger": DeepStackConfig(insert_after=(1,), levels=(2,), merger="qwen3_vl"),
+    "sva": SvaConfig(insert_after=(1,), levels=(2,), width=32, heads=4),
+}
+
+
+@pytest.mark.parametrize("name", INTERLUDES)
+def test_eight_devices_equal_one(name: str):
+    """replica, fsdp and tensor at once: the mesh on which XLA has partitioned two products in a row wrongly before."""
+    config = tiny_config(interlude=INTERLUDES[name])
+    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))), scale=0.1)
+    batch = noise_batch(0)
+
+    def run(model, batch):
+        def loss(model):
+            hidden = model(batch)[0]
+            return jnp.sum(jnp.sin(hidden) * (batch.segment_ids > 0)[..., None]), hidden
+
+        (_, hidden), gradients = jax.value_and_grad(loss, has_aux=True)(model)
+        return hidden, gradients.decoder
+
+    hidden, gradients = jax.jit(run)(model, jax.tree.map(jnp.asarray, batch))
+    mesh = sharding.make_mesh(replica=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, sharding.param_shardings(model, mesh))
+        sharded = jax.jit(run)(placed, jax.device_put(batch, sharding.batch_sharding(mesh)))
+    real = batch.segment_ids > 0
+    np.testing.assert_allclose(np.asarray(sharded[0])[real], np.asarray(hidden)[real], atol=1e-5, rtol=1e-5)
+    expected, found = params_of(gradients), params_of(sharded[1])
+    for path in expected:
+        if "interlude" in path:
+            np.testing.assert_allclose(found[path], expected[path], atol=1e-4, rtol=1e-4, err_msg=path)
+    kernels = [x for x in jax.tree.leaves((placed.decoder.interludes,)) if x.ndim >= 2 and x.size > 256]
+    assert any(x.sharding.shard_shape(x.shape) != x.shape for x in kernels)
