@@ -23,6 +23,9 @@ OPTIONS = (
     flags.DEFINE_integer("batch_size", None, "Items per batch, over all devices (default: 16)."),
     flags.DEFINE_integer("max_new_tokens", None, "Longest reply (default: the benchmark's)."),
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of parameters and activations (default: as saved)."),
+    flags.DEFINE_string(
+        "pruning", None, "Pruner of vision tokens: fastv, pyramid_drop, vispruner; or JSON with fields."
+    ),
     flags.DEFINE_bool("overwrite", None, "Throw away an earlier run in the output folder."),
 )
 flags.DEFINE_bool("distributed", False, "Several processes that JAX finds by itself (TPU pods, Slurm, Open MPI).")

@@ -17,9 +17,10 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.inference.buckets import PromptTooLong
 from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference
+from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.inference.prompts import PromptError, user_turn
 from vr_jax.inference.sampling import Sampling
+from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
 
 PROMPT = "> "
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         with _mesh(options.tensor) as mesh:
-            loaded = load_for_inference(options.checkpoint, mesh, dtype=options.dtype)
+            config = with_pruning(read_config(options.checkpoint), options.pruning)
+            loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
             chat = Chat(Generator(loaded.model, loaded.tokenizer), loaded.processor, options.image)
             if options.question is not None:
                 _show(chat.ask(options.question, options.max_new_tokens, sampling), sys.stdout)
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0, help="of the random draws at a temperature above 0")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the checkpoint's")
+    parser.add_argument("--pruning", help="drop vision tokens: fastv, pyramid_drop, vispruner, or JSON with fields")
     parser.add_argument("--tensor", type=int, default=1, help="devices to cut the model over (default 1)")
     return parser
 

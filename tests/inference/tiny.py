@@ -68,9 +68,9 @@ def prompts(config: LlavaConfig) -> dict[str, Example]:
     return {name: processor.prompt(conversation) for name, conversation in conversations().items()}
 
 
-def save(directory: Path) -> Path:
+def save(directory: Path, *, vision_remember: bool = True) -> Path:
     """A model directory with the tokenizer, as training exports it."""
     with tempfile.TemporaryDirectory() as folder:
         TOKENIZER.save_pretrained(folder)
-        save_model(directory, model(config()), folder)
+        save_model(directory, model(config(vision_remember)), folder)
     return directory

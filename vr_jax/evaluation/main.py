@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.runner import Evaluation, evaluate
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference
+from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
@@ -42,6 +43,7 @@ class EvalOptions:
     max_new_tokens: int | None = None  # default: the benchmark's
     dtype: str | None = None
     overwrite: bool = False
+    pruning: str | Mapping[str, Any] | None = None  # see `with_pruning`
     model: LlavaConfig | None = None  # default: the checkpoint's config.json
     mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
 
@@ -66,6 +68,8 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
     for name in ("checkpoint", "data", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
+    if isinstance(values.get("pruning"), Mapping | ConfigDict):
+        values["pruning"] = _plain(values["pruning"])
     if recipe.get("model"):
         values["model"] = LlavaConfig.from_dict(_plain(recipe["model"]))
     if recipe.get("mesh"):
@@ -100,12 +104,12 @@ def run(options: EvalOptions) -> Evaluation:
 def _model_config(options: EvalOptions) -> LlavaConfig:
     saved = read_config(options.checkpoint)
     if options.model is None:
-        return saved
+        return with_pruning(saved, options.pruning)
     # How it is computed is the recipe's to say; a difference in what is computed is worth a word.
     same_way = dataclasses.replace(options.model, dtype=saved.dtype, attention=saved.attention, remat=saved.remat)
     if same_way != saved:
         logger.warning("config.model differs from %s/config.json and is used instead", options.checkpoint)
-    return options.model
+    return with_pruning(options.model, options.pruning)
 
 
 def _plain(section: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,26 @@ class Loaded:
     model: Llava
     tokenizer: Any
     processor: Processor
+
+
+def with_pruning(config: LlavaConfig, choice: str | Mapping[str, Any] | None) -> LlavaConfig:
+    """`config` with a pruner, and with the picture layout of that pruner's official code.
+
+    choice: a name, for its defaults; or its fields, `name` among them, as a mapping or as JSON text. None changes
+    nothing. Raises ConfigError for what is neither, or does not fit the model."""
+    if choice is None:
+        return config
+    fields: Any = choice
+    if isinstance(choice, str):
+        try:
+            fields = json.loads(choice) if choice.lstrip().startswith("{") else {"name": choice}
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"pruning {choice!r} is no valid JSON object: {error}") from None
+    try:
+        pruning = LlavaConfig.parse_field("pruning", dict(fields))
+        return dataclasses.replace(config, pruning=pruning, image=pruning.adapt_image(config.image))
+    except TypeError as error:  # a field of the wrong type, which comparisons refuse
+        raise ConfigError(f"pruning {choice!r}: a field has the wrong type ({error})") from None
 
 
 def load_for_inference(

@@ -100,6 +100,11 @@ class Llava(nnx.Module):
     ) -> Callable[[int, Stream], Stream] | None:
         """What acts before stage k of the decoder."""
         pruning = self.config.pruning
+        if lengths is not None and (pruning is None or len(lengths) != len(self.decoder.stages)):
+            raise ValueError(
+                f"lengths = {lengths}: expected none without a pruner, else one for each of the decoder's "
+                f"{len(self.decoder.stages)} stages"
+            )
         if pruning is not None:
             return PRUNERS[pruning.name].start(pruning, self, levels, batch, lengths)
         interlude = self.config.interlude

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, UInt32
 
 from vr_jax import sharding
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import ConfigError, LlavaConfig
 from vr_jax.model.llava import Llava
 from vr_jax.training.optimizer import matches, optimizer_shardings
 
@@ -43,7 +43,12 @@ class ModelTree:
     """A Llava of one config as a dict path -> parameter, and back."""
 
     def __init__(self, config: LlavaConfig):
-        """Raises ConfigError for a config that cannot be built. Allocates nothing."""
+        """Raises ConfigError for a config that cannot be built, or not be trained. Allocates nothing."""
+        if config.pruning is not None:
+            raise ConfigError(
+                f"config.model.pruning = {config.pruning.name!r}: pruners act at inference only; train without one, "
+                "then evaluate with --pruning"
+            )
         self.config = config
         abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
         leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)

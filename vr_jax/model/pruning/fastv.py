@@ -47,8 +47,8 @@ class FastVConfig(PrunerConfig):
     def check_model(self, model: LlavaConfig) -> None:
         depth = model.text.num_layers
         check(
-            1 <= self.layer < depth,
-            f"pruning 'fastv': layer = {self.layer} outside the decoder; expected 1..{depth - 1}",
+            isinstance(self.layer, int) and 1 <= self.layer < depth,
+            f"pruning 'fastv': layer = {self.layer} outside the decoder; expected an integer in 1..{depth - 1}",
         )
         check(
             self.budget == "after_layer" or self.keep * depth >= self.layer,
@@ -75,12 +75,12 @@ def start(config: FastVConfig, model: Llava, levels: Levels, batch: Batch, lengt
     score = jnp.zeros(vision.shape)  # known once the layer before the drop is reached
 
     def between(k: int, stream: Stream) -> Stream:
-        nonlocal score
+        nonlocal vision, score
+        if bounds[k] == config.layer:
+            stream = drop(stream, ~vision | strongest(score, vision, count), renumber=False)
+        stream, vision = compact((stream, vision), stream.segment_ids > 0, lengths[k] if lengths else None)
         if bounds[k] == config.layer - 1:
             score = last_token_attention(model.decoder, k, stream)
-        if bounds[k] != config.layer:
-            return stream
-        stream = drop(stream, ~vision | strongest(score, vision, count), renumber=False)
-        return compact(stream, stream.segment_ids > 0, lengths[k] if lengths else None)
+        return stream
 
     return between

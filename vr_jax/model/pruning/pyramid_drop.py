@@ -63,9 +63,9 @@ class PyramidDropConfig(PrunerConfig):
     def check_model(self, model: LlavaConfig) -> None:
         layers, depth = self.cuts(model), model.text.num_layers
         check(
-            layers[0] >= 1 and layers[-1] < depth,
-            f"pruning 'pyramid_drop': layers = {layers} do not fit a decoder of {depth} layers; set layers in "
-            f"1..{depth - 1}",
+            all(isinstance(layer, int) and 1 <= layer < depth for layer in layers),
+            f"pruning 'pyramid_drop': layers = {layers} do not fit a decoder of {depth} layers; set layers to integers "
+            f"in 1..{depth - 1}",
         )
         if self.ratios is None:
             check(
@@ -120,13 +120,11 @@ def start(
 
     def between(k: int, stream: Stream) -> Stream:
         nonlocal vision
-        fraction = fractions.get(bounds[k])
-        if fraction is None:
-            return stream
-        score = last_token_attention(model.decoder, k, stream)
-        kept = strongest(score, vision, counts(lambda n: int(n * fraction), total, slots))
-        stream = drop(stream, ~vision | kept, renumber=True)
-        stream, vision = compact((stream, kept), stream.segment_ids > 0, lengths[k] if lengths else None)
+        if bounds[k] in fractions:
+            score = last_token_attention(model.decoder, k, stream)
+            kept = strongest(score, vision, counts(lambda n: int(n * fractions[bounds[k]]), total, slots))
+            stream, vision = drop(stream, ~vision | kept, renumber=True), kept
+        stream, vision = compact((stream, vision), stream.segment_ids > 0, lengths[k] if lengths else None)
         return stream
 
     return between

@@ -38,7 +38,10 @@ class VisPrunerConfig(PrunerConfig):
 
     def __post_init__(self):
         owner = "VisPrunerConfig"
-        check(self.tokens >= 1, f"{owner}.tokens = {self.tokens}: expected at least 1 per tile")
+        check(
+            isinstance(self.tokens, int) and self.tokens >= 1,
+            f"{owner}.tokens = {self.tokens}: expected an integer, at least 1 per tile",
+        )
         check(0 <= self.important_ratio <= 1, f"{owner}.important_ratio = {self.important_ratio}: expected 0..1")
 
     @property
@@ -158,9 +161,8 @@ def start(
     keep = (batch.vision_cell < 0) | jnp.take_along_axis(chosen, jnp.maximum(batch.vision_cell, 0), axis=1)
 
     def between(k: int, stream: Stream) -> Stream:
-        if k:
-            return stream
-        stream = drop(stream, keep, renumber=True)
+        if k == 0:
+            stream = drop(stream, keep, renumber=True)
         return compact(stream, stream.segment_ids > 0, lengths[k] if lengths else None)
 
     return between
