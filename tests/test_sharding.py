@@ -13,6 +13,7 @@ from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, Sigli
 from vr_jax.model.interludes.deepstack import DeepStackConfig
 from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.llava import Llava
+from vr_jax.model.projectors import PROJECTORS
 
 QWEN2 = {
     "0.5B": Qwen2Config(),
@@ -117,6 +118,24 @@ def test_refusion_is_in_the_table_and_divides(text, interlude):
 
 def params_paths(tree):
     return {sharding.path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("text", QWEN2)
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_every_projector_is_in_the_table_and_divides(name, text):
+    projector = LlavaConfig.parse_field("projector", {"name": name, "stride": 1 if name == "mlp" else 3})
+    config = LlavaConfig(text=QWEN2[text], projector=projector)
+    module = PROJECTORS[name].module
+    tree = nnx.eval_shape(lambda: {"projector": module(projector, config, dtype=jnp.float32, rngs=nnx.Rngs(0))})
+    for shape in MESHES:
+        assert sharding.undivided(tree, abstract_mesh(shape)) == []
+    mesh = abstract_mesh((1, 8, 1))
+    shardings = sharding.param_shardings(tree, mesh)
+    cut = sum(
+        np.prod(s.shard_shape(leaf.shape))
+        for s, leaf in zip(jax.tree.leaves(shardings), jax.tree.leaves(tree), strict=True)
+    )
+    assert cut < 1.05 * sum(leaf.size for leaf in jax.tree.leaves(tree)) / 8
 
 
 def test_so400m_is_in_the_table():

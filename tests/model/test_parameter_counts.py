@@ -11,6 +11,7 @@ from vr_jax.model.config_base import InterludeConfig
 from vr_jax.model.interludes.deepstack import DeepStackConfig
 from vr_jax.model.interludes.sva import SvaConfig
 from vr_jax.model.llava import Llava
+from vr_jax.model.projectors import PROJECTORS
 
 TEXTS = {
     "0.5B": Qwen2Config(),
@@ -140,3 +141,26 @@ def test_the_ladder_of_table_5a():
 def test_the_uncompressed_projector_has_the_same_size():
     config = LlavaConfig(projector=ProjectorConfig(name="mlp", stride=1))
     assert count(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))).projector) == pytest.approx(1.722e6, abs=5e2)
+
+
+@pytest.mark.parametrize(
+    ("projector", "millions"),
+    [
+        ({"name": "mlp", "stride": 1}, {"0.5B": 1.722, "1.5B": 3.935, "7B": 16.52}),
+        ({"name": "pool", "stride": 3}, {"0.5B": 1.722, "1.5B": 3.935, "7B": 16.52}),
+        ({"name": "ldpv2", "stride": 3}, {"0.5B": 1.731, "1.5B": 3.951, "7B": 16.56}),
+        ({"name": "pixel_shuffle", "stride": 3}, {"0.5B": 9.081, "1.5B": 16.54, "7B": 45.90}),
+        ({"name": "token_packer", "stride": 3}, {"0.5B": 17.47, "1.5B": 19.68, "7B": 32.27}),
+        # Without its mlp2x.
+        ({"name": "perceiver", "stride": 3}, {"0.5B": 31.54, "1.5B": 31.54, "7B": 31.54}),
+    ],
+    ids=lambda value: value.get("name"),
+)
+@pytest.mark.parametrize("text", TEXTS)
+def test_projectors(projector, millions, text):
+    config = LlavaConfig(text=TEXTS[text], projector=LlavaConfig.parse_field("projector", projector))
+    module = PROJECTORS[config.projector.name].module
+    tree = nnx.eval_shape(lambda: module(config.projector, config, dtype="float32", rngs=nnx.Rngs(0)))
+    counted = count(tree) - (count((tree.fc1, tree.fc2)) if projector["name"] == "perceiver" else 0)
+    digits = 0.005 if millions[text] >= 9.5 else 0.0005  # half of the last one given
+    assert counted == pytest.approx(millions[text] * 1e6, abs=1.01 * digits * 1e6)

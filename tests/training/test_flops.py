@@ -47,13 +47,18 @@ def test_counts_of_the_paper_models():
 
 
 def dot_flops(jaxpr, times=1):
-    """Two operations per multiply-add of every dot product, scans included."""
+    """Two operations per multiply-add of every dot product and convolution, scans included."""
     total = 0
     for equation in jaxpr.eqns:
         params = equation.params
         if equation.primitive.name == "dot_general":
             (contract, _), _ = params["dimension_numbers"]
             depth = np.prod([equation.invars[0].aval.shape[i] for i in contract])
+            total += 2 * times * depth * np.prod(equation.outvars[0].aval.shape)
+            continue
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, outputs = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+            depth = np.prod(kernel) / kernel[outputs]
             total += 2 * times * depth * np.prod(equation.outvars[0].aval.shape)
             continue
         inner_times = times * params.get("length", 1) if equation.primitive.name == "scan" else times
