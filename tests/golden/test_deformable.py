@@ -52,7 +52,7 @@ def test_matches_official_output(case: Case):
             "attention_weights": weights,
             "value": value,
             "sampled": sampled.reshape(query.shape),
-            "y": attention(query, reference, features, shapes, padding),
+            "y": attention.attend(query, reference, features, shapes, padding),
         }
 
     found = run(attention, x["query"], x["reference_points"], x["input_flatten"], x.get("padding_mask"))

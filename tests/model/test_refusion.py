@@ -16,7 +16,7 @@ from tests.helpers import tiny_config, tiny_interlude
 from vr_jax.convert.method_tables import DEEPSTACK
 from vr_jax.model.config import ConfigError, InterludeConfig, LlavaConfig
 from vr_jax.model.interludes.deepstack import DeepStackConfig, PatchMerger
-from vr_jax.model.interludes.sva import SvaConfig, every_third_layer
+from vr_jax.model.interludes.sva import SvaConfig
 
 
 @pytest.mark.parametrize("norm_per_patch", [False, True])
@@ -39,10 +39,10 @@ def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
 
 
 def test_every_third_layer():
-    assert every_third_layer(24) == (1, 4, 7, 10, 13, 16, 19, 22)
-    assert every_third_layer(28)[-1] == 25
-    config = LlavaConfig(interlude=SvaConfig(insert_after=every_third_layer(24)))
+    """Cambrian's own positions: eight samplers of a Qwen2-0.5B."""
+    config = LlavaConfig(interlude=SvaConfig(insert_after=tuple(range(1, 24, 3))))
     assert config.decoder_bounds == (0, 1, 4, 7, 10, 13, 16, 19, 22, 24)
+    assert config.interlude.blocks == 8
 
 
 def test_json_round_trip():

@@ -109,6 +109,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: DeepStackConfig, model: LlavaConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, out = model.vision.hidden_size, model.text.hidden_size
+        self.merger: PoolMerger | PatchMerger
         if config.merger == "pool_mlp":
             self.merger = PoolMerger(width, out, dtype=dtype, rngs=rngs)
         else:

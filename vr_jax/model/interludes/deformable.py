@@ -51,13 +51,14 @@ def sample(
     # Centres of patches are whole numbers. Always float32: a bfloat16 has too few digits for them.
     x, y = (locations[..., i].astype(jnp.float32) * side - 0.5 for i, side in ((0, columns), (1, rows)))
     left, top = jnp.floor(x), jnp.floor(y)
-    index, share = [], []
+    index: list[Array] = []
+    share: list[Array] = []
     for right, down in itertools.product((0, 1), repeat=2):
         column, row = left + right, top + down
         inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
         bilinear = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
-        at = start + jnp.clip(row, 0, rows - 1).astype(jnp.int32) * columns
-        index.append(at + jnp.clip(column, 0, columns - 1).astype(jnp.int32))
+        at = jnp.clip(row, 0, rows - 1) * columns + jnp.clip(column, 0, columns - 1)
+        index.append(at.astype(jnp.int32) + start)
         share.append(jnp.where(inside, bilinear, 0) * weights)
 
     def per_head(corners: list[Array]) -> Array:
@@ -95,7 +96,7 @@ class DeformableAttention(nnx.Module):
         self.output = make(out_width, init=out_init or xavier)
         self.heads, self.levels, self.points = heads, levels, points
 
-    def __call__(
+    def attend(
         self,
         query: Float[Array, "N Q E"],
         reference: Float[Array, "N Q L R"],

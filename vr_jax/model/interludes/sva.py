@@ -29,7 +29,8 @@ EPS = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class SvaConfig(InterludeConfig):
-    """After layers 1 and 4 as Vision Remember; `every_third_layer` gives the official positions.
+    """After layers 1 and 4, as Vision Remember; Cambrian's default (start 0, stride 3) in a decoder of L layers is
+    insert_after = tuple(range(1, L, 3)): 1, 4, 7, ...
 
     Raises ConfigError unless there is exactly one level."""
 
@@ -54,11 +55,6 @@ class SvaConfig(InterludeConfig):
         per_query = 2 * width * (model.text.hidden_size + 2 * width)  # in and out, query and output, two of the MLP
         layer = width**2 + queries * per_query + 2 * patches * width * (width + 1)
         return 2 * (features + len(self.insert_after) * self.depth * layer)
-
-
-def every_third_layer(layers: int) -> tuple[int, ...]:
-    """`insert_after` of Cambrian's defaults (start 0, stride 3) in a decoder of `layers`: 1, 4, 7, ..."""
-    return tuple(range(1, layers, 3))
 
 
 class SvaFeatures(NamedTuple):
@@ -102,8 +98,8 @@ class WindowAttention(nnx.Module):
         q = split_heads(self.q(self.ln_q(query)), self.heads)
         k = split_heads(self.k(self.ln_k(windows)), self.heads)
         v = split_heads(self.v(self.ln_v(windows)), self.heads)
-        flat_valid = None if valid is None else valid.reshape(-1, valid.shape[-1])
-        attended = window_attention(*(x.reshape(-1, *x.shape[2:]) for x in (q, k, v)), flat_valid)
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+        attended = window_attention(q, k, v, None if valid is None else valid.reshape(-1, valid.shape[-1]))
         return self.out(merge_heads(attended).reshape(query.shape))
 
 
@@ -156,9 +152,9 @@ class Block(nnx.Module):
         """Updates the states at vision tokens; every other state passes through untouched."""
         features: SvaFeatures = vision.features
         cells = constrain(vision.gather_cells(stream.hidden), "batch", "cells", "embed")
-        windows, valid = (
-            None if x is None else x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (features.windows, features.valid)
-        )
+        rows = cells.shape[0]
+        windows = features.windows.reshape(rows, -1, *features.windows.shape[3:])
+        valid = None if features.valid is None else features.valid.reshape(rows, -1, features.valid.shape[-1])
         read = self.read(cells, features.context, windows, valid)
         hidden = jnp.where(vision.is_vision[..., None], vision.scatter_cells(read), stream.hidden)
         return stream.replace(hidden=hidden)
