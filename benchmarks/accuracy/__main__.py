@@ -1,0 +1,94 @@
+"""The paper's comparison in miniature, with one command:
+
+    python -m benchmarks.accuracy                    # two CPU cores, about two hours; goes on where it stopped
+    python -m benchmarks.accuracy --setting h200     # one NVIDIA H200
+
+Trains the encoder and the uncompressed model, then every system of the paper's tables from every seed. WORKDIR keeps
+what is finished (runs.jsonl: a line per system and seed) and gets the tables (tables.md) and the plot (ratios.svg)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    if options.setting != "h200":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Imported late: the backend reads the environment.
+    from benchmarks.accuracy import report, results
+    from benchmarks.accuracy.comparison import pending, run_systems, share
+    from benchmarks.accuracy.preparation import prepare
+    from benchmarks.accuracy.settings import SETTINGS
+
+    setting = SETTINGS[options.setting]
+    workdir = options.workdir or ROOT / "runs" / f"accuracy_{setting.name}"
+    runs = workdir / "runs.jsonl"
+
+    def log(line: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+    try:
+        if not options.report:
+            jobs = pending(setting, results.read(runs), options.seeds, options.systems)
+            prepared = prepare(setting, workdir, log)
+            if options.jobs > 1:
+                del prepared  # every process loads its own
+                _in_processes(options, workdir)
+            else:
+                run_systems(setting, prepared, share(jobs, *options.part), runs, log)
+        if options.part == (0, 1):
+            finished = results.read(runs)
+            (workdir / "tables.md").write_text(report.tables(setting, finished))
+            report.plot(setting, finished, workdir / "ratios.svg")
+            print((workdir / "tables.md").read_text())
+    except ValueError as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=("cpu", "h200", "toy"), default="cpu")
+    parser.add_argument("--workdir", type=Path, help="default: runs/accuracy_SETTING")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--systems", nargs="+", default=["*"], metavar="TABLE/ROW", help="patterns; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="systems trained at once, each on one core")
+    parser.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="K/N", help="only every N-th system, from the K-th"
+    )
+    parser.add_argument("--report", action="store_true", help="train nothing, only write tables and plot")
+    return parser.parse_args(arguments)
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with 0 <= K < N")
+    return int(part), int(parts)
+
+
+def _in_processes(options: argparse.Namespace, workdir: Path) -> None:
+    """Small steps do not fill several cores: as many processes as cores are faster than one with all of them."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    command = [sys.executable, "-m", "benchmarks.accuracy", f"--setting={options.setting}", f"--workdir={workdir}"]
+    command += ["--seeds", *map(str, options.seeds), "--systems", *options.systems]
+    processes = [
+        subprocess.Popen([*command, "--part", f"{part}/{options.jobs}"], env={**os.environ, "XLA_FLAGS": flags})
+        for part in range(options.jobs)
+    ]
+    failed = [process.pid for process in processes if process.wait() != 0]
+    if failed:
+        raise ValueError(f"{len(failed)} of {options.jobs} processes failed, see above; run again to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Pictures, dense labels and questions as arrays; a function of (split, seed, count) alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from benchmarks.accuracy.tasks import KINDS, PROMPT, TOKEN, Page, Split, draw_picture
+
+QUESTIONS = 7  # asked in a row, each PROMPT tokens and its answer
+ROW = QUESTIONS * (PROMPT + 1)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Kinds take turns. Every picture has `variants` rows of questions, each row another draw and order.
+
+    labels: per patch in raster order, the tokens of its mark's addresses and answer; padding where there is no mark.
+    tokens: questions and answers one after the other."""
+
+    pixels: UInt8[np.ndarray, "count side side 3"]
+    kinds: Int[np.ndarray, " count"]
+    labels: Int[np.ndarray, "count patches 4"]
+    tokens: Int[np.ndarray, "count variants row"]
+    contents: tuple[tuple, ...]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+def generate(page: Page, split: Split, count: int, *, seed: int, variants: int) -> Dataset:
+    """Raises nothing: any count and seed is a data set of its own; splits never share contents."""
+    pixels = np.empty((count, page.side, page.side, 3), np.uint8)
+    labels = np.zeros((count, page.grid**2, 3), np.int8)
+    tokens = np.empty((count, variants, ROW), np.int8)
+    contents = []
+    for number in range(count):
+        rng = Random(f"{split}/{seed}/{number}")
+        picture = draw_picture(KINDS[number % len(KINDS)], page, split, rng)
+        pixels[number] = picture.pixels
+        for mark in picture.marks:
+            place = mark.row * page.grid + mark.column
+            labels[number, place] = TOKEN[mark.first], TOKEN[mark.second], TOKEN[mark.answer]
+        for variant in range(variants):
+            tokens[number, variant] = [
+                TOKEN[word]
+                for mark in rng.sample(picture.questions, QUESTIONS)
+                for word in (picture.kind, mark.first, mark.second, mark.answer)
+            ]
+        contents.append(picture.content)
+    return Dataset(pixels, np.arange(count) % len(KINDS), labels, tokens, tuple(contents))

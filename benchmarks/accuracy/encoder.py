@@ -1,0 +1,90 @@
+"""Stage 1: the encoder learns to read, patch by patch and without compression, as SigLIP brings its own pretraining.
+
+A linear head on every patch names the question that the patch answers (both addresses), the answer, and where
+the patch lies. Hundreds of steps suffice, where learning the same through a decoder plateaus
+for thousands; and linear heads make the features what an average mixes up: one thing per patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from benchmarks.accuracy.dataset import Dataset
+from benchmarks.accuracy.optimization import Trainer
+from benchmarks.accuracy.settings import Setting
+from benchmarks.accuracy.tasks import VOCABULARY
+from vr_jax.model.layers import linear
+from vr_jax.model.siglip import Siglip
+
+Cached = dict[int, Float[np.ndarray, "count patches Dv"]]
+EMPTY_WEIGHT = 0.1  # of patches without a mark, which are most
+FORWARD_BATCH = 50  # pictures at a time where nothing is trained
+
+
+class PatchReader(nnx.Module):
+    """SigLIP and the heads: (first, second, answer) over the vocabulary, patch row, patch column."""
+
+    def __init__(self, setting: Setting, *, rngs: nnx.Rngs):
+        grid, dtype, kept = setting.page.grid, jnp.dtype(setting.dtype), setting.kept_levels
+        self.vision = Siglip(setting.vision, stride=1, bounds=(0, *kept), dtype=dtype, rngs=rngs)
+        self.classes = (len(VOCABULARY),) * 3 + (grid, grid)
+        self.head = linear(setting.vision.hidden_size, sum(self.classes), dtype=dtype, rngs=rngs)
+        self.levels = kept
+        self.cache_dtype = jnp.float16 if dtype == jnp.float32 else dtype
+
+    def hidden_states(self, pixels: UInt8[Array, "B H W 3"]) -> tuple[Float[Array, "B patches Dv"], ...]:
+        """At the kept levels, raster order."""
+        return tuple(level[..., 0, :] for level in self.vision(pixels, self.levels))
+
+    def __call__(self, pixels: UInt8[Array, "B H W 3"]) -> list[Float[Array, "B patches classes"]]:
+        """Logits of each head, float32."""
+        logits = self.head(self.vision.post_norm(self.hidden_states(pixels)[-1])).astype(jnp.float32)
+        return jnp.split(logits, np.cumsum(self.classes)[:-1], axis=-1)
+
+
+def _targets(labels: Int[Array, "B patches 4"], grid: int) -> list[Int[Array, "B patches"]]:
+    row, column = jnp.divmod(jnp.arange(grid * grid), grid)
+    places = (jnp.broadcast_to(place, labels.shape[:2]) for place in (row, column))
+    return [*jnp.moveaxis(labels.astype(jnp.int32), -1, 0), *places]
+
+
+def patch_loss(model: PatchReader, data: dict[str, Array], numbers: Int[Array, " batch"]) -> Float[Array, ""]:
+    labels = data["labels"][numbers]
+    weight = jnp.where(labels[..., 0] > 0, 1.0, EMPTY_WEIGHT)
+    targets = _targets(labels, model.vision.config.grid)
+    losses = (
+        optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        for logits, target in zip(model(data["pixels"][numbers]), targets, strict=True)
+    )
+    return sum(jnp.sum(loss * weight) for loss in losses) / jnp.sum(weight)
+
+
+def train_encoder(setting: Setting, data: Dataset, *, seed: int, log: Callable[[str], None]) -> PatchReader:
+    trainer: Trainer[PatchReader] = Trainer(patch_loss, setting.encoder)
+    arrays = {"pixels": jnp.asarray(data.pixels), "labels": jnp.asarray(data.labels)}
+    return trainer.train(PatchReader(setting, rngs=nnx.Rngs(seed)), arrays, len(data), seed=seed, log=log)
+
+
+def answer_accuracy(model: PatchReader, data: Dataset) -> float:
+    """Share of marked patches whose answer head is right."""
+    predict = jax.jit(lambda pixels: model(pixels)[2].argmax(-1))
+    predicted = np.concatenate([predict(part) for part in _parts(data.pixels)])
+    marked = data.labels[..., 0] > 0
+    return float((predicted == data.labels[..., 2])[marked].mean())
+
+
+def encode(model: PatchReader, data: Dataset) -> Cached:
+    """Hidden states of all pictures at the kept levels, in 16 bits."""
+    forward = jax.jit(lambda pixels: [level.astype(model.cache_dtype) for level in model.hidden_states(pixels)])
+    parts = [[np.asarray(level) for level in forward(part)] for part in _parts(data.pixels)]
+    return {level: np.concatenate([part[i] for part in parts]) for i, level in enumerate(model.levels)}
+
+
+def _parts(pixels: np.ndarray) -> list[np.ndarray]:
+    return [pixels[start : start + FORWARD_BATCH] for start in range(0, len(pixels), FORWARD_BATCH)]

@@ -1,0 +1,95 @@
+"""One training loop for every stage, many steps per call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from benchmarks.accuracy.settings import Schedule
+
+CHUNK = 25  # steps per call: dispatch costs as much as a small step
+
+# (model, data, numbers of the batch's examples) -> loss
+Loss = Callable[[Any, Any, Int[Array, " batch"]], Float[Array, ""]]
+
+
+class Trainer[Model: nnx.Module]:
+    """Compiled once for all seeds of a system: modules of equal structure share the compilation."""
+
+    def __init__(self, loss: Loss, schedule: Schedule):
+        self.schedule = schedule
+        self.optimizer = _optimizer(schedule)
+        self._loss = loss
+        self._chunk = jax.jit(self._run_chunk, donate_argnums=(0, 1))
+
+    def _run_chunk(self, model, state, data, numbers: Int[Array, "steps batch"]):
+        def step(carry, batch):
+            model, state = carry
+            loss, gradient = jax.value_and_grad(self._loss)(model, data, batch)
+            updates, state = self.optimizer.update(gradient, state, model)
+            return (optax.apply_updates(model, updates), state), loss
+
+        (model, state), losses = jax.lax.scan(step, (model, state), numbers)
+        return model, state, losses
+
+    def train(self, model: Model, data: Any, examples: int, *, seed: int, log: Callable[[str], None]) -> Model:
+        """`model` after the schedule on batches of `data`; its own arrays are consumed. The order of the examples
+        is a function of the seed alone, so that systems see the same batches."""
+        state = self.optimizer.init(model)
+        order = _batches(examples, self.schedule, seed)
+        start, done = time.perf_counter(), 0
+        for numbers in np.array_split(order, max(1, len(order) // CHUNK)):
+            model, state, losses = self._chunk(model, state, data, jnp.asarray(numbers))
+            done += len(numbers)
+            seconds = (time.perf_counter() - start) / done
+            log(f"step {done}/{len(order)}  loss {float(losses.mean()):.4f}  {seconds:.3f} s/step")
+        return model
+
+
+def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
+    def rate(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, schedule.steps // 20), max(2, schedule.steps))
+
+    if schedule.muon:
+        update = optax.contrib.muon(
+            rate(10 * schedule.learning_rate),
+            adam_learning_rate=rate(schedule.learning_rate),
+            adam_b2=0.98,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    else:
+        update = optax.adamw(rate(schedule.learning_rate), b2=0.98, weight_decay=0.01)
+    return optax.chain(optax.clip_by_global_norm(1.0), update)
+
+
+def _matrices(model: nnx.Module) -> Any:
+    """Which parameters Muon orthogonalises: kernels, layer by layer where a stage stacks them."""
+
+    def dimensions(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if "kernel" not in jax.tree_util.keystr(path):
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, model)
+
+
+def _batches(examples: int, schedule: Schedule, seed: int) -> Int[np.ndarray, "steps batch"]:
+    """Epochs of all examples, shuffled anew each time."""
+    rng = np.random.default_rng(seed)
+
+    def epochs() -> Iterator[np.ndarray]:
+        needed = schedule.steps * schedule.batch
+        while needed > 0:
+            yield rng.permutation(examples)[:needed]
+            needed -= examples
+
+    return np.concatenate(list(epochs())).reshape(schedule.steps, schedule.batch).astype(np.int32)

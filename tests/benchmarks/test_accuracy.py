@@ -1,0 +1,160 @@
+"""The comparison in miniature at toy size: declared rows, data, one pass through every stage, resuming."""
+
+from random import Random
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks.accuracy import report, results
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.dataset import QUESTIONS, generate
+from benchmarks.accuracy.encoder import PatchReader
+from benchmarks.accuracy.results import Run
+from benchmarks.accuracy.settings import SETTINGS
+from benchmarks.accuracy.systems import all_rows, systems
+from benchmarks.accuracy.tasks import KINDS, PAD, PROMPT, TOKEN, VOCABULARY, WORD, Page, draw_picture
+from benchmarks.accuracy.training import _batch, new_model
+from vr_jax.model.batch import NO_CELL
+
+TOY = SETTINGS["toy"]
+TRAINED = ("table1/pooling_vr", "table4/token_packer")
+FREE = ("table4/fastv", "table4/vispruner")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """After a whole comparison of four systems."""
+    path = tmp_path_factory.mktemp("accuracy")
+    arguments = ["--setting=toy", f"--workdir={path}", "--seeds", "0", "1", "--systems", *TRAINED, *FREE]
+    assert main(arguments) == 0
+    return path
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_rows_are_the_papers(name):
+    found = systems(SETTINGS[name])
+    declared = {(table, row) for table, row, _ in all_rows()}
+    assert {table for table, _ in declared} == {"table1", "table2", "table3", "table4", "table5a", "table5b", "table5c"}
+    assert set(found.rows) | set(found.refused) == declared
+    # One of eight layers with all tokens is more than a ninth: FastV's second budget needs a deeper decoder.
+    assert set(found.refused) == (set() if name == "h200" else {("table4", "fastv_average")})
+    # The same system in two tables is trained once.
+    assert found.rows["table3", "vision_remember"] == found.rows["table5c", "after_1_4"] == "table1/pooling_vr"
+
+
+def test_held_out_contents_never_occur_in_training():
+    page = Page()
+    words = {"train": set(), "held_out": set()}
+    contents = {"train": set(), "held_out": set()}
+    for split in ("train", "held_out"):
+        for number in range(200):
+            picture = draw_picture(KINDS[number % len(KINDS)], page, split, Random(number))
+            answers = "".join(mark.answer for mark in picture.questions)
+            if picture.kind in ("word", "text"):
+                words[split] |= {answers[i : i + WORD] for i in range(0, len(answers), WORD)}
+            else:
+                contents[split].add(picture.content)
+    assert len(words["train"]) > 1000
+    assert len(contents["train"]) == 120
+    assert not words["train"] & words["held_out"]
+    assert not contents["train"] & contents["held_out"]
+
+
+@pytest.mark.parametrize("grid", [12, 24])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_question_has_one_answer(kind, grid):
+    picture = draw_picture(kind, Page(grid=grid), "train", Random(1))
+    addresses = [(mark.first, mark.second) for mark in picture.questions]
+    assert len(addresses) == len(set(addresses)) >= QUESTIONS
+    assert len({(mark.row, mark.column) for mark in picture.marks}) == len(picture.marks)
+    assert {word for mark in picture.marks for word in (mark.first, mark.second, mark.answer)} <= set(VOCABULARY)
+
+
+def test_data_set_is_a_function_of_its_arguments():
+    one, again, other = (generate(Page(), "train", 10, seed=seed, variants=2) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.pixels, again.pixels)
+    np.testing.assert_array_equal(one.tokens, again.tokens)
+    assert (one.pixels != other.pixels).any()
+    # Every answer stands in the labels, beside its addresses.
+    for picture in range(10):
+        marks = {tuple(label) for label in one.labels[picture] if label[0] != TOKEN[PAD]}
+        for row in one.tokens[picture]:
+            questions = row.reshape(QUESTIONS, PROMPT + 1)
+            assert {tuple(question[1:]) for question in questions} <= marks
+
+
+def test_cached_states_give_what_pixels_give():
+    """The path through cached, raster-ordered states against the whole model with the same tower."""
+    config = systems(TOY).entries["table1/pooling_vr"].config
+    data = generate(TOY.page, "train", 2, seed=0, variants=1)
+    encoder = PatchReader(TOY, rngs=nnx.Rngs(0))
+    model = new_model(config, seed=1)
+    cells = np.broadcast_to(np.arange(config.cells_per_tile), (2, config.cells_per_tile))
+    batch = _batch(config, jax.numpy.asarray(data.tokens[:, 0], "int32"), jax.numpy.asarray(cells))
+    assert (np.asarray(batch.vision_cell) == NO_CELL).sum() == data.tokens.size
+    raster = dict(zip(encoder.levels, encoder.hidden_states(data.pixels), strict=True))
+    from benchmarks.accuracy.training import _levels
+
+    cached, _ = model.run(_levels(config, raster, jax.numpy.arange(2)), batch)
+    encoder.vision.stride = config.projector.stride
+    model.vision = encoder.vision
+    whole, _ = model(batch.replace(tile_pixels=jax.numpy.asarray(data.pixels[:, None])))
+    np.testing.assert_allclose(cached, whole, atol=2e-5)
+
+
+def test_comparison_writes_one_run_per_system_and_seed(workdir):
+    runs = results.read(workdir / "runs.jsonl")
+    expected = {(name, seed) for name in TRAINED for seed in (0, 1)} | {(name, 0) for name in FREE}
+    assert {(run.system, run.seed) for run in runs} == expected
+    by_system = {run.system: run for run in runs}
+    # Training-free: not one parameter more than the uncompressed model's.
+    assert by_system[FREE[0]].added == by_system[FREE[1]].added < by_system[TRAINED[1]].added
+    assert all(0 <= share <= 1 for run in runs for share in (run.overall, *run.kinds.values()))
+    table = (workdir / "tables.md").read_text()
+    assert "Pooling + V.R." in table
+    assert "not run" in table
+    assert "not at this size" in table
+
+
+def test_finished_runs_are_not_repeated(workdir, capsys):
+    before = (workdir / "runs.jsonl").read_text()
+    assert main(["--setting=toy", f"--workdir={workdir}", "--seeds", "0", "1", "--systems", *TRAINED]) == 0
+    assert (workdir / "runs.jsonl").read_text() == before
+    assert "step" not in capsys.readouterr().out
+
+
+def test_another_settings_work_is_refused(workdir, capsys):
+    (workdir / "setting.txt").rename(workdir / "kept.txt")
+    (workdir / "setting.txt").write_text("another\n")
+    try:
+        assert main(["--setting=toy", f"--workdir={workdir}"]) == 1
+        assert "describes another setting" in capsys.readouterr().err
+    finally:
+        (workdir / "kept.txt").rename(workdir / "setting.txt")
+
+
+def test_unknown_system_lists_the_known_ones(tmp_path, capsys):
+    assert main(["--setting=toy", f"--workdir={tmp_path}", "--systems", "table9/*"]) == 1
+    assert "table1/pooling_vr" in capsys.readouterr().err
+
+
+def test_broken_results_name_the_line(tmp_path):
+    (tmp_path / "runs.jsonl").write_text('{"system": "x"}\n')
+    with pytest.raises(ValueError, match=r"runs\.jsonl:1"):
+        results.read(tmp_path / "runs.jsonl")
+
+
+def test_table_gives_mean_spread_and_gain():
+    def run(system, seed, overall):
+        kinds = dict.fromkeys(KINDS, overall)
+        return Run(system=system, seed=seed, overall=overall, kinds=kinds, parameters=2, added=1234, seconds=1)
+
+    runs = [run("table1/pooling", s, v) for s, v in ((0, 0.5), (1, 0.6))]
+    runs += [run("table1/pooling_vr", s, v) for s, v in ((0, 0.7), (1, 0.9))]
+    text = report.tables(TOY, runs)
+    assert "| Pooling | 55.0 ± 7.1 | +0.0 |" in text
+    assert "| Pooling + V.R. | 80.0 ± 14.1 | +25.0 |" in text
+    assert "| 1,234 |" in text
+    assert report.gains(TOY, runs) == pytest.approx({9: 25.0})
