@@ -67,6 +67,8 @@ class System:
             if levels is not None and hasattr(method, "levels"):
                 method = dataclasses.replace(method, levels=tuple(levels[level] for level in method.levels))
             methods[kind] = method
+        if "pruning" in methods:
+            methods["image"] = methods["pruning"].adapt_image(size.image)
         return dataclasses.replace(size, **methods)
 
 
