@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from benchmarks.accuracy.tasks import KINDS, PROMPT, TOKEN, Page, Split, draw_picture
+from benchmarks.accuracy.tasks import KINDS, NOTHING, PAD, PART, PROMPT, TOKEN, Page, Split, draw_picture
 
 QUESTIONS = 7  # asked in a row, each PROMPT tokens and its answer
 ROW = QUESTIONS * (PROMPT + 1)
@@ -18,12 +18,14 @@ ROW = QUESTIONS * (PROMPT + 1)
 class Dataset:
     """Kinds take turns. Every picture has `variants` rows of questions, each row another draw and order.
 
-    labels: per patch in raster order, the tokens of its mark's addresses and answer; padding where there is no mark.
+    parts: per patch in raster order, the parts of its mark (first, second, answer), for the encoder. marks: the tokens
+    of its address and answer, for the decoder, if it answers a question. Both are padding where there is nothing.
     tokens: questions and answers one after the other."""
 
     pixels: UInt8[np.ndarray, "count side side 3"]
     kinds: Int[np.ndarray, " count"]
-    labels: Int[np.ndarray, "count patches 4"]
+    parts: Int[np.ndarray, "count patches 3"]
+    marks: Int[np.ndarray, "count patches 2"]
     tokens: Int[np.ndarray, "count variants row"]
     contents: tuple[tuple, ...]
 
@@ -34,8 +36,9 @@ class Dataset:
 def generate(page: Page, split: Split, count: int, *, seed: int, variants: int) -> Dataset:
     """Raises nothing: any count and seed is a data set of its own; splits never share contents."""
     pixels = np.empty((count, page.side, page.side, 3), np.uint8)
-    labels = np.zeros((count, page.grid**2, 3), np.int8)
-    tokens = np.empty((count, variants, ROW), np.int8)
+    parts = np.full((count, page.grid**2, 3), PART[PAD], np.int8)
+    marks = np.full((count, page.grid**2, 2), TOKEN[PAD], np.int16)
+    tokens = np.empty((count, variants, ROW), np.int16)
     contents = []
     for number in range(count):
         rng = Random(f"{split}/{seed}/{number}")
@@ -43,12 +46,14 @@ def generate(page: Page, split: Split, count: int, *, seed: int, variants: int) 
         pixels[number] = picture.pixels
         for mark in picture.marks:
             place = mark.row * page.grid + mark.column
-            labels[number, place] = TOKEN[mark.first], TOKEN[mark.second], TOKEN[mark.answer]
+            parts[number, place] = PART[mark.first], PART[mark.second], PART[mark.answer]
+            if mark.answer != NOTHING:
+                marks[number, place] = TOKEN[mark.address], TOKEN[mark.answer]
         for variant in range(variants):
             tokens[number, variant] = [
                 TOKEN[word]
                 for mark in rng.sample(picture.questions, QUESTIONS)
-                for word in (picture.kind, mark.first, mark.second, mark.answer)
+                for word in (picture.kind, mark.address, mark.answer)
             ]
         contents.append(picture.content)
-    return Dataset(pixels, np.arange(count) % len(KINDS), labels, tokens, tuple(contents))
+    return Dataset(pixels, np.arange(count) % len(KINDS), parts, marks, tokens, tuple(contents))

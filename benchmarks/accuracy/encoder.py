@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from benchmarks.accuracy.dataset import Dataset
 from benchmarks.accuracy.optimization import Trainer
 from benchmarks.accuracy.settings import Setting
-from benchmarks.accuracy.tasks import VOCABULARY
+from benchmarks.accuracy.tasks import PARTS
 from vr_jax.model.layers import linear
 from vr_jax.model.siglip import Siglip
 
@@ -28,12 +28,12 @@ FORWARD_BATCH = 50  # pictures at a time where nothing is trained
 
 
 class PatchReader(nnx.Module):
-    """SigLIP and the heads: (first, second, answer) over the vocabulary, patch row, patch column."""
+    """SigLIP and the heads: (first, second, answer) over the parts, patch row, patch column."""
 
     def __init__(self, setting: Setting, *, rngs: nnx.Rngs):
         grid, dtype, kept = setting.page.grid, jnp.dtype(setting.dtype), setting.kept_levels
         self.vision = Siglip(setting.vision, stride=1, bounds=(0, *kept), dtype=dtype, rngs=rngs)
-        self.classes = (len(VOCABULARY),) * 3 + (grid, grid)
+        self.classes = (len(PARTS),) * 3 + (grid, grid)
         self.head = linear(setting.vision.hidden_size, sum(self.classes), dtype=dtype, rngs=rngs)
         self.levels = kept
         self.cache_dtype = jnp.float16 if dtype == jnp.float32 else dtype
@@ -48,16 +48,16 @@ class PatchReader(nnx.Module):
         return jnp.split(logits, np.cumsum(self.classes)[:-1], axis=-1)
 
 
-def _targets(labels: Int[Array, "B patches 4"], grid: int) -> list[Int[Array, "B patches"]]:
+def _targets(parts: Int[Array, "B patches 4"], grid: int) -> list[Int[Array, "B patches"]]:
     row, column = jnp.divmod(jnp.arange(grid * grid), grid)
-    places = (jnp.broadcast_to(place, labels.shape[:2]) for place in (row, column))
-    return [*jnp.moveaxis(labels.astype(jnp.int32), -1, 0), *places]
+    places = (jnp.broadcast_to(place, parts.shape[:2]) for place in (row, column))
+    return [*jnp.moveaxis(parts.astype(jnp.int32), -1, 0), *places]
 
 
 def patch_loss(model: PatchReader, data: dict[str, Array], numbers: Int[Array, " batch"]) -> Float[Array, ""]:
-    labels = data["labels"][numbers]
-    weight = jnp.where(labels[..., 0] > 0, 1.0, EMPTY_WEIGHT)
-    targets = _targets(labels, model.vision.config.grid)
+    parts = data["parts"][numbers]
+    weight = jnp.where(parts[..., 0] > 0, 1.0, EMPTY_WEIGHT)
+    targets = _targets(parts, model.vision.config.grid)
     losses = (
         optax.softmax_cross_entropy_with_integer_labels(logits, target)
         for logits, target in zip(model(data["pixels"][numbers]), targets, strict=True)
@@ -67,7 +67,7 @@ def patch_loss(model: PatchReader, data: dict[str, Array], numbers: Int[Array, "
 
 def train_encoder(setting: Setting, data: Dataset, *, seed: int, log: Callable[[str], None]) -> PatchReader:
     trainer: Trainer[PatchReader] = Trainer(patch_loss, setting.encoder)
-    arrays = {"pixels": jnp.asarray(data.pixels), "labels": jnp.asarray(data.labels)}
+    arrays = {"pixels": jnp.asarray(data.pixels), "parts": jnp.asarray(data.parts)}
     return trainer.train(PatchReader(setting, rngs=nnx.Rngs(seed)), arrays, len(data), seed=seed, log=log)
 
 
@@ -75,8 +75,8 @@ def answer_accuracy(model: PatchReader, data: Dataset) -> float:
     """Share of marked patches whose answer head is right."""
     predict = jax.jit(lambda pixels: model(pixels)[2].argmax(-1))
     predicted = np.concatenate([predict(part) for part in _parts(data.pixels)])
-    marked = data.labels[..., 0] > 0
-    return float((predicted == data.labels[..., 2])[marked].mean())
+    marked = data.parts[..., 0] > 0
+    return float((predicted == data.parts[..., 2])[marked].mean())
 
 
 def encode(model: PatchReader, data: Dataset) -> Cached:

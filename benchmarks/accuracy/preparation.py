@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -53,9 +53,9 @@ def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
 
 
 def _claim(setting: Setting, workdir: Path) -> None:
-    """What the shared parts depend on is written down, so that they are never mixed with another setting's."""
+    """The setting is written down, so that parts and runs of different ones are never mixed."""
     workdir.mkdir(parents=True, exist_ok=True)
-    path, described = workdir / "setting.txt", f"{replace(setting, system=None)}\n"  # type: ignore[arg-type]
+    path, described = workdir / "setting.txt", f"{setting}\n"
     if path.exists() and path.read_text() != described:
         raise ValueError(
             f"{path} describes another setting:\n{path.read_text()}now asked for:\n{described}"

@@ -1,6 +1,6 @@
 """Stage 2: the uncompressed model learns to answer questions; its decoder is every system's starting point.
 
-Looking a patch up by two words of the question is a circuit that forms late in training from scratch. Three things
+Looking a patch up by a word of the question is a circuit that forms late in training from scratch. Three things
 bring it forward: keys start equal to queries (`_match_contents`), the projector first says each patch in the decoder's
 own words (`alignment_loss`), and the decoder finds answers among few patches (`focus_loss`) before among all."""
 
@@ -15,35 +15,28 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.accuracy.optimization import Loss, Trainer
 from benchmarks.accuracy.settings import Schedule, Setting
-from benchmarks.accuracy.tasks import NOTHING, PROMPT, TOKEN
+from benchmarks.accuracy.tasks import PAD, PROMPT, TOKEN
 from benchmarks.accuracy.training import CachedPictures, new_model, question_loss, size_of
 from vr_jax.model.llava import Llava
 
 
 def alignment_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Float[Array, ""]:
-    """Each marked patch's projection against the embeddings of its addresses and answer, all three at once."""
+    """Each marked patch's projection against the embeddings of its address and its answer, both at once."""
     pictures = numbers // data.tokens.shape[1]
-    labels = data.labels[pictures].astype(jnp.int32)
+    marks = data.marks[pictures].astype(jnp.int32)
     features = data.levels[model.config.vision_feature_layer][pictures].astype(model.config.dtype)
-    projected = model.projector(features[:, :, None])
-    likelihood = jax.nn.log_softmax(model.logits(projected))
-    marked = labels[..., 0] > 0
-    return -jnp.sum(jnp.take_along_axis(likelihood, labels, axis=-1).mean(-1) * marked) / jnp.sum(marked)
+    likelihood = jax.nn.log_softmax(model.logits(model.projector(features[:, :, None])))
+    marked = marks[..., 0] != TOKEN[PAD]
+    return -jnp.sum(jnp.take_along_axis(likelihood, marks, axis=-1).mean(-1) * marked) / jnp.sum(marked)
 
 
-def focus_loss(
-    model: Llava, data: CachedPictures, numbers: Int[Array, " B"], *, kept: int, near: bool
-) -> Float[Array, ""]:
-    """The questions, with only `kept` of the patches to look through: those asked about, then (near) those that share
-    an address with one of them, for which both addresses have to be matched, and others at random."""
+def focus_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"], *, kept: int) -> Float[Array, ""]:
+    """The questions, with only `kept` of the patches to look through: those asked about, and others at random."""
     pictures, variants = jnp.divmod(numbers, data.tokens.shape[1])
-    labels = data.labels[pictures].astype(jnp.int32)
-    questions = data.tokens[pictures, variants].astype(jnp.int32).reshape(len(numbers), -1, PROMPT + 1)
-    first, second = (labels[..., None, i] == questions[:, None, :, i + 1] for i in (0, 1))  # (B, patches, questions)
-    answers = ((labels[..., 0] > 0) & (labels[..., 2] != TOKEN[NOTHING]))[..., None]
-    rank = 2.0 * jnp.any(first & second & answers, axis=-1) + near * jnp.any((first | second) & answers, axis=-1)
-    noise = jax.random.uniform(jax.random.key(numbers[0]), rank.shape)
-    _, cells = jax.lax.top_k(rank + noise, kept)
+    asked = data.tokens[pictures, variants, PROMPT - 1 :: PROMPT + 1]
+    wanted = jnp.any(data.marks[pictures][:, :, None, 0] == asked[:, None, :], axis=-1)
+    noise = jax.random.uniform(jax.random.key(numbers[0]), wanted.shape)
+    _, cells = jax.lax.top_k(wanted + noise, kept)
     return question_loss(model, data, numbers, jnp.sort(cells, axis=1))
 
 
@@ -64,7 +57,7 @@ def train_reader(setting: Setting, data: CachedPictures, *, seed: int, log: Call
     for stage in setting.curriculum:
         loss: Loss = question_loss
         if stage.patches is not None:
-            loss = partial(focus_loss, kept=stage.patches, near=stage.near)
+            loss = partial(focus_loss, kept=stage.patches)
         stages.append((f"{stage.patches or 'all'} patches", loss, stage.schedule))
     for name, loss, schedule in stages:
         trainer: Trainer[Llava] = Trainer(loss, schedule)

@@ -24,7 +24,6 @@ class Focus:
 
     patches: int | None  # that it looks through; None: all
     schedule: Schedule
-    near: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +88,10 @@ SETTINGS = {
             held_out=1_000,
             variants=2,
             encoder=Schedule(steps=1_000, batch=64, learning_rate=3e-3),
-            alignment=Schedule(steps=600, batch=64, learning_rate=3e-3, muon=True),
+            alignment=Schedule(steps=1_000, batch=32, learning_rate=3e-3, muon=True),
             curriculum=(
-                Focus(16, Schedule(steps=1_200, batch=64, learning_rate=3e-3, muon=True)),
-                Focus(40, Schedule(steps=800, batch=64, learning_rate=3e-3, muon=True)),
-                Focus(None, Schedule(steps=600, batch=32, learning_rate=2e-3, muon=True)),
+                Focus(16, Schedule(steps=500, batch=64, learning_rate=3e-3, muon=True)),
+                Focus(None, Schedule(steps=300, batch=32, learning_rate=2e-3, muon=True)),
             ),
             system=Schedule(steps=600, batch=32, learning_rate=2e-3),
         ),

@@ -1,9 +1,8 @@
 """Generated reading tasks whose answers hang on single patches: words, small text, tables, bar and line charts.
 
 Glyphs, bars and markers are one patch wide, so a window of s x s patches holds several of them; their average says
-which are there, but not which is where. A question is always (kind, first address, second address), such as a row and a
-column, and its answer one character. Contents of held-out pictures (their words, tables, bars, lines) never occur in
-training."""
+which are there, but not which is where. A question is always (kind, address), such as a row and a column, and its
+answer one character. Contents of held-out pictures (their words, tables, bars, lines) never occur in training."""
 
 from __future__ import annotations
 
@@ -33,15 +32,30 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 120, 190),
     "black": (20, 20, 20),
 }
-NUMBERS = tuple(f"#{i}" for i in range(1, 25))  # lines of a text, ticks of an axis
-PLACES = tuple(f"@{i}" for i in range(1, 25))  # letters of a word or of a line
+NUMBERS = tuple(f"#{i}" for i in range(1, 23))  # lines of a text, ticks of an axis
+PLACES = tuple(f"@{i}" for i in range(1, 17))  # letters of a word or of a line
 KINDS = ("word", "text", "table", "bars", "line")
 PAD, NOTHING = "<pad>", "-"
-VOCABULARY = (PAD, NOTHING, *KINDS, *LETTERS, *DIGITS, *NUMBERS, *COLOURS, *PLACES)
-TOKEN = {name: number for number, name in enumerate(VOCABULARY)}
-
 WORD = 4  # letters
-PROMPT = 3  # tokens of a question; every answer is one token
+
+# What a patch shows, in parts: the classes of the encoder's heads.
+PARTS = (PAD, NOTHING, *LETTERS, *DIGITS, *NUMBERS, *COLOURS, *PLACES)
+PART = {name: number for number, name in enumerate(PARTS)}
+
+# The decoder's vocabulary. A place that can be asked for ("row A, column U") is one word, as a cell's name is in a
+# spreadsheet. Named by two words, both have to be matched by one attention head at once; trained from scratch, a small
+# decoder then matches them one by one and answers with what occurs in the right row and in the right column.
+ADDRESSES = (
+    *(colour + place for colour in COLOURS for place in PLACES[:WORD]),  # word
+    *(line + place for line in NUMBERS for place in PLACES),  # text
+    *(row + column for row in LETTERS[:8] for column in LETTERS[-8:]),  # table
+    *(colour + NOTHING for colour in COLOURS),  # bars
+    *(colour + tick for colour in COLOURS for tick in NUMBERS),  # line
+)
+VOCABULARY = (PAD, *KINDS, *LETTERS, *DIGITS, *ADDRESSES)
+TOKEN = {name: number for number, name in enumerate(VOCABULARY)}
+PROMPT = 2  # tokens of a question, its kind and its address; the answer is one token
+
 PAPER, INK, SHADE, RULE = (255, 255, 255), (25, 25, 25), (214, 224, 236), (120, 120, 120)
 
 
@@ -54,6 +68,10 @@ class Mark:
     first: str
     second: str
     answer: str
+
+    @property
+    def address(self) -> str:
+        return self.first + self.second
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ class CachedPictures:
     """What training needs of a data set, on the device."""
 
     levels: dict[int, Float[Array, "count patches Dv"]]
-    labels: Int[Array, "count patches 3"]
+    marks: Int[Array, "count patches 2"]
     tokens: Int[Array, "count variants row"]
 
     @classmethod
     def of(cls, data: Dataset, levels: Cached) -> CachedPictures:
         on_device = {level: jnp.asarray(states) for level, states in levels.items()}
-        return cls(on_device, jnp.asarray(data.labels), jnp.asarray(data.tokens))
+        return cls(on_device, jnp.asarray(data.marks), jnp.asarray(data.tokens))
 
     @property
     def rows(self) -> int:

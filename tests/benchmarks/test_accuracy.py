@@ -14,7 +14,7 @@ from benchmarks.accuracy.encoder import PatchReader
 from benchmarks.accuracy.results import Run
 from benchmarks.accuracy.settings import SETTINGS
 from benchmarks.accuracy.systems import all_rows, systems
-from benchmarks.accuracy.tasks import KINDS, PAD, PROMPT, TOKEN, VOCABULARY, WORD, Page, draw_picture
+from benchmarks.accuracy.tasks import KINDS, PART, PROMPT, TOKEN, WORD, Page, draw_picture
 from benchmarks.accuracy.training import _batch, new_model
 from vr_jax.model.batch import NO_CELL
 
@@ -66,10 +66,11 @@ def test_held_out_contents_never_occur_in_training():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_question_has_one_answer(kind, grid):
     picture = draw_picture(kind, Page(grid=grid), "train", Random(1))
-    addresses = [(mark.first, mark.second) for mark in picture.questions]
+    addresses = [mark.address for mark in picture.questions]
     assert len(addresses) == len(set(addresses)) >= QUESTIONS
     assert len({(mark.row, mark.column) for mark in picture.marks}) == len(picture.marks)
-    assert {word for mark in picture.marks for word in (mark.first, mark.second, mark.answer)} <= set(VOCABULARY)
+    assert {part for mark in picture.marks for part in (mark.first, mark.second, mark.answer)} <= set(PART)
+    assert {word for mark in picture.questions for word in (picture.kind, mark.address, mark.answer)} <= set(TOKEN)
 
 
 def test_data_set_is_a_function_of_its_arguments():
@@ -77,12 +78,11 @@ def test_data_set_is_a_function_of_its_arguments():
     np.testing.assert_array_equal(one.pixels, again.pixels)
     np.testing.assert_array_equal(one.tokens, again.tokens)
     assert (one.pixels != other.pixels).any()
-    # Every answer stands in the labels, beside its addresses.
+    # Every answer stands in a mark, beside its address.
     for picture in range(10):
-        marks = {tuple(label) for label in one.labels[picture] if label[0] != TOKEN[PAD]}
+        marks = {tuple(mark) for mark in one.marks[picture]}
         for row in one.tokens[picture]:
-            questions = row.reshape(QUESTIONS, PROMPT + 1)
-            assert {tuple(question[1:]) for question in questions} <= marks
+            assert {tuple(question[1:]) for question in row.reshape(QUESTIONS, PROMPT + 1)} <= marks
 
 
 def test_cached_states_give_what_pixels_give():
