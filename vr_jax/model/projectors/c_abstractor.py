@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, linear, normal
+from vr_jax.model.projectors.depthwise import DepthwiseConv
 from vr_jax.model.windows import to_raster, to_windows
 
 EPS = 1e-5  # timm turns LayerNorm2d (1e-6) into LayerNormAct2d, whose own default this is; recorded outputs agree
@@ -36,7 +37,7 @@ class CAbstractorConfig(ProjectorConfig):
     def flops_per_tile(self, model: LlavaConfig) -> float:
         width = model.vision.hidden_size
         positions = model.vision.grid**2 + model.cells_per_tile
-        per_position = 2 * width**2 + 9 * width
+        per_position = 2 * width**2
         gates = 2 * 2 * width * squeezed(width)
         return 2 * self.depth * (positions * per_position + gates) + super().flops_per_tile(model)
 
@@ -64,16 +65,7 @@ class Bottleneck(nnx.Module):
     def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fc1 = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs, init=_init)
         self.norm1 = LayerNorm(width, eps=EPS)
-        self.conv = nnx.Conv(
-            width,
-            width,
-            (3, 3),
-            feature_group_count=width,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=_init,
-            rngs=rngs,
-        )
+        self.conv = DepthwiseConv(width, init=_init, use_bias=False, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(width, eps=EPS)
         self.se = SqueezeExcitation(width, dtype=dtype, rngs=rngs)
         self.fc2 = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs, init=_init)

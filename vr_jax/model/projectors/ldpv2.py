@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import linear, torch_init
+from vr_jax.model.projectors.depthwise import DepthwiseConv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,7 @@ class Ldpv2Config(ProjectorConfig):
 
     def flops_per_tile(self, model: LlavaConfig) -> float:
         patches, hidden = model.vision.grid**2, model.text.hidden_size
-        mlp = 2 * patches * (model.vision.hidden_size * hidden + hidden**2)
-        return mlp + 2 * 9 * model.cells_per_tile * hidden
+        return 2 * patches * (model.vision.hidden_size * hidden + hidden**2)
 
 
 class Ldpv2Projector(nnx.Module):
@@ -35,17 +35,7 @@ class Ldpv2Projector(nnx.Module):
         hidden = model.text.hidden_size
         self.fc1 = linear(model.vision.hidden_size, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, hidden, dtype=dtype, rngs=rngs)
-        init = torch_init(9)
-        self.conv = nnx.Conv(
-            hidden,
-            hidden,
-            (3, 3),
-            feature_group_count=hidden,
-            dtype=dtype,
-            kernel_init=init,
-            bias_init=init,
-            rngs=rngs,
-        )
+        self.conv = DepthwiseConv(hidden, init=torch_init(9), use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Float[Array, "*B cells patches Dv"]) -> Float[Array, "*B cells Dt"]:
         return self.position_encoding(jnp.mean(self.mlp(features), axis=-2))
