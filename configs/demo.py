@@ -1,4 +1,8 @@
-"""The demo: a tiny LLaVA-VR learns to read generated charts, tables and words in minutes on two CPU cores."""
+"""The demo: a tiny LLaVA-VR learns to read generated charts, tables and words in minutes on two CPU cores.
+
+Variant `uncompressed`: every patch is a vision token, no Vision Remember; what the pruners work on."""
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
@@ -30,9 +34,14 @@ MODEL = LlavaConfig(
     vision_feature_layer=3,
 )
 
+UNCOMPRESSED = dataclasses.replace(MODEL, projector=ProjectorConfig(name="mlp", stride=1), interlude=None)
 
-def get_config() -> ConfigDict:
-    config = recipe.base(MODEL)
+
+def get_config(variant: str = "") -> ConfigDict:
+    models = {"": MODEL, "uncompressed": UNCOMPRESSED}
+    if variant not in models:
+        raise ValueError(f"no variant {variant!r}: expected none, or 'uncompressed'")
+    config = recipe.base(models[variant])
     config.tokenizer = "demo"
     config.data.format = "demo"
     config.data.options = ConfigDict({"size": 50_000, "seed": 0, "turns": 4})
