@@ -28,12 +28,12 @@ FORWARD_BATCH = 50  # pictures at a time where nothing is trained
 
 
 class PatchReader(nnx.Module):
-    """SigLIP and the heads: (first, second, answer) over the parts, patch row, patch column."""
+    """SigLIP and the heads: (first, second, answer) over the parts, patch row, patch column, highlighted."""
 
     def __init__(self, setting: Setting, *, rngs: nnx.Rngs):
         grid, dtype, kept = setting.page.grid, jnp.dtype(setting.dtype), setting.kept_levels
         self.vision = Siglip(setting.vision, stride=1, bounds=(0, *kept), dtype=dtype, rngs=rngs)
-        self.classes = (len(PARTS),) * 3 + (grid, grid)
+        self.classes = (len(PARTS),) * 3 + (grid, grid, 2)
         self.head = linear(setting.vision.hidden_size, sum(self.classes), dtype=dtype, rngs=rngs)
         self.levels = kept
         self.cache_dtype = jnp.float16 if dtype == jnp.float32 else dtype
@@ -48,16 +48,15 @@ class PatchReader(nnx.Module):
         return jnp.split(logits, np.cumsum(self.classes)[:-1], axis=-1)
 
 
-def _targets(parts: Int[Array, "B patches 4"], grid: int) -> list[Int[Array, "B patches"]]:
-    row, column = jnp.divmod(jnp.arange(grid * grid), grid)
-    places = (jnp.broadcast_to(place, parts.shape[:2]) for place in (row, column))
-    return [*jnp.moveaxis(parts.astype(jnp.int32), -1, 0), *places]
-
-
 def patch_loss(model: PatchReader, data: dict[str, Array], numbers: Int[Array, " batch"]) -> Float[Array, ""]:
     parts = data["parts"][numbers]
     weight = jnp.where(parts[..., 0] > 0, 1.0, EMPTY_WEIGHT)
-    targets = _targets(parts, model.vision.config.grid)
+    place = jnp.divmod(jnp.arange(parts.shape[1]), model.vision.config.grid)
+    targets = (
+        *jnp.moveaxis(parts.astype(jnp.int32), -1, 0),
+        *(jnp.broadcast_to(index, parts.shape[:2]) for index in place),
+        data["highlighted"][numbers].astype(jnp.int32),
+    )
     losses = (
         optax.softmax_cross_entropy_with_integer_labels(logits, target)
         for logits, target in zip(model(data["pixels"][numbers]), targets, strict=True)
@@ -67,7 +66,7 @@ def patch_loss(model: PatchReader, data: dict[str, Array], numbers: Int[Array, "
 
 def train_encoder(setting: Setting, data: Dataset, *, seed: int, log: Callable[[str], None]) -> PatchReader:
     trainer: Trainer[PatchReader] = Trainer(patch_loss, setting.encoder)
-    arrays = {"pixels": jnp.asarray(data.pixels), "parts": jnp.asarray(data.parts)}
+    arrays = {name: jnp.asarray(getattr(data, name)) for name in ("pixels", "parts", "highlighted")}
     return trainer.train(PatchReader(setting, rngs=nnx.Rngs(seed)), arrays, len(data), seed=seed, log=log)
 
 

@@ -31,7 +31,9 @@ class Trainer[Model: nnx.Module]:
         self._loss = loss
         self._chunk = jax.jit(self._run_chunk, donate_argnums=(0, 1))
 
-    def _run_chunk(self, model, state, data, numbers: Int[Array, "steps batch"]):
+    def _run_chunk(
+        self, model: Model, state: optax.OptState, data: Any, numbers: Int[Array, "steps batch"]
+    ) -> tuple[Model, optax.OptState, Float[Array, " steps"]]:
         def step(carry, batch):
             model, state = carry
             loss, gradient = jax.value_and_grad(self._loss)(model, data, batch)
@@ -41,7 +43,9 @@ class Trainer[Model: nnx.Module]:
         (model, state), losses = jax.lax.scan(step, (model, state), numbers)
         return model, state, losses
 
-    def train(self, model: Model, data: Any, examples: int, *, seed: int, log: Callable[[str], None]) -> Model:
+    def train(
+        self, model: Model, data: Any, examples: int, *, seed: int, log: Callable[[str], None] | None = None
+    ) -> Model:
         """`model` after the schedule on batches of `data`; its own arrays are consumed. The order of the examples
         is a function of the seed alone, so that systems see the same batches."""
         state = self.optimizer.init(model)
@@ -51,7 +55,8 @@ class Trainer[Model: nnx.Module]:
             model, state, losses = self._chunk(model, state, data, jnp.asarray(numbers))
             done += len(numbers)
             seconds = (time.perf_counter() - start) / done
-            log(f"step {done}/{len(order)}  loss {float(losses.mean()):.4f}  {seconds:.3f} s/step")
+            if log is not None:
+                log(f"step {done}/{len(order)}  loss {float(losses.mean()):.4f}  {seconds:.3f} s/step")
         return model
 
 

@@ -61,7 +61,8 @@ def _claim(setting: Setting, workdir: Path) -> None:
             f"{path} describes another setting:\n{path.read_text()}now asked for:\n{described}"
             "Give another --workdir, or remove this one."
         )
-    path.write_text(described)
+    if not path.exists():
+        path.write_text(described)
 
 
 def _stored[Model: nnx.Module](path: Path, abstract: Model, make: Callable[[], Model]) -> Model:

@@ -2,10 +2,15 @@
 
 Looking a patch up by a word of the question is a circuit that forms late in training from scratch. Three things
 bring it forward: keys start equal to queries (`_match_contents`), the projector first says each patch in the decoder's
-own words (`alignment_loss`), and the decoder finds answers among few patches (`focus_loss`) before among all."""
+own words (`alignment_loss`), and the decoder finds answers among few patches (`focus_loss`) before among all.
+
+In the last stage half of the pictures arrive only after a few layers (`reading_loss`). A decoder this shallow otherwise
+does all its looking up in its first layers, where whatever an interlude adds comes too late; a pretrained LLM reads the
+picture in many of its layers."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -15,29 +20,51 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.accuracy.optimization import Loss, Trainer
 from benchmarks.accuracy.settings import Schedule, Setting
-from benchmarks.accuracy.tasks import PAD, PROMPT, TOKEN
-from benchmarks.accuracy.training import CachedPictures, new_model, question_loss, size_of
+from benchmarks.accuracy.tasks import PROMPT
+from benchmarks.accuracy.training import (
+    CachedPictures,
+    alignment_loss,
+    answer_and_naming_loss,
+    answer_loss,
+    new_model,
+    question_batch,
+    size_of,
+    window_levels,
+)
+from vr_jax.model.config import VisionRememberConfig
 from vr_jax.model.llava import Llava
+from vr_jax.model.qwen2 import Stream
 
 
-def alignment_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Float[Array, ""]:
-    """Each marked patch's projection against the embeddings of its address and its answer, both at once."""
-    pictures = numbers // data.tokens.shape[1]
-    marks = data.marks[pictures].astype(jnp.int32)
-    features = data.levels[model.config.vision_feature_layer][pictures].astype(model.config.dtype)
-    likelihood = jax.nn.log_softmax(model.logits(model.projector(features[:, :, None])))
-    marked = marks[..., 0] != TOKEN[PAD]
-    return -jnp.sum(jnp.take_along_axis(likelihood, marks, axis=-1).mean(-1) * marked) / jnp.sum(marked)
+def _alignment_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Float[Array, ""]:
+    return alignment_loss(model.projector, data, numbers, config=model.config, words=model.head_kernel())
 
 
 def focus_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"], *, kept: int) -> Float[Array, ""]:
     """The questions, with only `kept` of the patches to look through: those asked about, and others at random."""
     pictures, variants = jnp.divmod(numbers, data.tokens.shape[1])
-    asked = data.tokens[pictures, variants, PROMPT - 1 :: PROMPT + 1]
-    wanted = jnp.any(data.marks[pictures][:, :, None, 0] == asked[:, None, :], axis=-1)
+    text = data.tokens[pictures, variants]
+    wanted = jnp.any(data.marks[pictures][:, :, None, 0] == text[:, None, PROMPT - 1 :: PROMPT + 1], axis=-1)
     noise = jax.random.uniform(jax.random.key(numbers[0]), wanted.shape)
     _, cells = jax.lax.top_k(wanted + noise, kept)
-    return question_loss(model, data, numbers, jnp.sort(cells, axis=1))
+    return answer_loss(model, data, numbers, cells=jnp.sort(cells, axis=1))
+
+
+def reading_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Float[Array, ""]:
+    """As `answer_loss`; but in every second row, drawn at random, the vision tokens are empty in the decoder's first
+    stage and get their projected patches where the second one begins."""
+    config = model.config
+    pictures, text, batch = question_batch(config, data, numbers)
+    projected = model.embed(batch, window_levels(config, data.levels, pictures))
+    late = jax.random.bernoulli(jax.random.key(numbers[0]), 0.5, (len(text), 1, 1))
+    held_back = jnp.where((batch.vision_cell >= 0)[..., None] & late, projected, 0)
+
+    def arrive(stage: int, stream: Stream) -> Stream:
+        return stream.replace(hidden=stream.hidden + held_back) if stage == 1 else stream
+
+    stream = Stream(hidden=projected - held_back, positions=batch.positions, segment_ids=batch.segment_ids)
+    hidden, _ = model.decoder(stream, None, arrive)
+    return answer_and_naming_loss(model, hidden, text, data.marks[pictures])
 
 
 def _match_contents(model: Llava) -> None:
@@ -51,15 +78,23 @@ def _match_contents(model: Llava) -> None:
 
 
 def train_reader(setting: Setting, data: CachedPictures, *, seed: int, log: Callable[[str], None]) -> Llava:
-    model = new_model(size_of(setting), seed=seed)
+    # The interlude never acts; it cuts the decoder where pictures arrive late.
+    levels = tuple(setting.levels[level] for level in (7, 15, 23))
+    cut = VisionRememberConfig(insert_after=(setting.late_arrival,), levels=levels, cross_heads=setting.cross_heads)
+    model = new_model(dataclasses.replace(size_of(setting), interlude=cut), seed=seed)
     _match_contents(model)
-    stages: list[tuple[str, Loss, Schedule]] = [("alignment", alignment_loss, setting.alignment)]
-    for stage in setting.curriculum:
-        loss: Loss = question_loss
-        if stage.patches is not None:
-            loss = partial(focus_loss, kept=stage.patches)
-        stages.append((f"{stage.patches or 'all'} patches", loss, stage.schedule))
+    stages: list[tuple[str, Loss, Schedule]] = [
+        ("alignment", _alignment_loss, setting.alignment),
+        ("focus", partial(focus_loss, kept=setting.focus_patches), setting.focus),
+        ("reading", reading_loss, setting.reading),
+    ]
     for name, loss, schedule in stages:
         trainer: Trainer[Llava] = Trainer(loss, schedule)
-        model = trainer.train(model, data, data.rows, seed=seed, log=lambda line, name=name: log(f"{name}, {line}"))
-    return model
+        model = trainer.train(model, data, data.rows, seed=seed, log=partial(_prefixed, log, name))
+    reader = new_model(size_of(setting), seed=seed, decoder=model)
+    reader.projector = model.projector
+    return reader
+
+
+def _prefixed(log: Callable[[str], None], name: str, line: str) -> None:
+    log(f"{name}, {line}")

@@ -18,14 +18,6 @@ class Schedule:
     muon: bool = False  # kernels by Muon at ten times the rate: finds the look-up circuits in half the steps
 
 
-@dataclass(frozen=True)
-class Focus:
-    """A stage of the uncompressed model's training, see `reader.focus_loss`."""
-
-    patches: int | None  # that it looks through; None: all
-    schedule: Schedule
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     name: str
@@ -34,13 +26,19 @@ class Setting:
     text: Qwen2Config
     levels: Mapping[int, int]  # the paper's encoder hidden states -> this encoder's; the last one feeds the projectors
     cross_heads: int  # of Vision Remember
+    # The paper's insertion layers, of 24 -> this decoder's, where it is shallower; every third layer becomes every one.
+    insertions: Mapping[int, int] | None = None
     pictures: int  # training pictures, the same for all stages
     held_out: int  # pictures, of contents that never occur in training
     variants: int  # rows of questions per picture
     encoder: Schedule
     alignment: Schedule  # of the uncompressed model, see `reader`
-    curriculum: tuple[Focus, ...]
-    system: Schedule  # every other system
+    focus: Schedule
+    focus_patches: int
+    reading: Schedule
+    late_arrival: int  # layers without the picture in half of the reader's last stage
+    system_alignment: Schedule  # of every other system: its projector alone, then everything but the encoder
+    system: Schedule
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
@@ -71,7 +69,7 @@ SETTINGS = {
             name="cpu",
             page=_CPU_PAGE,
             vision=_vision(_CPU_PAGE, 64, 4, 4),
-            # Eight layers, so that Vision Remember can be inserted after layers 1, 4 and 7.
+            # A third of Qwen2-0.5B's depth: insertions after layers 1, 4 and 7 of 24 are after 1, 2 and 3 here.
             text=Qwen2Config(
                 vocab_size=len(VOCABULARY),
                 hidden_size=64,
@@ -83,17 +81,19 @@ SETTINGS = {
                 initializer_range=0.1,
             ),
             levels={7: 2, 12: 1, 15: 3, 16: 2, 22: 3, 23: 4},
-            cross_heads=16,
+            cross_heads=8,
+            insertions={1: 1, 4: 2, 7: 3},
             pictures=20_000,
             held_out=1_000,
-            variants=2,
-            encoder=Schedule(steps=1_000, batch=64, learning_rate=3e-3),
-            alignment=Schedule(steps=1_000, batch=32, learning_rate=3e-3, muon=True),
-            curriculum=(
-                Focus(16, Schedule(steps=500, batch=64, learning_rate=3e-3, muon=True)),
-                Focus(None, Schedule(steps=300, batch=32, learning_rate=2e-3, muon=True)),
-            ),
-            system=Schedule(steps=600, batch=32, learning_rate=2e-3),
+            variants=4,
+            encoder=Schedule(steps=800, batch=64, learning_rate=3e-3),
+            alignment=Schedule(steps=600, batch=32, learning_rate=3e-3, muon=True),
+            focus=Schedule(steps=400, batch=64, learning_rate=3e-3, muon=True),
+            focus_patches=16,
+            reading=Schedule(steps=400, batch=48, learning_rate=2e-3, muon=True),
+            late_arrival=2,
+            system_alignment=Schedule(steps=300, batch=32, learning_rate=3e-3, muon=True),
+            system=Schedule(steps=300, batch=32, learning_rate=1e-3, muon=True),
         ),
         Setting(
             name="h200",
@@ -104,14 +104,14 @@ SETTINGS = {
             cross_heads=24,
             pictures=40_000,
             held_out=2_000,
-            variants=2,
+            variants=4,
             encoder=Schedule(steps=4_000, batch=128, learning_rate=5e-4),
             alignment=Schedule(steps=400, batch=128, learning_rate=5e-4),
-            curriculum=(
-                Focus(24, Schedule(steps=2_000, batch=128, learning_rate=5e-4, muon=True)),
-                Focus(96, Schedule(steps=2_000, batch=128, learning_rate=5e-4, muon=True)),
-                Focus(None, Schedule(steps=3_000, batch=64, learning_rate=3e-4, muon=True)),
-            ),
+            focus=Schedule(steps=2_000, batch=128, learning_rate=5e-4, muon=True),
+            focus_patches=24,
+            reading=Schedule(steps=3_000, batch=128, learning_rate=5e-4, muon=True),
+            late_arrival=2,
+            system_alignment=Schedule(steps=400, batch=128, learning_rate=5e-4, muon=True),
             system=Schedule(steps=2_000, batch=64, learning_rate=2e-4),
             dtype="bfloat16",
         ),
@@ -130,15 +130,17 @@ SETTINGS = {
             ),
             levels={7: 2, 12: 1, 15: 3, 16: 2, 22: 3, 23: 4},
             cross_heads=4,
+            insertions={1: 1, 4: 2, 7: 3},
             pictures=20,
             held_out=10,
             variants=1,
             encoder=Schedule(steps=2, batch=5, learning_rate=1e-3),
             alignment=Schedule(steps=2, batch=5, learning_rate=1e-3),
-            curriculum=(
-                Focus(10, Schedule(steps=2, batch=5, learning_rate=1e-3, muon=True)),
-                Focus(None, Schedule(steps=2, batch=5, learning_rate=1e-3, muon=True)),
-            ),
+            focus=Schedule(steps=2, batch=5, learning_rate=1e-3, muon=True),
+            focus_patches=10,
+            reading=Schedule(steps=2, batch=4, learning_rate=1e-3, muon=True),
+            late_arrival=2,
+            system_alignment=Schedule(steps=2, batch=5, learning_rate=1e-3),
             system=Schedule(steps=2, batch=5, learning_rate=1e-3),
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.training import size_of
@@ -35,7 +35,7 @@ def systems(setting: Setting) -> Systems:
     rows, refused = {}, {}
     for table, row, system in all_rows():
         try:
-            config = system.at(size_of(setting), setting.levels, method_sizes(setting))
+            config = _at_depth(system, setting).at(size_of(setting), setting.levels, method_sizes(setting))
         except ConfigError as error:
             refused[table, row] = str(error)
             continue
@@ -48,6 +48,17 @@ def all_rows() -> Iterator[tuple[str, str, System]]:
     for name, table in TABLES.items():
         for row, system in table.rows.items():
             yield name, row, system
+
+
+def _at_depth(system: System, setting: Setting) -> System:
+    """The row with its insertions at about the paper's relative depth."""
+    interlude = system.interlude
+    if setting.insertions is None or interlude is None:
+        return system
+    if "insert_after" in interlude:
+        after = tuple(setting.insertions[layer] for layer in interlude["insert_after"])
+        return replace(system, interlude={**interlude, "insert_after": after})
+    return replace(system, insert_every=1) if system.insert_every else system
 
 
 def method_sizes(setting: Setting) -> dict[str, Fields]:

@@ -1,14 +1,17 @@
 """Generated reading tasks whose answers hang on single patches: words, small text, tables, bar and line charts.
 
-Glyphs, bars and markers are one patch wide, so a window of s x s patches holds several of them; their average says
-which are there, but not which is where. A question is always (kind, address), such as a row and a column, and its
-answer one character. Contents of held-out pictures (their words, tables, bars, lines) never occur in training."""
+Glyphs, bar tops and markers are one patch wide, so a window of s x s patches holds several of them. One of every block
+of 4 x 4 patches is highlighted by a pale yellow ground; a question names a block, the answer is the one character (or
+height) that is highlighted there. An average over a window says which characters it holds, not which of them is
+highlighted: the more patches, the less is left. Contents of held-out pictures (their words, tables, bars, lines) never occur in
+training."""
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -42,36 +45,34 @@ WORD = 4  # letters
 PARTS = (PAD, NOTHING, *LETTERS, *DIGITS, *NUMBERS, *COLOURS, *PLACES)
 PART = {name: number for number, name in enumerate(PARTS)}
 
-# The decoder's vocabulary. A place that can be asked for ("row A, column U") is one word, as a cell's name is in a
-# spreadsheet. Named by two words, both have to be matched by one attention head at once; trained from scratch, a small
-# decoder then matches them one by one and answers with what occurs in the right row and in the right column.
-ADDRESSES = (
-    *(colour + place for colour in COLOURS for place in PLACES[:WORD]),  # word
-    *(line + place for line in NUMBERS for place in PLACES),  # text
-    *(row + column for row in LETTERS[:8] for column in LETTERS[-8:]),  # table
-    *(colour + NOTHING for colour in COLOURS),  # bars
-    *(colour + tick for colour in COLOURS for tick in NUMBERS),  # line
-)
-VOCABULARY = (PAD, *KINDS, *LETTERS, *DIGITS, *ADDRESSES)
+BLOCK = 4  # patches per side of the blocks of which each holds at most one highlighted patch
+# The decoder's vocabulary. A question names a block ("top left", "centre"), its answer is what is highlighted there.
+# Addresses by content (a row and a column, a colour and a tick) were tried: a decoder of this size, trained from
+# scratch, learns them without compression, but needs far more steps for tokens that hold several of them.
+BLOCKS = tuple(f"block {row},{column}" for row in range(6) for column in range(6))
+VOCABULARY = (PAD, *KINDS, *LETTERS, *DIGITS, *BLOCKS)
 TOKEN = {name: number for number, name in enumerate(VOCABULARY)}
-PROMPT = 2  # tokens of a question, its kind and its address; the answer is one token
+PROMPT = 2  # tokens of a question, the picture's kind and a block; the answer is one token
 
 PAPER, INK, SHADE, RULE = (255, 255, 255), (25, 25, 25), (214, 224, 236), (120, 120, 120)
+HIGHLIGHT = (255, 246, 170)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What one patch shows: the answer to the question for (first, second), or a part that bears on it (no answer)."""
+    """What one patch shows: the answer in the row and column, of the colour and tick, ... (first, second), or a part
+    that bears on it (no answer)."""
 
     row: int
     column: int
     first: str
     second: str
     answer: str
+    highlighted: bool = False  # by a yellow ground, and so asked about
 
     @property
-    def address(self) -> str:
-        return self.first + self.second
+    def block(self) -> str:
+        return f"block {self.row // BLOCK},{self.column // BLOCK}"
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Picture:
     marks: tuple[Mark, ...]
 
     @property
-    def questions(self) -> list[Mark]:
-        return [mark for mark in self.marks if mark.answer != NOTHING]
+    def highlighted(self) -> list[Mark]:
+        return [mark for mark in self.marks if mark.highlighted]
 
 
 class Canvas:
@@ -109,11 +110,12 @@ class Canvas:
 
     def glyph(self, text: str, row: int, column: int, colour: tuple[int, int, int] = INK) -> None:
         size = self.page.patch + 1
-        centre = [
-            min(max(int((place + 0.5) * self.page.patch) + shift, size // 2), self.page.side - size // 2 - 1)
-            for place, shift in ((column, self.left), (row, self.top))
-        ]
-        draw_text_centred(self.pixels, text, size, *centre, colour)
+
+        def centre(place: int, shift: int) -> int:
+            pixel = int((place + 0.5) * self.page.patch) + shift
+            return min(max(pixel, size // 2), self.page.side - size // 2 - 1)
+
+        draw_text_centred(self.pixels, text, size, centre(column, self.left), centre(row, self.top), colour)
 
     def box(self, rows: tuple[float, float], columns: tuple[float, float], colour: tuple[int, int, int]) -> None:
         """Fills from the first to the second of `rows` and `columns` (patches, may be fractions)."""
@@ -126,9 +128,24 @@ class Canvas:
 
 def draw_picture(kind: str, page: Page, split: Split, rng: Random) -> Picture:
     canvas = Canvas(page, rng)
-    marks = tuple(_DRAW[kind](canvas, page.grid, split, rng))
+    lay_out, draw = _KINDS[kind]
+    marks = _highlight(list(lay_out(page.grid, split, rng)), rng)
+    for mark in marks:
+        if mark.highlighted:
+            canvas.box((mark.row, mark.row + 1), (mark.column, mark.column + 1), HIGHLIGHT)
+    draw(canvas, marks)
     content = tuple((mark.first, mark.second, mark.answer) for mark in marks)
     return Picture(kind, content, canvas.pixels, marks)
+
+
+def _highlight(marks: list[Mark], rng: Random) -> tuple[Mark, ...]:
+    """At most one answer of every block, so that a window of up to 4 x 4 patches seldom holds two."""
+    blocks: dict[str, list[int]] = {}
+    for number, mark in enumerate(marks):
+        if mark.answer != NOTHING:
+            blocks.setdefault(mark.block, []).append(number)
+    chosen = {rng.choice(numbers) for numbers in blocks.values()}
+    return tuple(replace(mark, highlighted=number in chosen) for number, mark in enumerate(marks))
 
 
 def is_held_out(content: object) -> bool:
@@ -147,90 +164,106 @@ def _word(split: Split, rng: Random) -> str:
     return _of_split(lambda: "".join(rng.choices(LETTERS, k=WORD)), split)
 
 
-def _draw_words(canvas: Canvas, grid: int, split: Split, rng: Random) -> Iterator[Mark]:
-    """Words in different colours, scattered over rows of their own; a question gives the colour and the letter."""
+def _lay_out_words(grid: int, split: Split, rng: Random) -> Iterator[Mark]:
+    """Words in different colours, scattered over rows of their own; an address is a colour and a letter."""
     count = min(grid // 2, len(COLOURS))
     for row, colour in zip(sorted(rng.sample(range(grid), count)), rng.sample(list(COLOURS), count), strict=True):
         left = rng.randint(0, grid - WORD)
         for index, letter in enumerate(_word(split, rng)):
-            canvas.glyph(letter, row, left + index, COLOURS[colour])
             yield Mark(row, left + index, colour, PLACES[index], letter)
 
 
-def _draw_text(canvas: Canvas, grid: int, split: Split, rng: Random) -> Iterator[Mark]:
-    """A page full of black words; a question gives the line and the letter in the line."""
+def _lay_out_text(grid: int, split: Split, rng: Random) -> Iterator[Mark]:
+    """A page full of black words; an address is a line and a letter in the line."""
     top, left = rng.randint(0, 1), rng.randint(0, 1)
     for line in range(grid - 2):
         for number in range((grid - 1) // (WORD + 1)):
             column = left + number * (WORD + 1)
             for index, letter in enumerate(_word(split, rng)):
-                canvas.glyph(letter, top + line, column + index)
                 yield Mark(top + line, column + index, NUMBERS[line], PLACES[number * WORD + index], letter)
 
 
-def _draw_table(canvas: Canvas, grid: int, split: Split, rng: Random) -> Iterator[Mark]:
-    """Digits in rows and columns that are headed by letters in a fixed order; a question gives both headings."""
+def _draw_letters(canvas: Canvas, marks: Iterable[Mark]) -> None:
+    for mark in marks:
+        canvas.glyph(mark.answer, mark.row, mark.column, COLOURS.get(mark.first, INK))
+
+
+def _lay_out_table(grid: int, split: Split, rng: Random) -> Iterator[Mark]:
+    """Digits in rows and columns that are headed by letters in a fixed order; an address is both headings."""
     rows, columns = min(grid - 3, 8), min((grid - 2) // 2, 8)
     row_letters, column_letters = LETTERS[:rows], LETTERS[-columns:]
     digits = _of_split(lambda: tuple("".join(rng.choices(DIGITS, k=columns)) for _ in range(rows)), split)
     top, left = rng.randint(0, 1), rng.randint(0, 1)
-    canvas.box((top, top + 1), (left, left + 2 * columns + 1), SHADE)
-    canvas.box((top, top + rows + 1), (left, left + 1), SHADE)
     for j, letter in enumerate(column_letters):
-        canvas.glyph(letter, top, left + 2 * j + 2)
         yield Mark(top, left + 2 * j + 2, NOTHING, letter, NOTHING)
     for i, letter in enumerate(row_letters):
-        canvas.glyph(letter, top + i + 1, left)
         yield Mark(top + i + 1, left, letter, NOTHING, NOTHING)
         for j, digit in enumerate(digits[i]):
-            canvas.glyph(digit, top + i + 1, left + 2 * j + 2)
             yield Mark(top + i + 1, left + 2 * j + 2, letter, column_letters[j], digit)
 
 
-def _draw_bars(canvas: Canvas, grid: int, split: Split, rng: Random) -> Iterator[Mark]:
-    """Bars one patch wide, side by side; a question names the colour, the answer is the height."""
+def _draw_table(canvas: Canvas, marks: Iterable[Mark]) -> None:
+    for mark in marks:
+        text = mark.answer
+        if text == NOTHING:
+            text = mark.second if mark.first == NOTHING else mark.first
+            canvas.box((mark.row, mark.row + 1), (mark.column, mark.column + 1), SHADE)
+        canvas.glyph(text, mark.row, mark.column)
+
+
+def _lay_out_bars(grid: int, split: Split, rng: Random) -> Iterator[Mark]:
+    """Bars one patch wide, side by side; an address is a colour, the answer the height, shown by the top patch."""
     colours = rng.sample(list(COLOURS), len(COLOURS))
     heights = _of_split(lambda: tuple(zip(colours, rng.choices(DIGITS, k=len(colours)), strict=True)), split)
     left, floor = rng.randint(0, grid - len(colours)), grid - 1 - rng.randint(0, 1)
-    canvas.box((floor, floor + 1 / canvas.page.patch), (0, grid), RULE)
     for column, (colour, height) in enumerate(heights, start=left):
         top = floor - int(height)
-        canvas.box((top, floor), (column + 1 / 8, column + 7 / 8), COLOURS[colour])
         yield Mark(top, column, colour, NOTHING, height)
         for row in range(top + 1, floor):
             yield Mark(row, column, colour, NOTHING, NOTHING)
 
 
-def _draw_line(canvas: Canvas, grid: int, split: Split, rng: Random) -> Iterator[Mark]:
-    """Two coloured lines with a marker at every tick; a question gives colour and tick, the answer is the height."""
+def _draw_bars(canvas: Canvas, marks: Iterable[Mark]) -> None:
+    floor = max(mark.row for mark in marks) + 1
+    canvas.box((floor, floor + 1 / canvas.page.patch), (0, canvas.page.grid), RULE)
+    for mark in marks:
+        inset = 0.0 if mark.answer == NOTHING else 0.25  # the ground shows above the bar
+        canvas.box((mark.row + inset, mark.row + 1), (mark.column + 1 / 8, mark.column + 7 / 8), COLOURS[mark.first])
+
+
+def _lay_out_line(grid: int, split: Split, rng: Random) -> Iterator[Mark]:
+    """Two coloured lines with a marker at every tick; an address is a colour and a tick, the answer the height."""
     colours, ticks = rng.sample(list(COLOURS), 2), grid - 2
 
     def heights() -> tuple[str, ...]:
         return tuple("".join(pair) for pair in (rng.sample(DIGITS, 2) for _ in range(ticks)))
 
     left, floor = rng.randint(0, 1), grid - 1 - rng.randint(0, 1)
-    canvas.box((floor, floor + 1 / canvas.page.patch), (0, grid), RULE)
     values = _of_split(heights, split)
     for series, colour in enumerate(colours):
-        for tick in range(ticks - 1):
-            start, stop = (floor - int(values[t][series]) + 0.5 for t in (tick, tick + 1))
-            for part in range(canvas.page.patch):
-                row = start + (stop - start) * part / canvas.page.patch
-                column = left + tick + 0.5 + part / canvas.page.patch
-                canvas.box(
-                    (row, row + 1 / canvas.page.patch), (column, column + 1 / canvas.page.patch), COLOURS[colour]
-                )
-    for series, colour in enumerate(colours):
         for tick in range(ticks):
-            row = floor - int(values[tick][series])
-            canvas.box((row + 0.2, row + 0.8), (left + tick + 0.2, left + tick + 0.8), COLOURS[colour])
-            yield Mark(row, left + tick, colour, NUMBERS[tick], values[tick][series])
+            yield Mark(floor - int(values[tick][series]), left + tick, colour, NUMBERS[tick], values[tick][series])
 
 
-_DRAW: dict[str, Callable[[Canvas, int, Split, Random], Iterator[Mark]]] = {
-    "word": _draw_words,
-    "text": _draw_text,
-    "table": _draw_table,
-    "bars": _draw_bars,
-    "line": _draw_line,
+def _draw_line(canvas: Canvas, marks: Sequence[Mark]) -> None:
+    patch = canvas.page.patch
+    floor = marks[0].row + int(marks[0].answer)
+    canvas.box((floor, floor + 1 / patch), (0, canvas.page.grid), RULE)
+    for start, stop in itertools.pairwise(marks):
+        for part in range(patch if start.first == stop.first else 0):
+            row = start.row + 0.5 + (stop.row - start.row) * part / patch
+            column = start.column + 0.5 + part / patch
+            canvas.box((row, row + 1 / patch), (column, column + 1 / patch), COLOURS[start.first])
+    for mark in marks:
+        canvas.box((mark.row + 0.2, mark.row + 0.8), (mark.column + 0.2, mark.column + 0.8), COLOURS[mark.first])
+
+
+_LayOut = Callable[[int, Split, Random], Iterator[Mark]]
+_Draw = Callable[[Canvas, tuple[Mark, ...]], None]
+_KINDS: dict[str, tuple[_LayOut, _Draw]] = {
+    "word": (_lay_out_words, _draw_letters),
+    "text": (_lay_out_text, _draw_letters),
+    "table": (_lay_out_table, _draw_table),
+    "bars": (_lay_out_bars, _draw_bars),
+    "line": (_lay_out_line, _draw_line),
 }

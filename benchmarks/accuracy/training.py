@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from benchmarks.accuracy.dataset import Dataset
 from benchmarks.accuracy.encoder import Cached
 from benchmarks.accuracy.settings import Setting
-from benchmarks.accuracy.tasks import KINDS, PROMPT
+from benchmarks.accuracy.tasks import KINDS, PAD, PROMPT, TOKEN
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import LlavaConfig, ProjectorConfig, single_tile
 from vr_jax.model.llava import Levels, Llava
@@ -37,7 +37,8 @@ class CachedPictures:
     @classmethod
     def of(cls, data: Dataset, levels: Cached) -> CachedPictures:
         on_device = {level: jnp.asarray(states) for level, states in levels.items()}
-        return cls(on_device, jnp.asarray(data.marks), jnp.asarray(data.tokens))
+        others = (jnp.asarray(array) for array in (data.marks, data.tokens))
+        return cls(on_device, *others)
 
     @property
     def rows(self) -> int:
@@ -61,7 +62,7 @@ def new_model(config: LlavaConfig, *, seed: int, decoder: Llava | None = None) -
     """Fresh parts are drawn from `seed`; the decoder's own weights are those of `decoder`. The vision tower is dropped,
     because its hidden states are cached: nothing of it is trained, stored or counted."""
     model = Llava(config, rngs=nnx.Rngs(seed))
-    model.vision = None
+    model.vision = None  # type: ignore[assignment]
     if decoder is not None:
         _copy_decoder(decoder, model)
     return model
@@ -82,7 +83,7 @@ def _copy_decoder(source: Llava, target: Llava) -> None:
         target.decoder.lm_head = jax.tree.map(jnp.copy, source.decoder.lm_head)
 
 
-def _levels(config: LlavaConfig, cached: dict[int, Array], pictures: Int[Array, " B"]) -> Levels:
+def window_levels(config: LlavaConfig, cached: dict[int, Array], pictures: Int[Array, " B"]) -> Levels:
     """One tile per picture, window-major."""
     stride, dtype = config.projector.stride, jnp.dtype(config.dtype)
     return {
@@ -92,14 +93,19 @@ def _levels(config: LlavaConfig, cached: dict[int, Array], pictures: Int[Array, 
 
 def _batch(config: LlavaConfig, text: Int[Array, "B M"], cells: Int[Array, "B K"]) -> Batch:
     """Rows of vision tokens, then text, in one segment. Only the first question may guide an interlude: the later ones
-    have read answers."""
+    have read answers.
+
+    A vision token has the rotary position of its window's first patch, and text follows all patches: distances, which
+    the decoder learned without compression, stay what they were."""
     (rows, kept), length = cells.shape, text.shape[1]
     ones = jnp.ones((rows, kept + length), jnp.int32)
     index = jnp.arange(kept + length)
-    after_picture = jnp.broadcast_to(config.cells_per_tile + jnp.arange(length), text.shape)
+    row, column = jnp.divmod(cells, config.cells_per_side)
+    place = (row * config.vision.grid + column) * config.projector.stride
+    after_picture = jnp.broadcast_to(config.vision.grid**2 + jnp.arange(length), text.shape)
     return Batch(
         tokens=jnp.concatenate([jnp.zeros_like(cells), text], axis=1),
-        positions=jnp.concatenate([cells, after_picture], axis=1),
+        positions=jnp.concatenate([place, after_picture], axis=1),
         segment_ids=ones,
         loss_mask=jnp.zeros_like(ones, bool),
         guide_mask=jnp.broadcast_to((index >= kept) & (index < kept + PROMPT), ones.shape),
@@ -110,29 +116,80 @@ def _batch(config: LlavaConfig, text: Int[Array, "B M"], cells: Int[Array, "B K"
     )
 
 
-def _all_cells(config: LlavaConfig, rows: int) -> Int[Array, "B K"]:
-    return jnp.broadcast_to(jnp.arange(config.cells_per_tile), (rows, config.cells_per_tile))
+def all_cells(rows: int, count: int) -> Int[Array, "B K"]:
+    return jnp.broadcast_to(jnp.arange(count), (rows, count))
 
 
-def question_loss(
-    model: Llava, data: CachedPictures, numbers: Int[Array, " B"], cells: Int[Array, "B K"] | None = None
+def _naming_loss(logits: Float[Array, "B cells V"], marks: Int[Array, "B patches 2"], stride: int) -> Float[Array, ""]:
+    """Each vision token against the words of what is highlighted in its window: the block and the answer."""
+    shown = to_windows(marks.astype(jnp.int32), stride)
+    shown = shown.reshape(*shown.shape[:2], -1)  # (B, cells, patches * 2)
+    counts = shown != TOKEN[PAD]
+    return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), shown, axis=-1) * counts) / jnp.sum(counts)
+
+
+def alignment_loss(
+    projector: nnx.Module,
+    data: CachedPictures,
+    numbers: Int[Array, " B"],
+    *,
+    config: LlavaConfig,
+    words: Float[Array, "D V"],
 ) -> Float[Array, ""]:
-    """Cross-entropy of the answers in rows `numbers`. cells: the vision tokens that the decoder sees; None: all."""
+    """The projected tokens, each alone, name what is highlighted in their windows. words: the decoder's output matrix.
+
+    Without it, a projector that starts at random takes the decoder's circuits apart before it learns to use them."""
+    pictures = numbers // data.tokens.shape[1]
+    levels = window_levels(config, data.levels, pictures)
+    tokens = projector(*(levels[level] for level in config.projector.feature_levels(config)))  # type: ignore[operator]
+    logits = jnp.einsum("bcd,dv->bcv", tokens[:, 0], words, preferred_element_type=jnp.float32)
+    return _naming_loss(logits, data.marks[pictures], config.projector.stride)
+
+
+def question_batch(
+    config: LlavaConfig, data: CachedPictures, numbers: Int[Array, " B"], cells: Int[Array, "B K"] | None = None
+) -> tuple[Int[Array, " B"], Int[Array, "B M"], Batch]:
+    """Pictures, questions with answers, and batch of rows `numbers`. cells: the vision tokens it holds; None: all."""
     pictures, variants = jnp.divmod(numbers, data.tokens.shape[1])
     text = data.tokens[pictures, variants].astype(jnp.int32)
-    if cells is None:
-        cells = _all_cells(model.config, len(text))
-    hidden, _ = model.run(_levels(model.config, data.levels, pictures), _batch(model.config, text, cells))
-    logits = model.logits(hidden[:, cells.shape[1] + PROMPT - 1 :: PROMPT + 1])
+    return pictures, text, _batch(config, text, all_cells(len(text), config.cells_per_tile) if cells is None else cells)
+
+
+def answer_loss(
+    model: Llava, data: CachedPictures, numbers: Int[Array, " B"], *, cells: Int[Array, "B K"] | None = None
+) -> Float[Array, ""]:
+    """Of the answers in rows `numbers`; with all vision tokens (`cells` None) also of naming, see below."""
+    pictures, text, batch = question_batch(model.config, data, numbers, cells)
+    hidden, _ = model.run(window_levels(model.config, data.levels, pictures), batch)
+    if cells is not None:
+        return _answer_loss(model, hidden[:, cells.shape[1] :], text)
+    return answer_and_naming_loss(model, hidden, text, data.marks[pictures])
+
+
+def answer_and_naming_loss(
+    model: Llava, hidden: Float[Array, "B N D"], text: Int[Array, "B M"], marks: Int[Array, "B patches 2"]
+) -> Float[Array, ""]:
+    """Cross-entropy of the answers, and of naming what is highlighted at every vision token of the same forward pass.
+
+    Naming is to all systems what captions are in the paper's first phase: a signal for every token, not only for those
+    that a question is about."""
+    count = model.config.cells_per_tile
+    naming = _naming_loss(model.logits(hidden[:, :count]), marks, model.config.projector.stride)
+    return _answer_loss(model, hidden[:, count:], text) + naming
+
+
+def _answer_loss(model: Llava, hidden: Float[Array, "B M D"], text: Int[Array, "B M"]) -> Float[Array, ""]:
+    logits = model.logits(hidden[:, PROMPT - 1 :: PROMPT + 1])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, text[:, PROMPT :: PROMPT + 1]))
 
 
-def first_answers(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Int[Array, " B"]:
+def answers_of(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Int[Array, " B"]:
     """The greedy answer to the first question of rows `numbers`, from prompts that end with it."""
     pictures, variants = jnp.divmod(numbers, data.tokens.shape[1])
     prompt = data.tokens[pictures, variants, :PROMPT].astype(jnp.int32)
-    batch = _batch(model.config, prompt, _all_cells(model.config, len(prompt)))
-    hidden, _ = model.run(_levels(model.config, data.levels, pictures), batch)
+    cells = all_cells(len(prompt), model.config.cells_per_tile)
+    batch = _batch(model.config, prompt, cells)
+    hidden, _ = model.run(window_levels(model.config, data.levels, pictures), batch)
     return jnp.argmax(model.logits(hidden[:, -1]), axis=-1)
 
 
@@ -148,7 +205,7 @@ class Scorer:
     """Compiled once for all seeds of a system."""
 
     def __init__(self) -> None:
-        self._answers = jax.jit(first_answers)
+        self._answers = jax.jit(answers_of)
 
     def score(self, model: Llava, held_out: Dataset, cached: CachedPictures) -> Score:
         rows = np.arange(cached.rows)

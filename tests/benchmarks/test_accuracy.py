@@ -3,6 +3,7 @@
 from random import Random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,9 +15,8 @@ from benchmarks.accuracy.encoder import PatchReader
 from benchmarks.accuracy.results import Run
 from benchmarks.accuracy.settings import SETTINGS
 from benchmarks.accuracy.systems import all_rows, systems
-from benchmarks.accuracy.tasks import KINDS, PART, PROMPT, TOKEN, WORD, Page, draw_picture
-from benchmarks.accuracy.training import _batch, new_model
-from vr_jax.model.batch import NO_CELL
+from benchmarks.accuracy.tasks import KINDS, NOTHING, PART, PROMPT, TOKEN, WORD, Page, draw_picture
+from benchmarks.accuracy.training import new_model, size_of, window_levels
 
 TOY = SETTINGS["toy"]
 TRAINED = ("table1/pooling_vr", "table4/token_packer")
@@ -51,7 +51,7 @@ def test_held_out_contents_never_occur_in_training():
     for split in ("train", "held_out"):
         for number in range(200):
             picture = draw_picture(KINDS[number % len(KINDS)], page, split, Random(number))
-            answers = "".join(mark.answer for mark in picture.questions)
+            answers = "".join(mark.answer for mark in picture.marks if mark.answer != NOTHING)
             if picture.kind in ("word", "text"):
                 words[split] |= {answers[i : i + WORD] for i in range(0, len(answers), WORD)}
             else:
@@ -65,12 +65,15 @@ def test_held_out_contents_never_occur_in_training():
 @pytest.mark.parametrize("grid", [12, 24])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_question_has_one_answer(kind, grid):
-    picture = draw_picture(kind, Page(grid=grid), "train", Random(1))
-    addresses = [mark.address for mark in picture.questions]
-    assert len(addresses) == len(set(addresses)) >= QUESTIONS
-    assert len({(mark.row, mark.column) for mark in picture.marks}) == len(picture.marks)
-    assert {part for mark in picture.marks for part in (mark.first, mark.second, mark.answer)} <= set(PART)
-    assert {word for mark in picture.questions for word in (picture.kind, mark.address, mark.answer)} <= set(TOKEN)
+    """A block is asked about by name: it holds one highlighted patch if it holds an answer at all."""
+    for seed in range(10):
+        picture = draw_picture(kind, Page(grid=grid), "train", Random(seed))
+        asked = [mark.block for mark in picture.highlighted]
+        assert len(asked) == len(set(asked)) >= QUESTIONS
+        assert set(asked) == {mark.block for mark in picture.marks if mark.answer != NOTHING}
+        assert len({(mark.row, mark.column) for mark in picture.marks}) == len(picture.marks)
+        assert {part for mark in picture.marks for part in (mark.first, mark.second, mark.answer)} <= set(PART)
+        assert {word for mark in picture.highlighted for word in (kind, mark.block, mark.answer)} <= set(TOKEN)
 
 
 def test_data_set_is_a_function_of_its_arguments():
@@ -78,8 +81,9 @@ def test_data_set_is_a_function_of_its_arguments():
     np.testing.assert_array_equal(one.pixels, again.pixels)
     np.testing.assert_array_equal(one.tokens, again.tokens)
     assert (one.pixels != other.pixels).any()
-    # Every answer stands in a mark, beside its address.
     for picture in range(10):
+        # Marks are the highlighted patches, with their block and answer; every question is about one of them.
+        assert (one.highlighted[picture] == (one.marks[picture, :, 0] > 0)).all()
         marks = {tuple(mark) for mark in one.marks[picture]}
         for row in one.tokens[picture]:
             assert {tuple(question[1:]) for question in row.reshape(QUESTIONS, PROMPT + 1)} <= marks
@@ -91,17 +95,25 @@ def test_cached_states_give_what_pixels_give():
     data = generate(TOY.page, "train", 2, seed=0, variants=1)
     encoder = PatchReader(TOY, rngs=nnx.Rngs(0))
     model = new_model(config, seed=1)
-    cells = np.broadcast_to(np.arange(config.cells_per_tile), (2, config.cells_per_tile))
-    batch = _batch(config, jax.numpy.asarray(data.tokens[:, 0], "int32"), jax.numpy.asarray(cells))
-    assert (np.asarray(batch.vision_cell) == NO_CELL).sum() == data.tokens.size
     raster = dict(zip(encoder.levels, encoder.hidden_states(data.pixels), strict=True))
-    from benchmarks.accuracy.training import _levels
-
-    cached, _ = model.run(_levels(config, raster, jax.numpy.arange(2)), batch)
+    levels = window_levels(config, raster, jnp.arange(2))
     encoder.vision.stride = config.projector.stride
     model.vision = encoder.vision
-    whole, _ = model(batch.replace(tile_pixels=jax.numpy.asarray(data.pixels[:, None])))
-    np.testing.assert_allclose(cached, whole, atol=2e-5)
+    direct = model.encode_images(jnp.asarray(data.pixels[:, None]))
+    assert sorted(levels) == sorted(direct)
+    for level in levels:
+        np.testing.assert_allclose(levels[level], direct[level], atol=2e-5)
+
+
+def test_systems_start_from_the_uncompressed_models_decoder():
+    """Whatever stages the decoder is cut into; and training a system leaves the shared model alone."""
+    reader = new_model(size_of(TOY), seed=0)
+    model = new_model(systems(TOY).entries["table5c/after_1_4_7"].config, seed=1, decoder=reader)
+    assert [len(jax.tree.leaves(stage)[0]) for stage in model.decoder.stages] == [1, 1, 1, 5]
+    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *model.decoder.stages)
+    jax.tree.map(np.testing.assert_array_equal, whole, reader.decoder.stages[0])
+    for ours, theirs in zip(jax.tree.leaves(model.decoder.stages), jax.tree.leaves(reader.decoder), strict=False):
+        assert ours is not theirs
 
 
 def test_comparison_writes_one_run_per_system_and_seed(workdir):
