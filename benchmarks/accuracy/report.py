@@ -25,30 +25,31 @@ def tables(setting: Setting, runs: Iterable[Run]) -> str:
 def _table(name: str, known: Systems, by_system: dict[str, list[Run]]) -> str:
     head = ["system", "overall", "gain", *KINDS, "seeds", "added parameters"]
     lines = [f"### {name}: {TABLES[name].title}", "", _line(head), _line(["---"] * len(head))]
-    base: float | None = None
     for row, system in TABLES[name].rows.items():
         title = system.title + (" (not in the paper)" if system.extra else "")
         runs = by_system.get(known.rows.get((name, row), ""), [])
         if (name, row) in known.refused:
             lines.append(_line([title, f"not at this size: {known.refused[name, row]}", *[""] * (len(head) - 2)]))
-        elif not runs:
+            continue
+        if not runs:
             lines.append(_line([title, "not run", *[""] * (len(head) - 2)]))
-        else:
-            overall = mean(run.overall for run in runs)
-            base = overall if base is None else base
-            lines.append(
-                _line(
-                    [
-                        title,
-                        _share([run.overall for run in runs]),
-                        f"{100 * (overall - base):+.1f}",
-                        *(_share([run.kinds[kind] for run in runs]) for kind in KINDS),
-                        str(len(runs)),
-                        f"{runs[0].added:,}",
-                    ]
-                )
-            )
+            continue
+        base = by_system.get(known.rows.get((name, _base(name, row)), ""), [])
+        gain = f"{100 * (mean(r.overall for r in runs) - mean(r.overall for r in base)):+.1f}" if base else ""
+        shares = [_share([run.kinds[kind] for run in runs]) for kind in KINDS]
+        lines.append(
+            _line([title, _share([r.overall for r in runs]), gain, *shares, str(len(runs)), f"{runs[0].added:,}"])
+        )
     return "\n".join(lines)
+
+
+def _base(table: str, row: str) -> str:
+    """The row that the paper's differences in this table refer to."""
+    if row.endswith("_vr"):
+        return row.removesuffix("_vr")
+    if f"{row}_vr" in TABLES[table].rows:
+        return row
+    return {"table4": "vision_remember", "table5b": "local"}.get(table, next(iter(TABLES[table].rows)))
 
 
 def gains(setting: Setting, runs: Iterable[Run]) -> dict[int, float]:

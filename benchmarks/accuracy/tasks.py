@@ -3,8 +3,8 @@
 Glyphs, bar tops and markers are one patch wide, so a window of s x s patches holds several of them. One of every block
 of 4 x 4 patches is highlighted by a pale yellow ground; a question names a block, the answer is the one character (or
 height) that is highlighted there. An average over a window says which characters it holds, not which of them is
-highlighted: the more patches, the less is left. Contents of held-out pictures (their words, tables, bars, lines) never occur in
-training."""
+highlighted: the more patches, the less is left. Contents of held-out pictures (their words, tables, bars, lines) never
+occur in training."""
 
 from __future__ import annotations
 
