@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.inference.tiny import png
-from vr_jax.evaluation.types import Item, mean_by_category
+from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
 
 
 @dataclass(frozen=True)
-class Words:
-    profile: str = "default"
-    name: str = "words"
-    max_new_tokens: int = 4
-    headline: str = "accuracy"
+class Words(Benchmark):
+    name = "words"
+    title = "Words"
+    headline = "accuracy"
+    max_new_tokens = 4
 
     def prompt(self, item):
         return item.question
-
-    def clean(self, reply):
-        return reply.strip()
 
     def score(self, prediction, item):
         return float(prediction in item.answers)

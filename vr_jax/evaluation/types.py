@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
+
+from vr_jax.evaluation.statistics import Estimates, plain_estimates
 
 Profile = Literal["default", "v0.5"]  # lmms-eval 0.7.3, and 0.5.0 as in the paper's time
 PROFILES: tuple[Profile, ...] = ("default", "v0.5")
+Group = Literal["General", "Knowledge", "OCR&Chart"]  # of the paper's tables
+GROUPS: tuple[Group, ...] = ("General", "Knowledge", "OCR&Chart")
 
 
 class EvaluationError(ValueError):
@@ -30,8 +34,8 @@ class Item:
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One line of `items.jsonl`. `prediction` is the cleaned reply, None for an item that could not be asked, of which
-    `error` says why."""
+    """One line of `items.jsonl`. `prediction` is the cleaned reply, None for an item that could not be asked. `error`
+    says why an item could not be asked or its reply not be scored; it then counts as wrong."""
 
     id: str
     category: str
@@ -51,42 +55,59 @@ class ItemResult:
         return cls(**{**values, "answers": tuple(values["answers"])})
 
 
-class Benchmark(Protocol):
-    """What the runner needs to know. An implementation is one file in `benchmarks/`, built for one profile."""
+@dataclass(frozen=True)
+class Published:
+    """Where a benchmark's parquet files are published: a Hugging Face dataset, its configuration, its split.
+
+    The files are named `[<config>/]<split>-*.parquet`, somewhere below the dataset's folder."""
+
+    repo: str  # e.g. "lmms-lab/ChartQA"
+    split: str
+    config: str | None = None  # None: the dataset has one only
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What the runner needs to know: where the items lie, the prompt, the reading of a reply, the metric, its
+    aggregation. A benchmark is one file in `benchmarks/` with a subclass; the class variables have no default where
+    none is given here."""
+
+    profile: Profile = "default"
+
+    name: ClassVar[str]  # of --benchmark and of the result folder
+    title: ClassVar[str]  # in tables
+    headline: ClassVar[str]  # the metric of `aggregate` that tables show
+    group: ClassVar[Group | None] = None  # of the paper's tables
+    published: ClassVar[Published | None] = None  # None: needs no data
 
     @property
-    def name(self) -> str: ...
+    def max_new_tokens(self) -> int:
+        return 16
 
-    @property
-    def profile(self) -> Profile: ...
-
-    @property
-    def max_new_tokens(self) -> int: ...
-
-    @property
-    def headline(self) -> str:
-        """The metric of `aggregate` that tables show, times 100."""
-        ...
-
-    def items(self, data: Path | None, split: str) -> list[Item]:
-        """All items in the order of the data. Raises EvaluationError where there is no data of the expected layout."""
-        ...
+    def items(self, data: Path | None, split: str | None = None) -> list[Item]:
+        """All items in the order of the data. split: None for the published one. Raises EvaluationError where there is
+        no data of the expected layout."""
+        raise NotImplementedError
 
     def prompt(self, item: Item) -> str:
         """What the user turn says, without or with image placeholders (without: they are put in front)."""
-        ...
+        raise NotImplementedError
 
     def clean(self, reply: str) -> str:
         """The prediction in the model's reply."""
-        ...
+        return reply.strip()
 
     def score(self, prediction: str, item: Item) -> float:
         """0..1."""
-        ...
+        raise NotImplementedError
 
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-        """Named metrics, 0..1, over all items."""
-        ...
+        """Named metrics over all items, in the reference's own units."""
+        return {self.headline: sum(scores) / len(scores)}
+
+    def estimates(self, items: Sequence[Item], scores: Sequence[float]) -> Estimates:
+        """The score that tables show, 0..100, and that of each category, as what is resampled for their intervals."""
+        return plain_estimates([item.category for item in items], scores)
 
 
 def mean_by_category(items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:

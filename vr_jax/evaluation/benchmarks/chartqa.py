@@ -12,25 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.evaluation.tables import read_rows
-from vr_jax.evaluation.types import EvaluationError, Item, Profile, mean_by_category
+from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, Published, mean_by_category
 
 COLUMNS = ("type", "question", "answer")
 TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class ChartQA:
-    profile: Profile = "default"
-    name: str = "chartqa"
-    max_new_tokens: int = 16
-    headline: str = "relaxed_overall"
+class ChartQA(Benchmark):
+    name = "chartqa"
+    title = "ChartQA"
+    headline = "relaxed_overall"
+    group = "OCR&Chart"
+    published = Published("lmms-lab/ChartQA", "test")
 
-    def items(self, data: Path | None, split: str) -> list[Item]:
+    def items(self, data: Path | None, split: str | None = None) -> list[Item]:
         if data is None:
             raise EvaluationError(
                 "chartqa needs --data: a folder with test.jsonl and pictures, or with the parquet files"
             )
-        return [self.item(row.id, row.values, row.images, row.problem) for row in read_rows(data, split, COLUMNS)]
+        return [self.item(row.id, row.values, row.images, row.problem) for row in read_rows(data, split or self.published.split, COLUMNS)]
 
     def item(
         self,
@@ -44,9 +45,6 @@ class ChartQA:
 
     def prompt(self, item: Item) -> str:
         return f"{item.question}\nAnswer the question with a single word."
-
-    def clean(self, reply: str) -> str:
-        return reply.strip()
 
     def score(self, prediction: str, item: Item) -> float:
         return float(relaxed_match(prediction, item.answers[0]))

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vr_jax.data.demo.source import DemoSource
-from vr_jax.evaluation.types import Item, Profile, mean_by_category
+from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
 
 
 @dataclass(frozen=True)
-class DemoHeldOut:
+class DemoHeldOut(Benchmark):
     """size: pictures, of each of which one question is asked. Needs no data."""
 
-    profile: Profile = "default"
     size: int = 600
     seed: int = 0
-    name: str = "demo"
-    max_new_tokens: int = 16
-    headline: str = "accuracy"
 
-    def items(self, data: Path | None = None, split: str = "held_out") -> list[Item]:
+    name = "demo"
+    title = "Demo"
+    headline = "accuracy"
+
+    def items(self, data: Path | None = None, split: str | None = None) -> list[Item]:
         source = DemoSource("held_out", self.size, seed=self.seed)
         return [
             Item(sample.id, question.text, (question.answer,), question.kind, (sample.png,))
@@ -32,9 +32,6 @@ class DemoHeldOut:
 
     def prompt(self, item: Item) -> str:
         return item.question
-
-    def clean(self, reply: str) -> str:
-        return reply.strip()
 
     def score(self, prediction: str, item: Item) -> float:
         return float(prediction == item.answers[0])
