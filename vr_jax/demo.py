@@ -7,7 +7,6 @@ Needs no data and no download; starts anew each time."""
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import shutil
 import sys
@@ -16,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from vr_jax.evaluation.main import EvalOptions, run
 from vr_jax.evaluation.report import ScoreRow, score_rows, write_report
+from vr_jax.recipes import RecipeError, load_recipe
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -35,22 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m vr_jax.demo", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="emptied first")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.py"))
+    parser.add_argument("--config", default="configs/demo.py", help="FILE[:VARIANT]")
     parser.add_argument("--steps", type=int, help="updates; default: the config's")
     options = parser.parse_args(arguments)
     try:
         demo(options.config, options.workdir, options.steps)
-    except DemoError as error:
+    except (DemoError, RecipeError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def demo(config_file: Path, workdir: Path, steps: int | None = None) -> list[ScoreRow]:
-    """Trains, evaluates, reports. Raises DemoError for a config that does not exist or a workdir with other files."""
+def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[ScoreRow]:
+    """Trains, evaluates, reports. Raises RecipeError, and DemoError for a workdir with other files."""
     start = time.perf_counter()
     _log_to_stderr()
-    config = load_config(config_file)
+    config = load_recipe(config_file)
     if steps is not None:
         if steps < 1:
             raise DemoError(f"--steps={steps}: expected at least 1")
@@ -63,7 +62,7 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> list[Sco
     items = evaluation.report_items()
     rows = score_rows(items)
     settings = {
-        "config": str(config_file),
+        "config": config_file,
         "steps": str(config.steps),
         "samples per step": str(config.samples_per_step),
         "training": f"{trained - start:.0f} s, set-up of the environment not included",
@@ -80,18 +79,6 @@ def demo(config_file: Path, workdir: Path, steps: int | None = None) -> list[Sco
     )
     _print_scores(rows, time.perf_counter() - start, workdir / REPORT)
     return rows
-
-
-def load_config(path: Path) -> ConfigDict:
-    """The recipe that a config file's `get_config()` returns. Raises DemoError for a file that does not exist."""
-    if not path.is_file():
-        raise DemoError(f"{path} does not exist; run from the folder that holds configs/, or give --config")
-    spec = importlib.util.spec_from_file_location("demo_config", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> None:
