@@ -1,0 +1,160 @@
+"""Answers to many questions of any tasks: sorted by length bucket, in batches, in the order they were asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from vr_jax.data.processor import Processor
+from vr_jax.data.types import Example
+from vr_jax.evaluation import plan
+from vr_jax.evaluation.lmms_eval.likelihood import Likelihood
+from vr_jax.evaluation.lmms_eval.questions import AsAsked, Question, QuestionItems, Settings
+from vr_jax.inference.generate import Generator
+from vr_jax.sharding import batch_shards
+
+logger = logging.getLogger("vr_jax.evaluation")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` is empty for a question that cannot be asked, of which `problem` says why."""
+
+    text: str = ""
+    input_tokens: int = 0  # vision tokens included
+    output_tokens: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well the model expects a continuation: mean negative log-probability (nats, lower is better; infinite for a
+    question that cannot be asked), and whether it would say just that."""
+
+    loss: float
+    greedy: bool
+
+
+class Answerer:
+    """Under `jax.set_mesh(mesh)` rows are sharded over ('replica', 'fsdp').
+
+    batch_size: requests per batch, rounded up to fill the mesh. progress: bars on standard error."""
+
+    def __init__(self, generator: Generator, processor: Processor, *, batch_size: int, progress: bool = True):
+        buckets = generator.buckets
+        self.generator = generator
+        self.processor = dataclasses.replace(processor, max_tokens=buckets.max_tokens, max_tiles=buckets.max_tiles)
+        mesh = jax.sharding.get_mesh()
+        shards = 1 if mesh.empty else batch_shards(mesh)
+        self.rows = -(-batch_size // shards) * shards
+        self.progress = progress
+        self.workers = min(16, os.cpu_count() or 1)
+        self._benchmark = AsAsked()
+        self._likelihood = Likelihood(generator.model)
+
+    def answer(self, questions: Sequence[Question], settings: Sequence[Settings]) -> list[Answer]:
+        """One answer per question, in their order. A question that cannot be asked is one line in the log and an empty
+        answer."""
+        items = QuestionItems(questions)
+        sizes = self._sizes(items)
+        answers: dict[int, Answer] = {}
+        with self._bar("answers", len(items)) as bar:
+            for chosen, numbers in grouped(settings).items():
+                for prepared in self._prepared(items, {number: sizes[number] for number in numbers}):
+                    prompts, problems = _split(prepared)
+                    answers |= {number: Answer(problem=problem) for number, problem in problems.items()}
+                    replies = (
+                        self.generator.generate_rows(
+                            prompts, max_new_tokens=chosen.max_new_tokens, sampling=chosen.sampling, rows=self.rows
+                        )
+                        if prompts
+                        else {}
+                    )
+                    for number, reply in replies.items():
+                        text = chosen.cut(reply.text)
+                        answers[number] = Answer(text, len(prompts[number].tokens), len(reply.tokens))
+                    bar.update(len(prepared))
+        self._log(questions, {number: answer.problem for number, answer in answers.items() if answer.problem})
+        return [answers[number] for number in range(len(questions))]
+
+    def score(self, questions: Sequence[Question], continuations: Sequence[str]) -> list[Score]:
+        """The likelihood of one continuation per question; see `Likelihood`. Raises EvaluationError for a model with a
+        pruner."""
+        self._likelihood.check()
+        items = QuestionItems(questions)
+        tokens = [self._likelihood.tokens(self.processor, text) for text in continuations]
+        sizes = self._sizes(items)
+        longer = {number: (size[0] + len(tokens[number]), size[1]) for number, size in sizes.items()}
+        scores: dict[int, Score] = {}
+        found: dict[int, str] = {}
+        with self._bar("likelihoods", len(items)) as bar:
+            for prepared in self._prepared(items, longer):
+                prompts, problems = _split(prepared)
+                for number, prompt in list(prompts.items()):
+                    if len(prompt.tokens) + len(tokens[number]) > self.generator.buckets.max_tokens:
+                        problems[number] = f"too_long: with its continuation {longer[number][0]} tokens"
+                        del prompts[number]
+                found |= problems
+                scores |= {number: Score(float("inf"), False) for number in problems}
+                chosen = [(prompts[number], tokens[number]) for number in prompts]
+                rows = self._likelihood(chosen, self.rows, self.generator.buckets) if chosen else []
+                scores |= {number: Score(*row) for number, row in zip(prompts, rows, strict=True)}
+                bar.update(len(prepared))
+        self._log(questions, found)
+        return [scores[number] for number in range(len(questions))]
+
+    def _bar(self, what: str, total: int) -> Any:
+        return tqdm(total=total, unit="request", desc=f"vr_jax: {what}", disable=not self.progress)
+
+    def _sizes(self, items: QuestionItems) -> dict[int, tuple[int, int]]:
+        """Tokens and tiles of every prompt."""
+
+        def size(number: int) -> tuple[int, int]:
+            return plan.prompt_size(self.processor, self._benchmark, items[number])
+
+        with (
+            ThreadPoolExecutor(self.workers, thread_name_prefix="measure") as pool,
+            self._bar("sizes", len(items)) as bar,
+        ):
+            sizes = {}
+            for number, found in enumerate(pool.map(size, range(len(items)))):
+                sizes[number] = found
+                bar.update()
+        return sizes
+
+    def _prepared(
+        self, items: QuestionItems, sizes: Mapping[int, tuple[int, int]]
+    ) -> Iterator[dict[int, Example | str]]:
+        batches = plan.batches(sizes, self.generator.buckets, self.rows)
+        return plan.prepared(self.processor, self._benchmark, items, batches, workers=self.workers)
+
+    def _log(self, questions: Sequence[Question], problems: Mapping[int, str]) -> None:
+        for number, problem in sorted(problems.items()):
+            logger.warning("%s was not answered: %s", questions[number].name, " ".join(problem.split()))
+        if problems:
+            reasons = dict(Counter(problem.split(":")[0] for problem in problems.values()))
+            logger.warning("%d of %d requests were not answered: %s", len(problems), len(questions), reasons)
+
+
+def grouped(settings: Sequence[Settings]) -> dict[Settings, list[int]]:
+    """Numbers of the requests with equal settings, in order of appearance."""
+    groups: dict[Settings, list[int]] = {}
+    for number, one in enumerate(settings):
+        groups.setdefault(one, []).append(number)
+    return groups
+
+
+def _split(prepared: Mapping[int, Example | str]) -> tuple[dict[int, Example], dict[int, str]]:
+    """Prompts, and what is wrong with the others."""
+    prompts = {number: one for number, one in prepared.items() if isinstance(one, Example)}
+    problems = {number: one for number, one in prepared.items() if isinstance(one, str)}
+    return prompts, problems
