@@ -14,10 +14,14 @@ from vr_jax.training import cli
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; its model, mesh and eval sections are used.")
 OPTIONS = (
     flags.DEFINE_string("checkpoint", None, "Model directory (what training exports and convert writes)."),
-    flags.DEFINE_string("benchmark", None, "Name of the benchmark, e.g. chartqa."),
-    flags.DEFINE_string("data", None, "Folder (or file) with the benchmark's JSONL or published parquet files."),
+    flags.DEFINE_string("benchmark", None, "Names, separated by commas (chartqa,docvqa), or all: the paper's eleven."),
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Folder with the published parquet files (or JSONL); of several benchmarks, a folder each. Default: the hub.",
+    ),
     flags.DEFINE_string("output", None, "Where results go, in a folder per benchmark (default: <checkpoint>/eval)."),
-    flags.DEFINE_string("split", None, "Split of the data (default: test)."),
+    flags.DEFINE_string("split", None, "Split of the data (default: the published one)."),
     flags.DEFINE_enum("profile", None, PROFILES, "Scoring rules: those of lmms-eval 0.7.3 (default) or 0.5.0."),
     flags.DEFINE_integer("limit", None, "Only the first items."),
     flags.DEFINE_integer("batch_size", None, "Items per batch, over all devices (default: 16)."),
@@ -26,6 +30,7 @@ OPTIONS = (
     flags.DEFINE_string(
         "pruning", None, "Pruner of vision tokens: fastv, pyramid_drop, vispruner; or JSON with fields."
     ),
+    flags.DEFINE_integer("report_items", None, "Items that report.html shows (default: 500); 0: no report."),
     flags.DEFINE_bool("overwrite", None, "Throw away an earlier run in the output folder."),
 )
 flags.DEFINE_bool("distributed", False, "Several processes that JAX finds by itself (TPU pods, Slurm, Open MPI).")

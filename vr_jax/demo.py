@@ -24,6 +24,7 @@ from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
 MARKER = ".vr_jax_demo"  # so that only a folder of the demo's own is emptied
 REPORT = "report.html"
+SHOWN = 10_000  # all items
 
 
 class DemoError(ValueError):
@@ -58,8 +59,10 @@ def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[Scor
     train(config, workdir)
     trained = time.perf_counter()
 
-    evaluation = run(EvalOptions(checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50))
-    items = evaluation.report_items()
+    options = EvalOptions(
+        checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50, report_items=SHOWN
+    )
+    items = run(options).report_items
     rows = score_rows(items)
     settings = {
         "config": config_file,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,10 @@ def options(folder, **changes):
     return EvalOptions(**values | changes)
 
 
+def results(directory):
+    return sorted(load_results(directory), key=lambda result: result.id)
+
+
 @pytest.fixture(scope="module")
 def whole(folder):
     return run(options(folder))
@@ -72,19 +77,26 @@ def test_killed_and_continued_equals_uninterrupted(folder, whole, tmp_path):
 
     second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert f"chartqa (default): {whole.summary['score']:.2f} on {COUNT} items" in second.stdout
-    assert "1 items could not be asked and count as wrong: {'missing_image': 1}" in second.stdout
+    assert re.search(rf"ChartQA +{COUNT} +{whole.summaries['chartqa']['score']:.2f} +\[", second.stdout)
+    assert "1 items could not be scored and count as wrong: {'missing_image': 1}" in second.stdout
     assert f"{COUNT}/{COUNT}" in second.stderr, "no progress bar"
-    assert sorted(load_results(tmp_path / "chartqa"), key=lambda result: result.id) == whole.results
+    assert results(tmp_path / "chartqa") == results(folder / "model" / "eval" / "chartqa")
     summary = json.loads((tmp_path / "chartqa" / "summary.json").read_text())
-    assert summary["metrics"] == whole.summary["metrics"]
+    assert summary["metrics"] == whole.summaries["chartqa"]["metrics"]
     assert summary["throughput"]["items_of_an_earlier_session"] >= done - 1
 
 
 def test_results_lie_below_the_checkpoint_unless_told(folder, whole):
     assert len(load_results(folder / "model" / "eval" / "chartqa")) == COUNT
-    assert set(whole.summary["metrics"]) == {"relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"}
-    assert whole.summary["unreadable"]["items"].keys() == {"test-00007"}
+    assert set(whole.summaries["chartqa"]["metrics"]) == {
+        "relaxed_overall",
+        "relaxed_human_split",
+        "relaxed_augmented_split",
+    }
+    assert whole.summaries["chartqa"]["unscored"]["items"].keys() == {"test-00007"}
+    assert json.loads((folder / "model" / "eval" / "summary.json").read_text()) == whole.summary
+    assert whole.summary["benchmarks"]["chartqa"]["score"] == whole.summaries["chartqa"]["score"]
+    assert whole.summary["average"] is None
 
 
 def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
@@ -102,7 +114,8 @@ def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
     assert chosen.model == LlavaConfig.from_dict(tiny.config().to_dict() | {"remat": "full"})
     found = run(chosen)
     assert not caplog.records
-    assert [(r.id, r.prediction) for r in found.results] == [(r.id, r.prediction) for r in whole.results[:5]]
+    assert results(tmp_path / "chartqa") == results(folder / "model" / "eval" / "chartqa")[:5]
+    assert found.summaries["chartqa"]["items"] == 5
 
 
 @pytest.mark.parametrize(

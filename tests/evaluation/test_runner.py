@@ -18,6 +18,7 @@ from tests.inference import tiny
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
 from vr_jax.evaluation import plan
+from vr_jax.evaluation.report_items import report_items, sample
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import EvaluationError
@@ -81,10 +82,27 @@ def test_bad_items_count_as_wrong_and_are_named(finished):
     bad = {result.id: result for result in evaluation.results if result.error is not None}
     assert {name: result.error.split(":")[0] for name, result in bad.items()} == words.BAD
     assert all(result.score == 0 and result.prediction is None for result in bad.values())
-    unreadable = evaluation.summary["unreadable"]
-    assert unreadable["count"] == 4
-    assert unreadable["by_reason"] == dict.fromkeys(words.BAD.values(), 1)
-    assert set(unreadable["items"]) == set(words.BAD)
+    unscored = evaluation.summary["unscored"]
+    assert unscored["count"] == 5
+    assert unscored["by_reason"] == dict.fromkeys(words.BAD.values(), 1)
+    assert set(unscored["items"]) == set(words.BAD)
+
+
+def test_a_metric_that_fails_costs_one_item(generator, processor, items, tmp_path):
+    class Fails(words.Words):
+        def score(self, prediction, item):
+            if item.id == "good-3":
+                raise OverflowError("too much")
+            return super().score(prediction, item)
+
+    few = items[:6]
+    evaluation = evaluate(generator, processor, Fails(), few, tmp_path, batch_size=4, progress=False)
+    by_id = {result.id: result for result in evaluation.results}
+    assert by_id["good-3"].error == "scoring_failed: OverflowError: too much"
+    assert by_id["good-3"].score == 0
+    assert by_id["good-3"].prediction is not None, "the reply is kept"
+    assert evaluation.summary["unscored"]["by_reason"] == {"broken_image": 1, "scoring_failed": 1, "missing_image": 1}
+    assert by_id["good-1"].score == 1
 
 
 def test_summary_and_files(finished, items):
@@ -99,7 +117,11 @@ def test_summary_and_files(finished, items):
     assert summary["metrics"]["accuracy"] == pytest.approx(right / len(items))
     assert summary["score"] == pytest.approx(100 * right / len(items))
     assert summary["items"] == len(items)
-    assert summary["items_by_category"] == {"odd": 8, "even": 5}
+    assert {name: one["items"] for name, one in summary["categories"].items()} == {"odd": 9, "even": 5}
+    for name, one in summary["categories"].items():
+        assert one["score"] == pytest.approx(100 * summary["metrics"][name])
+        assert one["interval"][0] <= one["score"] <= one["interval"][1]
+    assert summary["interval"][0] < summary["score"] < summary["interval"][1]
     assert summary["throughput"]["items"] == len(items)
     assert summary["throughput"]["items_per_second"] > 0
     assert summary["settings"]["model"] == tiny.config().to_dict()
@@ -107,7 +129,7 @@ def test_summary_and_files(finished, items):
 
 def test_report_items_show_what_was_asked_and_answered(finished, items):
     _, evaluation = finished
-    shown = evaluation.report_items()
+    shown = report_items(evaluation, len(items))
     for item, result, entry in zip(items, evaluation.results, shown, strict=True):
         assert (entry.id, entry.question, entry.references) == (item.id, item.question, item.answers)
         if item.id in words.BAD:
@@ -116,6 +138,12 @@ def test_report_items_show_what_was_asked_and_answered(finished, items):
         else:
             assert entry.prediction == result.prediction
             assert entry.image == (item.images[0] if item.images else None)
+
+
+def test_a_report_samples_evenly():
+    assert sample(10, 0) == []
+    assert sample(3, 10) == [0, 1, 2]
+    assert sample(101, 5) == [0, 25, 50, 75, 100]
 
 
 class Killed(Exception):
@@ -175,7 +203,7 @@ def test_another_run_is_refused(generator, processor, items, tmp_path):
         open_run(settings={"checkpoint": {"sha256": "2"}})
     with pytest.raises(EvaluationError, match="max_new_tokens: 4 there, 5 now"):
         open_run(max_new_tokens=5)
-    with pytest.raises(EvaluationError, match=r"items\.count: 13 there, 12 now"):
+    with pytest.raises(EvaluationError, match=r"items\.count: 14 there, 13 now"):
         open_run(items=items[1:])
     with pytest.raises(EvaluationError, match=r"items\.sha256"):
         open_run(items=[dataclasses.replace(items[0], answers=("y",)), *items[1:]])
@@ -207,7 +235,7 @@ def test_items_that_make_no_run(generator, processor, items, tmp_path):
 def test_sizes_are_those_of_the_prompts(processor):
     for item in ITEMS:
         size = plan.prompt_size(processor, BENCHMARK, item)
-        if item.id in ("placeholders", "no-picture"):
+        if item.id in ("placeholders", "no-picture", "half-a-character"):
             assert size == (0, 0)
         elif item.id != "broken":
             prompt = plan.prompt_of(processor, BENCHMARK, item)

@@ -29,7 +29,7 @@ GOOD = 9
 
 
 def items() -> list[Item]:
-    """Nine of two lengths, one of them without picture; four that cannot be asked."""
+    """Nine of two lengths, one of them without picture; five that cannot be asked."""
     long = "Which colour is the tallest bar? abcdefghijkl"
     good = [
         Item(f"good-{i}", long if i % 3 == 0 else "What?", ("x",), "even" if i % 2 == 0 else "odd", (png(30, 15, i),))
@@ -41,6 +41,7 @@ def items() -> list[Item]:
         Item("no-picture", "What?", ("x",), "odd", problem="missing_image: the row has no picture"),
         Item("placeholders", "<image> <image>?", ("x",), "odd", (png(8, 8),)),
         Item("too-long", "x" * 500, ("x",), "odd", (png(8, 8),)),
+        Item("half-a-character", "What is \ud83d?", ("x",), "odd", (png(8, 8),)),
     ]
     return [bad[0], *good[:4], bad[1], *good[4:], *bad[2:]]
 
@@ -50,4 +51,5 @@ BAD = {
     "no-picture": "missing_image",
     "placeholders": "image_count",
     "too-long": "too_long",
+    "half-a-character": "malformed_text",
 }

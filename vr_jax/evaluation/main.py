@@ -14,9 +14,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.evaluation.runner import Evaluation, evaluate
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
+from vr_jax.evaluation.hub import data_folder
+from vr_jax.evaluation.overall import finished, overall_summary, table
+from vr_jax.evaluation.processes import all_gather
+from vr_jax.evaluation.report import ReportItem
+from vr_jax.evaluation.report_items import report_items
+from vr_jax.evaluation.run_directory import SUMMARY, write_json
+from vr_jax.evaluation.runner import evaluate
+from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.model.config import LlavaConfig
@@ -33,25 +39,55 @@ class EvalOptions:
     """What to evaluate, and how. Raises EvaluationError for a number that makes no sense."""
 
     checkpoint: Path
-    benchmark: str
-    data: Path | None = None
-    output: Path | None = None  # default: <checkpoint>/eval; the run goes to <output>/<benchmark>
-    split: str = "test"
+    benchmark: str  # names, separated by commas, or "all": those of the paper
+    data: Path | None = None  # of one benchmark, or a folder with a folder for each; default: from the hub
+    output: Path | None = None  # default: <checkpoint>/eval; each benchmark has a folder in it
+    split: str | None = None  # default: the published one
     profile: str = "default"
     limit: int | None = None  # only the first items
     batch_size: int = 16
     max_new_tokens: int | None = None  # default: the benchmark's
     dtype: str | None = None
     overwrite: bool = False
+    report_items: int = 500  # items that report.html shows; 0: no report
     pruning: str | Mapping[str, Any] | None = None  # see `with_pruning`
     model: LlavaConfig | None = None  # default: the checkpoint's config.json
     mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
 
     def __post_init__(self):
-        for name in ("limit", "batch_size", "max_new_tokens"):
+        for name, least in (("limit", 1), ("batch_size", 1), ("max_new_tokens", 1), ("report_items", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise EvaluationError(f"{name} = {value}: expected at least 1")
+            if value is not None and value < least:
+                raise EvaluationError(f"{name} = {value}: expected at least {least}")
+        if self.split is not None and len(self.names) > 1:
+            raise EvaluationError(
+                f"split = {self.split!r} for {len(self.names)} benchmarks: give it with one benchmark"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The benchmarks, in the order given. Raises EvaluationError for none, or one that is given twice."""
+        names = tuple(name.strip() for name in self.benchmark.split(",") if name.strip())
+        if names == ("all",):
+            return PAPER
+        if not names or len(set(names)) < len(names):
+            raise EvaluationError(f"benchmark = {self.benchmark!r}: expected different names, separated by commas")
+        return names
+
+    @property
+    def folder(self) -> Path:
+        return self.output or self.checkpoint / "eval"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run` leaves behind: the overall summary, the full summaries by benchmark, items for a report, and what went
+    wrong with benchmarks that could not be run."""
+
+    summary: dict[str, Any]
+    summaries: dict[str, dict[str, Any]]
+    report_items: list[ReportItem]
+    failures: dict[str, str]
 
 
 def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
@@ -80,25 +116,61 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
     return EvalOptions(**values)
 
 
-def run(options: EvalOptions) -> Evaluation:
-    """Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user."""
-    benchmark = get_benchmark(options.benchmark, options.profile)
-    config = _model_config(options)  # a wrong checkpoint is reported before the data is read
-    items = benchmark.items(options.data, options.split)[: options.limit]
+def run(options: EvalOptions) -> Run:
+    """Answers and scores every benchmark, one after another; one that cannot be run does not keep the others from it.
+
+    Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
+    benchmarks = [get_benchmark(name, options.profile) for name in options.names]
+    config = _model_config(options)  # a wrong checkpoint is reported before any data is read
+    # So is data that is not there.
+    folders = {one.name: data_folder(one, options.data, several=len(benchmarks) > 1) for one in benchmarks}
     mesh = make_mesh(**options.mesh)  # type: ignore[arg-type]
     loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
+    settings = {"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}}
+    summaries: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    shown: list[ReportItem] = []
     with jax.set_mesh(mesh):
-        return evaluate(
-            Generator(loaded.model, loaded.tokenizer),
-            loaded.processor,
-            benchmark,
-            items,
-            (options.output or options.checkpoint / "eval") / options.benchmark,
-            settings={"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}},
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-            overwrite=options.overwrite,
-        )
+        generator = Generator(loaded.model, loaded.tokenizer)
+        for benchmark in benchmarks:
+            try:
+                evaluation = evaluate(
+                    generator,
+                    loaded.processor,
+                    benchmark,
+                    _items(benchmark, folders[benchmark.name], options),
+                    options.folder / benchmark.name,
+                    settings=settings,
+                    batch_size=options.batch_size,
+                    max_new_tokens=options.max_new_tokens,
+                    overwrite=options.overwrite,
+                )
+            except EvaluationError as error:
+                if len(benchmarks) == 1:
+                    raise
+                logger.error("%s", error)
+                failures[benchmark.name] = str(error)
+                continue
+            summaries[benchmark.name] = evaluation.summary
+            shown += report_items(evaluation, options.report_items // len(benchmarks))
+    if not summaries:
+        raise EvaluationError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
+    summary = overall_summary(finished(options.folder, like=next(iter(summaries.values()))) | summaries)
+    if jax.process_index() == 0:
+        write_json(options.folder / SUMMARY, summary)
+    return Run(summary, summaries, shown, failures)
+
+
+def _items(benchmark: Benchmark, data: Path | None, options: EvalOptions) -> list[Item]:
+    """The same items on every process; where one of them cannot read its files, all are told."""
+    try:
+        items, problem = benchmark.items(data, options.split)[: options.limit], None
+    except (EvaluationError, OSError) as error:
+        items, problem = [], str(error)
+    problems = [text for text in all_gather(problem) if text is not None]
+    if problems:
+        raise EvaluationError(problems[0])
+    return items
 
 
 def _model_config(options: EvalOptions) -> LlavaConfig:
@@ -130,30 +202,28 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def report(summary: dict[str, Any]) -> str:
-    """The scores as a few lines of text."""
-    lines = [f"{summary['benchmark']} ({summary['profile']}): {summary['score']:.2f} on {summary['items']} items"]
-    lines += [f"  {name}: {value:.4f}" for name, value in summary["metrics"].items()]
-    if count := summary["unreadable"]["count"]:
-        lines.append(f"  {count} items could not be asked and count as wrong: {summary['unreadable']['by_reason']}")
-    throughput = summary["throughput"]
-    lines.append(
-        f"  {throughput['items']} items in {throughput['seconds']:.1f} s, {throughput['items_per_second']:.2f} items/s"
-    )
-    return "\n".join(lines)
-
-
 def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
-    """Runs and prints the scores; returns the exit status. Wrong input is one clear message on standard error."""
+    """Runs, writes the report and prints the scores; returns the exit status. Wrong input is one clear message on
+    standard error."""
+    logging.basicConfig(format="eval.py: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
     try:
-        summary = run(options_of(flags, recipe)).summary
+        options = options_of(flags, recipe)
+        done = run(options)
+        if jax.process_index() == 0:
+            print(table(done.summary))
+            print("\n".join(_throughput(summary) for summary in done.summaries.values()))
     except (EvaluationError, *LOADING_ERRORS, OSError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("eval.py: interrupted; the same command continues", file=sys.stderr)
         return 130
-    if jax.process_index() == 0:
-        print(report(summary))
-    return 0
+    for name, problem in done.failures.items():
+        print(f"eval.py: {name} was not run: {problem}", file=sys.stderr)
+    return 1 if done.failures else 0
+
+
+def _throughput(summary: Mapping[str, Any]) -> str:
+    one = summary["throughput"]
+    return f"{summary['title']}: {one['items']} items in {one['seconds']:.1f} s, {one['items_per_second']:.2f} items/s"

@@ -25,8 +25,13 @@ def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
     """Raises Unanswerable for an item with a problem, or placeholders that do not match its pictures."""
     if item.problem is not None:
         raise Unanswerable(item.problem)
+    text = benchmark.prompt(item)
     try:
-        turn = user_turn(benchmark.prompt(item), len(item.images))
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold halves of characters; no tokenizer takes them
+        raise Unanswerable(f"malformed_text: the prompt is no valid text ({error})") from None
+    try:
+        turn = user_turn(text, len(item.images))
     except PromptError as error:
         raise Unanswerable(f"image_count: {error}") from error
     return Conversation(item.id, (turn,), item.images)

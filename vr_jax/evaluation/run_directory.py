@@ -55,14 +55,14 @@ class RunDirectory:
         self.results |= {result.id: result for result in results}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        _write_json(self.path / SUMMARY, summary)
+        write_json(self.path / SUMMARY, summary)
 
     def _continue(self, settings: Mapping[str, Any]) -> dict[str, ItemResult]:
         path = self.path / SETTINGS
         if not path.exists():
             if self._items.seek(0, os.SEEK_END):
                 raise EvaluationError(f"{self.path} has {ITEMS} but no {SETTINGS}: not a run that can be continued")
-            _write_json(path, settings)
+            write_json(path, settings)
             return {}
         try:
             found = json.loads(path.read_bytes())
@@ -117,7 +117,7 @@ def _locked(path: Path) -> BinaryIO:
     return file
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     temporary.replace(path)

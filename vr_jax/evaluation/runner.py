@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.evaluation import plan
+from vr_jax.evaluation import plan, statistics
 from vr_jax.evaluation.processes import all_gather
-from vr_jax.evaluation.report import ReportItem
 from vr_jax.evaluation.run_directory import RunDirectory
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator, Reply
 from vr_jax.sharding import batch_shards
+
+VERSION = 2  # of what summary.json holds
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,10 @@ class Evaluation:
     """A finished run: `results` in the order of the items (also those of an interrupted run before), `summary` is what
     summary.json holds."""
 
+    benchmark: Benchmark
     items: Sequence[Item]
     results: list[ItemResult]
     summary: dict[str, Any]
-
-    def report_items(self) -> list[ReportItem]:
-        """Every item for `report.write_report`, with its first picture."""
-        return [
-            ReportItem(
-                id=item.id,
-                category=item.category,
-                question=item.question,
-                references=item.answers,
-                prediction=f"(not asked: {result.error})" if result.prediction is None else result.prediction,
-                score=result.score,
-                image=item.images[0] if item.images and result.error is None else None,
-            )
-            for item, result in zip(self.items, self.results, strict=True)
-        ]
 
 
 def evaluate(
@@ -131,7 +118,7 @@ def evaluate(
         summary = _summary(benchmark, items, results, clock, resumed=len(done), settings=everything)
         if run:
             run.write_summary(summary)
-    return Evaluation(items, results, summary)
+    return Evaluation(benchmark, items, results, summary)
 
 
 def items_digest(benchmark: Benchmark, items: Sequence[Item]) -> str:
@@ -211,9 +198,14 @@ def _result(benchmark: Benchmark, item: Item, reply: Reply | None, problem: str 
     known = ItemResult(item.id, item.category, item.question, item.answers, prediction=None, score=0.0, error=problem)
     if reply is None:
         return known
-    prediction = benchmark.clean(reply.text)
-    score = benchmark.score(prediction, item)
-    return dataclasses.replace(known, prediction=prediction, score=score, finish=reply.finish)
+    known = dataclasses.replace(known, prediction=reply.text, finish=reply.finish)
+    try:
+        prediction = benchmark.clean(reply.text)
+        score = float(benchmark.score(prediction, item))
+    except Exception as error:  # a metric may stumble over any text; one reply must not end the run
+        where = f"{type(error).__name__}: {error}"
+        return dataclasses.replace(known, error=f"scoring_failed: {where}")
+    return dataclasses.replace(known, prediction=prediction, score=score)
 
 
 def _mean(results: Iterable[ItemResult]) -> float:
@@ -230,33 +222,56 @@ def _summary(
     resumed: int,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    unreadable = [result for result in results if result.prediction is None]
-    if len(unreadable) == len(items):
-        examples = "; ".join(f"{result.id}: {result.error}" for result in unreadable[:3])
+    unscored = [result for result in results if result.error is not None]
+    if len(unscored) == len(items):
+        examples = "; ".join(f"{result.id}: {result.error}" for result in unscored[:3])
         raise EvaluationError(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
-    metrics = benchmark.aggregate(items, [result.score for result in results])
+    scores = [result.score for result in results]
+    estimates = benchmark.estimates(items, scores)
+    counts = Counter(item.category for item in items)
     seconds = time.perf_counter() - clock.start
     return {
+        "version": VERSION,
         "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "group": benchmark.group,
         "profile": benchmark.profile,
-        "score": 100 * metrics[benchmark.headline],
-        "metrics": metrics,
+        **_estimate(estimates.overall, benchmark.name),  # score, 0..100, with its 95 % interval
+        "metrics": benchmark.aggregate(items, scores),  # in the reference's own units
         "items": len(items),
-        "items_by_category": dict(Counter(item.category for item in items)),
-        "unreadable": {  # scored as wrong
-            "count": len(unreadable),
-            "by_reason": dict(Counter(str(result.error).split(":")[0] for result in unreadable)),
-            "items": {result.id: result.error for result in unreadable},
+        "categories": {
+            category: _estimate(strata, f"{benchmark.name}/{category}") | {"items": counts[category]}
+            for category, strata in estimates.categories.items()
         },
+        "unscored": {  # count as wrong
+            "count": len(unscored),
+            "by_reason": dict(Counter(str(result.error).split(":")[0] for result in unscored)),
+            "items": {result.id: result.error for result in unscored},
+        },
+        "empty_replies": sum(result.prediction == "" for result in results),
+        "unparsed_replies": sum(
+            result.error is None and benchmark.unparsed(result.prediction or "", item)
+            for item, result in zip(items, results, strict=True)
+        ),
         "cut_off_at_max_new_tokens": sum(result.finish == "length" for result in results),
         "throughput": {
             "items": clock.answered,
             "seconds": seconds,
             "seconds_generating": clock.generating,
+            "share_outside_generating": 1 - clock.generating / seconds,
             "items_per_second": clock.answered / seconds,
             "new_tokens_per_second": clock.new_tokens / seconds,
             "items_of_an_earlier_session": resumed,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         },
         "settings": dict(settings),
+    }
+
+
+def _estimate(strata: statistics.Strata, name: str) -> dict[str, Any]:
+    drawn = statistics.draws(strata, name)
+    return {
+        "score": statistics.value(strata),
+        "interval": list(statistics.interval(drawn)),
+        "standard_error": float(drawn.std()),
     }

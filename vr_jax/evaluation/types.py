@@ -101,6 +101,12 @@ class Benchmark:
         """0..1."""
         raise NotImplementedError
 
+    def unparsed(self, prediction: str, item: Item) -> bool:
+        """Whether the metric finds no answer at all in a reply; it then counts as wrong, also where the reference
+        guesses (MMMU). Counted in the summary."""
+        del prediction, item
+        return False
+
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         """Named metrics over all items, in the reference's own units."""
         return {self.headline: sum(scores) / len(scores)}

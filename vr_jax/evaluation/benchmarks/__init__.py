@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vr_jax.evaluation.benchmarks.chartqa import ChartQA
 from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
-from vr_jax.evaluation.types import PROFILES, Benchmark, EvaluationError, Profile
+from vr_jax.evaluation.types import PROFILES, Benchmark, EvaluationError
 
-BENCHMARKS: dict[str, Callable[[Profile], Benchmark]] = {
+BENCHMARKS: dict[str, type[Benchmark]] = {
     "chartqa": ChartQA,
     "demo": DemoHeldOut,
 }
+PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.group)  # those of the paper's average
 
 
 def get_benchmark(name: str, profile: str = "default") -> Benchmark:
