@@ -17,7 +17,7 @@ from vr_jax.model.interludes.context import VisionContext
 from vr_jax.model.layers import maybe_remat
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.pruning import PRUNERS
-from vr_jax.model.qwen2 import Decoder, KVCache, Stream
+from vr_jax.model.qwen2 import Decoder, HiddenStates, KVCache, Stream
 from vr_jax.model.siglip import Siglip
 from vr_jax.sharding import constrain
 
@@ -92,8 +92,20 @@ class Llava(nnx.Module):
         self, levels: Levels, batch: Batch, cache: KVCache | None = None, lengths: tuple[int, ...] | None = None
     ) -> tuple[Float[Array, "B M D"], KVCache | None]:
         """The forward pass from the encoder's hidden states on (`encode_images`), for whoever has them already."""
-        stream = Stream(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
-        return self.decoder(stream, cache, self.between(levels, batch, lengths))
+        return self.decoder(self._stream(levels, batch), cache, self.between(levels, batch, lengths))
+
+    def hidden_states(self, levels: Levels, batch: Batch, layers: Sequence[int]) -> HiddenStates:
+        """The residual stream at the vision tokens, one for each cell of the tile slots, after chosen decoder layers.
+
+        layers: counted from 1, strictly increasing. A cell without a token holds some other token's state. Raises
+        ValueError for layers that do not exist, and for a model with a pruner, whose tokens leave the cells."""
+        if self.config.pruning is not None:
+            raise ValueError(f"hidden_states: pruner {self.config.pruning.name!r} drops vision tokens; switch it off")
+        cells = VisionContext.of(batch, None, self.config.cells_per_tile).gather_cells
+        return self.decoder.hidden_states(self._stream(levels, batch), layers, self.between(levels, batch), cells)
+
+    def _stream(self, levels: Levels, batch: Batch) -> Stream:
+        return Stream(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
 
     def between(
         self, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None = None

@@ -5,6 +5,7 @@ Source: transformers `models/qwen2/modeling_qwen2.py`; design decision 1."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,17 @@ class Stream:
 
     def replace(self, **changes: Any) -> Stream:
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Residual streams, never final-normed, of which M positions were selected.
+
+    after: decoder layer (counted from 1) -> what leaves it, before the interlude that acts there. resumed: layer after
+    which an interlude acts -> what the interlude makes of it."""
+
+    after: dict[int, Float[Array, "B M D"]]
+    resumed: dict[int, Float[Array, "B M D"]]
 
 
 class Attention(nnx.Module):
@@ -203,15 +215,7 @@ class Decoder(nnx.Module):
             def attend(q, k, v):
                 if cache is not None:
                     kept["keys"], kept["values"] = k, v
-                return attention(
-                    q,
-                    k,
-                    v,
-                    query_segments=stream.segment_ids,
-                    key_segments=stream.segment_ids,
-                    causal=True,
-                    backend=self.attention_backend,
-                )
+                return self._attend(stream, q, k, v)
 
             x = layer(x, rotary, attend)
             return x, kept
@@ -227,6 +231,61 @@ class Decoder(nnx.Module):
                 next=jnp.asarray(length, jnp.int32),
             )
         return stream.replace(hidden=hidden), cache
+
+    def _attend(self, stream: Stream, q, k, v) -> Float[Array, "B N H K"]:
+        segments = stream.segment_ids
+        return attention(
+            q, k, v, query_segments=segments, key_segments=segments, causal=True, backend=self.attention_backend
+        )
+
+    def hidden_states(
+        self,
+        stream: Stream,
+        layers: Sequence[int],
+        between: Callable[[int, Stream], Stream] | None = None,
+        select: Callable[[Float[Array, "B N D"]], Float[Array, "B M D"]] = lambda hidden: hidden,
+    ) -> HiddenStates:
+        """What `select` takes from the residual stream of whole rows at chosen depths; later layers are not run.
+
+        layers: counted from 1, strictly increasing; any of them, stage bounds or not. between: as in `__call__`, but it
+        must keep the rows' length. Raises ValueError for layers that do not exist."""
+        depth = self.config.num_layers
+        if list(layers) != sorted(set(layers)) or not layers or layers[0] < 1 or layers[-1] > depth:
+            raise ValueError(f"layers = {tuple(layers)}: expected strictly increasing numbers in 1..{depth}")
+        like = jax.eval_shape(select, stream.hidden)
+        taken = jnp.zeros((len(layers), *like.shape), like.dtype)
+        resumed: dict[int, Array] = {}
+        for k, (stage, (start, stop)) in enumerate(zip(self.stages, itertools.pairwise(self.bounds), strict=True)):
+            if start >= layers[-1]:
+                break
+            if between is not None:
+                stream = between(k, stream)
+                if k:
+                    resumed[start] = select(stream.hidden)
+            # A layer that nobody asked for writes beyond the end, which drops it.
+            slots = [layers.index(i) if i in layers else len(layers) for i in range(start + 1, stop + 1)]
+            stream, taken = self._run_tapped(stage, stream, taken, jnp.asarray(slots), select)
+        return HiddenStates(after=dict(zip(layers, taken, strict=True)), resumed=resumed)
+
+    def _run_tapped(
+        self,
+        stage: DecoderLayer,
+        stream: Stream,
+        taken: Float[Array, "K B M D"],
+        slots: Int[Array, " L"],
+        select: Callable[[Array], Array],
+    ) -> tuple[Stream, Float[Array, "K B M D"]]:
+        rotary = rotary_angles(stream.positions, self.config.head_dim, self.config.rope_theta)
+
+        def body(carry, layer_and_slot):
+            # What is taken is carried, not scanned out: a scan would stack the states of every layer.
+            x, taken = carry
+            layer, slot = layer_and_slot
+            x = layer(x, rotary, functools.partial(self._attend, stream))
+            return (x, taken.at[slot].set(select(x), mode="drop")), None
+
+        (hidden, taken), _ = jax.lax.scan(body, (stream.hidden, taken), (stage, slots))
+        return stream.replace(hidden=hidden), taken
 
     def decode(
         self, hidden: Float[Array, "B 1 D"], positions: Int[Array, "B 1"], cache: KVCache
