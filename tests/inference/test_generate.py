@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -158,8 +159,8 @@ def test_nothing_recompiles_within_a_bucket(generator, config):
 
 
 def test_cache_is_donated(generator, prompts):
-    state = generator._start({0: prompts[1]}, 1, NEW_TOKENS, Sampling())
-    after = generator._decode(generator.model, state, 2, np.float32(0), np.float32(1))
+    state = generator.prefill(generator.batch({0: prompts[1]}, 1), NEW_TOKENS)
+    after = generator.decode(state, 2)
     assert all(stage.keys.is_deleted() and stage.values.is_deleted() for stage in state.cache)
     assert not any(stage.keys.is_deleted() for stage in after.cache)
 
@@ -187,9 +188,39 @@ def test_rows_stop_at_their_stop_token_only(stopping, prompts, replies):
 def test_decoding_ends_when_all_rows_have_stopped(stopping, prompts):
     generator, _ = stopping
     reply = generator.generate([prompts[1]], max_new_tokens=NEW_TOKENS, rows=ROWS)[0]
-    state = generator._start({0: prompts[1]}, ROWS, NEW_TOKENS, Sampling())
-    state = generator._decode(generator.model, state, NEW_TOKENS, np.float32(0), np.float32(1))
+    state = generator.prefill(generator.batch({0: prompts[1]}, ROWS), NEW_TOKENS)
+    state = generator.decode(state, NEW_TOKENS)
     assert int(state.step) == len(reply.tokens) + 1 < NEW_TOKENS
+
+
+def test_programs_are_those_that_run(model, prompts):
+    """Compiled ahead of time, with the bytes that stay on the device meanwhile; running them compiles nothing."""
+    generator = Generator(model, tiny.TOKENIZER, tiny.BUCKETS)
+    batch = generator.batch({0: prompts[1]}, 1)
+    programs = generator.programs(batch, NEW_TOKENS)
+    before = dict(generator.compilations)
+    with compilations() as names:
+        state = generator.prefill(batch, NEW_TOKENS)
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(dataclasses.replace(state, keys=())))
+        generator.decode(state, NEW_TOKENS)
+    assert names == []
+    assert generator.compilations == before
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    scalars, key = 3 * 4, 8
+    batch_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch.batch)) + batch.numbers.nbytes
+    assert programs["prefill"].argument_bytes == parameters + batch_bytes + scalars
+    assert programs["decode"].argument_bytes == parameters + state_bytes + key + scalars
+
+
+def test_ignoring_the_stop_token(stopping, model, prompts, replies):
+    _, stop = stopping
+    ends = {"<|im_end|>": stop, "<|endoftext|>": stopping[0].pad_id}
+    tokenizer = types.SimpleNamespace(get_vocab=lambda: ends, decode=tiny.TOKENIZER.decode)
+    for ignore_stop, finish in ((False, "stop"), (True, "length")):
+        generator = Generator(model, tokenizer, tiny.BUCKETS, ignore_stop=ignore_stop)
+        reply = generator.generate([prompts[1]], max_new_tokens=NEW_TOKENS)[0]
+        assert reply.finish == finish
+    assert reply == replies[1]
 
 
 def test_real_stop_tokens(generator):
@@ -233,7 +264,7 @@ def test_eight_devices_equal_one(model, prompts, replies, sizes):
         sharded = jax.device_put(model, param_shardings(model, mesh))
         generator = Generator(sharded, tiny.TOKENIZER, tiny.BUCKETS)
         assert generator.generate(prompts, max_new_tokens=NEW_TOKENS, rows=ROWS) == replies
-        state = generator._start(dict(enumerate(prompts)), ROWS, NEW_TOKENS, Sampling())
+        state = generator.prefill(generator.batch(dict(enumerate(prompts)), ROWS), NEW_TOKENS)
         keys = state.cache[0].keys
         assert keys.sharding.shard_shape(keys.shape)[1] == ROWS // (sizes[0] * sizes[1]), "rows are not sharded"
         with compilations() as names:

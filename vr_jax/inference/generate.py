@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -43,6 +44,16 @@ class Reply:
     finish: Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts as host arrays of static shape, right-aligned. `numbers`: the caller's number of each row, -1 without a
+    prompt. `lengths`: with a pruner, the row length of every decoder stage."""
+
+    batch: Batch
+    numbers: Int[np.ndarray, " B"]
+    lengths: tuple[int, ...] | None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeState:
@@ -57,18 +68,28 @@ class DecodeState:
     keys: Key[Array, " B"]
 
 
+@dataclass(frozen=True)
+class Program:
+    """A compiled program. `argument_bytes` are those of everything passed to it, read by it or not: all of it stays on
+    the devices while it runs."""
+
+    compiled: jax.stages.Compiled
+    argument_bytes: int
+
+
 class Generator:
     """Answers prompts in batches. Under `jax.set_mesh(mesh)` rows are sharded over ('replica', 'fsdp') where their
     number divides; parameters stay as they are sharded.
 
     model: its parameters may be sharded. tokenizer: a Hugging Face tokenizer with ChatML's stop tokens.
     buckets: the static prompt sizes; with a pruner also of what is left of the prompts in each stage of the decoder.
+    ignore_stop: nothing ends a reply before `max_new_tokens`, through the same programs: for measuring speed.
     `compilations` counts what was traced, by (what, rows, tokens, tiles, new tokens, lengths of a pruned decoder's
     stages): each is at most 1 as long as the mesh stays the same.
 
     Raises GenerationError for a tokenizer without a stop token."""
 
-    def __init__(self, model: Llava, tokenizer: Any, buckets: Buckets | None = None):
+    def __init__(self, model: Llava, tokenizer: Any, buckets: Buckets | None = None, *, ignore_stop: bool = False):
         self.model = model
         self.tokenizer = tokenizer
         self.buckets = buckets or Buckets()
@@ -78,6 +99,8 @@ class Generator:
         if not self.stop_ids:
             raise GenerationError(f"the tokenizer has none of the stop tokens {list(STOP_TOKENS)}")
         self.pad_id = self.stop_ids[-1]
+        if ignore_stop:
+            self.stop_ids = tuple(-1 - index for index in range(len(self.stop_ids)))  # which no token has
         self._prefill = jax.jit(self._prefill_rows, static_argnames=("new_tokens", "lengths"))
         self._decode = jax.jit(self._decode_loop, donate_argnames="state")
 
@@ -112,8 +135,8 @@ class Generator:
         """As `generate`, but prompts carry numbers (>= 0, different on every process), and every process gets the
         replies of all processes by number. A row's random draws depend on the seed and its number alone."""
         sampling = sampling or Sampling()
-        state = self._start(prompts, rows, max_new_tokens, sampling)
-        state = self._decode(self.model, state, max_new_tokens, *_traced(sampling))
+        state = self.prefill(self.batch(prompts, rows), max_new_tokens, sampling)
+        state = self.decode(state, max_new_tokens, sampling)
         return {
             int(row): self._reply(tokens)
             for row, tokens in zip(np.asarray(state.row), np.asarray(state.tokens), strict=True)
@@ -130,7 +153,7 @@ class Generator:
             raise ValueError(f"chunk = {chunk}: expected at least 1 token")
         sampling = sampling or Sampling()
         text = TextStream(self.tokenizer)
-        state = self._start({0: prompt}, 1, max_new_tokens, sampling)
+        state = self.prefill(self.batch({0: prompt}, 1), max_new_tokens, sampling)
         shown, step, done = 0, 1, False
         while True:
             tokens, stopped = self._until_stop(np.asarray(state.tokens)[0, :step])
@@ -141,16 +164,15 @@ class Generator:
             if stopped or done or step >= max_new_tokens:
                 break
             until = min(step + chunk, max_new_tokens)
-            state = self._decode(self.model, state, until, *_traced(sampling))
+            state = self.decode(state, until, sampling)
             step, done = int(state.step), bool(np.all(state.done))
         if rest := text.finish():
             yield rest
 
-    # --- host side
+    # --- the steps of the above, for whoever measures them
 
-    def _start(self, prompts: Mapping[int, Example], rows: int, new_tokens: int, sampling: Sampling) -> DecodeState:
-        if new_tokens < 1:
-            raise GenerationError(f"max_new_tokens = {new_tokens}: expected at least 1")
+    def batch(self, prompts: Mapping[int, Example], rows: int) -> PromptBatch:
+        """Numbered prompts in the smallest buckets that hold them (of all processes). Raises PromptTooLong."""
         if len(prompts) > rows:
             raise GenerationError(f"{len(prompts)} prompts for {rows} rows")
         config = self.model.config
@@ -167,16 +189,37 @@ class Generator:
         )
         numbers = np.full(rows, -1, np.int32)
         numbers[: len(prompts)] = list(prompts)
-        batch, numbers = _on_devices((host.batch, numbers), rows)
-        return self._prefill(
-            self.model,
-            batch,
-            numbers,
-            np.uint32(sampling.seed),
-            *_traced(sampling),
-            new_tokens=new_tokens,
-            lengths=lengths,
-        )
+        return PromptBatch(host.batch, numbers, lengths)
+
+    def prefill(self, prompts: PromptBatch, max_new_tokens: int, sampling: Sampling | None = None) -> DecodeState:
+        """The first token of every row, and room for the others."""
+        arrays, static = self._prefill_arguments(prompts, max_new_tokens, sampling or Sampling())
+        return self._prefill(*arrays, **static)
+
+    def decode(self, state: DecodeState, until: int, sampling: Sampling | None = None) -> DecodeState:
+        """Goes on until `until` tokens exist or every row has stopped. `state` is donated."""
+        return self._decode(self.model, state, until, *_traced(sampling or Sampling()))
+
+    def programs(self, prompts: PromptBatch, max_new_tokens: int) -> dict[str, Program]:
+        """Compiles what `prefill` and `decode` run for such a batch, and keeps it for them."""
+        arrays, static = self._prefill_arguments(prompts, max_new_tokens, Sampling())
+        state = jax.eval_shape(partial(self._prefill, **static), *arrays)
+        decoding = (self.model, state, max_new_tokens, *_traced(Sampling()))
+        return {
+            "prefill": Program(self._prefill.lower(*arrays, **static).compile(), _bytes(arrays)),
+            "decode": Program(self._decode.lower(*decoding).compile(), _bytes(decoding)),
+        }
+
+    # --- host side
+
+    def _prefill_arguments(
+        self, prompts: PromptBatch, new_tokens: int, sampling: Sampling
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if new_tokens < 1:
+            raise GenerationError(f"max_new_tokens = {new_tokens}: expected at least 1")
+        batch, numbers = _on_devices((prompts.batch, prompts.numbers), len(prompts.numbers))
+        arrays = (self.model, batch, numbers, np.uint32(sampling.seed), *_traced(sampling))
+        return arrays, {"new_tokens": new_tokens, "lengths": prompts.lengths}
 
     def _pruned_stages(self) -> tuple[int, ...]:
         """The first layer of every stage of a decoder with a pruner."""
@@ -293,6 +336,10 @@ def _laid_out(state: DecodeState) -> DecodeState:
         row=constrain(state.row, None),
         keys=constrain(state.keys, None),
     )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _traced(sampling: Sampling) -> tuple[np.float32, np.float32]:
