@@ -138,7 +138,8 @@ class Answerer:
         return plan.prepared(self.processor, self._benchmark, items, batches, workers=self.workers)
 
     def _log(self, questions: Sequence[Question], problems: Mapping[int, str]) -> None:
-        for number, problem in sorted(problems.items()):
+        problems = dict(sorted(problems.items()))
+        for number, problem in problems.items():
             logger.warning("%s was not answered: %s", questions[number].name, " ".join(problem.split()))
         if problems:
             reasons = dict(Counter(problem.split(":")[0] for problem in problems.values()))

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
 
 from vr_jax.evaluation.lmms_eval.answers import Answerer
 from vr_jax.evaluation.lmms_eval.options import Options
 from vr_jax.evaluation.lmms_eval.questions import Question, Settings, capped, settings_of, without_effect
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference, with_pruning
+from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
 
@@ -48,6 +49,18 @@ class VrJax(lmms):
             generator = Generator(loaded.model, loaded.tokenizer)
             self.answerer = Answerer(generator, loaded.processor, batch_size=self.options.batch_size)
         self._warned: set[str] = set()
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> VrJax:
+        """What lmms-eval calls with --model_args and its own flags, which --model_args win over (it always has a
+        --batch_size).
+
+        Wrong arguments end the program with one line and exit status 1: lmms-eval would print a traceback, exit with
+        0, and for an argument in both places complain of Python."""
+        try:
+            return cls(**dict(additional_config or {}) | simple_parse_args_string(arg_string))
+        except (EvaluationError, *LOADING_ERRORS, OSError) as error:
+            raise SystemExit(f"lmms_eval: vr_jax: {error}") from error
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Replies in the order of the requests; an empty one, and a line in the log, for a request that cannot be
