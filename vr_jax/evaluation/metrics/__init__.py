@@ -1,0 +1,1 @@
+"""Metrics that several benchmarks share, each exactly as lmms-eval computes it."""
