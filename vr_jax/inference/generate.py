@@ -176,7 +176,7 @@ class Generator:
         if len(prompts) > rows:
             raise GenerationError(f"{len(prompts)} prompts for {rows} rows")
         config = self.model.config
-        sizes = [(len(p.tokens), len(p.tile_pixels), *self._kept(p)) for p in prompts.values()]
+        sizes = [(len(p.tokens), len(p.tile_pixels), *self.kept(p)) for p in prompts.values()]
         largest = np.max([*sizes, (1, 1, *[1] * len(self._pruned_stages()))], axis=0)
         if jax.process_count() > 1:
             largest = multihost_utils.process_allgather(largest).max(axis=0)
@@ -226,8 +226,8 @@ class Generator:
         config = self.model.config
         return config.decoder_bounds[:-1] if config.pruning else ()
 
-    def _kept(self, prompt: Example) -> list[int]:
-        """How much of a prompt each stage sees."""
+    def kept(self, prompt: Example) -> list[int]:
+        """With a pruner, how many tokens of a prompt each stage of the decoder sees at most; else empty."""
         config, cells = self.model.config, prompt.vision_cell
         size = PromptSize(
             text=int(np.sum(cells == NO_CELL)),

@@ -1,0 +1,244 @@
+"""The measurement: the generator's own programs, after warm-up, all systems in turns, on one device."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+from vr_jax.data.types import Example
+from vr_jax.efficiency.results import EfficiencyError, Machine, Measurement, Memory, Report, Settings
+from vr_jax.efficiency.systems import System, is_vision, prompt
+from vr_jax.inference.buckets import Buckets
+from vr_jax.inference.generate import Generator, Program
+from vr_jax.inference.loading import Loaded, load_for_inference
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.llava import Llava
+from vr_jax.sharding import path_of
+
+Progress = Callable[[str], None]
+
+
+def measure(systems: Sequence[System], settings: Settings, progress: Progress = lambda line: None) -> Report:
+    """Repeats are taken in turns, so that a busy machine slows all systems alike; all models are in memory together.
+
+    Raises EfficiencyError where they do not fit."""
+    settings = settings.on(jax.devices()[0].platform)
+    _check_memory(systems, settings)
+    try:
+        subjects = []
+        for system in systems:
+            progress(f"{system.name}: compiling")
+            subjects.append(_Subject(system, settings))
+        for turn in range(settings.warmup + settings.repeats):
+            if turn in (0, settings.warmup):
+                progress("measuring" if turn else "warming up")
+            for subject in subjects:
+                subject.run(keep=turn >= settings.warmup)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise EfficiencyError(_too_large(len(systems), str(error).splitlines()[0])) from error
+    # The device counts the peak of the whole process, and cannot start anew.
+    measured = _measured_peak() if len(systems) == 1 else None
+    return Report(_machine(), settings, tuple(subject.result(measured) for subject in subjects))
+
+
+def measure_isolated(systems: Sequence[System], settings: Settings, progress: Progress = lambda line: None) -> Report:
+    """The same, one process per system, one after another: less memory, and the device's own peak for each. A machine
+    that is busy for a while may then slow one system and not the other.
+
+    Raises EfficiencyError, also for a process that was killed."""
+    reports = []
+    for system in systems:
+        progress(f"{system.name}: in a process of its own")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            try:
+                reports.append(pool.submit(measure, [system], settings).result())
+            except BrokenProcessPool as error:
+                raise EfficiencyError(
+                    f"{system.name}: its process was killed, most likely for lack of memory; try a smaller "
+                    "--batch_size or --dtype=bfloat16"
+                ) from error
+    return Report(
+        reports[0].machine, reports[0].settings, tuple(one for report in reports for one in report.measurements)
+    )
+
+
+class _Subject:
+    """One system with its parameters on the device and its programs compiled."""
+
+    def __init__(self, system: System, settings: Settings):
+        self.system, self.settings = system, settings
+        loaded = _load(system, settings)
+        self.example = prompt(loaded.processor, settings.text_tokens)
+        buckets = Buckets() if settings.buckets else _exact(self.example)
+        self.generator = Generator(loaded.model, loaded.tokenizer, buckets, ignore_stop=True)
+        self.prompts = self.generator.batch(
+            dict.fromkeys(range(settings.batch_size), self.example), settings.batch_size
+        )
+        programs = self.generator.programs(self.prompts, settings.new_tokens)
+        self.memory = _memory(loaded.model, programs)
+        self.first: list[float] = []
+        self.rest: list[float] = []
+
+    def run(self, keep: bool) -> None:
+        """Once from the host batch to the first token on the host, then on to the last one."""
+        new_tokens = self.settings.new_tokens
+        gc.collect()  # outside of the measured times
+        start = time.perf_counter()
+        state = self.generator.prefill(self.prompts, new_tokens)
+        np.asarray(state.tokens)
+        first = time.perf_counter()
+        state = self.generator.decode(state, new_tokens)
+        np.asarray(state.tokens)
+        end = time.perf_counter()
+        if int(state.step) != new_tokens:
+            raise EfficiencyError(f"{self.system.name}: {state.step} tokens were decoded, expected {new_tokens}")
+        if keep:
+            self.first.append(first - start)
+            self.rest.append(end - first)
+
+    def result(self, measured_peak: int | None) -> Measurement:
+        config, text = self.system.config, int(np.sum(~is_vision(self.example)))
+        slots = self.prompts.batch.tokens.shape[1]
+        stages = self.prompts.lengths or (slots,)
+        kept = self.generator.kept(self.example) or [len(self.example.tokens)]
+        return Measurement(
+            name=self.system.name,
+            source=self.system.source.text,
+            model=config.to_dict(),
+            parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.generator.model)),
+            tiles=len(self.example.tile_pixels),
+            text_tokens=text,
+            vision_tokens=len(self.example.tokens) - text,
+            vision_tokens_by_stage=tuple(length - text for length in kept),
+            prompt_slots_by_stage=tuple(stages),
+            first_token_seconds=tuple(self.first),
+            decode_seconds=tuple(self.rest),
+            decoded_tokens=(self.settings.new_tokens - 1) * self.settings.batch_size,
+            memory=self.memory,
+            measured_peak_bytes=measured_peak,
+        )
+
+
+def _exact(example: Example) -> Buckets:
+    """No padding: a prompt, and what a pruner leaves of it, is as long as it is."""
+    return Buckets(tokens=tuple(range(1, len(example.tokens) + 1)), tiles=(len(example.tile_pixels),))
+
+
+def _load(system: System, settings: Settings) -> Loaded:
+    config = settings.typed(system.config)
+    if system.source.kind == "checkpoint":
+        return load_for_inference(Path(system.source.text), config=config, dtype=config.dtype)
+    tokenizer = demo_tokenizer()  # only its stop tokens and its template matter; every vocabulary is large enough
+    processor = Processor(tokenizer, config)
+    return Loaded(random_model(config), tokenizer, processor)
+
+
+def random_model(config: LlavaConfig, seed: int = 0) -> Llava:
+    """A model of random parameters of the activations' dtype. They are drawn on the host, one at a time, so that the
+    device never holds more than the parameters (the peak that it measures is that of running them)."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path_of(path).endswith("scale"):
+            values = np.ones(leaf.shape, np.float32)
+        else:
+            values = rng.standard_normal(leaf.shape, np.float32)
+            values *= 0.02
+        return jax.device_put(values.astype(config.dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+
+
+def _memory(model: Llava, programs: dict[str, Program]) -> Memory:
+    needs = {}
+    for name, program in programs.items():
+        stats = program.compiled.memory_analysis()
+        if stats is None:
+            return Memory(_bytes(model), None, None)
+        arguments = max(program.argument_bytes, stats.argument_size_in_bytes)
+        needs[name] = arguments + stats.output_size_in_bytes + stats.temp_size_in_bytes - stats.alias_size_in_bytes
+    return Memory(_bytes(model), needs["prefill"], needs["decode"])
+
+
+def _bytes(model: Llava) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+
+
+def _check_memory(systems: Sequence[System], settings: Settings) -> None:
+    """Without room for the parameters alone a CPU process would be killed without a word."""
+    room = _room()
+    needed = 0
+    for system in systems:
+        config = settings.typed(system.config)
+        leaves = jax.tree.leaves(nnx.eval_shape(lambda config=config: Llava(config, rngs=nnx.Rngs(0))))
+        needed += sum(int(np.prod(leaf.shape)) for leaf in leaves) * np.dtype(config.dtype).itemsize
+    if room is not None and needed > room:
+        raise EfficiencyError(
+            _too_large(len(systems), f"the parameters take {needed / 2**30:.1f} GiB, {room / 2**30:.1f} GiB are free")
+        )
+
+
+def _room() -> int | None:
+    """Free bytes of the device, or of the host whose memory it uses; None where nobody knows."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    information = Path("/proc/meminfo")
+    if jax.devices()[0].platform != "cpu" or not information.is_file():
+        return None
+    fields = dict(line.split(":") for line in information.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _too_large(count: int, detail: str) -> str:
+    together = (
+        f"{count} systems side by side do not fit in memory" if count > 1 else "the system does not fit in memory"
+    )
+    isolate = "--isolate (one after another), " if count > 1 else ""
+    return f"{together} ({detail}); try {isolate}--dtype=bfloat16 or a smaller --batch_size"
+
+
+def _measured_peak() -> int | None:
+    stats = jax.devices()[0].memory_stats()
+    return stats.get("peak_bytes_in_use") if stats else None
+
+
+def _machine() -> Machine:
+    device = jax.devices()[0]
+    return Machine(
+        device=device.device_kind,
+        platform=device.platform,
+        devices_used=1,
+        processor=_processor(),
+        cores=os.cpu_count() or 0,
+        python=platform.python_version(),
+        jax=jax.__version__,
+        jaxlib=version("jaxlib"),
+        flax=version("flax"),
+    )
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,111 @@
+"""The plot: accuracy over time to first token, circles for memory (paper, Fig. 4); bars where no scores are given."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from vr_jax.efficiency.results import EfficiencyError, Measurement, Report
+
+LARGEST = 44.0  # diameter of the largest circle, in points
+COLOURS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3", "#8C8C8C", "#CCB974", "#64B5CD")
+GIB = 2**30
+
+
+def check_plotting() -> None:
+    """Raises EfficiencyError without matplotlib, before anything is measured in vain."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise EfficiencyError(
+            "the plot needs matplotlib: pip install 'vr-jax[benchmarks]', or leave out --output"
+        ) from None
+
+
+def draw(report: Report, scores: Sequence[float | None]) -> str:
+    """The plot as SVG text; the same numbers give the same text."""
+    import matplotlib
+
+    with matplotlib.rc_context(
+        {
+            "backend": "Agg",
+            "svg.hashsalt": "vr_jax",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        from matplotlib.figure import Figure
+
+        known = [(one, score) for one, score in zip(report.measurements, scores, strict=True) if score is not None]
+        figure = Figure(figsize=(6.4, 4.0 if known else 1.6 + 0.45 * len(report.measurements)), layout="constrained")
+        axes = figure.subplots()
+        if known:
+            _circles(axes, known)
+        else:
+            _bars(axes, report.measurements)
+        machine = report.machine
+        figure.text(
+            0.995,
+            0.995,
+            f"{machine.processor if machine.platform == 'cpu' else machine.device}, {report.settings.dtype}",
+            ha="right",
+            va="top",
+            fontsize=7,
+            color="0.45",
+        )
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _circles(axes: Any, known: Sequence[tuple[Measurement, float]]) -> None:
+    """Area is proportional to memory; the whisker spans fastest to slowest."""
+    largest = max((one.memory.peak or 0 for one, _ in known), default=0)
+    for index, (one, score) in enumerate(known):
+        colour, spread = COLOURS[index % len(COLOURS)], one.first_token_ms
+        share = one.memory.peak / largest if one.memory.peak and largest else 0.05
+        axes.hlines(score, spread.low, spread.high, color=colour, linewidth=1)
+        axes.scatter(spread.median, score, s=share * LARGEST**2, color=colour, alpha=0.35, linewidths=0)
+        axes.plot(spread.median, score, ".", color=colour, markersize=4)
+        above = index % 2 == 0
+        axes.annotate(
+            f"{one.name}\n{_gib(one.memory.peak)}",
+            (spread.median, score),
+            xytext=(0, (1 if above else -1) * (LARGEST * share**0.5 / 2 + 3)),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            linespacing=1.15,
+        )
+    axes.margins(x=0.22, y=0.45)
+    axes.set(xlabel="time to first token (ms)", ylabel="score")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_title("circle area: peak device memory (compiled programs)", fontsize=8, color="0.35", loc="left")
+
+
+def _bars(axes: Any, measurements: Sequence[Measurement]) -> None:
+    """One bar a system, the first on top; the whisker spans fastest to slowest."""
+    base = measurements[0].first_token_ms.median
+    for index, one in enumerate(measurements):
+        spread = one.first_token_ms
+        axes.barh(index, spread.median, height=0.62, color=COLOURS[index % len(COLOURS)], alpha=0.75)
+        axes.hlines(index, spread.low, spread.high, color="0.2", linewidth=1)
+        label = f"{spread.median:,.1f} ms, x {spread.median / base:.2f}; {_gib(one.memory.peak)}"
+        axes.annotate(label, (spread.high, index), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    longest = max(one.first_token_ms.high for one in measurements)
+    axes.set_xlim(0, 1.55 * longest)  # room for the labels
+    axes.set_yticks(range(len(measurements)), [one.name for one in measurements])
+    axes.invert_yaxis()
+    axes.set(xlabel="time to first token (ms)")
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(
+        "labels: ratio to the first; peak device memory (compiled programs)", fontsize=8, color="0.35", loc="left"
+    )
+
+
+def _gib(size: int | None) -> str:
+    if size is None:
+        return "memory not available"
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 4 else f"{size / 2**20:.1f} MiB"
