@@ -74,7 +74,7 @@ class VrJax(lmms):
             answers = self.answerer.answer(questions, settings)
         return [GenerationResult(one.text, TokenCounts(one.input_tokens, one.output_tokens)) for one in answers]
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """(loss, greedy) per request: the *loss*, as lmms-eval's own LLaVA classes return; see `Likelihood`."""
         questions, continuations = [], []
         for request in requests:
@@ -86,7 +86,8 @@ class VrJax(lmms):
             continuations.append(str(target))
         with jax.set_mesh(self.mesh):
             scores = self.answerer.score(questions, continuations)
-        return [(one.loss, one.greedy) for one in scores]
+        # lmms-eval 0.7.3 turns a bare pair into a text (`unwrap_generation_output`), on which its scoring then fails.
+        return [GenerationResult((one.loss, one.greedy)) for one in scores]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         tasks = sorted({str(request.task_name) for request in requests})
