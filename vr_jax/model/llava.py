@@ -92,7 +92,7 @@ class Llava(nnx.Module):
         self, levels: Levels, batch: Batch, cache: KVCache | None = None, lengths: tuple[int, ...] | None = None
     ) -> tuple[Float[Array, "B M D"], KVCache | None]:
         """The forward pass from the encoder's hidden states on (`encode_images`), for whoever has them already."""
-        return self.decoder(self._stream(levels, batch), cache, self.between(levels, batch, lengths))
+        return self.decoder(self.stream(levels, batch), cache, self.between(levels, batch, lengths))
 
     def hidden_states(self, levels: Levels, batch: Batch, layers: Sequence[int]) -> HiddenStates:
         """The residual stream at the vision tokens, one for each cell of the tile slots, after chosen decoder layers.
@@ -102,9 +102,10 @@ class Llava(nnx.Module):
         if self.config.pruning is not None:
             raise ValueError(f"hidden_states: pruner {self.config.pruning.name!r} drops vision tokens; switch it off")
         cells = VisionContext.of(batch, None, self.config.cells_per_tile).gather_cells
-        return self.decoder.hidden_states(self._stream(levels, batch), layers, self.between(levels, batch), cells)
+        return self.decoder.hidden_states(self.stream(levels, batch), layers, self.between(levels, batch), cells)
 
-    def _stream(self, levels: Levels, batch: Batch) -> Stream:
+    def stream(self, levels: Levels, batch: Batch) -> Stream:
+        """What enters the decoder's first layer."""
         return Stream(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
 
     def between(
@@ -119,15 +120,23 @@ class Llava(nnx.Module):
             )
         if pruning is not None:
             return PRUNERS[pruning.name].start(pruning, self, levels, batch, lengths)
-        interlude = self.config.interlude
-        if interlude is None:
+        if self.config.interlude is None:
             return None
-        features = self.decoder.interlude_features(tuple(levels[level] for level in interlude.levels))
-        context = VisionContext.of(batch, features, self.config.cells_per_tile)
+        context = self.vision_context(levels, batch)
         apply = maybe_remat(lambda block, stream: block(stream, context), self.config.remat)
+        return lambda k, stream: apply(self.interlude(k), stream) if k else stream
+
+    def vision_context(self, levels: Levels, batch: Batch) -> VisionContext:
+        """What the interludes read of the pictures. Only for a model with one."""
+        interlude = self.config.interlude
+        assert interlude is not None
+        features = self.decoder.interlude_features(tuple(levels[level] for level in interlude.levels))
+        return VisionContext.of(batch, features, self.config.cells_per_tile)
+
+    def interlude(self, k: int) -> nnx.Module:
+        """The block that acts before stage k of the decoder, 1.. . Shared weights are one block."""
         blocks = self.decoder.interludes
-        # Shared weights are one block.
-        return lambda k, stream: apply(blocks[min(k, len(blocks)) - 1], stream) if k else stream
+        return blocks[min(k, len(blocks)) - 1]
 
     def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:
         """Empty key-value caches of `length` slots, prompt plus new tokens: one number, or one for each stage."""

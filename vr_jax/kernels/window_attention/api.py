@@ -26,3 +26,14 @@ def window_attention(
     if backend not in BACKENDS:
         raise ValueError(f"window_attention backend {backend!r}: expected one of {sorted(BACKENDS)}")
     return BACKENDS[backend](query, key, value, valid, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def window_weights(
+    query: Float[Array, "W H d"],
+    key: Float[Array, "W S K d"],
+    valid: Bool[Array, "W S"] | None = None,
+    *,
+    scale: float | None = None,
+) -> Float[Array, "W H S"]:
+    """The softmax of `window_attention`, float32, to look at: whatever the backend, the forward pass does not keep it."""
+    return reference.window_weights(query, key, valid, query.shape[-1] ** -0.5 if scale is None else scale)

@@ -14,6 +14,15 @@ def window_attention(
     valid: Bool[Array, "W S"] | None,
     scale: float,
 ) -> Float[Array, "W H dv"]:
+    weights = window_weights(query, key, valid, scale).astype(value.dtype)
+    if value.shape[2] == 1:
+        return jnp.einsum("whs,wsv->whv", weights, value[:, :, 0])
+    return jnp.einsum("whs,wshv->whv", weights, value)
+
+
+def window_weights(
+    query: Float[Array, "W H d"], key: Float[Array, "W S K d"], valid: Bool[Array, "W S"] | None, scale: float
+) -> Float[Array, "W H S"]:
     if key.shape[2] == 1:
         logits = jnp.einsum("whd,wsd->whs", query, key[:, :, 0], preferred_element_type=jnp.float32)
     else:
@@ -23,9 +32,4 @@ def window_attention(
         # A finite floor keeps the softmax of a fully hidden window (and its gradient) free of NaN.
         logits = jnp.where(valid[:, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1)
-    if valid is not None:
-        weights = jnp.where(valid[:, None, :], weights, 0.0)
-    weights = weights.astype(value.dtype)
-    if value.shape[2] == 1:
-        return jnp.einsum("whs,wsv->whv", weights, value[:, :, 0])
-    return jnp.einsum("whs,wshv->whv", weights, value)
+    return weights if valid is None else jnp.where(valid[:, None, :], weights, 0.0)

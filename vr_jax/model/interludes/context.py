@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vr_jax.model.batch import NEWLINE, Batch
 
@@ -47,12 +47,22 @@ class VisionContext:
     def gather_cells(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B cells D"]:
         """The state of the token that stands for each cell. A cell without a token (unused tile, cropped by unpad)
         holds some other token's state: its result must not be read, and `scatter_cells` does not."""
-        rows, length = self.vision_cell.shape
+        length = self.vision_cell.shape[1]
+        token = self._to_cells(jnp.arange(length, dtype=jnp.int32))
+        return jnp.take_along_axis(hidden, token[..., None], axis=1)
+
+    @property
+    def has_token(self) -> Bool[Array, "B cells"]:
+        """Which cells have a token: not those of unused tiles, nor what unpad crops."""
+        return self._to_cells(jnp.ones(self.vision_cell.shape[1], bool))
+
+    def _to_cells(self, values: Shaped[Array, " N"]) -> Shaped[Array, "B cells"]:
+        """One value per token slot, put where its cell is; zero elsewhere."""
+        rows = self.vision_cell.shape[0]
         slots = self.tile_image.shape[1] * self.cells_per_tile
         index = jnp.where(self.is_vision, self.vision_cell, slots)  # out of range: dropped
-        token = jnp.zeros((rows, slots), jnp.int32)
-        token = jax.vmap(lambda t, i: t.at[i].set(jnp.arange(length, dtype=jnp.int32), mode="drop"))(token, index)
-        return jnp.take_along_axis(hidden, token[..., None], axis=1)
+        empty = jnp.zeros((rows, slots), values.dtype)
+        return jax.vmap(lambda cells, i: cells.at[i].set(values, mode="drop"))(empty, index)
 
     def scatter_cells(self, cells: Float[Array, "B cells D"]) -> Float[Array, "B N D"]:
         """Each vision token's cell; zeros at every other token."""

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.kernels.window_attention import window_attention
+from vr_jax.kernels.window_attention import window_attention, window_weights
 from vr_jax.model.config import LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.deformable import DeformableAttention
 from vr_jax.model.layers import MultiHeadAttention, merge_heads, split_heads
@@ -60,9 +60,22 @@ class _KeyAttention(MultiHeadAttention):
         affine: FeatureAffine | None,
     ) -> Float[Array, "B N O"]:
         keys = self.keys(features)
+        grouped, read = self._logit_factors(query, keys, affine)
         heads = self._absorbed if self.config.cross_attention == "absorbed" else self._plain
+        return self.out(merge_heads(heads(grouped, read, keys, affine)).reshape(query.shape))
+
+    def _logit_factors(
+        self, query: Float[Array, "B N E"], keys: Float[Array, "G K E"], affine: FeatureAffine | None
+    ) -> tuple[Float[Array, "G Q H e"], Float[Array, "G K h e"]]:
+        """The queries and keys whose products are the logits: of each head, or in the absorbed form keys that all heads
+        share (h = 1) and queries as wide as they are."""
         grouped = split_heads(self.q(query), self.heads).reshape(keys.shape[0], -1, self.heads, self._depth)
-        return self.out(merge_heads(heads(grouped, keys, affine)).reshape(query.shape))
+        if self.config.cross_attention == "plain":
+            return grouped, split_heads(self.k(_with(affine, keys)), self.heads)
+        key = split_heads(self.k.kernel[...], self.heads)
+        if affine is not None:
+            key = key * affine.scale[...].reshape(-1)[:, None, None]
+        return jnp.einsum("gqhd,ehd->gqhe", grouped, key.astype(grouped.dtype)), keys[:, :, None, :]
 
     @property
     def _depth(self) -> int:
@@ -80,33 +93,41 @@ class _KeyAttention(MultiHeadAttention):
         raise NotImplementedError
 
     def _plain(
-        self, query: Float[Array, "G Q H d"], keys: Float[Array, "G K E"], affine: FeatureAffine | None
+        self,
+        query: Float[Array, "G Q H d"],
+        key: Float[Array, "G K H d"],
+        keys: Float[Array, "G K E"],
+        affine: FeatureAffine | None,
     ) -> Float[Array, "G Q H d"]:
         """Keys and values of every patch are projected: the reference."""
-        if affine is not None:
-            keys = affine(keys)
-        key, value = (split_heads(layer(keys), self.heads) for layer in (self.k, self.v))
+        value = split_heads(self.v(_with(affine, keys)), self.heads)
         return self.attend(query, key, value, self._depth**-0.5)
 
     def _absorbed(
-        self, query: Float[Array, "G Q H d"], keys: Float[Array, "G K E"], affine: FeatureAffine | None
+        self,
+        query: Float[Array, "G Q H e"],
+        shared: Float[Array, "G K 1 e"],
+        keys: Float[Array, "G K E"],
+        affine: FeatureAffine | None,
     ) -> Float[Array, "G Q H d"]:
         """The same function with W_k folded into the query and W_v behind the softmax (design decision 3).
 
         Exact: the key bias and the norm's bias shift all logits of a query alike and cancel in the softmax; the
         weights sum to one, so the value bias passes through."""
-        dtype = query.dtype
-        key, value = (split_heads(layer.kernel[...], self.heads) for layer in (self.k, self.v))
+        del keys  # they are `shared`
+        value = split_heads(self.v.kernel[...], self.heads)
         assert self.v.bias is not None
         value_bias = split_heads(self.v.bias[...], self.heads)
         if affine is not None:
             scale, bias = affine.scale[...].reshape(-1), affine.bias[...].reshape(-1)
             value_bias = value_bias + jnp.einsum("e,ehd->hd", bias, value)
-            key, value = key * scale[:, None, None], value * scale[:, None, None]
-        query = jnp.einsum("gqhd,ehd->gqhe", query, key.astype(dtype))
-        shared = keys[:, :, None, :]
+            value = value * scale[:, None, None]
         context = self.attend(query, shared, shared, self._depth**-0.5)
-        return jnp.einsum("gqhe,ehd->gqhd", context, value.astype(dtype)) + value_bias.astype(dtype)
+        return jnp.einsum("gqhe,ehd->gqhd", context, value.astype(query.dtype)) + value_bias.astype(query.dtype)
+
+
+def _with(affine: FeatureAffine | None, features: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+    return features if affine is None else affine(features)
 
 
 class LocalAttention(_KeyAttention):
@@ -119,6 +140,17 @@ class LocalAttention(_KeyAttention):
     @staticmethod
     def attend(query, key, value, scale):
         return window_attention(query[:, 0], key, value, scale=scale)[:, None]
+
+    def weights(
+        self,
+        query: Float[Array, "B N E"],
+        features: Float[Array, "B T C S E"],
+        affine: FeatureAffine | None,
+    ) -> Float[Array, "B T C S"]:
+        """How each query spreads over the patches of its cell: the mean of the heads' attention weights, float32."""
+        grouped, read = self._logit_factors(query, self.keys(features), affine)
+        weights = window_weights(grouped[:, 0], read, scale=self._depth**-0.5)
+        return jnp.mean(weights, axis=1).reshape(features.shape[:-1])
 
 
 class GlobalAttention(_KeyAttention):

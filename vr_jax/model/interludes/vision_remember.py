@@ -10,6 +10,7 @@ Source: paper section 3.3; the concrete block is methods.md 5.4-5.9 (there is no
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,19 @@ class Features(nnx.Module):
             return jnp.concatenate([normalize(level, EPS).astype(dtype) for level in levels], axis=-1)
         joint = jnp.concatenate(levels, axis=-1)
         return joint if self.norm == "none" else normalize(joint, EPS).astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reread:
+    """What one insertion of the local cross-attention re-read, float32; zeros for a cell without a token (unused tile,
+    cropped by unpad).
+
+    weights: of each cell over its patches (window-major), mean of the heads; they sum to one. update: the length of
+    what the cross-attention adds to the cell's token, relative to that of the state it adds it to."""
+
+    weights: Float[Array, "B T C S"]
+    update: Float[Array, "B T C"]
 
 
 class Block(nnx.Module):
@@ -116,18 +130,38 @@ class Block(nnx.Module):
 
     def cross(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
         """Cross-attention: each vision token re-reads its window, its tile or points of it."""
+        return x + vision.scatter_cells(self._cross_update(self._cross_query(x, vision), vision))
+
+    def reread(self, stream: Stream, vision: VisionContext) -> Reread:
+        """What the cross-attention does to a stream, to look at. Only for the local interaction (`reread_refusal`)."""
+        x = stream.hidden
+        if self.config.order == "self_cross":
+            x = self.bidirectional(x, stream, vision, *self._guide(x, vision))
+        query = self._cross_query(x, vision)
+        weights = self.cross_attn.weights(query, vision.features, self._feature_affine)
+        update, state = (
+            jnp.linalg.norm(cells.astype(jnp.float32), axis=-1)
+            for cells in (self._cross_update(query, vision), vision.gather_cells(x))
+        )
+        shape = vision.features.shape[:3]
+        seen = vision.has_token.reshape(shape)
+        share = (update / jnp.maximum(state, jnp.finfo(jnp.float32).tiny)).reshape(shape)
+        return Reread(weights=jnp.where(seen[..., None], weights, 0), update=jnp.where(seen, share, 0))
+
+    @property
+    def _feature_affine(self) -> FeatureAffine | None:
+        return self.ln_f if self.config.feature_norm != "none" else None
+
+    def _cross_query(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B cells E"]:
         query = constrain(self.up(self.ln_q(vision.gather_cells(x))), "batch", "cells", "embed")
-        if self.config.up == "mlp":
-            query = self.up2(jax.nn.gelu(query, approximate=False))
-        affine = self.ln_f if self.config.feature_norm != "none" else None
-        update = self.cross_attn(query, vision.features, affine)
+        return self.up2(jax.nn.gelu(query, approximate=False)) if self.config.up == "mlp" else query
+
+    def _cross_update(self, query: Float[Array, "B cells E"], vision: VisionContext) -> Float[Array, "B cells D"]:
+        update = self.cross_attn(query, vision.features, self._feature_affine)
         # Without these two constraints XLA (jax 0.12) partitions two products in a row, or the gradient of two,
         # wrongly on a mesh that uses all three axes: other numbers, no error.
         update = constrain(update, "batch", "cells", "embed")
-        if self.config.up == "linear":
-            update = self.down(update)
-        update = vision.scatter_cells(update)
-        return x + self._gated("gate_cross", update)
+        return self._gated("gate_cross", self.down(update) if self.config.up == "linear" else update)
 
     def bidirectional(
         self,
@@ -169,7 +203,7 @@ class Block(nnx.Module):
         update = self.ffn2(jax.nn.gelu(self.ffn1(self.ln_ffn(x)), approximate=False))
         return x + self._gated("gate_ffn", jnp.where(vision.is_vision[..., None], update, 0))
 
-    def _gated(self, gate: str, update: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    def _gated(self, gate: str, update: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
         if self.config.residual_gate == "none":
             return update
         return update * jnp.tanh(getattr(self, gate)[...]).astype(update.dtype)

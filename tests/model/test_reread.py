@@ -1,0 +1,202 @@
+"""What the vision tokens re-read, against torch's own attention weights in float64, and where it must not depend."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, with_params
+from tests.model.test_vision_remember_options import Reference, inputs, samples
+from vr_jax.model.config import ConfigError
+from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.interludes.deepstack import DeepStackConfig
+from vr_jax.model.interludes.vision_remember import Block, Features
+from vr_jax.model.llava import Llava
+from vr_jax.model.qwen2 import Stream
+from vr_jax.model.reread import reread, reread_refusal
+from vr_jax.sharding import batch_sharding, make_mesh, param_shardings
+
+CONFIG = tiny_config()
+OPTIONS = {
+    "default": {},
+    "plain, no feature norm": {"cross_attention": "plain", "feature_norm": "none"},
+    "self before cross": {
+        "order": "self_cross",
+        "up": "mlp",
+        "init": "torch_default",
+        "feature_norm": "joint",
+        "residual_gate": "tanh",
+    },
+}
+
+
+def torch_weights(reference: Reference, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """torch.nn.MultiheadAttention's weights, averaged over its heads: (1, S)."""
+    p, width = reference.p, query.shape[-1]
+    attention = torch.nn.MultiheadAttention(width, reference.config.cross_heads, dtype=torch.float64)
+    with torch.no_grad():
+        for index, part in enumerate("qkv"):
+            at = slice(index * width, (index + 1) * width)
+            attention.in_proj_weight[at] = p[f"cross_attn.{part}.kernel"].T
+            attention.in_proj_bias[at] = p[f"cross_attn.{part}.bias"]
+        return attention(query, keys, keys, need_weights=True, average_attn_weights=True)[1]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_weights_and_updates_match_torch(name: str):
+    """A packed row with cropped cells, several pictures and a sample without any."""
+    config = tiny_config(interlude=tiny_interlude(**OPTIONS[name]))
+    block = randomized(nnx.eval_shape(lambda: Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    batch, hidden, levels = inputs(config)
+
+    @jax.jit
+    def run(block, hidden, levels):
+        features = Features(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
+        stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+        return block.reread(stream, VisionContext.of(batch, features, config.cells_per_tile))
+
+    found = run(block, hidden, levels)
+    assert found.weights.dtype == found.update.dtype == jnp.float32
+    weights, update = np.zeros(found.weights.shape[1:]), np.zeros(found.update.shape[1:])
+    reference, begin, first = Reference(config, params_of(block)), 0, 0
+    for one in samples(config):
+        at, tiles = slice(begin, begin + len(one.tokens)), slice(first, first + len(one.tile_image))
+        x = torch.from_numpy(hidden[0, at]).double()
+        memory = reference.memory([torch.from_numpy(level[0, tiles]).double() for level in levels])
+        if config.interlude.order == "self_cross":
+            guide = x[one.guide_mask].amax(0) if one.guide_mask.any() else None
+            x = reference.bidirectional(x, one.vision_cell, one.tile_image, guide)
+        after = reference.cross(x, one.vision_cell, memory)
+        for token in np.flatnonzero(one.vision_cell >= 0):
+            tile, cell = divmod(int(one.vision_cell[token]), config.cells_per_tile)
+            query = reference.linear("up", reference.norm("ln_q", x[token][None]))
+            if config.interlude.up == "mlp":
+                query = reference.linear("up2", torch.nn.functional.gelu(query))
+            weights[first + tile, cell] = torch_weights(reference, query, memory[tile, cell])[0]
+            update[first + tile, cell] = (after[token] - x[token]).norm() / x[token].norm()
+        begin, first = at.stop, tiles.stop
+    assert (update > 0).sum() == (np.asarray(batch.vision_cell) >= 0).sum()
+    np.testing.assert_allclose(found.weights[0], weights, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(found.update[0], update, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model() -> Llava:
+    return randomized(nnx.eval_shape(lambda: Llava(CONFIG, rngs=nnx.Rngs(0))))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rows = [
+        [
+            example(CONFIG, Text(3), Picture(3, crop=1), Text(4, guide=True), seed=1),
+            example(CONFIG, Text(5, guide=True), seed=2),
+        ],
+        [example(CONFIG, Text(2), Picture(2), Text(3, guide=True), seed=4)],
+    ]
+    return pack(CONFIG, rows, tokens=60, tiles=4)
+
+
+@pytest.fixture(scope="module")
+def found(model, batch):
+    return jax.jit(reread)(model, batch)
+
+
+def test_the_weights_of_a_token_sum_to_one_and_others_have_none(found, batch):
+    cells = np.asarray(batch.vision_cell)
+    assert len(found) == len(CONFIG.interlude.insert_after)
+    for one in found:
+        total = np.asarray(one.weights).sum(axis=-1)
+        has_token = np.zeros((len(cells), total[0].size), bool)
+        for row, of_row in zip(has_token, cells, strict=True):
+            row[of_row[of_row >= 0]] = True
+        np.testing.assert_allclose(total.reshape(len(cells), -1), has_token, atol=1e-6)
+        np.testing.assert_array_equal(np.asarray(one.update).reshape(len(cells), -1) > 0, has_token)
+
+
+def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
+    """The states that every insertion meets when the whole decoder runs."""
+
+    @jax.jit
+    def whole(model, batch):
+        levels, seen = model.encode_images(batch.tile_pixels), []
+        context, between = model.vision_context(levels, batch), model.between(levels, batch)
+
+        def watched(k, stream):
+            if k:
+                seen.append(model.decoder.interludes[k - 1].reread(stream, context))
+            return between(k, stream)
+
+        hidden, _ = model.decoder(model.stream(levels, batch), None, watched)
+        return hidden, seen
+
+    _, expected = whole(model, batch)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.weights, other.weights, atol=1e-6)
+        np.testing.assert_allclose(one.update, other.update, rtol=1e-5)
+    assert np.abs(found[0].weights - found[1].weights).max() > 1e-3
+
+
+def test_plain_equals_absorbed_and_later_layers_do_not_run(model, batch, found):
+    plain = dataclasses.replace(CONFIG, interlude=tiny_interlude(cross_attention="plain"))
+    params = params_of(model)
+    for name, value in params.items():
+        if name.startswith(f"decoder.stages.{len(found)}."):
+            params[name] = np.full_like(value, np.nan)
+    other = jax.jit(reread)(with_params(nnx.eval_shape(lambda: Llava(plain, rngs=nnx.Rngs(0))), params), batch)
+    for one, two in zip(found, other, strict=True):
+        np.testing.assert_allclose(one.weights, two.weights, atol=1e-5)
+        np.testing.assert_allclose(one.update, two.update, rtol=1e-4)
+    # An encoder's stage per level read, and the rest of it; the decoder's up to the last insertion.
+    scans = str(jax.make_jaxpr(reread)(model, batch)).count(" scan[")
+    assert scans == len(CONFIG.vision_bounds) - 2 + len(CONFIG.interlude.insert_after)
+
+
+def test_a_patch_moves_the_weights_of_its_own_cell_only(model, batch):
+    block, hidden = model.decoder.interludes[0], jax.random.normal(jax.random.key(0), (2, 60, 24))
+
+    @jax.jit
+    def run(block, levels, patch):
+        features = model.decoder.interlude_features(levels)
+        features = features.at[patch].multiply(-2)
+        stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+        return block.reread(stream, VisionContext.of(batch, features, CONFIG.cells_per_tile)).weights
+
+    shape = (2, 4, CONFIG.cells_per_tile, CONFIG.projector.stride**2, CONFIG.vision.hidden_size)
+    levels = tuple(jax.random.normal(jax.random.key(i), shape) for i in range(3))
+    before = np.asarray(run(block, levels, (2, 0, 0, 0)))  # no such row: nothing changes
+    for patch in ((0, 1, 4, 2), (1, 0, 8, 0)):
+        changed = (np.asarray(run(block, levels, patch)) != before).any(axis=-1)
+        assert [tuple(map(int, at)) for at in np.argwhere(changed)] == [patch[:3]]
+
+
+def test_eight_devices_equal_one(model, batch, found):
+    mesh = make_mesh(replica=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, param_shardings(model, mesh))
+        four = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), batch)
+        sharded = jax.jit(reread)(placed, jax.device_put(four, batch_sharding(mesh)))
+    for one, two in zip(found, sharded, strict=True):
+        assert two.weights.is_fully_replicated
+        np.testing.assert_allclose(two.weights, np.concatenate([one.weights, one.weights[::-1]]), atol=1e-5)
+        np.testing.assert_allclose(two.update, np.concatenate([one.update, one.update[::-1]]), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("interlude", "reason"),
+    [
+        (None, "no interlude"),
+        (DeepStackConfig(insert_after=(1,), levels=(2,)), "'deepstack'"),
+        (tiny_interlude(interaction="global"), "'global' has no weights"),
+        (tiny_interlude(interaction="deformable"), "'deformable' has no weights"),
+    ],
+)
+def test_others_are_refused(interlude, reason: str, batch):
+    config = dataclasses.replace(CONFIG, interlude=interlude)
+    assert reason in reread_refusal(config)
+    with pytest.raises(ConfigError, match=reason):
+        jax.eval_shape(reread, nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))), batch)
