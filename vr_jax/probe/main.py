@@ -1,0 +1,258 @@
+"""What `python -m vr_jax.probe` runs: a checkpoint and Tiny-ImageNet, from flags and an optional recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+from vr_jax.evaluation.main import fingerprint
+from vr_jax.inference.loading import LOADING_ERRORS, Loaded, load_for_inference
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model_directory import read_config, warm_start
+from vr_jax.probe import plot, tiny_imagenet
+from vr_jax.probe.errors import ProbeError
+from vr_jax.probe.pictures import Reader
+from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, table, write_results
+from vr_jax.probe.taps import QUESTION, Tap, default_layers, one_tile, prompt_batch, taps_of
+from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
+from vr_jax.probe.training import Fit, FitOptions, fit
+from vr_jax.sharding import make_mesh
+
+FIGURE = "probe.svg"
+DEMO = "demo"  # `tokenizer` of a recipe
+NOTES = (
+    "Everything but the heads is frozen. One tile per picture, squashed to the encoder's size (bicubic); prefill only.",
+    "All heads have one width; seeds differ in a head's initial weights and see the same batches in the same order.",
+    "A layer's tap is the residual stream; the final norm is applied to none of them, not even to the last layer's.",
+    "Where an interlude acts after a layer, 'layer N' is before it acts and 'layer N + interlude' after it.",
+)
+
+logger = logging.getLogger("vr_jax.probe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(FitOptions):
+    """What to probe, and how. The defaults are those of methods.md 7."""
+
+    checkpoint: Path | None = None
+    data: Path | None = None
+    output: Path | None = None  # default: <checkpoint>/probe
+    random: bool = False  # random weights: to try the probe out, or as a control
+    layers: tuple[int, ...] | None = None  # decoder layers, counted from 1; None: 1, 4, 8, ... and the last
+    question: str = QUESTION
+    train_images: int = 20_000  # of every class equally many; 0: all
+    val_images: int = 0
+    dtype: str | None = None  # of parameters and activations of the model; the heads are float32
+    label: str | None = None  # names the model in plots
+    overwrite: bool = False
+    workers: int = 8  # threads that read pictures
+    tokenizer: str = ""  # the recipe's
+    model: LlavaConfig | None = None  # default: the checkpoint's config.json
+    mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("train_images", 0), ("val_images", 0), ("workers", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ProbeError(f"{name} = {value!r}: expected an integer of at least {least}")
+
+
+_NOT_OPTIONS = ("model", "mesh", "tokenizer")
+
+
+def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> ProbeOptions:
+    """Flags that are set (not None) win over the recipe's `probe` section, which wins over the defaults; its `model`,
+    `mesh` and `tokenizer` are taken as they are. Raises ProbeError for an unknown field, and for what is missing."""
+    recipe = recipe or {}
+    values = _plain(recipe.get("probe") or {})
+    fields = {one.name for one in dataclasses.fields(ProbeOptions)} - {*_NOT_OPTIONS}
+    if unknown := sorted(set(values) - fields):
+        raise ProbeError(f"config.probe: unknown field(s) {unknown}; known: {sorted(fields)}")
+    values |= {name: value for name, value in flags.items() if value is not None}
+    for name in ("checkpoint", "data", "output"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    if values.get("layers") is not None:
+        values["layers"] = _numbers(values["layers"])
+    if recipe.get("model"):
+        values["model"] = LlavaConfig.from_dict(_plain(recipe["model"]))
+    if recipe.get("mesh"):
+        values["mesh"] = _plain(recipe["mesh"])
+    options = ProbeOptions(**values, tokenizer=recipe.get("tokenizer") or "")
+    if options.data is None:
+        raise ProbeError("--data is missing: the folder of tiny-imagenet-200, or of `python -m vr_jax.probe.stand_in`")
+    if options.checkpoint is None and not options.random:
+        raise ProbeError("--checkpoint is missing: a model directory; or --random, to try it out with random weights")
+    if options.checkpoint is None and (options.model is None or options.output is None):
+        raise ProbeError("--random without --checkpoint needs a --config with a model, and --output")
+    return options
+
+
+def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
+    """Trains the heads, writes `results.json` and the figure. Raises ProbeError or one of LOADING_ERRORS."""
+    begin = time.perf_counter()
+    assert options.data is not None
+    config = _model_config(options)  # a wrong checkpoint is reported before the data is read
+    taps, left_out = taps_of(config, options.layers or default_layers(config.text.num_layers))
+    data = tiny_imagenet.read(options.data)
+    train = subset(data.train, min(options.train_images, len(data.train)), options.data_seed)
+    val = subset(data.val, min(options.val_images, len(data.val)), options.data_seed)
+    data = dataclasses.replace(data, train=train, val=val)
+    output = _output(options)
+    mesh = make_mesh(**options.mesh)  # type: ignore[arg-type]
+    loaded = _load(options, config, mesh)
+    reader = Reader(data.folder, config.image, options.workers)
+    prompt = prompt_batch(loaded.processor, options.question)
+    with jax.set_mesh(mesh):
+        found = fit(loaded.model, prompt, taps, reader, train, val, len(data.classes), options, mesh, progress=progress)
+    result = ProbeResult(
+        label=options.label or default_label(config, options.random),
+        settings=_settings(options, config, data),
+        taps=_tap_results(taps, found, len(val)),
+        left_out=left_out,
+        unreadable={
+            name: {one.name: reader.unreadable[one.name] for one in split if one.name in reader.unreadable}
+            for name, split in (("train", train), ("val", val))
+        },
+        notes=NOTES,
+        run={
+            "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
+            "jax": jax.__version__,
+            "seconds": round(time.perf_counter() - begin, 1),
+        },
+    )
+    write_results(output, result)
+    return result
+
+
+def default_label(config: LlavaConfig, random: bool = False) -> str:
+    """E.g. "pool 1/9 + vision_remember"."""
+    parts = [f"{config.projector.name} {'' if config.projector.stride == 1 else f'1/{config.projector.stride**2}'}"]
+    parts += [config.interlude.name] if config.interlude else []
+    return " + ".join(part.strip() for part in parts) + (" (random weights)" if random else "")
+
+
+def _model_config(options: ProbeOptions) -> LlavaConfig:
+    saved = read_config(options.checkpoint) if options.checkpoint else None
+    config = options.model or saved
+    assert config is not None
+    if saved is not None:
+        same_way = dataclasses.replace(config, dtype=saved.dtype, attention=saved.attention, remat=saved.remat)
+        if same_way != saved:
+            logger.warning("config.model differs from %s/config.json and is used instead", options.checkpoint)
+    if config.pruning is not None:
+        raise ProbeError(f"model.pruning = {config.pruning.name!r}: the probe needs every vision token; leave it out")
+    return one_tile(dataclasses.replace(config, dtype=options.dtype or config.dtype))  # type: ignore[arg-type]
+
+
+def _output(options: ProbeOptions) -> Path:
+    output = options.output or (options.checkpoint or Path()) / "probe"
+    if (output / RESULTS).exists() and not options.overwrite:
+        raise ProbeError(f"{output} holds a probe's results; choose another --output, or --overwrite them")
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _load(options: ProbeOptions, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Loaded:
+    if not options.random:
+        assert options.checkpoint is not None
+        return load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
+    place = options.checkpoint or options.tokenizer
+    if place == DEMO:
+        tokenizer = demo_tokenizer()
+    else:
+        if not place:
+            raise ProbeError("--random needs a tokenizer: set config.tokenizer to its directory, or to 'demo'")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, config=PreTrainedConfig(), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ProbeError(f"{place} has no usable tokenizer ({str(error).splitlines()[0]})") from error
+    model, _ = warm_start([], config, mesh, dtype=options.dtype)
+    return Loaded(model, tokenizer, Processor(tokenizer, config))
+
+
+def _tap_results(taps: tuple[Tap, ...], found: Fit, pictures: int) -> tuple[TapResult, ...]:
+    return tuple(
+        TapResult(
+            name=tap.name,
+            kind=tap.kind,
+            layer=tap.layer,
+            what=tap.what,
+            tokens=found.shapes[tap.name][0],
+            width=found.shapes[tap.name][1],
+            accuracies=tuple(float(count) / pictures for count in found.correct[tap.name]),
+            losses=tuple(map(float, found.losses[tap.name])),
+        )
+        for tap in taps
+    )
+
+
+def _settings(options: ProbeOptions, config: LlavaConfig, data: TinyImageNet) -> dict[str, Any]:
+    heads = {one.name: getattr(options, one.name) for one in dataclasses.fields(FitOptions)}
+    return {
+        "checkpoint": {
+            "path": str(options.checkpoint) if options.checkpoint else None,
+            "sha256": None if options.random or not options.checkpoint else fingerprint(options.checkpoint),
+            "random": options.random,
+        },
+        "model": config.to_dict(),
+        "question": options.question,
+        "data": {
+            "path": str(options.data),
+            "classes": len(data.classes),
+            "train": len(data.train),
+            "val": len(data.val),
+            "sha256": data.fingerprint,
+        },
+        "heads": heads,
+    }
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    try:
+        return tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ProbeError(f"layers {value!r}: expected numbers with commas between, e.g. 1,4,8") from None
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """A recipe's section without ml_collections' types."""
+    return section.to_dict() if hasattr(section, "to_dict") else dict(section)
+
+
+def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
+    """Runs, prints the table and draws the figure; returns the exit status. Wrong input is one line on standard
+    error."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
+    try:
+        options = options_of(flags, recipe)
+        result = run(options)
+        print(table(result))
+        output = options.output or (options.checkpoint or Path()) / "probe"
+        try:
+            plot.draw([result], output / FIGURE)
+        except plot.NoMatplotlib as error:
+            print(f"vr_jax.probe: no figure: {error}", file=sys.stderr)
+            print(f"results: {output / RESULTS}")
+        else:
+            print(f"results: {output / RESULTS}, figure: {output / FIGURE}")
+    except (ProbeError, *LOADING_ERRORS, OSError) as error:
+        print(f"vr_jax.probe: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vr_jax.probe: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,148 @@
+"""Tiny-ImageNet's folder, as it is published: 200 classes, 100,000 + 10,000 pictures of 64 x 64 pixels.
+
+    wnids.txt                                    the classes, one a line
+    train/<wnid>/images/<wnid>_<k>.JPEG
+    val/images/val_<k>.JPEG
+    val/val_annotations.txt                      tab-separated: file, wnid, box (four numbers)
+
+words.txt, the boxes and test/ (which has no labels) are not read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vr_jax.probe.errors import ProbeError
+
+WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"
+PICTURES = "*.JPEG"
+_WNID = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """name: of the file, relative to the data's folder."""
+
+    name: str
+    label: int  # index into the classes
+
+
+@dataclass(frozen=True)
+class TinyImageNet:
+    """classes: wnids in the order of wnids.txt."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    train: tuple[Picture, ...]
+    val: tuple[Picture, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells data apart by names and labels; pictures are not read."""
+        lines = [f"{part.name} {self.classes[part.label]}\n" for split in (self.train, self.val) for part in split]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read(folder: Path) -> TinyImageNet:
+    """Lists the pictures without opening one; a validation picture that is not there is found out when it is read.
+
+    Raises ProbeError for another layout, an empty class, and annotations that do not fit."""
+    _check_layout(folder)
+    classes = _classes(folder / WNIDS)
+    train = tuple(
+        Picture(str(path.relative_to(folder)), label)
+        for label, wnid in enumerate(classes)
+        for path in _class_pictures(folder, wnid)
+    )
+    extra = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and path.name not in classes)
+    if extra:
+        raise ProbeError(f"{folder / 'train'} has folders of classes that {WNIDS} lacks: {_some(extra)}")
+    return TinyImageNet(folder, classes, train, _validation(folder, classes))
+
+
+def subset(pictures: tuple[Picture, ...], count: int, seed: int) -> tuple[Picture, ...]:
+    """`count` pictures at random, of every class equally many or one more; 0, or as many as there are: all.
+
+    A class that has fewer leaves its share to the others."""
+    if count in (0, len(pictures)):
+        return pictures
+    if count > len(pictures):
+        raise ProbeError(f"{count} pictures are asked for, the data has {len(pictures)}")
+    rng = np.random.default_rng(seed)
+    turn: dict[int, int] = {}
+    ranked = []
+    for index in rng.permutation(len(pictures)):
+        label = pictures[index].label
+        turn[label] = turn.get(label, -1) + 1
+        ranked.append((turn[label], len(ranked), index))
+    chosen = sorted(index for _, _, index in sorted(ranked)[:count])
+    return tuple(pictures[index] for index in chosen)
+
+
+def _check_layout(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ProbeError(f"{folder}: no such folder; --data takes the unpacked tiny-imagenet-200")
+    for name in (WNIDS, "train", "val/images", ANNOTATIONS):
+        if not (folder / name).exists():
+            inner = next((path for path in sorted(folder.iterdir()) if (path / WNIDS).is_file()), None)
+            hint = f"did you mean {inner}?" if inner else "it is not laid out as tiny-imagenet-200 is published"
+            raise ProbeError(f"{folder} has no {name}; {hint}")
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    classes = [line.strip() for line in _lines(path) if line.strip()]
+    wrong = [name for name in classes if not _WNID.fullmatch(name)]
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if wrong or twice or len(classes) < 2:
+        what = f"no class names: {_some(wrong)}" if wrong else f"listed twice: {_some(twice)}" if twice else ""
+        raise ProbeError(f"{path}: {what or f'{len(classes)} class(es)'}; expected at least two wnids, one a line")
+    return tuple(classes)
+
+
+def _class_pictures(folder: Path, wnid: str) -> list[Path]:
+    images = folder / "train" / wnid / "images"
+    if not images.is_dir():
+        raise ProbeError(f"class {wnid} of {WNIDS} has no folder {images}")
+    found = sorted(images.glob(PICTURES))
+    if not found:
+        raise ProbeError(f"class {wnid} is empty: {images} has no {PICTURES}")
+    return found
+
+
+def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[Picture, ...]:
+    path = folder / ANNOTATIONS
+    labels = {wnid: label for label, wnid in enumerate(classes)}
+    pictures: dict[str, Picture] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        name, _, rest = line.partition("\t")
+        wnid = rest.split("\t")[0].strip()
+        if not wnid or "/" in name or "\\" in name:
+            raise ProbeError(f"{path}, line {number}: expected file <tab> wnid <tab> box, found {line[:80]!r}")
+        if wnid not in labels:
+            raise ProbeError(f"{path}, line {number}: {name} is of class {wnid!r}, which {WNIDS} lacks")
+        if name in pictures:
+            raise ProbeError(f"{path}, line {number}: {name} has an annotation already")
+        pictures[name] = Picture(f"val/images/{name}", labels[wnid])
+    if not pictures:
+        raise ProbeError(f"{path} is empty; expected file <tab> wnid <tab> box, one a line")
+    extra = sorted(file.name for file in (folder / "val/images").glob(PICTURES) if file.name not in pictures)
+    if extra:
+        raise ProbeError(f"{folder / 'val/images'} has pictures without annotation: {_some(extra)}")
+    return tuple(pictures.values())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ProbeError(f"{path} is no text file: {error}") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
