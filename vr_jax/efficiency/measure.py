@@ -84,7 +84,7 @@ class _Subject:
 
     def __init__(self, system: System, settings: Settings):
         self.system, self.settings = system, settings
-        loaded = _load(system, settings)
+        loaded = load(system, settings)
         self.example = prompt(loaded.processor, settings.text_tokens)
         buckets = Buckets() if settings.buckets else _exact(self.example)
         self.generator = Generator(loaded.model, loaded.tokenizer, buckets, ignore_stop=True)
@@ -141,7 +141,8 @@ def _exact(example: Example) -> Buckets:
     return Buckets(tokens=tuple(range(1, len(example.tokens) + 1)), tiles=(len(example.tile_pixels),))
 
 
-def _load(system: System, settings: Settings) -> Loaded:
+def load(system: System, settings: Settings) -> Loaded:
+    """The system's model on the default device: its checkpoint's, or random. Raises LOADING_ERRORS."""
     config = settings.typed(system.config)
     if system.source.kind == "checkpoint":
         return load_for_inference(Path(system.source.text), config=config, dtype=config.dtype)

@@ -22,7 +22,7 @@ def rows(report: Report, scores: Scores) -> list[list[str]]:
     measured = any(one.measured_peak_bytes is not None for one in report.measurements)
     scored = any(score is not None for score in scores)
     head = ["system", "parameters", "vision tokens", "TTFT, ms", "ratio", "tokens/s", "ratio", "compiled peak, MiB"]
-    head += [f"{'more than ' + first.name}, MiB"] if len(report.measurements) > 1 else []
+    head += ["difference, MiB"] if len(report.measurements) > 1 else []
     head += (["measured peak, MiB"] if measured else []) + (["score"] if scored else [])
     table = [head]
     for one, score in zip(report.measurements, scores, strict=True):
@@ -56,10 +56,12 @@ def notes(report: Report) -> list[str]:
         f"{settings.batch_size}; prompts of {settings.text_tokens} text tokens and one picture, {settings.image}, "
         f"{' or '.join(map(str, tiles))} tiles, padded to {'buckets' if settings.buckets else 'nothing'}; "
         f"{settings.new_tokens} new tokens.",
-        f"Median (lowest .. highest) of {settings.repeats} repeats, {order}, after {settings.warmup} for warming up. "
-        "TTFT: from tokens and uint8 tiles in host memory to the first token in host memory. tokens/s: the decode "
-        "loop behind that token. compiled peak: parameters, inputs, results and temporaries by XLA's buffer "
-        "assignment, the larger of prefill and decode.",
+        f"Median (lowest .. highest) of {settings.repeats} repeats, {order}, after {settings.warmup} for warming up; "
+        "ratio and difference to the first system.",
+        "TTFT: from tokens and uint8 tiles in host memory to the first token in host memory. tokens/s: the decode loop "
+        "behind that token.",
+        "compiled peak: parameters, inputs, results and temporaries by XLA's buffer assignment, the larger of prefill "
+        "and decode.",
     ]
     if all(one.measured_peak_bytes is None for one in report.measurements):
         why = "this device keeps no such statistic"
@@ -89,7 +91,8 @@ def markdown(report: Report, scores: Scores) -> str:
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (table[0], rule, *table[1:])
     ]
     sources = [f"* `{one.name}`: `{one.source}`" for one in report.measurements]
-    return "\n".join(["# Efficiency", "", *lines, "", *notes(report), "", *sources, "", f"![plot]({PLOT})", ""])
+    explained = [f"* {note}" for note in notes(report)]
+    return "\n".join(["# Efficiency", "", *lines, "", *explained, "", *sources, "", f"![plot]({PLOT})", ""])
 
 
 def write(directory: Path, report: Report, scores: Scores) -> None:

@@ -87,6 +87,8 @@ def _names(sources: Sequence[Source]) -> list[str]:
 def _config(source: Source, image: str) -> LlavaConfig:
     pruning = None
     if source.kind == "checkpoint":
+        if not Path(source.text).is_dir():
+            raise EfficiencyError(f"{source.text} is not a model directory: there is no such folder")
         config = read_config(source.text)
     else:
         recipe = load_recipe(source.text)

@@ -1,0 +1,41 @@
+"""Config files of tiny models: with Vision Remember, without, without compression, and with a pruner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG = """
+import dataclasses
+from ml_collections import ConfigDict
+from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_interlude
+from vr_jax.model.config import ProjectorConfig, single_tile
+from vr_jax.training import recipe
+
+COMMON = dict(vision=tiny_vision(num_layers=2), vision_feature_layer=2, text=tiny_text(vocab_size=320, num_layers=2),
+              image=single_tile(24))
+REMEMBER = tiny_interlude(insert_after=(1,), levels=(1, 2))
+UNCOMPRESSED = ProjectorConfig(name="mlp", stride=1)
+MODELS = {
+    "baseline": tiny_config(**COMMON, interlude=None),
+    "remember": tiny_config(**COMMON, interlude=REMEMBER),
+    "uncompressed": tiny_config(**COMMON, interlude=None, projector=UNCOMPRESSED),
+    "fastv": tiny_config(**COMMON, interlude=None, projector=UNCOMPRESSED),
+}
+
+
+def get_config(variant="baseline"):
+    if variant == "no_model":
+        return ConfigDict({"steps": 1})
+    if variant not in MODELS:
+        raise ValueError(f"no variant {variant!r}: expected one of {', '.join(MODELS)}")
+    config = recipe.base(MODELS[variant])
+    if variant == "fastv":
+        config.eval.pruning = '{"name": "fastv", "layer": 1, "keep": 0.25}'
+    return config
+"""
+
+
+def write(folder: Path) -> Path:
+    path = folder / "tiny.py"
+    path.write_text(CONFIG)
+    return path
