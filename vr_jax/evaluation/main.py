@@ -164,7 +164,7 @@ def run(options: EvalOptions) -> Run:
 def _items(benchmark: Benchmark, data: Path | None, options: EvalOptions) -> list[Item]:
     """The same items on every process; where one of them cannot read its files, all are told."""
     try:
-        items, problem = benchmark.items(data, options.split)[: options.limit], None
+        items, problem = benchmark.limited(benchmark.items(data, options.split), options.limit), None
     except (EvaluationError, OSError) as error:
         items, problem = [], str(error)
     problems = [text for text in all_gather(problem) if text is not None]

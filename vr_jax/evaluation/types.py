@@ -89,6 +89,10 @@ class Benchmark:
         no data of the expected layout."""
         raise NotImplementedError
 
+    def limited(self, items: Sequence[Item], limit: int | None) -> list[Item]:
+        """The first `limit` items (None: all), and those that are only scored together with one of them."""
+        return list(items[:limit])
+
     def prompt(self, item: Item) -> str:
         """What the user turn says, without or with image placeholders (without: they are put in front)."""
         raise NotImplementedError
