@@ -316,7 +316,7 @@ def test_choices_are_the_most_likely_ones(hosted):
     """lmms-eval takes the smallest value, so that must be the loss."""
     samples = hosted.samples("vr_jax_choices")
     for sample, losses, row in zip(samples, hosted.losses, hosted.choices, strict=True):
-        assert [loss for loss, _ in sample["filtered_resps"]] == pytest.approx(losses, rel=1e-5)
+        assert [float(loss) for loss, _ in sample["filtered_resps"]] == pytest.approx(losses, rel=1e-5)
         assert sample["acc"] == float(losses.index(min(losses)) == row["label"])
     assert hosted.metrics("vr_jax_choices")["acc"] == pytest.approx(4 / 6)
 
