@@ -1,20 +1,73 @@
-"""Where the files of a benchmark lie."""
+"""Where the files of a benchmark lie: a folder that the user names, or the Hugging Face hub."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vr_jax.evaluation.types import Benchmark, EvaluationError
 
+# lmms-eval's copies of the data sets moved in July 2026; the columns are the same.
+_MIRRORS = {"lmms-lab": "lmms-lab-encoder"}
+
 
 def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Path | None:
-    """The benchmark's own files. With several benchmarks, `data` holds a folder for each, named like the benchmark or
-    like its repository. Raises EvaluationError naming what was looked for."""
+    """The benchmark's own files; None: on the hub. With several benchmarks, `data` holds a folder for each, named like
+    the benchmark or like its repository, with or without its owner (any case).
+
+    Raises EvaluationError naming what was looked for, and what is there."""
     if benchmark.published is None or data is None or not several:
         return data
-    owner, _, repository = benchmark.published.repo.partition("/")
-    names = {benchmark.name.lower(), repository.lower()}
-    found = [path for path in sorted(data.iterdir()) if path.name.lower() in names] if data.is_dir() else []
-    if not found:
-        raise EvaluationError(f"{data}: no folder {' or '.join(sorted(names))} for {benchmark.name}")
-    return found[0]
+    if not data.is_dir():
+        raise EvaluationError(f"{data}: no such folder")
+    repository = benchmark.published.repo.split("/")
+    mirror = [_MIRRORS.get(repository[0], repository[0]), repository[1]]
+    wanted = [[benchmark.name], repository[1:], repository, mirror]
+    for parts in wanted:
+        folders = [data]
+        for part in parts:
+            folders = [path for folder in folders for path in _subfolders(folder) if path.name.lower() == part.lower()]
+        if folders:
+            return folders[0]
+    names = dict.fromkeys("/".join(parts) for parts in wanted)
+    raise EvaluationError(
+        f"{data}: no folder for {benchmark.name} (looked for {', '.join(names)}); "
+        f"it holds {[path.name for path in _subfolders(data)][:20]}"
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def download(name: str, repo: str, patterns: Sequence[str], expected: str) -> Path:
+    """The folder with the files of a data set that match `patterns`, fetched into the hub client's cache (HF_HOME)
+    unless they are there; the mirror is asked where the repository does not exist.
+
+    expected: the files, as the message puts it. Raises EvaluationError without them, naming --data."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    owner, _, repository = repo.partition("/")
+    repositories = [repo] + [f"{mirror}/{repository}" for mirror in [_MIRRORS.get(owner)] if mirror]
+    problems = []
+    for candidate in repositories:
+        try:
+            folder = Path(snapshot_download(candidate, repo_type="dataset", allow_patterns=list(patterns)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+            problems.append(f"{candidate}: {_reason(error)}")
+            continue
+        if any(folder.rglob("*.parquet")):
+            return folder
+        problems.append(f"{candidate}: it holds no such files")
+    raise EvaluationError(
+        f"{name}: the data could not be fetched from the Hugging Face hub ({'; '.join(problems)}). "
+        f"Give its folder with --data; expected there: {expected}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the hub's client says; its cause where it only says that nothing is cached."""
+    cause = error.__cause__
+    text = str(cause if cause is not None and str(cause) else error).strip()
+    return f"{type(cause or error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

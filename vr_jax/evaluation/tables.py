@@ -1,9 +1,9 @@
-"""Rows of a benchmark in either layout: the published Hugging Face parquet files, or JSONL with an image folder."""
+"""Rows of a benchmark, from the published Hugging Face parquet files or from JSONL with an image folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 
 from vr_jax.data.records import ImageFolder, images_of
 from vr_jax.data.skips import SkipRecord
+from vr_jax.evaluation.files import Wanted, find_jsonl, find_shards
 from vr_jax.evaluation.types import EvaluationError
+
+_ROWS_AT_ONCE = 64  # of a parquet file; bounds what is held twice
 
 
 @dataclass(frozen=True)
@@ -26,76 +29,193 @@ class Row:
     problem: str | None = None
 
 
-def read_rows(data: Path, split: str, columns: Sequence[str]) -> list[Row]:
-    """All rows of `<data>/<split>.jsonl` (picture names relative to its folder), or of the parquet files
-    `<split>-*.parquet` below `data` (pictures inside); `data` may also be one such file.
+@dataclass(frozen=True)
+class Column:
+    """A column of the table. `read` turns a cell into what the benchmark works with and raises ValueError ("expected
+    ..., found ...") or SkipRecord for one that cannot be used. An optional column, or a cell of it, may be absent."""
 
-    columns: must be there and hold text, next to `image`; a row where one does not gets a `problem`.
-    Raises EvaluationError if there is no such file, it cannot be read, or has no rows."""
+    name: str
+    read: Callable[[Any], Any]
+    optional: bool = False
+
+
+def text(cell: Any) -> str:
+    if not isinstance(cell, str):
+        raise ValueError(f"expected a text, found {_kind(cell)}")
+    return cell
+
+
+def texts(cell: Any) -> tuple[str, ...]:
+    """A list of texts, or one text."""
+    cells = [cell] if isinstance(cell, str) else cell
+    if not isinstance(cells, list | tuple) or not all(isinstance(one, str) for one in cells):
+        raise ValueError(f"expected a text or a list of texts, found {_kind(cell)}")
+    return tuple(cells)
+
+
+def answers(cell: Any) -> tuple[str, ...]:
+    """References: at least one text."""
+    found = texts(cell)
+    if not found:
+        raise SkipRecord("no_answer", "the list of answers is empty")
+    return found
+
+
+def integer(cell: Any) -> int:
+    """A whole number, or a text that says one."""
+    try:
+        if isinstance(cell, int | str) and not isinstance(cell, bool):
+            return int(cell)
+    except ValueError:
+        pass
+    raise ValueError(f"expected a whole number, found {cell if isinstance(cell, str) else _kind(cell)!r}")
+
+
+def anything(cell: Any) -> Any:
+    return cell
+
+
+def _kind(cell: Any) -> str:
+    return "nothing" if cell is None else type(cell).__name__
+
+
+def image_column(values: Mapping[str, Any]) -> Sequence[str]:
+    return ("image",)
+
+
+def read_rows(
+    data: Path,
+    wanted: Wanted,
+    columns: Sequence[Column],
+    *,
+    image_columns: Sequence[str] = ("image",),
+    images_at: Callable[[Mapping[str, Any]], Sequence[str]] = image_column,
+    pictures: Callable[[Mapping[str, Any]], Path | bytes] | None = None,
+) -> list[Row]:
+    """All rows of `<split>.jsonl` (picture names relative to its folder), or of the published parquet files (pictures
+    inside); see `files`. A row that lacks a column or a picture gets a `problem`. Equal pictures share their bytes.
+
+    image_columns: may hold pictures, the first must be there. images_at: the columns that hold the pictures of a row,
+    in order, given its values. pictures: where the parquet files hold no pictures, gives that of a record, or raises
+    SkipRecord.
+    Raises EvaluationError if there is no such file, it cannot be read, lacks columns, or has no rows."""
+    jsonl = find_jsonl(data, wanted)
+    if jsonl is not None:
+        records = _jsonl_records(jsonl)
+        folder = ImageFolder(jsonl.parent)
+    else:
+        records = _published_records(data, wanted, columns, image_columns, pictures)
+        folder = ImageFolder(None)
+    pool: dict[bytes, bytes] = {}
     rows = [
-        _row(f"{split}-{number:05d}", record, folder, columns)
-        for number, (record, folder) in enumerate(_records(data, split, columns))
+        _row(f"{wanted.split}-{number:05d}", record, folder, columns, images_at, pool)
+        for number, record in enumerate(records)
     ]
     if not rows:
-        raise EvaluationError(f"{data}: split {split!r} has no rows")
+        raise EvaluationError(f"{data}: split {wanted.split!r} has no rows")
     return rows
 
 
-def _row(row_id: str, record: Any, folder: ImageFolder, columns: Sequence[str]) -> Row:
+def _row(
+    row_id: str,
+    record: Any,
+    folder: ImageFolder,
+    columns: Sequence[Column],
+    images_at: Callable[[Mapping[str, Any]], Sequence[str]],
+    pool: dict[bytes, bytes],
+) -> Row:
     if not isinstance(record, Mapping):
         return Row(row_id, {}, (), f"malformed_record: {record}")
-    values = {name: value for name, value in record.items() if name != "image"}
+    values: dict[str, Any] = {}
+    images: list[Path | bytes] = []
+    problems: list[SkipRecord] = []
+    for column in columns:
+        try:
+            cell = record.get(column.name)
+            if not (cell is None and column.optional):
+                values[column.name] = column.read(cell)
+        except ValueError as error:
+            problems.append(SkipRecord("malformed_record", f"{column.name}: {error}"))
+        except SkipRecord as error:
+            problems.append(error)
     try:
-        for name in columns:
-            if not isinstance(values.get(name), str):
-                found = type(values[name]).__name__ if name in values else "nothing"
-                raise SkipRecord("malformed_record", f"{name}: expected a text, found {found}")
-        images = images_of(record, folder)
-        if not images:
-            raise SkipRecord("missing_image", "the row has no picture")
+        if not problems:
+            images = [image for name in images_at(values) for image in _images(record, name, folder)]
+            if not images:
+                raise SkipRecord("missing_image", "the row has no picture")
     except SkipRecord as error:
-        return Row(row_id, values, (), str(error))
-    return Row(row_id, values, images)
+        problems.append(error)
+    if problems:
+        return Row(row_id, values, (), str(problems[0]))
+    return Row(row_id, values, tuple(pool.setdefault(one, one) if isinstance(one, bytes) else one for one in images))
 
 
-def _records(data: Path, split: str, columns: Sequence[str]) -> Iterator[tuple[Any, ImageFolder]]:
-    """Raw records with the folder of their pictures; a text instead of a record says what is wrong with it."""
-    if data.is_file():
-        jsonl, shards = ([data], []) if data.suffix == ".jsonl" else ([], [data])
-    elif data.is_dir():
-        jsonl = [path for path in [data / f"{split}.jsonl"] if path.is_file()]
-        shards = [] if jsonl else sorted(data.rglob(f"{split}-*.parquet"))
-    else:
-        raise EvaluationError(f"{data}: no such file or folder")
-    if not jsonl and not shards:
-        raise EvaluationError(
-            f"{data}: found neither {split}.jsonl nor {split}-*.parquet (the published layout); "
-            f"it holds {sorted(path.name for path in data.iterdir())[:10]}"
-        )
-    for path in jsonl:
-        folder = ImageFolder(path.parent)
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            if line.strip():
-                yield _parsed(line, f"{path.name}, line {number}"), folder
-    for path in shards:
-        folder = ImageFolder(None)
-        for record in _parquet_records(path, columns):
-            yield record, folder
+def _images(record: Mapping[str, Any], name: str, folder: ImageFolder) -> tuple[Path | bytes, ...]:
+    if isinstance(record.get(name), SkipRecord):
+        raise record[name]
+    found = images_of({"image": record.get(name)}, folder)
+    if not found and name != "image":
+        raise SkipRecord("missing_image", f"{name}: the row has no such picture")
+    return found
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def _jsonl_records(path: Path) -> Iterator[Any]:
+    """Raw records; a text instead of a record says what is wrong with it."""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+            yield f"{path.name}, line {number}: {error}"
+        else:
+            found = f"{path.name}, line {number}: expected an object, found {_kind(record)}"
+            yield record if isinstance(record, dict) else found
+
+
+def _published_records(
+    data: Path,
+    wanted: Wanted,
+    columns: Sequence[Column],
+    image_columns: Sequence[str],
+    pictures: Callable[[Mapping[str, Any]], Path | bytes] | None,
+) -> Iterator[Any]:
+    required = [column.name for column in columns if not column.optional]
+    if pictures is None:
+        required.append(image_columns[0])
+    optional = [column.name for column in columns if column.optional] + list(image_columns)
+    for path in find_shards(data, wanted, required):
+        for record in parquet_records(path, required, optional):
+            if pictures is not None and isinstance(record, dict) and record.get("image") is None:
+                try:
+                    record["image"] = pictures(record)
+                except SkipRecord as error:
+                    record["image"] = error
+            yield record
+
+
+def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Any]:
+    """The rows of a parquet file with the named columns, a few at a time; a text instead of a row says what is wrong
+    with it. Raises EvaluationError if it cannot be read or lacks a required column."""
     try:
-        return json.loads(line)
-    except ValueError as error:  # not JSON, or not UTF-8
-        return f"{where}: {error}"
-
-
-def _parquet_records(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if missing := [name for name in required if name not in names]:
+                raise EvaluationError(f"{path}: no column(s) {missing}; found {names}")
+            kept = [name for name in dict.fromkeys((*required, *optional)) if name in names]
+            first = 0
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=kept):
+                yield from _records(batch, f"{path.name}, row", first)
+                first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise EvaluationError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
-    missing = [name for name in (*columns, "image") if name not in table.column_names]
-    if missing:
-        raise EvaluationError(f"{path}: no column(s) {missing}; found {table.column_names}")
-    return table.to_pylist()
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EvaluationError(f"{path}: not a readable parquet file ({detail})") from error
+
+
+def _records(batch: pa.RecordBatch, where: str, first: int) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [f"{where} {first}: {error}"]
+    return [record for i in range(batch.num_rows) for record in _records(batch.slice(i, 1), where, first + i)]

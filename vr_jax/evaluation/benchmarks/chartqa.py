@@ -7,31 +7,23 @@ Both profiles score alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.tables import read_rows
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, Published, mean_by_category
+from vr_jax.evaluation.benchmarks.published import PublishedBenchmark, tuple_of
+from vr_jax.evaluation.tables import Column, text
+from vr_jax.evaluation.types import Item, Published, mean_by_category
 
-COLUMNS = ("type", "question", "answer")
 TOLERANCE = 0.05
 
 
-@dataclass(frozen=True)
-class ChartQA(Benchmark):
+class ChartQA(PublishedBenchmark):
     name = "chartqa"
     title = "ChartQA"
     headline = "relaxed_overall"
     group = "OCR&Chart"
     published = Published("lmms-lab/ChartQA", "test")
-
-    def items(self, data: Path | None, split: str | None = None) -> list[Item]:
-        if data is None:
-            raise EvaluationError(
-                "chartqa needs --data: a folder with test.jsonl and pictures, or with the parquet files"
-            )
-        return [self.item(row.id, row.values, row.images, row.problem) for row in read_rows(data, split or self.published.split, COLUMNS)]
+    columns = (Column("type", text), Column("question", text), Column("answer", text))
 
     def item(
         self,
@@ -40,14 +32,15 @@ class ChartQA(Benchmark):
         images: tuple[Path | bytes, ...] = (),
         problem: str | None = None,
     ) -> Item:
-        kind, question, answer = (str(record.get(name, "")) for name in COLUMNS)
-        return Item(item_id, question, (answer,), kind.split("_")[0], images, problem=problem)
+        kind, question = str(record.get("type", "")), str(record.get("question", ""))
+        answers = tuple_of(record.get("answer"))
+        return Item(item_id, question, answers, kind.split("_")[0], images, problem=problem)
 
     def prompt(self, item: Item) -> str:
         return f"{item.question}\nAnswer the question with a single word."
 
     def score(self, prediction: str, item: Item) -> float:
-        return float(relaxed_match(prediction, item.answers[0]))
+        return float(any(relaxed_match(prediction, answer) for answer in item.answers))
 
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         splits = mean_by_category(items, scores)

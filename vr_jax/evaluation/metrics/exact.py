@@ -1,4 +1,4 @@
-"""Equality after removal of case and ASCII punctuation (the `exact_match` of lmms-eval, from Hugging Face `evaluate`)."""
+"""Equality but for case and ASCII punctuation: `exact_match` of lmms-eval, from Hugging Face `evaluate`."""
 
 from __future__ import annotations
 

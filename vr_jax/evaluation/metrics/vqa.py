@@ -10,10 +10,8 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _FULL_STOPS = 32  # the reference hands a flag of this value over as the count of replacements
 _ARTICLES = frozenset({"a", "an", "the"})
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 
 _ONE_APOSTROPHE = """
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
@@ -21,11 +19,11 @@ _ONE_APOSTROPHE = """
     somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's
     they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
-""".split()
+"""
 _TWO_APOSTROPHES = """
     couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
     there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've 'ow's'at y'all'd've
-""".split()
+"""
 
 
 def _without_one(form: str) -> list[str]:
@@ -34,8 +32,8 @@ def _without_one(form: str) -> list[str]:
 
 
 _CONTRACTIONS = {
-    **{form.replace("'", ""): form for form in _ONE_APOSTROPHE},
-    **{bare: form for form in _TWO_APOSTROPHES for bare in _without_one(form)},
+    **{form.replace("'", ""): form for form in _ONE_APOSTROPHE.split()},
+    **{bare: form for form in _TWO_APOSTROPHES.split() for bare in _without_one(form)},
     "somebody'd": "somebodyd",  # sic
 }
 

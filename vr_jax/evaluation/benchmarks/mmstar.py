@@ -1,0 +1,94 @@
+"""MMStar (Chen et al. 2024) as lmms-eval scores it: the letter, averaged over 18 fine categories.
+
+Data: `Lin-Chen/MMStar`, split val, one file mmstar.parquet: 1,500 rows of question (with its options), answer (a
+letter), category (6), l2_category (18), image. The profiles read replies in different ways. No token limit there: 1024,
+as lmms-eval's model classes use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, tuple_of
+from vr_jax.evaluation.metrics.letters import extract_letter
+from vr_jax.evaluation.statistics import Estimates, balanced
+from vr_jax.evaluation.tables import Column, text
+from vr_jax.evaluation.types import Item, Published
+
+_REQUEST = " Please answer yes or no."
+_PREFIXES = ("", "(", "option ", "the answer is ")
+
+
+class MMStar(PublishedBenchmark):
+    name = "mmstar"
+    title = "MMStar"
+    headline = "average"
+    group = "Knowledge"
+    published = Published("Lin-Chen/MMStar", "val")
+    files = ("mmstar.parquet",)
+    tokens = 1024
+    columns = tuple(Column(name, text) for name in ("question", "answer", "category", "l2_category"))
+
+    def item(
+        self,
+        item_id: str,
+        record: Mapping[str, Any],
+        images: tuple[Path | bytes, ...] = (),
+        problem: str | None = None,
+    ) -> Item:
+        question, category, fine = (str(record.get(name, "")) for name in ("question", "category", "l2_category"))
+        answers = tuple_of(record.get("answer"))
+        return Item(item_id, question, answers, category, images, {"l2_category": fine}, problem)
+
+    def prompt(self, item: Item) -> str:
+        return f"{item.question.strip().replace(_REQUEST, '')}\n{LETTER_ANSWER.removesuffix('.')}"
+
+    def score(self, prediction: str, item: Item) -> float:
+        right = _is_right_v05 if self.profile == "v0.5" else _is_right
+        return float(any(right(prediction, answer) for answer in item.answers))
+
+    def unparsed(self, prediction: str, item: Item) -> bool:
+        return self.profile != "v0.5" and extract_letter(prediction) == ""
+
+    def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
+        """The mean over the fine categories' means: of all of them, and of those within each category."""
+        overall, within = _groups(items, scores)
+        return {name: _balanced_mean(groups) for name, groups in {self.headline: overall, **within}.items()}
+
+    def estimates(self, items: Sequence[Item], scores: Sequence[float]) -> Estimates:
+        overall, within = _groups(items, scores)
+        return Estimates(
+            balanced(list(overall.values())),
+            {category: balanced(list(groups.values())) for category, groups in within.items()},
+        )
+
+
+def _is_right(prediction: str, answer: str) -> bool:
+    return extract_letter(prediction) == answer.strip().upper()
+
+
+def _is_right_v05(prediction: str, answer: str) -> bool:
+    """lmms-eval up to 0.6: the letter in front, bare or after one of the prefixes."""
+    found, wanted = (one.lower().replace("\n", " ").strip() for one in (prediction, answer))
+    starts = [len(prefix) for prefix in _PREFIXES if found.startswith(prefix)]
+    return wanted != "" and wanted in [found[start : start + 1] for start in starts]
+
+
+_Groups = dict[str, list[float]]  # scores by fine category
+
+
+def _groups(items: Sequence[Item], scores: Sequence[float]) -> tuple[_Groups, dict[str, _Groups]]:
+    """Scores by fine category: of all items, and of those of each category."""
+    overall: _Groups = {}
+    within: dict[str, _Groups] = {}
+    for item, score in zip(items, scores, strict=True):
+        fine = item.fields["l2_category"]
+        overall.setdefault(fine, []).append(score)
+        within.setdefault(item.category, {}).setdefault(fine, []).append(score)
+    return overall, within
+
+
+def _balanced_mean(groups: _Groups) -> float:
+    return sum(sum(members) / len(members) for members in groups.values()) / len(groups)
