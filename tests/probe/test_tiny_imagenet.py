@@ -77,16 +77,16 @@ def rewrite(path, change):
     path.write_text(change(path.read_text()))
 
 
+def folder_in(path):
+    path.mkdir()
+    return path
+
+
 DAMAGES = {
     "no classes": (lambda d: (d / "wnids.txt").unlink(), "has no wnids.txt; it is not laid out as"),
     "no training": (lambda d: shutil.rmtree(d / "train"), "has no train;"),
     "no validation": (lambda d: shutil.rmtree(d / "val" / "images"), "has no val/images;"),
-    "one folder up": (
-        lambda d: (
-            shutil.move(str(d), str(d.parent / "x")) and d.mkdir() or shutil.move(str(d.parent / "x"), d / "tiny")
-        ),
-        "did you mean ",
-    ),
+    "one folder up": (lambda d: d.rename(d / ".." / "x").rename(folder_in(d) / "tiny"), "did you mean "),
     "class listed twice": (lambda d: rewrite(d / "wnids.txt", lambda t: t + t.splitlines()[0]), "listed twice: 'n1"),
     "no class name": (lambda d: rewrite(d / "wnids.txt", lambda t: t + "../n1\n"), "no class names: '../n1'"),
     "not text": (lambda d: (d / "wnids.txt").write_bytes(b"\xff\xfe\x00n"), "is no text file"),

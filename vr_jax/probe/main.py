@@ -31,6 +31,7 @@ from vr_jax.sharding import make_mesh
 
 FIGURE = "probe.svg"
 DEMO = "demo"  # `tokenizer` of a recipe
+TITLES = {"vision_remember": "Vision Remember", "deepstack": "DeepStack", "sva": "SVA"}
 NOTES = (
     "Everything but the heads is frozen. One tile per picture, squashed to the encoder's size (bicubic); prefill only.",
     "All heads have one width; seeds differ in a head's initial weights and see the same batches in the same order.",
@@ -138,10 +139,12 @@ def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
 
 
 def default_label(config: LlavaConfig, random: bool = False) -> str:
-    """E.g. "pool 1/9 + vision_remember"."""
-    parts = [f"{config.projector.name} {'' if config.projector.stride == 1 else f'1/{config.projector.stride**2}'}"]
-    parts += [config.interlude.name] if config.interlude else []
-    return " + ".join(part.strip() for part in parts) + (" (random weights)" if random else "")
+    """E.g. "pool 1/9 + Vision Remember"."""
+    projector, interlude = config.projector, config.interlude
+    label = projector.name if projector.stride == 1 else f"{projector.name} 1/{projector.stride**2}"
+    if interlude is not None:
+        label += f" + {TITLES.get(interlude.name, interlude.name)}"
+    return label + (" (random weights)" if random else "")
 
 
 def _model_config(options: ProbeOptions) -> LlavaConfig:
