@@ -232,7 +232,7 @@ class Decoder(nnx.Module):
             )
         return stream.replace(hidden=hidden), cache
 
-    def _attend(self, stream: Stream, q, k, v) -> Float[Array, "B N H K"]:
+    def _attend(self, stream: Stream, q: Array, k: Array, v: Array) -> Float[Array, "B N H K"]:
         segments = stream.segment_ids
         return attention(
             q, k, v, query_segments=segments, key_segments=segments, causal=True, backend=self.attention_backend

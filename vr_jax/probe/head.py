@@ -40,7 +40,7 @@ class ProbeHead(nnx.Module):
         read = jnp.einsum("hk,dhk->hd", query, key) * self.scale[...]
         weights = jax.nn.softmax(jnp.einsum("btd,hd->bht", normalized, read), axis=-1)
         mean = jnp.einsum("bht,btd->bhd", weights, normalized) * self.scale[...] + self.bias[...]
-        attended = merge_heads(jnp.einsum("bhd,dhk->bhk", mean, value)) + self.v.bias[...]
+        attended = merge_heads(jnp.einsum("bhd,dhk->bhk", mean, value)) + self.v.bias[...]  # type: ignore[index]
         return self.classifier(self.out(attended))
 
 

@@ -173,6 +173,7 @@ def _load(options: ProbeOptions, config: LlavaConfig, mesh: jax.sharding.Mesh) -
         assert options.checkpoint is not None
         return load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
     place = options.checkpoint or options.tokenizer
+    tokenizer: Any
     if place == DEMO:
         tokenizer = demo_tokenizer()
     else:

@@ -74,7 +74,7 @@ def subset(pictures: tuple[Picture, ...], count: int, seed: int) -> tuple[Pictur
         raise ProbeError(f"{count} pictures are asked for, the data has {len(pictures)}")
     rng = np.random.default_rng(seed)
     turn: dict[int, int] = {}
-    ranked = []
+    ranked: list[tuple[int, int, int]] = []
     for index in rng.permutation(len(pictures)):
         label = pictures[index].label
         turn[label] = turn.get(label, -1) + 1
