@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from vr_jax.evaluation.main import EvalOptions, run
-from vr_jax.evaluation.report import ScoreRow, score_rows, write_report
+from vr_jax.evaluation.report import ScoreRow, score_rows, with_baselines, write_report
 from vr_jax.recipes import RecipeError, load_recipe
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
@@ -62,7 +62,8 @@ def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[Scor
     options = EvalOptions(
         checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50, report_items=SHOWN
     )
-    items = run(options).report_items
+    evaluation = run(options)
+    items = evaluation.report_items
     rows = score_rows(items)
     settings = {
         "config": config_file,
@@ -75,7 +76,7 @@ def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[Scor
     write_report(
         workdir / REPORT,
         title="LLaVA-VR demo: held-out charts, tables and words",
-        rows=rows,
+        summary=with_baselines(evaluation.summary, "demo", rows),
         items=items,
         losses=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
         settings=settings,

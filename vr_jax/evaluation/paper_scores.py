@@ -1,0 +1,145 @@
+"""The scores printed in the paper's Tables 1-5, and which of their rows a model is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vr_jax.evaluation.types import Group
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.paper import TABLES, TEXTS, system
+
+# How many of the eleven benchmarks each group holds; the average is over benchmarks (benchmarks.md 0).
+GROUP_SIZES: dict[Group, int] = {"General": 3, "Knowledge": 4, "OCR&Chart": 4}
+
+
+class PaperRow(NamedTuple):
+    """A row of `vr_jax.model.paper.TABLES`, with the decoder's size (a key of TEXTS)."""
+
+    table: str
+    row: str
+    size: str
+
+    @property
+    def title(self) -> str:
+        return system(self.table, self.row).title
+
+    @property
+    def source(self) -> str:
+        return self.table.replace("table", "Table ")
+
+    @property
+    def decoder(self) -> str:
+        return f"Qwen2-{self.size.upper()}"
+
+
+@dataclass(frozen=True)
+class PaperScores:
+    """0..100 as printed, with one decimal."""
+
+    general: float
+    knowledge: float
+    ocr_chart: float
+    average: float
+
+    @property
+    def groups(self) -> dict[Group, float]:
+        return {"General": self.general, "Knowledge": self.knowledge, "OCR&Chart": self.ocr_chart}
+
+    @property
+    def weighted(self) -> float:
+        """The average that follows from the printed groups."""
+        return sum(GROUP_SIZES[name] * score for name, score in self.groups.items()) / sum(GROUP_SIZES.values())
+
+
+# table, decoder, row: General, Knowledge, OCR&Chart, Average
+_PRINTED = """
+table1  0.5b  pooling           55.2 43.4 40.4 45.5
+table1  0.5b  pooling_vr        56.5 43.6 47.5 48.5
+table1  0.5b  pixel_shuffle     55.4 43.5 37.4 44.6
+table1  0.5b  pixel_shuffle_vr  55.6 43.4 46.8 48.0
+table1  0.5b  perceiver         54.1 43.7 35.4 43.5
+table1  0.5b  perceiver_vr      55.5 43.5 47.3 48.1
+table1  0.5b  ldpv2             55.7 43.1 42.2 46.2
+table1  0.5b  ldpv2_vr          56.1 43.6 46.9 48.2
+
+table2  0.5b  ratio4            54.7 43.6 45.3 47.3
+table2  0.5b  ratio4_vr         56.5 44.1 50.1 49.7
+table2  0.5b  ratio9            55.2 43.4 40.4 45.5
+table2  0.5b  ratio9_vr         56.5 43.6 47.5 48.5
+table2  0.5b  ratio16           53.9 43.7 35.2 43.3
+table2  0.5b  ratio16_vr        55.9 44.1 45.2 47.7
+
+table3  0.5b  baseline          55.2 43.4 40.4 45.5
+table3  0.5b  sva               54.4 43.6 39.4 45.1
+table3  0.5b  deepstack         54.0 43.5 38.7 44.6
+table3  0.5b  vision_remember   56.5 43.6 47.5 48.5
+table3  1.5b  baseline          60.2 51.2 49.8 53.2
+table3  1.5b  sva               61.0 51.0 49.8 53.2
+table3  1.5b  deepstack         60.6 51.3 49.3 53.1
+table3  1.5b  vision_remember   63.2 51.3 55.6 56.1
+table3  7b    baseline          63.9 56.0 56.4 58.2
+table3  7b    sva               63.2 55.0 56.6 57.8
+table3  7b    deepstack         63.6 54.6 56.8 57.8
+table3  7b    vision_remember   66.2 56.9 58.9 60.2
+
+table4  0.5b  fastv             53.4 42.6 35.2 42.8
+table4  0.5b  pyramid_drop      55.4 43.9 39.1 45.3
+table4  0.5b  vispruner         55.5 43.9 42.7 46.6
+table4  0.5b  deco              55.2 43.4 40.4 45.5
+table4  0.5b  token_packer      55.5 43.9 40.6 45.8
+table4  0.5b  vision_remember   56.5 43.6 47.5 48.5
+table4  1.5b  fastv             59.0 50.7 42.3 50.0
+table4  1.5b  pyramid_drop      59.5 50.8 47.5 52.0
+table4  1.5b  vispruner         60.2 51.0 52.9 54.1
+table4  1.5b  deco              60.2 51.2 49.8 53.2
+table4  1.5b  token_packer      60.8 50.3 48.6 52.5
+table4  1.5b  vision_remember   63.2 51.3 55.6 56.1
+table4  7b    fastv             64.2 53.5 49.3 54.9
+table4  7b    pyramid_drop      64.2 54.1 53.2 56.5
+table4  7b    vispruner         64.6 54.5 57.4 58.3
+table4  7b    deco              63.9 56.0 56.4 58.2
+table4  7b    token_packer      64.0 55.8 53.8 57.3
+table4  7b    vision_remember   66.2 56.9 58.9 60.2
+
+table5a 0.5b  baseline          54.6 43.7 33.4 42.9
+table5a 0.5b  local             56.4 43.7 39.5 45.7
+table5a 0.5b  multi_level       55.4 44.0 42.2 46.3
+table5a 0.5b  bidirectional     55.7 43.9 42.4 46.6
+table5a 0.5b  text_token        55.9 43.9 42.5 46.7
+
+table5b 0.5b  global            54.1 43.3 36.4 43.7
+table5b 0.5b  deformable        54.8 43.0 40.0 45.1
+table5b 0.5b  local             55.9 43.9 42.5 46.7
+
+table5c 0.5b  after_1           55.5 43.6 42.0 46.3
+table5c 0.5b  after_1_4         55.9 43.9 42.5 46.7
+table5c 0.5b  after_1_4_7       55.9 44.0 42.5 46.7
+"""
+
+
+def _parsed() -> dict[PaperRow, PaperScores]:
+    lines = [line.split() for line in _PRINTED.splitlines() if line]
+    return {PaperRow(table, row, size): PaperScores(*map(float, scores)) for table, size, row, *scores in lines}
+
+
+PAPER_SCORES: dict[PaperRow, PaperScores] = _parsed()
+
+
+def rows_of(config: LlavaConfig) -> tuple[PaperRow, ...]:
+    """The rows with printed scores whose model `config` is: encoder, decoder's size, methods and picture layout agree.
+
+    Several rows can name one model, in the order of the tables; none for a model that the paper does not have."""
+    wanted = _essence(config)
+    return tuple(key for key in PAPER_SCORES if _essence(_config(key)) == wanted)
+
+
+def _config(key: PaperRow) -> LlavaConfig:
+    return system(key.table, key.row).config(TEXTS[key.size], TABLES[key.table].image)
+
+
+def _essence(config: LlavaConfig) -> LlavaConfig:
+    """Without what decides no score: how it is computed, the vocabulary's padding, how weights were drawn."""
+    text = dataclasses.replace(config.text, vocab_size=0, initializer_range=0.0, tie_word_embeddings=True)
+    return dataclasses.replace(config, text=text, dtype="float32", attention="xla", remat="none")

@@ -1,0 +1,137 @@
+"""An item as a card: picture with heat maps, question, references, prediction, score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vr_jax.evaluation.report.items import ReportItem, State
+from vr_jax.evaluation.report.pictures import Embedded, key_of
+from vr_jax.evaluation.report.text import escape, shortened
+
+MAX_PICTURES = 8  # of one item
+MAX_REFERENCES = 20
+_SMALL = 240  # pixels; pictures that fit into this square twice are enlarged
+WORDS: dict[State, str] = {
+    "right": "✓ right",
+    "partial": "◐ partly right",
+    "wrong": "✕ wrong",
+    "unscored": "! not scored",
+}
+
+
+class Pictures:
+    """The embedded pictures and maps by key; each is written into the page once, where it is shown first."""
+
+    def __init__(self, pictures: Mapping[str, Embedded], maps: Mapping[str, Embedded]):
+        self._pictures, self._maps = pictures, maps
+        self._written: dict[str, str] = {}
+
+    def picture(self, source_key: str) -> tuple[Embedded, str]:
+        """The picture and the attribute that shows it: `src`, or `data-same` naming the element that has it."""
+        one = self._pictures[source_key]
+        if one.problem is not None:
+            return one, ""
+        if source_key in self._written:
+            return one, f'data-same="{self._written[source_key]}"'
+        name = self._written[source_key] = f"p{len(self._written)}"
+        return one, f'id="{name}" src="{one.url}"'
+
+    def heat(self, png: bytes) -> Embedded:
+        return self._maps[key_of(png)]
+
+
+def card(item: ReportItem, number: int, pictures: Pictures, titles: Mapping[str, str]) -> str:
+    """titles: of benchmarks, by name."""
+    state = item.state
+    benchmark = titles.get(item.benchmark, item.benchmark)
+    score = f" {item.score:.2f}" if state == "partial" else ""
+    cut = '<span class="pill soft">cut off at the token limit</span>' if item.cut_off else ""
+    places = " · ".join(f"<bdi>{escape(text)}</bdi>" for text in (benchmark, item.category) if text)
+    error = f'<dt>problem</dt><dd class="error">{shortened(item.error, 500)}</dd>' if item.error is not None else ""
+    return (
+        f'<article class="item {state}" data-state="{state}" data-benchmark="{escape(item.benchmark)}" '
+        f'data-category="{escape(item.category)}">{_figure(item, number, pictures)}'
+        f'<div class="text"><p class="head"><span class="pill {state}">{WORDS[state]}{score}</span>{cut}'
+        f'<span class="place">{places}</span></p>'
+        f'<p class="question" dir="auto">{shortened(item.question)}</p>'
+        f'<dl><dt>expected</dt><dd dir="auto">{_references(item.references)}</dd>'
+        f'<dt>answered</dt><dd class="answer" dir="auto">{_prediction(item.prediction)}</dd>'
+        f"{error}<dt>score</dt><dd>{item.score:.2f}</dd></dl>"
+        f'<p class="id">{shortened(item.id, 200)}</p></div></article>'
+    )
+
+
+def _references(references: Sequence[str]) -> str:
+    shown = [f"<bdi>{shortened(text, 300)}</bdi>" for text in references[:MAX_REFERENCES]]
+    more = len(references) - MAX_REFERENCES
+    rest = f' <small class="cut">and {more} more</small>' if more > 0 else ""
+    return ' <span class="or">/</span> '.join(shown) + rest or '<em class="none">(none)</em>'
+
+
+def _prediction(prediction: str | None) -> str:
+    if prediction is None:
+        return '<em class="none">(not asked)</em>'
+    return shortened(prediction) if prediction.strip() else '<em class="none">(empty)</em>'
+
+
+def _figure(item: ReportItem, number: int, pictures: Pictures) -> str:
+    if not item.images:
+        return ""
+    shown = item.images[:MAX_PICTURES]
+    parts = []
+    for place, source in enumerate(shown):
+        maps = item.maps if place == 0 else ()
+        label = f"Enlarge the picture of {item.id[:200]}" if len(shown) == 1 else f"Enlarge picture {place + 1}"
+        parts.append(_picture(pictures, source_key=key_of(source), label=label, heat=_heat(item, maps, pictures)))
+    more = len(item.images) - len(shown)
+    rest = f'<p class="note">and {more} more pictures</p>' if more > 0 else ""
+    several = " several" if len(shown) > 1 else ""
+    return f'<figure class="pictures{several}">{"".join(parts)}{_switch(item, number)}{rest}</figure>'
+
+
+def _picture(pictures: Pictures, source_key: str, label: str, heat: str) -> str:
+    embedded, source = pictures.picture(source_key)
+    if embedded.problem is not None:
+        return f'<p class="broken">picture cannot be shown: {shortened(embedded.problem, 300)}</p>'
+    width, height = embedded.size
+    times = max(1, _SMALL // max(width, height))
+    small = ' class="small"' if times > 1 else ""
+    return (
+        f'<button type="button" class="zoom" aria-label="{escape(label)}"><span class="stack">'
+        f'<img{small} alt="" decoding="async" width="{times * width}" height="{times * height}" {source}>{heat}'
+        "</span></button>"
+    )
+
+
+def _heat(item: ReportItem, maps: Sequence[object], pictures: Pictures) -> str:
+    if not maps:
+        return ""
+    parts = []
+    for heat in item.maps:
+        embedded = pictures.heat(heat.png)
+        if embedded.problem is None:
+            parts.append(
+                f'<img class="map" alt="" decoding="async" data-label="{escape(heat.label)}" '
+                f'data-note="{escape(heat.note[:500])}" src="{embedded.url}" hidden>'
+            )
+        else:
+            note = f"heat map cannot be shown: {embedded.problem}"
+            parts.append(f'<i class="map" data-label="{escape(heat.label)}" data-note="{escape(note)}" hidden></i>')
+    return "".join(parts)
+
+
+def _switch(item: ReportItem, number: int) -> str:
+    if not item.maps:
+        return ""
+    choices = [("", "picture"), *((heat.label, heat.label) for heat in item.maps)]
+    return f'{segments(f"map{number}", "what was re-read", choices)}<p class="note heatnote" aria-live="polite"></p>'
+
+
+def segments(name: str, label: str, choices: Sequence[tuple[str, str]], style: str = "") -> str:
+    """A row of exclusive choices: (value, text); the first one is chosen."""
+    options = "".join(
+        f'<label><input type="radio" name="{name}" value="{escape(value)}"{" checked" if place == 0 else ""}>'
+        f"<span>{escape(text)}</span></label>"
+        for place, (value, text) in enumerate(choices)
+    )
+    return f'<div class="segments {style}" role="radiogroup" aria-label="{escape(label)}">{options}</div>'
