@@ -32,6 +32,7 @@ def draw(report: Report, scores: Sequence[float | None]) -> str:
             "backend": "Agg",
             "svg.hashsalt": "vr_jax",
             "font.size": 9,
+            "figure.titlesize": 10,
             "axes.spines.top": False,
             "axes.spines.right": False,
         }
@@ -39,47 +40,39 @@ def draw(report: Report, scores: Sequence[float | None]) -> str:
         from matplotlib.figure import Figure
 
         known = [(one, score) for one, score in zip(report.measurements, scores, strict=True) if score is not None]
-        figure = Figure(figsize=(6.4, 4.0 if known else 1.6 + 0.45 * len(report.measurements)), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.0 if known else 1.6 + 0.45 * len(report.measurements)), layout="constrained")
         axes = figure.subplots()
         if known:
-            _circles(axes, known)
+            _circles(figure, axes, known)
         else:
             _bars(axes, report.measurements)
         machine = report.machine
-        figure.text(
-            0.995,
-            0.995,
-            f"{machine.processor if machine.platform == 'cpu' else machine.device}, {report.settings.dtype}",
-            ha="right",
-            va="top",
-            fontsize=7,
-            color="0.45",
-        )
+        device = machine.processor if machine.platform == "cpu" else machine.device
+        figure.suptitle(f"{device}, {report.settings.dtype}, batch {report.settings.batch_size}", x=0.01, ha="left")
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
-def _circles(axes: Any, known: Sequence[tuple[Measurement, float]]) -> None:
-    """Area is proportional to memory; the whisker spans fastest to slowest."""
+def _circles(figure: Any, axes: Any, known: Sequence[tuple[Measurement, float]]) -> None:
+    """Area is proportional to memory; the whisker spans fastest to slowest. Names stand beside the plot, best first,
+    because circles of similar systems lie on one another."""
     largest = max((one.memory.peak or 0 for one, _ in known), default=0)
-    for index, (one, score) in enumerate(known):
+    handles = []
+    for index, (one, score) in enumerate(sorted(known, key=lambda pair: -pair[1])):
         colour, spread = COLOURS[index % len(COLOURS)], one.first_token_ms
         share = one.memory.peak / largest if one.memory.peak and largest else 0.05
         axes.hlines(score, spread.low, spread.high, color=colour, linewidth=1)
-        axes.scatter(spread.median, score, s=share * LARGEST**2, color=colour, alpha=0.35, linewidths=0)
-        axes.plot(spread.median, score, ".", color=colour, markersize=4)
-        above = index % 2 == 0
-        axes.annotate(
-            f"{one.name}\n{_gib(one.memory.peak)}",
-            (spread.median, score),
-            xytext=(0, (1 if above else -1) * (LARGEST * share**0.5 / 2 + 3)),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            linespacing=1.15,
+        area = share * LARGEST**2
+        handles.append(axes.scatter(spread.median, score, s=area, color=colour, alpha=0.45, linewidths=0))
+        axes.annotate(str(index + 1), (spread.median, score), ha="center", va="center", fontsize=8, weight="bold")
+        handles[-1].set_label(
+            f"{index + 1}  {one.name}, {score:.1f}\n    {spread.median:,.1f} ms, {_gib(one.memory.peak)}"
         )
-    axes.margins(x=0.22, y=0.45)
+    legend = figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])
+    axes.margins(x=0.15, y=0.2)
     axes.set(xlabel="time to first token (ms)", ylabel="score")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_title("circle area: peak device memory (compiled programs)", fontsize=8, color="0.35", loc="left")

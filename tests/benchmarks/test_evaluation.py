@@ -1,0 +1,35 @@
+"""The throughput benchmark's items and report."""
+
+import io
+
+from PIL import Image
+
+from benchmarks.evaluation import CONFIG, SIZE, Pass, items, report
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+from vr_jax.evaluation import plan
+from vr_jax.evaluation.benchmarks import get_benchmark
+from vr_jax.model.config import LlavaConfig
+from vr_jax.recipes import load_recipe
+
+
+def test_items_are_shaped_like_chartqa():
+    config = LlavaConfig.from_dict(load_recipe(f"{CONFIG}:phase2").model.to_dict())
+    processor, benchmark, asked = Processor(demo_tokenizer(), config), get_benchmark("chartqa"), items(8)
+    assert len({item.images for item in asked}) == len(asked)
+    for item in asked:
+        assert 20 <= len(item.question) <= 40
+        assert Image.open(io.BytesIO(item.images[0])).size == SIZE
+        assert plan.prompt_size(processor, benchmark, item)[1] == 5
+    assert items(8) == asked, "the same items every time"
+
+
+def test_report_is_of_the_passes():
+    passes = {
+        1: [Pass(10.0, 9.5, 9.0), Pass(20.0, 19.0, 18.0), Pass(40.0, 38.0, 36.0)],
+        16: [Pass(2.0, 1.9, 1.8), Pass(5.0, 4.75, 4.0), Pass(8.0, 7.6, 7.2)],
+    }
+    one, many, ratio = report(passes, 40).splitlines()
+    assert one.split(";")[0] == "  batch  1: 2.00 items/s (1.00 .. 4.00)"
+    assert "outside the compiled programs 10.0 % (10.0 .. 20.0), outside generate_rows 5.0 %" in many
+    assert "x 5.00 (4.00 .. 5.00)" in ratio
