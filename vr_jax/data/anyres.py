@@ -153,8 +153,7 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
     columns, rows = select_grid(image.size, config.grids, side)
     target = (columns * side, rows * side)
     fitted = np.asarray(_resized(image, fitted_size(image.size, target)))
-    height, width = fitted.shape[:2]
-    top, left = (target[1] - height) // 2, (target[0] - width) // 2
+    left, top = _centred(fitted.shape[1::-1], target)
     result = np.zeros((1 + columns * rows, side, side, 3), np.uint8)
     result[0] = np.asarray(_resized(image, (side, side)))
     for row in range(rows):
@@ -177,5 +176,39 @@ def _squared(image: Image.Image) -> Image.Image:
         return image
     side = max(width, height)
     square = Image.new("RGB", (side, side), PAD_COLOUR)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    square.paste(image, _centred(image.size, (side, side)))
     return square
+
+
+def _centred(size: tuple[int, ...], target: tuple[int, int]) -> tuple[int, int]:
+    """Left and top of a picture in the middle of `target`; an odd rest goes to the right and bottom."""
+    return (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies on its tiles: on the canvas that `columns` x `rows` of them make, `first` the number of the
+    upper left one. left, top, width, height: in pixels of the canvas; what is outside is padding."""
+
+    first: int
+    columns: int
+    rows: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def placement(size: tuple[int, int], config: ImageConfig, *, alone: bool = True, base: bool = False) -> Placement:
+    """The geometry of `tiles` for a picture of `size` (width, height): of its grid, or with `base` (and where there is
+    no grid) of its first tile."""
+    side = config.tile_size
+    if config.is_anyres and alone and not base:
+        columns, rows = select_grid(size, config.grids, side)
+        fitted = fitted_size(size, (columns * side, rows * side))
+        return Placement(1, columns, rows, *_centred(fitted, (columns * side, rows * side)), *fitted)
+    if config.aspect_ratio == "square" or (config.is_anyres and alone):
+        return Placement(0, 1, 1, 0, 0, side, side)
+    square = max(size)
+    left, top = _centred(size, (square, square))
+    return Placement(0, 1, 1, *(side * value / square for value in (left, top, *size)))

@@ -86,9 +86,11 @@ def evaluate(
         # An item that could not be read is tried again: its file may have been repaired.
         answered = [result.id for result in run.results.values() if result.error is None] if run else []
         done = set(all_gather(answered)[0])
-        rows = _rows_per_process(batch_size)
+        rows = rows_per_process(batch_size)
         todo = [number for number, item_id in enumerate(ids) if item_id not in done]
-        batches = plan.batches(_sizes(processor, benchmark, items, todo), generator.buckets, rows * jax.process_count())
+        batches = plan.batches(
+            prompt_sizes(processor, benchmark, items, todo), generator.buckets, rows * jax.process_count()
+        )
         clock = _Clock(answered=len(todo), new_tokens=0)
         bar = tqdm(
             total=len(items), initial=len(done), unit="item", desc=benchmark.name, disable=not (progress and run)
@@ -159,7 +161,8 @@ def _run_directory(output: Path, settings: Mapping[str, Any], overwrite: bool) -
         yield run
 
 
-def _rows_per_process(batch_size: int) -> int:
+def rows_per_process(batch_size: int) -> int:
+    """Rows of each process for `batch_size` items over all of them, rounded up to fill the mesh in context."""
     if batch_size < 1:
         raise EvaluationError(f"batch_size = {batch_size}: expected at least 1")
     mesh = jax.sharding.get_mesh()
@@ -172,7 +175,7 @@ def _rows_per_process(batch_size: int) -> int:
     return -(-batch_size // shards) * shards // processes
 
 
-def _sizes(
+def prompt_sizes(
     processor: Processor, benchmark: Benchmark, items: Sequence[Item], todo: Sequence[int]
 ) -> dict[int, tuple[int, int]]:
     """Tokens and tiles of every prompt; each process measures its share."""

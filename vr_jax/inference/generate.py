@@ -217,7 +217,7 @@ class Generator:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if new_tokens < 1:
             raise GenerationError(f"max_new_tokens = {new_tokens}: expected at least 1")
-        batch, numbers = _on_devices((prompts.batch, prompts.numbers), len(prompts.numbers))
+        batch, numbers = on_devices(prompts)
         arrays = (self.model, batch, numbers, np.uint32(sampling.seed), *_traced(sampling))
         return arrays, {"new_tokens": new_tokens, "lengths": prompts.lengths}
 
@@ -346,8 +346,9 @@ def _traced(sampling: Sampling) -> tuple[np.float32, np.float32]:
     return np.float32(sampling.temperature), np.float32(sampling.top_p)
 
 
-def _on_devices(tree: Any, rows: int) -> Any:
-    """Host arrays of this process's rows -> global arrays, rows sharded over the mesh in context if they divide."""
+def on_devices(prompts: PromptBatch) -> tuple[Batch, Int[Array, " B"]]:
+    """This process's rows and their numbers -> global arrays, rows sharded over the mesh in context if they divide."""
+    tree, rows = (prompts.batch, prompts.numbers), len(prompts.numbers)
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.device_put(tree)

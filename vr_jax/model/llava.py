@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,7 @@ class Llava(nnx.Module):
         features = self.decoder.interlude_features(tuple(levels[level] for level in interlude.levels))
         return VisionContext.of(batch, features, self.config.cells_per_tile)
 
-    def interlude(self, k: int) -> nnx.Module:
+    def interlude(self, k: int) -> Any:
         """The block that acts before stage k of the decoder, 1.. . Shared weights are one block."""
         blocks = self.decoder.interludes
         return blocks[min(k, len(blocks)) - 1]

@@ -29,7 +29,8 @@ def reread_refusal(config: LlavaConfig) -> str | None:
 def reread(model: Llava, batch: Batch) -> tuple[Reread, ...]:
     """One Reread for each of `config.interlude.insert_after`, from a prefill that ends at the last of them.
 
-    For jax.jit; rows may be packed, and may be sharded: the result is whole on every device. Raises ConfigError with `reread_refusal`."""
+    For jax.jit; rows may be packed, and may be sharded: the result is whole on every device. Raises ConfigError with
+    `reread_refusal`."""
     if refusal := reread_refusal(model.config):
         raise ConfigError(f"reread: {refusal}")
     assert model.config.interlude is not None

@@ -35,5 +35,5 @@ def window_weights(
     *,
     scale: float | None = None,
 ) -> Float[Array, "W H S"]:
-    """The softmax of `window_attention`, float32, to look at: whatever the backend, the forward pass does not keep it."""
+    """The softmax of `window_attention`, float32, to look at: no backend of the forward pass hands it out."""
     return reference.window_weights(query, key, valid, query.shape[-1] ** -0.5 if scale is None else scale)

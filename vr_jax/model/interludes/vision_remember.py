@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 from vr_jax.model.attention import attention
 from vr_jax.model.config import LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.interactions import INTERACTIONS, FeatureAffine
+from vr_jax.model.interludes.interactions import INTERACTIONS, FeatureAffine, LocalAttention
 from vr_jax.model.layers import (
     LayerNorm,
     MultiHeadAttention,
@@ -137,6 +137,7 @@ class Block(nnx.Module):
         x = stream.hidden
         if self.config.order == "self_cross":
             x = self.bidirectional(x, stream, vision, *self._guide(x, vision))
+        assert isinstance(self.cross_attn, LocalAttention)
         query = self._cross_query(x, vision)
         weights = self.cross_attn.weights(query, vision.features, self._feature_affine)
         update, state = (
