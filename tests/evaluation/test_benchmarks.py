@@ -67,7 +67,10 @@ def test_both_layouts_give_the_same_items(chartqa, jsonl, parquet):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"type": "human_test", "question": "a?", "image": "images/0.png"}', "malformed_record: answer: .*nothing"),
+        (
+            '{"type": "human_test", "question": "a?", "image": "images/0.png"}',
+            "malformed_record: answer: expected a text, found nothing",
+        ),
         (
             '{"type": "x", "question": 3, "answer": "1", "image": "images/0.png"}',
             "question: expected a text, found int",
@@ -93,8 +96,6 @@ def test_a_folder_without_the_benchmark_is_explained(chartqa, jsonl, parquet, tm
         chartqa.items(jsonl, "val")
     with pytest.raises(EvaluationError, match="no such file or folder"):
         chartqa.items(tmp_path / "absent", "test")
-    with pytest.raises(EvaluationError, match="chartqa needs --data"):
-        chartqa.items(None, "test")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "test.jsonl").write_text("\n")
     with pytest.raises(EvaluationError, match="split 'test' has no rows"):
@@ -109,7 +110,7 @@ def test_a_folder_without_the_benchmark_is_explained(chartqa, jsonl, parquet, tm
 
 
 def test_unknown_benchmarks_and_profiles_list_the_known():
-    with pytest.raises(EvaluationError, match="unknown benchmark 'chart'; known: chartqa, demo"):
+    with pytest.raises(EvaluationError, match="unknown benchmark 'chart'; known: ai2d, chartqa, demo"):
         get_benchmark("chart")
     with pytest.raises(EvaluationError, match=r"unknown profile 'v9'; known: default, v0\.5"):
         get_benchmark("chartqa", "v9")

@@ -66,8 +66,8 @@ def find_shards(data: Path, wanted: Wanted, columns: Collection[str]) -> list[Pa
     found = [path for path in visible if wanted.matches(path)]
     found = found or [path for path in visible if path.name in wanted.files]
     if not found:
-        names = " nor ".join(wanted.names())
-        raise EvaluationError(f"{data}: found neither {names} (the published layout); it holds {_listed(data)}")
+        looked_for = " nor ".join(wanted.names())
+        raise EvaluationError(f"{data}: found neither {looked_for} (the published layout); it holds {_listed(data)}")
     folders = _of_config(data, sorted({path.parent for path in found}), wanted)
     if len(folders) > 1:
         having = [folder for folder in folders if _has(next(p for p in found if p.parent == folder), columns)]
