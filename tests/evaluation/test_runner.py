@@ -127,17 +127,18 @@ def test_summary_and_files(finished, items):
     assert summary["settings"]["model"] == tiny.config().to_dict()
 
 
-def test_report_items_show_what_was_asked_and_answered(finished, items):
+def test_report_items_show_what_was_asked_and_answered(generator, processor, finished, items):
     _, evaluation = finished
-    shown = report_items(evaluation, len(items))
+    shown = report_items(evaluation, generator, processor, len(items), batch_size=4)
     for item, result, entry in zip(items, evaluation.results, shown, strict=True):
-        assert (entry.id, entry.question, entry.references) == (item.id, item.question, item.answers)
-        if item.id in words.BAD:
-            assert entry.prediction.startswith("(not asked: ")
-            assert entry.image is None
-        else:
-            assert entry.prediction == result.prediction
-            assert entry.image == (item.images[0] if item.images else None)
+        assert (entry.benchmark, entry.id, entry.question, entry.references) == (
+            *("words", item.id, item.question),
+            item.answers,
+        )
+        assert (entry.prediction, entry.error, entry.images) == (result.prediction, result.error, item.images)
+        assert entry.cut_off == (result.finish == "length")
+        # One heat map for each insertion, where there is a picture that could be read.
+        assert len(entry.maps) == (1 if item.images and item.id not in words.BAD else 0)
 
 
 def test_a_report_samples_evenly():

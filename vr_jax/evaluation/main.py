@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
 from vr_jax.evaluation.hub import data_folder
 from vr_jax.evaluation.overall import finished, overall_summary, table
+from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.processes import all_gather
-from vr_jax.evaluation.report import ReportItem
+from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY, write_json
 from vr_jax.evaluation.runner import evaluate
@@ -29,6 +30,7 @@ from vr_jax.model.config import LlavaConfig
 from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
 
+REPORT = "report.html"
 _SMALL_FILE = 1 << 16  # bytes
 
 logger = logging.getLogger("vr_jax.evaluation")
@@ -152,7 +154,8 @@ def run(options: EvalOptions) -> Run:
                 failures[benchmark.name] = str(error)
                 continue
             summaries[benchmark.name] = evaluation.summary
-            shown += report_items(evaluation, options.report_items // len(benchmarks))
+            share = options.report_items // len(benchmarks)
+            shown += report_items(evaluation, generator, loaded.processor, share, batch_size=options.batch_size)
     if not summaries:
         raise EvaluationError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
     summary = overall_summary(finished(options.folder, like=next(iter(summaries.values()))) | summaries)
@@ -211,6 +214,8 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
         options = options_of(flags, recipe)
         done = run(options)
         if jax.process_index() == 0:
+            if options.report_items:
+                _write_report(options, done)
             print(table(done.summary))
             print("\n".join(_throughput(summary) for summary in done.summaries.values()))
     except (EvaluationError, *LOADING_ERRORS, OSError) as error:
@@ -227,3 +232,22 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
 def _throughput(summary: Mapping[str, Any]) -> str:
     one = summary["throughput"]
     return f"{summary['title']}: {one['items']} items in {one['seconds']:.1f} s, {one['items_per_second']:.2f} items/s"
+
+
+def _write_report(options: EvalOptions, done: Run) -> None:
+    config = _model_config(options)
+    write_report(
+        options.folder / REPORT,
+        title=str(options.checkpoint),
+        summary=done.summary,
+        items=done.report_items,
+        settings={
+            "checkpoint": options.checkpoint,
+            "profile": options.profile,
+            "dtype": options.dtype or config.dtype,
+            "pruning": config.pruning.name if config.pruning else "none",
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+        },
+        paper_rows=rows_of(config),
+    )
+    print(f"report: {options.folder / REPORT}")
