@@ -95,7 +95,7 @@ def _picture(pictures: Pictures, source_key: str, label: str, heat: str) -> str:
         return f'<p class="broken">picture cannot be shown: {shortened(embedded.problem, 300)}</p>'
     width, height = embedded.size
     times = max(1, _SMALL // max(width, height))
-    small = ' class="small"' if times > 1 else ""
+    small = f' class="small" style="width:{times * width}px"' if times > 1 else ""
     return (
         f'<button type="button" class="zoom" aria-label="{escape(label)}"><span class="stack">'
         f'<img{small} alt="" decoding="async" width="{times * width}" height="{times * height}" {source}>{heat}'

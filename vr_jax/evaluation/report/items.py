@@ -33,11 +33,6 @@ class ReportItem:
     error: str | None = None
     cut_off: bool = False
     maps: tuple[HeatMap, ...] = field(default=(), repr=False)
-    image: bytes | Path | None = field(default=None, repr=False)  # transitional: one picture, instead of images
-
-    def __post_init__(self):
-        if self.image is not None and not self.images:
-            object.__setattr__(self, "images", (self.image,))
 
     @property
     def state(self) -> State:

@@ -109,7 +109,7 @@ function fit() {
 function show(button) {
   current = button;
   const card = button.closest("article.item");
-  stack.replaceChildren(...all("img, i.map", button).map(one => { const copy = one.cloneNode(); copy.removeAttribute("id"); return copy; }));
+  stack.replaceChildren(...all("img, i.map", button).map(one => { const copy = one.cloneNode(); copy.removeAttribute("id"); copy.removeAttribute("style"); return copy; }));
   const places = byId("largemaps"), switcher = stack.querySelector(".map") && card.querySelector(".pictures .segments");
   places.replaceChildren();
   const heatNote = document.createElement("span");
