@@ -130,12 +130,17 @@ def test_the_hub_and_its_mirror(hub, tmp_path):
     lines = read(tmp_path, endpoint, "gqa", "docvqa", "mmstar", "mme")
     assert [line.split(" [None, None] ")[0] for line in lines[:3]] == ["gqa 2", "docvqa 2", "mmstar 2"]
     assert len(lines) == 4
-    assert lines[3].startswith("mme: the data could not be fetched from the Hugging Face hub (lmms-lab/MME: ")
-    assert lines[3].endswith("Give its folder with --data; expected there: test.jsonl or test-*.parquet")
+    assert lines[3] == (
+        "mme: the data could not be fetched from the Hugging Face hub (lmms-lab/MME: no such repository; "
+        "lmms-lab-encoder/MME: no such repository). Give its folder with --data; expected there: test.jsonl or "
+        "test-*.parquet"
+    )
     assert not any("Infographic" in path for path in handler.asked if "resolve" in path)
 
     handler.asked.clear()
     lines = read(tmp_path, endpoint, "gqa", "docvqa", "ai2d", offline=True)
     assert handler.asked == []
     assert [line.split(" [None, None] ")[0] for line in lines[:2]] == ["gqa 2", "docvqa 2"]
-    assert lines[2].startswith("ai2d: the data could not be fetched from the Hugging Face hub (lmms-lab/ai2d: ")
+    assert "(lmms-lab/ai2d: not in the cache, and offline (HF_HUB_OFFLINE); lmms-lab-encoder/ai2d: " in lines[2]
+    (line,) = read(tmp_path, "http://127.0.0.1:9", "ai2d")  # nobody answers there
+    assert "(lmms-lab/ai2d: ConnectError: " in line

@@ -67,7 +67,13 @@ def download(name: str, repo: str, patterns: Sequence[str], expected: str) -> Pa
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what the hub's client says; its cause where it only says that nothing is cached."""
-    cause = error.__cause__
-    text = str(cause if cause is not None and str(cause) else error).strip()
-    return f"{type(cause or error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    cause = error.__cause__ or error  # the client says that nothing is cached, and why it could not ask
+    if isinstance(error, GatedRepoError):
+        return "access has to be asked for on its page"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository"
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "not in the cache, and offline (HF_HUB_OFFLINE)"
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"

@@ -204,9 +204,11 @@ def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str]
                 raise EvaluationError(f"{path}: no column(s) {missing}; found {names}")
             kept = [name for name in dict.fromkeys((*required, *optional)) if name in names]
             first = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=kept):
-                yield from _records(batch, f"{path.name}, row", first)
-                first += batch.num_rows
+            for group in range(file.num_row_groups):  # by itself: else Arrow keeps what it read of the ones before
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=kept):
+                    yield from _records(batch, f"{path.name}, row", first)
+                    first += batch.num_rows
+                pa.default_memory_pool().release_unused()
     except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise EvaluationError(f"{path}: not a readable parquet file ({detail})") from error
