@@ -24,6 +24,10 @@ def test_one_folder_for_several_benchmarks(folder, tmp_path):
     (tmp_path / "docvqa").mkdir()
     (tmp_path / folder).mkdir(parents=True)
     assert data_folder(chartqa, tmp_path, several=True) == tmp_path / folder
+    assert data_folder(chartqa, tmp_path, several=False) == tmp_path / folder
+    assert data_folder(chartqa, tmp_path / folder, several=False) == tmp_path / folder
+    assert data_folder(get_benchmark("gqa"), tmp_path, several=False) == tmp_path
+    (tmp_path / "test.jsonl").touch()
     assert data_folder(chartqa, tmp_path, several=False) == tmp_path
     assert data_folder(chartqa, None, several=True) is None
     with pytest.raises(

@@ -13,27 +13,34 @@ _MIRRORS = {"lmms-lab": "lmms-lab-encoder"}
 
 def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Path | None:
     """The benchmark's own files; None: on the hub. With several benchmarks, `data` holds a folder for each, named like
-    the benchmark or like its repository, with or without its owner (any case).
+    the benchmark or like its repository, with or without its owner (any case). With one, `data` may be either.
 
     Raises EvaluationError naming what was looked for, and what is there."""
-    if benchmark.published is None or data is None or not several:
+    if benchmark.published is None or data is None:
         return data
-    if not data.is_dir():
-        raise EvaluationError(f"{data}: no such folder")
     repository = benchmark.published.repo.split("/")
     mirror = [_MIRRORS.get(repository[0], repository[0]), repository[1]]
     wanted = [[benchmark.name], repository[1:], repository, mirror]
-    for parts in wanted:
-        folders = [data]
-        for part in parts:
-            folders = [path for folder in folders for path in _subfolders(folder) if path.name.lower() == part.lower()]
-        if folders:
-            return folders[0]
+    found = [folder for parts in wanted for folder in _folders(data, parts)] if data.is_dir() else []
+    if not several:
+        return found[0] if found and not any(data.glob("*.jsonl")) else data
+    if found:
+        return found[0]
+    if not data.is_dir():
+        raise EvaluationError(f"{data}: no such folder")
     names = dict.fromkeys("/".join(parts) for parts in wanted)
     raise EvaluationError(
         f"{data}: no folder for {benchmark.name} (looked for {', '.join(names)}); "
         f"it holds {[path.name for path in _subfolders(data)][:20]}"
     )
+
+
+def _folders(data: Path, parts: Sequence[str]) -> list[Path]:
+    """The folders `data/part/part...`, whatever their case."""
+    folders = [data]
+    for part in parts:
+        folders = [path for folder in folders for path in _subfolders(folder) if path.name.lower() == part.lower()]
+    return folders
 
 
 def _subfolders(folder: Path) -> list[Path]:
