@@ -1,18 +1,23 @@
-# make demo | test | lint | bench | clean. Each creates the environment it needs in $(VENV).
+# make demo | test | test-lmms-eval | lint | bench | clean. Each creates the environment it needs in $(VENV), lmms-eval's
+# in $(LMMS_VENV).
 VENV ?= .venv
+LMMS_VENV ?= .venv-lmms-eval
 PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-lmms-eval lint bench clean
 
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax.demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+
+test-lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.ready
+	VR_JAX_LMMS_EVAL_PYTHON=$(abspath $(LMMS_VENV)/bin/python) $(PYTHON) -m pytest -q tests/evaluation/test_lmms_eval_host.py
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
@@ -21,9 +26,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PYTHON) benchmarks/cpu.py
+	$(PYTHON) benchmarks/evaluation.py
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
@@ -33,3 +39,7 @@ $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
 $(VENV)/.dev: pyproject.toml constraints.txt tools/setup_env.sh
 	sh tools/setup_env.sh $(VENV) test,lint
 	touch $(VENV)/.core $@
+
+$(LMMS_VENV)/.ready: pyproject.toml constraints.txt tools/setup_env.sh tools/setup_lmms_eval.sh | $(VENV)/.dev
+	sh tools/setup_lmms_eval.sh $(LMMS_VENV)
+	touch $@

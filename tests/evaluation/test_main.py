@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
+from vr_jax.evaluation.benchmarks import PAPER
 from vr_jax.evaluation.main import EvalOptions, fingerprint, main, options_of, run
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError
@@ -118,14 +120,72 @@ def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
     assert found.summaries["chartqa"]["items"] == 5
 
 
+@pytest.fixture(scope="module")
+def both(folder):
+    """ChartQA under its repository's name, DocVQA under ours; one of the DocVQA pictures does not decode."""
+    both = folder / "both"
+    for name, split in (("ChartQA", "test"), ("docvqa", "validation")):
+        (both / name).mkdir(parents=True)
+        for i in range(3):
+            (both / name / f"{i}.png").write_bytes(tiny.png(30, 15, i) if (name, i) != ("docvqa", 1) else b"PNG?")
+        rows = [
+            {"questionId": str(i), "question": f"What is {i}?", "question_types": ["form"], "image": f"{i}.png"}
+            | ({"answers": ["x", str(i)]} if name == "docvqa" else {"type": "human_test", "answer": str(i)})
+            for i in range(3)
+        ]
+        (both / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return both
+
+
+def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_path, capsys):
+    flags = {"checkpoint": str(folder / "model"), "data": str(both), "batch_size": 3, "max_new_tokens": 4}
+    flags |= {"output": str(tmp_path), "report_items": 4}
+    assert main(flags | {"benchmark": "docvqa"}, None) == 0
+    (both / "AI2D").mkdir()
+    assert main(flags | {"benchmark": "ai2d, chartqa"}, None) == 1, "ai2d has no files"
+    out, err = capsys.readouterr()
+    assert "eval.py: ai2d was not run:" in err
+    assert "found neither test.jsonl" in err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["benchmarks"]) == ["chartqa", "docvqa"], "that of the first command is still there"
+    assert summary["benchmarks"]["docvqa"]["unscored"]["by_reason"] == {"broken_image": 1}
+    assert "DocVQA-val: 1 items could not be scored and count as wrong" in out
+    assert len(summary["missing"]) == 9
+    for name in ("chartqa", "docvqa"):
+        one = json.loads((tmp_path / name / "summary.json").read_text())
+        assert (one["items"], one["benchmark"]) == (3, name)
+        assert one["score"] == summary["benchmarks"][name]["score"]
+    page = (tmp_path / "report.html").read_text()
+    assert f"report: {tmp_path / 'report.html'}" in out
+    assert page.count("<article") == 2, "half of four for each benchmark asked for"
+    assert "after layer 1" in page
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_names_of_benchmarks():
+    def names(benchmark):
+        return EvalOptions(checkpoint=Path("a"), benchmark=benchmark).names
+
+    assert names("all") == PAPER
+    assert len(PAPER) == 11
+    assert names(" gqa,chartqa ,") == ("gqa", "chartqa")
+    for wrong in ("gqa,gqa", ",", "all,gqa,all"):
+        with pytest.raises(EvaluationError, match="expected different names, separated by commas"):
+            EvalOptions(checkpoint=Path("a"), benchmark=wrong)
+    with pytest.raises(EvaluationError, match="give it with one only"):
+        EvalOptions(checkpoint=Path("a"), benchmark="gqa,mme", split="val")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"benchmark": "chart"}, "unknown benchmark 'chart'; known: chartqa, demo"),
+        ({"benchmark": "chart"}, "unknown benchmark 'chart'; known: ai2d, chartqa, demo"),
+        ({"benchmark": "chartqa,docvqa"}, "no folder for chartqa"),
+        ({"benchmark": "chartqa,chartqa"}, "expected different names"),
+        ({"report_items": -1}, "report_items = -1: expected at least 0"),
         ({"benchmark": None}, "missing: --benchmark"),
         ({"checkpoint": None}, "missing: --checkpoint"),
         ({"checkpoint": "/nowhere"}, "/nowhere is not a model directory"),
-        ({"data": None}, "chartqa needs --data"),
         ({"data": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"split": "val"}, "found neither val.jsonl nor val-*.parquet"),
         ({"batch_size": 0}, "batch_size = 0: expected at least 1"),
