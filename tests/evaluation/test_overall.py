@@ -38,7 +38,9 @@ def summary(name, score, error=0.6, **changes):
 
 @pytest.fixture
 def summaries():
-    return {name: summary(name, SCORES[group] + k - 1) for group, names in GROUPS.items() for k, name in enumerate(names)}
+    return {
+        name: summary(name, SCORES[group] + k - 1) for group, names in GROUPS.items() for k, name in enumerate(names)
+    }
 
 
 def test_groups_and_average_are_the_papers(summaries):

@@ -83,13 +83,14 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Run:
-    """What `run` leaves behind: the overall summary, the full summaries by benchmark, items for a report, and what went
-    wrong with benchmarks that could not be run."""
+    """What `run` leaves behind: the overall summary, the full summaries by benchmark, items for a report, what went
+    wrong with benchmarks that could not be run, and the model's config as it was run."""
 
     summary: dict[str, Any]
     summaries: dict[str, dict[str, Any]]
     report_items: list[ReportItem]
     failures: dict[str, str]
+    config: LlavaConfig
 
 
 def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
@@ -123,9 +124,10 @@ def run(options: EvalOptions) -> Run:
 
     Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
     benchmarks = [get_benchmark(name, options.profile) for name in options.names]
-    config = _model_config(options)  # a wrong checkpoint is reported before any data is read
-    # So is data that is not there.
+    config = _model_config(options)
+    # What is wrong with the data is told before the model is loaded, as far as it shows by then.
     folders = {one.name: data_folder(one, options.data, several=len(benchmarks) > 1) for one in benchmarks}
+    only = _items(benchmarks[0], folders[benchmarks[0].name], options) if len(benchmarks) == 1 else None
     mesh = make_mesh(**options.mesh)  # type: ignore[arg-type]
     loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
     settings = {"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}}
@@ -134,13 +136,13 @@ def run(options: EvalOptions) -> Run:
     shown: list[ReportItem] = []
     with jax.set_mesh(mesh):
         generator = Generator(loaded.model, loaded.tokenizer)
-        for benchmark in benchmarks:
+        for number, benchmark in enumerate(benchmarks):
             try:
                 evaluation = evaluate(
                     generator,
                     loaded.processor,
                     benchmark,
-                    _items(benchmark, folders[benchmark.name], options),
+                    only or _items(benchmark, folders[benchmark.name], options),
                     options.folder / benchmark.name,
                     settings=settings,
                     batch_size=options.batch_size,
@@ -154,14 +156,14 @@ def run(options: EvalOptions) -> Run:
                 failures[benchmark.name] = str(error)
                 continue
             summaries[benchmark.name] = evaluation.summary
-            share = options.report_items // len(benchmarks)
+            share = (options.report_items - len(shown)) // (len(benchmarks) - number)
             shown += report_items(evaluation, generator, loaded.processor, share, batch_size=options.batch_size)
     if not summaries:
         raise EvaluationError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
     summary = overall_summary(finished(options.folder, like=next(iter(summaries.values()))) | summaries)
     if jax.process_index() == 0:
         write_json(options.folder / SUMMARY, summary)
-    return Run(summary, summaries, shown, failures)
+    return Run(summary, summaries, shown, failures, config)
 
 
 def _items(benchmark: Benchmark, data: Path | None, options: EvalOptions) -> list[Item]:
@@ -224,8 +226,8 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     except KeyboardInterrupt:
         print("eval.py: interrupted; the same command continues", file=sys.stderr)
         return 130
-    for name, problem in done.failures.items():
-        print(f"eval.py: {name} was not run: {problem}", file=sys.stderr)
+    if done.failures:
+        print(f"eval.py: not run, see above: {', '.join(done.failures)}", file=sys.stderr)
     return 1 if done.failures else 0
 
 
@@ -235,7 +237,6 @@ def _throughput(summary: Mapping[str, Any]) -> str:
 
 
 def _write_report(options: EvalOptions, done: Run) -> None:
-    config = _model_config(options)
     write_report(
         options.folder / REPORT,
         title=str(options.checkpoint),
@@ -244,10 +245,10 @@ def _write_report(options: EvalOptions, done: Run) -> None:
         settings={
             "checkpoint": options.checkpoint,
             "profile": options.profile,
-            "dtype": options.dtype or config.dtype,
-            "pruning": config.pruning.name if config.pruning else "none",
+            "dtype": options.dtype or done.config.dtype,
+            "pruning": done.config.pruning.name if done.config.pruning else "none",
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
         },
-        paper_rows=rows_of(config),
+        paper_rows=rows_of(done.config),
     )
     print(f"report: {options.folder / REPORT}")
