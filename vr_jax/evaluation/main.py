@@ -61,10 +61,9 @@ class EvalOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise EvaluationError(f"{name} = {value}: expected at least {least}")
-        if self.split is not None and len(self.names) > 1:
-            raise EvaluationError(
-                f"split = {self.split!r} for {len(self.names)} benchmarks: give it with one benchmark"
-            )
+        names = self.names
+        if self.split is not None and len(names) > 1:
+            raise EvaluationError(f"split = {self.split!r} with {len(names)} benchmarks: give it with one only")
 
     @property
     def names(self) -> tuple[str, ...]:
