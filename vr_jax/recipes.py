@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -35,3 +37,20 @@ def load_recipe(spec: str | Path) -> ConfigDict:
         return module.get_config(variant) if colon else module.get_config()
     except (ValueError, TypeError) as error:
         raise RecipeError(f"config {spec}: {error}") from error
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """A recipe's section without ml_collections' types."""
+    return section.to_dict() if hasattr(section, "to_dict") else dict(section)
+
+
+def section_options(
+    recipe: Mapping[str, Any], section: str, known: Collection[str], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of a recipe's section, over which flags that are set (not None) win.
+
+    Raises RecipeError for a field that is not one of `known`."""
+    values = plain(recipe.get(section) or {})
+    if unknown := sorted(set(values) - set(known)):
+        raise RecipeError(f"config.{section}: unknown field(s) {unknown}; known: {sorted(known)}")
+    return values | {name: value for name, value in flags.items() if value is not None}
