@@ -227,3 +227,12 @@ def test_slices_meet_on_the_outermost_axis_that_allows_it():
         np.testing.assert_array_equal(slices(*shape), [[0] * 4, [1] * 4])
     with pytest.raises(sharding.ShardingError, match="replica or fsdp must be a multiple of 2"):
         sharding.make_mesh(1, 1, 8, devices=devices)
+
+
+def test_a_mesh_of_a_recipe():
+    assert dict(sharding.mesh_of({"fsdp": -1, "tensor": 2}).shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
+    with pytest.raises(sharding.ShardingError, match=r"config\.mesh has no axis data: expected replica, fsdp, tensor"):
+        sharding.mesh_of({"data": 8})
+    for size in ("2", 2.0, True):
+        with pytest.raises(sharding.ShardingError, match=r"config\.mesh\.fsdp = .*expected an integer"):
+            sharding.mesh_of({"fsdp": size})
