@@ -32,7 +32,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import Item
-from vr_jax.inference.generate import DecodeState, Generator
+from vr_jax.inference.generate import Generator
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.llava import Llava
 from vr_jax.recipes import load_recipe
@@ -42,31 +42,12 @@ NEW_TOKENS = 16
 SIZE = (850, 600)  # pixels, width and height
 
 
-class TimedGenerator(Generator):
-    """Adds up the seconds in its compiled programs, transfers to them included."""
-
-    seconds = 0.0
-
-    def prefill(self, *arguments, **named) -> DecodeState:
-        return self._timed(super().prefill, *arguments, **named)
-
-    def decode(self, *arguments, **named) -> DecodeState:
-        return self._timed(super().decode, *arguments, **named)
-
-    def _timed(self, call, *arguments, **named) -> DecodeState:
-        start = time.perf_counter()
-        state = jax.block_until_ready(call(*arguments, **named))
-        self.seconds += time.perf_counter() - start
-        return state
-
-
 @dataclass(frozen=True)
 class Pass:
     """One pass over all items."""
 
     seconds: float  # of `evaluate` as a whole
-    generating: float  # of it in `Generator.generate_rows`, as the summary counts
-    compiled: float  # of it in compiled programs
+    computing: float  # of it in compiled programs, transfers to them included
 
 
 def chart(number: int) -> bytes:
@@ -103,15 +84,14 @@ def items(count: int) -> list[Item]:
     ]
 
 
-def build() -> tuple[TimedGenerator, Processor]:
+def build() -> tuple[Generator, Processor]:
     config = LlavaConfig.from_dict(load_recipe(f"{CONFIG}:phase2").model.to_dict())
     model = jax.jit(lambda: Llava(config, rngs=nnx.Rngs(0)))()
     tokenizer = demo_tokenizer()
-    return TimedGenerator(model, tokenizer, ignore_stop=True), Processor(tokenizer, config)
+    return Generator(model, tokenizer, ignore_stop=True), Processor(tokenizer, config)
 
 
-def one_pass(generator: TimedGenerator, processor: Processor, asked: list[Item], batch_size: int) -> Pass:
-    generator.seconds = 0.0
+def one_pass(generator: Generator, processor: Processor, asked: list[Item], batch_size: int) -> Pass:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         evaluation = evaluate(
@@ -128,7 +108,7 @@ def one_pass(generator: TimedGenerator, processor: Processor, asked: list[Item],
     wrong = [result.id for result in evaluation.results if result.error is not None or result.finish != "length"]
     if wrong:
         raise SystemExit(f"items {wrong[:5]} did not get {NEW_TOKENS} tokens")
-    return Pass(seconds, evaluation.summary["throughput"]["seconds_generating"], generator.seconds)
+    return Pass(seconds, evaluation.summary["throughput"]["seconds_computing"])
 
 
 def spread(values: list[float], unit: str, digits: int = 2) -> str:
@@ -140,11 +120,8 @@ def report(passes: dict[int, list[Pass]], count: int) -> str:
     lines = []
     for batch_size, runs in passes.items():
         rate = spread([count / run.seconds for run in runs], " items/s")
-        outside = spread([100 * (1 - run.compiled / run.seconds) for run in runs], " %", 1)
-        runner = spread([100 * (1 - run.generating / run.seconds) for run in runs], " %", 1)
-        lines.append(
-            f"  batch {batch_size:>2}: {rate}; outside the compiled programs {outside}, outside generate_rows {runner}"
-        )
+        outside = spread([100 * (1 - run.computing / run.seconds) for run in runs], " %", 1)
+        lines.append(f"  batch {batch_size:>2}: {rate}; outside the compiled programs {outside}")
     largest = max(passes)
     ratios = [one.seconds / many.seconds for one, many in zip(passes[1], passes[largest], strict=True)]
     lines.append(f"  batch {largest} against one at a time: x {spread(ratios, '')}; goal x 4")

@@ -124,8 +124,10 @@ def read_sections(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelDirectoryError(f"{directory} is not a model directory: it has no {CONFIG_FILE}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        inside = next((p.parent for p in sorted(Path(directory).glob(f"*/{CONFIG_FILE}"))), None)
+        hint = f"; did you mean {inside}?" if inside else ""
+        raise ModelDirectoryError(f"{directory} is not a model directory: it has no {CONFIG_FILE}{hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelDirectoryError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
@@ -168,7 +170,12 @@ def load_model(
     model, report = warm_start([directory], config, mesh, dtype=dtype)
     missing = [path for path in report.initialised if path not in optional]
     if missing:
-        raise ModelDirectoryError(_listed(f"{directory} lacks parameters of the config:", missing))
+        raise ModelDirectoryError(
+            _listed(
+                f"{directory} lacks parameters of the config, {len(missing)} in all (is it this model's?):",
+                missing,
+            )
+        )
     return model
 
 

@@ -26,10 +26,10 @@ def test_items_are_shaped_like_chartqa():
 
 def test_report_is_of_the_passes():
     passes = {
-        1: [Pass(10.0, 9.5, 9.0), Pass(20.0, 19.0, 18.0), Pass(40.0, 38.0, 36.0)],
-        16: [Pass(2.0, 1.9, 1.8), Pass(5.0, 4.75, 4.0), Pass(8.0, 7.6, 7.2)],
+        1: [Pass(10.0, 9.0), Pass(20.0, 18.0), Pass(40.0, 36.0)],
+        16: [Pass(2.0, 1.8), Pass(5.0, 4.0), Pass(8.0, 7.2)],
     }
     one, many, ratio = report(passes, 40).splitlines()
     assert one.split(";")[0] == "  batch  1: 2.00 items/s (1.00 .. 4.00)"
-    assert "outside the compiled programs 10.0 % (10.0 .. 20.0), outside generate_rows 5.0 %" in many
+    assert "outside the compiled programs 10.0 % (10.0 .. 20.0)" in many
     assert "x 5.00 (4.00 .. 5.00)" in ratio

@@ -14,6 +14,7 @@ from tests.inference import tiny
 from vr_jax.data import anyres
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation import attention_maps as maps
+from vr_jax.evaluation import plan
 from vr_jax.evaluation.report import heat_png
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator
@@ -224,7 +225,7 @@ def test_every_item_that_can_be_asked_has_its_maps(model):
 
 
 def tiny_prompt(processor: Processor, item: Item):
-    return maps.plan.prompt_of(processor, Asked(), item)
+    return plan.prompt_of(processor, Asked(), item)
 
 
 def test_a_model_without_local_attention_is_refused():

@@ -22,6 +22,7 @@ from vr_jax.evaluation.main import EvalOptions, fingerprint, main, options_of, r
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.model.config import LlavaConfig
+from vr_jax.recipes import RecipeError
 
 COUNT = 150  # so many that the process cannot end before it is killed
 
@@ -137,15 +138,17 @@ def both(folder):
     return both
 
 
-def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_path, capsys, caplog):
+def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_path, capsys):
     flags = {"checkpoint": str(folder / "model"), "data": str(both), "batch_size": 3, "max_new_tokens": 4}
     flags |= {"output": str(tmp_path), "report_items": 4}
     assert main(flags | {"benchmark": "docvqa"}, None) == 0
     (both / "AI2D").mkdir()
-    assert main(flags | {"benchmark": "ai2d, chartqa"}, None) == 1, "ai2d has no files"
+    assert main(flags | {"benchmark": "gqa, ai2d, chartqa"}, None) == 1, "ai2d has no files, gqa no folder"
     out, err = capsys.readouterr()
-    assert err.endswith("eval.py: not run, see above: ai2d\n")
-    assert "found neither test.jsonl" in caplog.text
+    assert "eval.py: gqa was not run: " in err
+    assert "eval.py: ai2d was not run: " in err
+    assert "found neither test.jsonl" in err
+    assert "no folder for gqa" in err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["benchmarks"]) == ["chartqa", "docvqa"], "that of the first command is still there"
     assert summary["benchmarks"]["docvqa"]["unscored"]["by_reason"] == {"broken_image": 1}
@@ -157,7 +160,7 @@ def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_pa
         assert one["score"] == summary["benchmarks"][name]["score"]
     page = (tmp_path / "report.html").read_text()
     assert f"report: {tmp_path / 'report.html'}" in out
-    assert page.count("<article") == 3, "the share of ai2d is left to chartqa"
+    assert page.count("<article") == 3, "the shares of the others are left to chartqa"
     assert "after layer 1" in page
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -169,7 +172,9 @@ def test_names_of_benchmarks():
     assert names("all") == PAPER
     assert len(PAPER) == 11
     assert names(" gqa,chartqa ,") == ("gqa", "chartqa")
-    for wrong in ("gqa,gqa", ",", "all,gqa,all"):
+    with pytest.raises(EvaluationError, match="benchmark is empty"):
+        EvalOptions(checkpoint=Path("a"), benchmark=" ,")
+    for wrong in ("gqa,gqa", "all,gqa,all"):
         with pytest.raises(EvaluationError, match="expected different names, separated by commas"):
             EvalOptions(checkpoint=Path("a"), benchmark=wrong)
     with pytest.raises(EvaluationError, match="give it with one only"):
@@ -179,16 +184,17 @@ def test_names_of_benchmarks():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"benchmark": "chart"}, "unknown benchmark 'chart'; known: ai2d, chartqa, demo"),
-        ({"benchmark": "chartqa,docvqa"}, "no folder for chartqa"),
+        ({"benchmark": "chart"}, "unknown benchmark 'chart'; did you mean chartqa? known: ai2d, chartqa, demo"),
+        ({"benchmark": "gqa,docvqa"}, "no benchmark could be run:"),
+        ({"output": "/dev/null"}, "/dev/null cannot be written to (File exists); choose another --output"),
         ({"benchmark": "chartqa,chartqa"}, "expected different names"),
-        ({"report_items": -1}, "report_items = -1: expected at least 0"),
+        ({"report_items": -1}, "report_items = -1: expected an integer of at least 0"),
         ({"benchmark": None}, "missing: --benchmark"),
         ({"checkpoint": None}, "missing: --checkpoint"),
         ({"checkpoint": "/nowhere"}, "/nowhere is not a model directory"),
         ({"data": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"split": "val"}, "found neither val.jsonl nor val-*.parquet"),
-        ({"batch_size": 0}, "batch_size = 0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size = 0: expected an integer of at least 1"),
         ({"max_new_tokens": 3}, "max_new_tokens: 16 there, 3 now"),
         ({"limit": 3}, "items.count: 150 there, 3 now"),
     ],
@@ -204,9 +210,7 @@ def test_mistakes_are_explained(folder, whole, capsys, flags, message):
 
 
 def test_unknown_fields_of_the_recipe_are_named():
-    with pytest.raises(
-        EvaluationError, match=r"config\.eval: unknown field\(s\) \['batchsize'\]; known: .*'batch_size'"
-    ):
+    with pytest.raises(RecipeError, match=r"config\.eval: unknown field\(s\) \['batchsize'\]; known: .*'batch_size'"):
         options_of({"checkpoint": "a", "benchmark": "b"}, {"eval": {"batchsize": 3}})
 
 

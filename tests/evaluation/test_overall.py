@@ -25,6 +25,7 @@ def summary(name, score, error=0.6, **changes):
         "title": benchmark.title,
         "group": benchmark.group,
         "profile": "default",
+        "asked": {"limit": None, "split": None, "max_new_tokens": None},
         "score": score,
         "interval": [score - 1, score + 1],
         "standard_error": error,
@@ -95,5 +96,16 @@ def test_a_folder_is_put_together_from_runs_of_one_model(summaries, tmp_path):
     write("mme", summaries["mme"] | {"settings": other})
     write("docvqa", summaries["docvqa"] | {"profile": "v0.5"})
     write("textvqa", "{")
+    write("ai2d", summaries["ai2d"] | {"asked": like["asked"] | {"limit": 2}})
     write("notes", "not a benchmark")
-    assert set(finished(tmp_path, like)) == {"chartqa", "gqa"}
+    found, left_out = finished(tmp_path, like)
+    assert list(found) == ["gqa", "chartqa"]
+    assert left_out == {
+        "mme": "checkpoint.sha256: '2' there, '1' now",
+        "docvqa": "profile: 'v0.5' there, 'default' now",
+        "textvqa": left_out["textvqa"],
+        "ai2d": "asked.limit: 2 there, None now",
+    }
+    assert "summary.json cannot be read (JSONDecodeError" in left_out["textvqa"]
+    text = table(overall_summary(found, left_out))
+    assert "mme: not put together with these: checkpoint.sha256: '2' there, '1' now" in text

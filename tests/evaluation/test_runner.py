@@ -122,7 +122,7 @@ def test_summary_and_files(finished, items):
         assert one["score"] == pytest.approx(100 * summary["metrics"][name])
         assert one["interval"][0] <= one["score"] <= one["interval"][1]
     assert summary["interval"][0] < summary["score"] < summary["interval"][1]
-    assert summary["throughput"]["items"] == len(items)
+    assert summary["throughput"]["items"] == words.GOOD, "those that reached the model"
     assert summary["throughput"]["items_per_second"] > 0
     assert summary["settings"]["model"] == tiny.config().to_dict()
 
@@ -183,8 +183,9 @@ def test_a_finished_run_is_not_repeated_but_repaired(generator, processor, items
     broken = run(generator, processor, tmp_path, few)
     assert [result.error is None for result in broken.results] == [False, True, True, True]
     again = []
-    run(generator, processor, tmp_path, few, on_batch=again.extend)
+    repeated = run(generator, processor, tmp_path, few, on_batch=again.extend)
     assert [result.id for result in again] == ["broken"]
+    assert repeated.summary["throughput"] == broken.summary["throughput"] | {"measured_earlier": True}
     repaired = [dataclasses.replace(few[0], images=(tiny.png(30, 15),)), *few[1:]]
     evaluation = run(generator, processor, tmp_path, repaired)
     assert evaluation.results[0].error is None
@@ -261,6 +262,7 @@ assert jax.device_count() == 4
 from pathlib import Path
 from tests.evaluation import words
 from tests.inference import tiny
+from vr_jax.evaluation.processes import together
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.buckets import Buckets
@@ -282,6 +284,24 @@ with jax.set_mesh(mesh):
         assert "checkpoint.sha256" in str(error)
     else:
         raise SystemExit("the second run was not refused")
+
+    def fails_on_the_second(error):
+        if rank == "1":
+            raise error
+        return 3
+
+    assert together(lambda: rank) == rank
+    for error, known in ((OSError("disk full"), True), (KeyError("a bug"), False)):
+        try:
+            together(lambda: fails_on_the_second(error))
+        except EvaluationError as found:
+            assert known and str(found) == "disk full", found
+        except RuntimeError as found:
+            assert not known and rank == "0" and "process 1 failed: 'a bug'" in str(found), found
+        except KeyError:
+            assert not known and rank == "1"
+        else:
+            raise SystemExit("one process failed, the other went on")
 """
 
 

@@ -6,8 +6,6 @@ size of its update, which the notes give."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,10 +17,9 @@ from vr_jax.data.anyres import Placement, placement
 from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.evaluation import plan
 from vr_jax.evaluation.processes import all_gather
 from vr_jax.evaluation.report import HeatMap, heat_png
-from vr_jax.evaluation.runner import prompt_sizes, rows_per_process
+from vr_jax.evaluation.runner import batches
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator, on_devices
 from vr_jax.model.batch import Batch
@@ -54,24 +51,16 @@ def attention_maps(
     config = generator.model.config
     if refusal := reread_refusal(config):
         raise EvaluationError(f"heat maps: {refusal}")
-    processor = dataclasses.replace(
-        processor, max_tokens=generator.buckets.max_tokens, max_tiles=generator.buckets.max_tiles
-    )
     todo = [number for number, item in enumerate(items) if item.images and item.problem is None]
-    rows = rows_per_process(batch_size)
-    sizes = prompt_sizes(processor, benchmark, items, todo)
-    batches = plan.batches(sizes, generator.buckets, rows * jax.process_count())
-    first = jax.process_index() * rows
-    mine = [batch[first : first + rows] for batch in batches]
-    workers = min(16, os.cpu_count() or 1)
     shown = progress and jax.process_index() == 0
     maps: list[tuple[HeatMap, ...]] = [()] * len(items)
     with tqdm(total=len(todo), unit="item", desc="heat maps", disable=not shown) as bar:
-        prepared = plan.prepared(processor, benchmark, items, mine, workers=workers)
-        for batch, texts in zip(batches, prepared, strict=True):
-            prompts = {number: text for number, text in texts.items() if isinstance(text, Example)}
+        for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
+            prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
             own = {number: _first_size(items[number]) for number in prompts}
-            pictures = {int(number): (size[0], size[1]) for one in all_gather(own) for number, size in one.items()}
+            pictures = {
+                int(number): (width, height) for one in all_gather(own) for number, (width, height) in one.items()
+            }
             if pictures:
                 for number, found in rereads(generator, prompts, rows).items():
                     maps[number] = heat_maps(found, pictures[number], config, pictures=len(items[number].images))
@@ -107,6 +96,8 @@ def heat_maps(
     tiles = slice(place.first, place.first + place.columns * place.rows)
     if not any(one.weights[tiles].any() for one in found):  # a picture so narrow that unpad leaves no row of its grid
         place, tiles = placement(size, config.image, alone=pictures == 1, base=True), slice(0, 1)
+    if not all(one.weights[tiles].any() for one in found):
+        return ()
     which = f"first of {pictures} pictures; " if pictures > 1 else ""
     maps = []
     for layer, one in zip(config.interlude.insert_after, found, strict=True):

@@ -5,30 +5,36 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from vr_jax.data.processor import Processor
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
 from vr_jax.evaluation.hub import data_folder
 from vr_jax.evaluation.overall import finished, overall_summary, table
 from vr_jax.evaluation.paper_scores import rows_of
-from vr_jax.evaluation.processes import all_gather
+from vr_jax.evaluation.processes import together
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
-from vr_jax.evaluation.run_directory import SUMMARY, write_json
+from vr_jax.evaluation.run_directory import SUMMARY, check_free, write_json
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model_directory import read_config
-from vr_jax.sharding import make_mesh
+from vr_jax.recipes import RecipeError, plain, section_options
+from vr_jax.sharding import mesh_of
 
 REPORT = "report.html"
 _SMALL_FILE = 1 << 16  # bytes
@@ -59,8 +65,8 @@ class EvalOptions:
     def __post_init__(self):
         for name, least in (("limit", 1), ("batch_size", 1), ("max_new_tokens", 1), ("report_items", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise EvaluationError(f"{name} = {value}: expected at least {least}")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise EvaluationError(f"{name} = {value!r}: expected an integer of at least {least}")
         names = self.names
         if self.split is not None and len(names) > 1:
             raise EvaluationError(f"split = {self.split!r} with {len(names)} benchmarks: give it with one only")
@@ -71,7 +77,9 @@ class EvalOptions:
         names = tuple(name.strip() for name in self.benchmark.split(",") if name.strip())
         if names == ("all",):
             return PAPER
-        if not names or len(set(names)) < len(names):
+        if not names:
+            raise EvaluationError("benchmark is empty: expected names, separated by commas, or all")
+        if len(set(names)) < len(names):
             raise EvaluationError(f"benchmark = {self.benchmark!r}: expected different names, separated by commas")
         return names
 
@@ -94,24 +102,20 @@ class Run:
 
 def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
     """Flags that are set (not None) win over the recipe's `eval` section, which wins over the defaults; its `model`
-    and `mesh` sections are taken as they are. Raises EvaluationError for an unknown field of `eval`, and for a missing
-    checkpoint or benchmark."""
+    and `mesh` sections are taken as they are. Raises RecipeError for an unknown field of `eval`, EvaluationError for a
+    missing checkpoint or benchmark."""
     recipe = recipe or {}
-    values = dict(recipe.get("eval") or {})
     fields = {one.name for one in dataclasses.fields(EvalOptions)} - {"model", "mesh"}
-    unknown = sorted(set(values) - fields)
-    if unknown:
-        raise EvaluationError(f"config.eval: unknown field(s) {unknown}; known: {sorted(fields)}")
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values = section_options(recipe, "eval", fields, flags)
     for name in ("checkpoint", "data", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
     if isinstance(values.get("pruning"), Mapping | ConfigDict):
-        values["pruning"] = _plain(values["pruning"])
+        values["pruning"] = plain(values["pruning"])
     if recipe.get("model"):
-        values["model"] = LlavaConfig.from_dict(_plain(recipe["model"]))
+        values["model"] = LlavaConfig.from_dict(plain(recipe["model"]))
     if recipe.get("mesh"):
-        values["mesh"] = _plain(recipe["mesh"])
+        values["mesh"] = plain(recipe["mesh"])
     missing = sorted({"checkpoint", "benchmark"} - set(values))
     if missing:
         raise EvaluationError("missing: " + ", ".join(f"--{name}" for name in missing))
@@ -123,58 +127,92 @@ def run(options: EvalOptions) -> Run:
 
     Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
     benchmarks = [get_benchmark(name, options.profile) for name in options.names]
-    config = _model_config(options)
-    # What is wrong with the data is told before the model is loaded, as far as it shows by then.
-    folders = {one.name: data_folder(one, options.data, several=len(benchmarks) > 1) for one in benchmarks}
-    only = _items(benchmarks[0], folders[benchmarks[0].name], options) if len(benchmarks) == 1 else None
-    mesh = make_mesh(**options.mesh)  # type: ignore[arg-type]
-    loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
-    settings = {"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}}
-    summaries: dict[str, dict[str, Any]] = {}
+    alone = len(benchmarks) == 1
+    config = together(lambda: _model_config(options))
+    # What is wrong with output and data is told before the model is loaded, as far as it shows by then.
+    together(lambda: _check_output(options, benchmarks))
     failures: dict[str, str] = {}
+    ready: list[tuple[Benchmark, Path | None]] = []
+    for one in benchmarks:
+        with _noted(failures, one, alone):
+            ready.append((one, together(partial(data_folder, one, options.data, several=not alone))))
+    items = _items(*ready[0], options) if alone else None
+    summaries: dict[str, dict[str, Any]] = {}
     shown: list[ReportItem] = []
-    with jax.set_mesh(mesh):
-        generator = Generator(loaded.model, loaded.tokenizer)
-        for number, benchmark in enumerate(benchmarks):
-            try:
-                evaluation = evaluate(
-                    generator,
-                    loaded.processor,
-                    benchmark,
-                    only or _items(benchmark, folders[benchmark.name], options),
-                    options.folder / benchmark.name,
-                    settings=settings,
-                    batch_size=options.batch_size,
-                    max_new_tokens=options.max_new_tokens,
-                    overwrite=options.overwrite,
-                )
-            except EvaluationError as error:
-                if len(benchmarks) == 1:
-                    raise
-                logger.error("%s", error)
-                failures[benchmark.name] = str(error)
-                continue
-            summaries[benchmark.name] = evaluation.summary
-            share = (options.report_items - len(shown)) // (len(benchmarks) - number)
-            shown += report_items(evaluation, generator, loaded.processor, share, batch_size=options.batch_size)
+    if ready:
+        mesh = mesh_of(options.mesh)
+        loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
+        with jax.set_mesh(mesh):
+            generator = Generator(loaded.model, loaded.tokenizer)
+            for number, (one, folder) in enumerate(ready):
+                with _noted(failures, one, alone):
+                    share = (options.report_items - len(shown)) // (len(ready) - number)
+                    found = items or _items(one, folder, options)
+                    summaries[one.name], more = _evaluated(one, found, generator, loaded.processor, options, share)
+                    shown += more
+                found = []  # its pictures need not stay while the next one's are read
     if not summaries:
         raise EvaluationError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
-    summary = overall_summary(finished(options.folder, like=next(iter(summaries.values()))) | summaries)
-    if jax.process_index() == 0:
-        write_json(options.folder / SUMMARY, summary)
+    others, left_out = finished(options.folder, like=next(iter(summaries.values())))
+    summary = overall_summary(others | summaries, left_out)
+    together(lambda: write_json(options.folder / SUMMARY, summary) if jax.process_index() == 0 else None)
     return Run(summary, summaries, shown, failures, config)
+
+
+@contextmanager
+def _noted(failures: dict[str, str], benchmark: Benchmark, alone: bool) -> Iterator[None]:
+    """What goes wrong with one of several benchmarks is kept, and the others go on."""
+    try:
+        yield
+    except EvaluationError as error:
+        if alone:
+            raise
+        logger.error("%s", error)
+        failures[benchmark.name] = str(error)
+
+
+def _check_output(options: EvalOptions, benchmarks: Sequence[Benchmark]) -> None:
+    """Raises EvaluationError for an output that is no folder, or to which another process is writing."""
+    if jax.process_index() > 0:
+        return
+    folder = options.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{folder} cannot be written to ({error.strerror}); choose another --output") from error
+    if not os.access(folder, os.W_OK):
+        raise EvaluationError(f"{folder}: no permission to write there; choose another --output")
+    for one in benchmarks:
+        check_free(folder / one.name)
+
+
+def _evaluated(
+    benchmark: Benchmark,
+    items: list[Item],
+    generator: Generator,
+    processor: Processor,
+    options: EvalOptions,
+    share: int,
+) -> tuple[dict[str, Any], list[ReportItem]]:
+    """The summary of one benchmark, and at most `share` of its items for the report."""
+    evaluation = evaluate(
+        generator,
+        processor,
+        benchmark,
+        items,
+        options.folder / benchmark.name,
+        settings={"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}},
+        asked={name: getattr(options, name) for name in ("split", "limit", "max_new_tokens")},
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        overwrite=options.overwrite,
+    )
+    return evaluation.summary, report_items(evaluation, generator, processor, share, batch_size=options.batch_size)
 
 
 def _items(benchmark: Benchmark, data: Path | None, options: EvalOptions) -> list[Item]:
     """The same items on every process; where one of them cannot read its files, all are told."""
-    try:
-        items, problem = benchmark.limited(benchmark.items(data, options.split), options.limit), None
-    except (EvaluationError, OSError) as error:
-        items, problem = [], str(error)
-    problems = [text for text in all_gather(problem) if text is not None]
-    if problems:
-        raise EvaluationError(problems[0])
-    return items
+    return together(lambda: benchmark.limited(benchmark.items(data, options.split), options.limit))
 
 
 def _model_config(options: EvalOptions) -> LlavaConfig:
@@ -186,11 +224,6 @@ def _model_config(options: EvalOptions) -> LlavaConfig:
     if same_way != saved:
         logger.warning("config.model differs from %s/config.json and is used instead", options.checkpoint)
     return with_pruning(options.model, options.pruning)
-
-
-def _plain(section: Any) -> Any:
-    """A recipe's section without ml_collections' types."""
-    return section.to_dict() if hasattr(section, "to_dict") else dict(section)
 
 
 def fingerprint(directory: Path) -> str:
@@ -209,29 +242,40 @@ def fingerprint(directory: Path) -> str:
 def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     """Runs, writes the report and prints the scores; returns the exit status. Wrong input is one clear message on
     standard error."""
-    logging.basicConfig(format="eval.py: %(message)s")
+    logging.basicConfig(format="eval.py: %(message)s", force=True)  # in place of absl's
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
     try:
         options = options_of(flags, recipe)
         done = run(options)
         if jax.process_index() == 0:
+            print(table(done.summary))
+            print("\n".join(map(_throughput, done.summaries.values())))
             if options.report_items:
                 _write_report(options, done)
-            print(table(done.summary))
-            print("\n".join(_throughput(summary) for summary in done.summaries.values()))
-    except (EvaluationError, *LOADING_ERRORS, OSError) as error:
+    except (EvaluationError, RecipeError, *LOADING_ERRORS, OSError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "eval.py: the devices' memory does not suffice; try a smaller --batch_size, --dtype=bfloat16 or more "
+            f"devices ({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
-        print("eval.py: interrupted; the same command continues", file=sys.stderr)
+        print("eval.py: interrupted; the same command continues, without --overwrite", file=sys.stderr)
         return 130
-    if done.failures:
-        print(f"eval.py: not run, see above: {', '.join(done.failures)}", file=sys.stderr)
+    for name, problem in done.failures.items():  # once more, where it is seen
+        print(f"eval.py: {name} was not run: {problem}", file=sys.stderr)
     return 1 if done.failures else 0
 
 
 def _throughput(summary: Mapping[str, Any]) -> str:
     one = summary["throughput"]
+    if one.get("measured_earlier"):
+        return f"{summary['title']}: answered before, at {one['items_per_second']:.2f} items/s"
     return f"{summary['title']}: {one['items']} items in {one['seconds']:.1f} s, {one['items_per_second']:.2f} items/s"
 
 
@@ -243,7 +287,10 @@ def _write_report(options: EvalOptions, done: Run) -> None:
         items=done.report_items,
         settings={
             "checkpoint": options.checkpoint,
+            "data": options.data or "Hugging Face hub",
             "profile": options.profile,
+            **{name: getattr(options, name) for name in ("split", "limit") if getattr(options, name) is not None},
+            "written": time.strftime("%Y-%m-%d %H:%M %Z"),
             "dtype": options.dtype or done.config.dtype,
             "pruning": done.config.pruning.name if done.config.pruning else "none",
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,7 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
         with ExitStack() as stack:
             opened = [stack.enter_context(open_image(image)) for image in item.images]
             sizes = [image.size for image in opened]
-    except (Unanswerable, SkipRecord):
+    except Exception:  # `prompt_of` meets it too, and says what it is
         return 0, 0
     layouts = [anyres.layout(size, config.cells_per_side, config.image, alone=len(sizes) == 1) for size in sizes]
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts), sum(one.tiles for one in layouts)
@@ -82,22 +83,24 @@ def prepared(
     items: Sequence[Item],
     batches: Sequence[Sequence[int]],
     *,
-    workers: int,
+    workers: int | None = None,
     ahead: int = 2,
 ) -> Iterator[dict[int, Example | str]]:
-    """For each batch its prompts, or what is wrong with them, by item number. Threads prepare `ahead` batches while the
-    device works on the one before."""
+    """For each batch its prompts, or what is wrong with them, by item number. Threads (one for each core, at most 16)
+    prepare `ahead` batches while the device works on the one before."""
 
     def prepare(number: int) -> Example | str:
         try:
             return prompt_of(processor, benchmark, items[number])
         except Unanswerable as error:
             return str(error)
+        except Exception as error:  # any file may be damaged in a way that nobody foresaw; it costs its item
+            return f"preparation_failed: {type(error).__name__}: {error}"
 
     def collect(futures: Mapping[int, Future[Example | str]]) -> dict[int, Example | str]:
         return {number: future.result() for number, future in futures.items()}
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1), thread_name_prefix="prepare")
     waiting: deque[dict[int, Future[Example | str]]] = deque()
     try:
         for batch in batches:

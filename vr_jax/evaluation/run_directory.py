@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from vr_jax.atomic import write_whole
 from vr_jax.evaluation.types import EvaluationError, ItemResult
 
 SETTINGS, ITEMS, SUMMARY = "settings.json", "items.jsonl", "summary.json"
@@ -28,7 +29,10 @@ class RunDirectory:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise EvaluationError(f"{path} is no folder; choose another --output") from None
         self._items = _locked(path / ITEMS)
         try:
             if overwrite:
@@ -54,6 +58,13 @@ class RunDirectory:
         os.fsync(self._items.fileno())
         self.results |= {result.id: result for result in results}
 
+    def summary(self) -> dict[str, Any] | None:
+        """What `write_summary` wrote last, if that is there and can be read."""
+        try:
+            return json.loads((self.path / SUMMARY).read_bytes())
+        except (OSError, ValueError):
+            return None
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, summary)
 
@@ -68,11 +79,11 @@ class RunDirectory:
             found = json.loads(path.read_bytes())
         except ValueError as error:
             raise EvaluationError(f"{path} is damaged ({error}); start anew with --overwrite") from None
-        differences = _differences(found, settings)
-        if differences:
+        found_differences = differences(found, settings)
+        if found_differences:
             raise EvaluationError(
                 f"{self.path} holds a run with other settings; choose another --output, or --overwrite it:\n"
-                + "\n".join(f"  {line}" for line in differences)
+                + "\n".join(f"  {line}" for line in found_differences)
             )
         results, complete = parse_results(self.path / ITEMS, self._read())
         self._items.truncate(complete)
@@ -117,19 +128,24 @@ def _locked(path: Path) -> BinaryIO:
     return file
 
 
+def check_free(path: Path) -> None:
+    """Raises EvaluationError if another process is writing to the run in `path`, if there is one."""
+    if (path / ITEMS).is_file():
+        _locked(path / ITEMS).close()
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    """Writes a file that is either whole or absent."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     """One line per leaf that differs. `path` leaves say where something lay, which decides no answer."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         return [
             line
             for key in sorted({*found, *wanted})
             if key != "path"
-            for line in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+            for line in differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if found == wanted else [f"{name}: {found!r} there, {wanted!r} now"]

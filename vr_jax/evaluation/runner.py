@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.evaluation import plan, statistics
-from vr_jax.evaluation.processes import all_gather
+from vr_jax.evaluation.processes import all_gather, together
 from vr_jax.evaluation.run_directory import RunDirectory
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator, Reply
@@ -48,6 +48,7 @@ def evaluate(
     output: Path,
     *,
     settings: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
     batch_size: int = 16,
     max_new_tokens: int | None = None,
     overwrite: bool = False,
@@ -59,7 +60,8 @@ def evaluate(
 
     Under `jax.set_mesh(mesh)` batches are sharded over ('replica', 'fsdp'). With several processes all call this
     together with the same arguments: each prepares its share of every batch, the first one writes.
-    settings: what else decides the answers (the checkpoint): a run with other settings is not continued.
+    settings: what else decides the answers (the checkpoint): a run with other settings is not continued. asked: how the
+    items were chosen, for the summary.
     batch_size: items per batch over all processes, rounded up to fill the mesh. on_batch: called after each batch
     is on disk (on the first process).
     Raises EvaluationError for no items, equal ids, a run directory that cannot be continued, or when not one item
@@ -70,9 +72,6 @@ def evaluate(
     if repeated := [item_id for item_id, count in Counter(ids).items() if count > 1]:
         raise EvaluationError(f"{benchmark.name}: item ids occur twice: {repeated[:5]}")
     limit = max_new_tokens or benchmark.max_new_tokens
-    processor = dataclasses.replace(
-        processor, max_tokens=generator.buckets.max_tokens, max_tiles=generator.buckets.max_tiles
-    )
     everything = {
         "benchmark": benchmark.name,
         "profile": benchmark.profile,
@@ -86,41 +85,70 @@ def evaluate(
         # An item that could not be read is tried again: its file may have been repaired.
         answered = [result.id for result in run.results.values() if result.error is None] if run else []
         done = set(all_gather(answered)[0])
-        rows = rows_per_process(batch_size)
         todo = [number for number, item_id in enumerate(ids) if item_id not in done]
-        batches = plan.batches(
-            prompt_sizes(processor, benchmark, items, todo), generator.buckets, rows * jax.process_count()
-        )
-        clock = _Clock(answered=len(todo), new_tokens=0)
+        clock = _Clock()
+        scores = _RunningMean(result.score for result in run.results.values() if result.id in done) if run else None
         bar = tqdm(
             total=len(items), initial=len(done), unit="item", desc=benchmark.name, disable=not (progress and run)
         )
-        first = jax.process_index() * rows
-        mine = [batch[first : first + rows] for batch in batches]
-        workers = min(16, os.cpu_count() or 1)
         with bar:
-            for batch, prepared in zip(
-                batches, plan.prepared(processor, benchmark, items, mine, workers=workers), strict=True
-            ):
+            for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
                 replies = _replies(generator, prepared, rows, limit, clock)
                 own_problems = {number: text for number, text in prepared.items() if isinstance(text, str)}
                 problems = {int(number): text for one in all_gather(own_problems) for number, text in one.items()}
-                if run:
-                    results = [
-                        _result(benchmark, items[number], replies.get(number), problems.get(number)) for number in batch
-                    ]
-                    run.append(results)
+                results = [
+                    _result(benchmark, items[number], replies.get(number), problems.get(number))
+                    for number in batch
+                    if run
+                ]
+                together(partial(run.append, results) if run else _nothing)
+                if run and scores:
                     bar.update(len(batch))
-                    bar.set_postfix({benchmark.headline: f"{_mean(run.results.values()):.3f}"})
+                    bar.set_postfix({benchmark.headline: f"{scores.add(r.score for r in results):.3f}"})
                     if on_batch:
                         on_batch(results)
         payload = [result.to_dict() for result in run.results.values()] if run else []
         found = {result["id"]: ItemResult.from_dict(result) for result in all_gather(payload)[0]}
         results = [found[item_id] for item_id in ids]
-        summary = _summary(benchmark, items, results, clock, resumed=len(done), settings=everything)
+        summary = _summary(benchmark, items, results) | {
+            "throughput": clock.throughput(resumed=len(done)),
+            "asked": dict(asked or {}),
+            "settings": everything,
+        }
         if run:
-            run.write_summary(summary)
+            earlier = run.summary()
+            if clock.answered == 0 and earlier is not None:  # nothing was measured: what was stays
+                summary["throughput"] = earlier["throughput"] | {"measured_earlier": True}
+            together(partial(run.write_summary, summary))
+        else:
+            together(_nothing)
     return Evaluation(benchmark, items, results, summary)
+
+
+def _nothing() -> None:
+    """The part of a process that does not write."""
+
+
+def batches(
+    generator: Generator,
+    processor: Processor,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    todo: Sequence[int],
+    batch_size: int,
+) -> Iterator[tuple[int, list[int], dict[int, Example | str]]]:
+    """The items `todo` in batches of one length bucket: rows of this process, the numbers of all processes' items, and
+    of this process' share the prompts, or what is wrong with them. All processes run it together."""
+    processor = dataclasses.replace(
+        processor, max_tokens=generator.buckets.max_tokens, max_tiles=generator.buckets.max_tiles
+    )
+    rows = rows_per_process(batch_size)
+    sizes = prompt_sizes(processor, benchmark, items, todo)
+    planned = plan.batches(sizes, generator.buckets, rows * jax.process_count())
+    first = jax.process_index() * rows
+    mine = [batch[first : first + rows] for batch in planned]
+    for batch, prepared in zip(planned, plan.prepared(processor, benchmark, items, mine), strict=True):
+        yield rows, batch, prepared
 
 
 def items_digest(benchmark: Benchmark, items: Sequence[Item]) -> str:
@@ -132,32 +160,47 @@ def items_digest(benchmark: Benchmark, items: Sequence[Item]) -> str:
     return digest.hexdigest()
 
 
+class _RunningMean:
+    def __init__(self, values: Iterable[float]):
+        self.total, self.count = 0.0, 0
+        self.add(values)
+
+    def add(self, values: Iterable[float]) -> float:
+        """The mean with these values."""
+        for value in values:
+            self.total, self.count = self.total + value, self.count + 1
+        return self.total / self.count if self.count else 0.0
+
+
 @dataclass
 class _Clock:
     """Throughput of this session, without what an interrupted run before had done."""
 
-    answered: int
-    new_tokens: int
-    generating: float = 0.0  # seconds in the jitted calls, waiting for their results included
+    answered: int = 0  # items that reached the model
+    new_tokens: int = 0
+    computing: float = 0.0  # seconds in the compiled programs, transfers and compilation included
     start: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def throughput(self, *, resumed: int) -> dict[str, Any]:
+        seconds = time.perf_counter() - self.start
+        return {
+            "items": self.answered,
+            "seconds": seconds,
+            "seconds_computing": self.computing,
+            "share_outside_computing": 1 - self.computing / seconds,
+            "items_per_second": self.answered / seconds,
+            "new_tokens_per_second": self.new_tokens / seconds,
+            "items_of_an_earlier_session": resumed,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
 
 
 @contextmanager
 def _run_directory(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[RunDirectory | None]:
     """The run directory on the first process, None on the others; a refusal there stops all."""
-    if jax.process_index() > 0:
-        refusal = all_gather("")[0]
-        if refusal:
-            raise EvaluationError(refusal)
-        yield None
-        return
-    try:
-        run = RunDirectory(output, settings, overwrite=overwrite)
-    except (EvaluationError, OSError) as error:
-        all_gather(str(error))
-        raise
-    all_gather("")
-    with run:
+    first = jax.process_index() == 0
+    run = together(partial(RunDirectory, output, settings, overwrite=overwrite) if first else _nothing)
+    with run or nullcontext():
         yield run
 
 
@@ -190,9 +233,12 @@ def _replies(
     prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
     if not prompts and jax.process_count() == 1:
         return {}
+    batch = generator.batch(prompts, rows)
     start = time.perf_counter()
-    replies = generator.generate_rows(prompts, max_new_tokens=limit, rows=rows)
-    clock.generating += time.perf_counter() - start
+    state = jax.block_until_ready(generator.decode(generator.prefill(batch, limit), limit))
+    clock.computing += time.perf_counter() - start
+    replies = generator.replies(state)
+    clock.answered += len(replies)
     clock.new_tokens += sum(len(reply.tokens) for reply in replies.values())
     return replies
 
@@ -211,20 +257,8 @@ def _result(benchmark: Benchmark, item: Item, reply: Reply | None, problem: str 
     return dataclasses.replace(known, prediction=prediction, score=score)
 
 
-def _mean(results: Iterable[ItemResult]) -> float:
-    scores = [result.score for result in results]
-    return sum(scores) / len(scores)
-
-
-def _summary(
-    benchmark: Benchmark,
-    items: Sequence[Item],
-    results: Sequence[ItemResult],
-    clock: _Clock,
-    *,
-    resumed: int,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[ItemResult]) -> dict[str, Any]:
+    """Scores and counts."""
     unscored = [result for result in results if result.error is not None]
     if len(unscored) == len(items):
         examples = "; ".join(f"{result.id}: {result.error}" for result in unscored[:3])
@@ -232,7 +266,6 @@ def _summary(
     scores = [result.score for result in results]
     estimates = benchmark.estimates(items, scores)
     counts = Counter(item.category for item in items)
-    seconds = time.perf_counter() - clock.start
     return {
         "version": VERSION,
         "benchmark": benchmark.name,
@@ -257,17 +290,6 @@ def _summary(
             for item, result in zip(items, results, strict=True)
         ),
         "cut_off_at_max_new_tokens": sum(result.finish == "length" for result in results),
-        "throughput": {
-            "items": clock.answered,
-            "seconds": seconds,
-            "seconds_generating": clock.generating,
-            "share_outside_generating": 1 - clock.generating / seconds,
-            "items_per_second": clock.answered / seconds,
-            "new_tokens_per_second": clock.new_tokens / seconds,
-            "items_of_an_earlier_session": resumed,
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        },
-        "settings": dict(settings),
     }
 
 

@@ -136,12 +136,7 @@ class Generator:
         replies of all processes by number. A row's random draws depend on the seed and its number alone."""
         sampling = sampling or Sampling()
         state = self.prefill(self.batch(prompts, rows), max_new_tokens, sampling)
-        state = self.decode(state, max_new_tokens, sampling)
-        return {
-            int(row): self._reply(tokens)
-            for row, tokens in zip(np.asarray(state.row), np.asarray(state.tokens), strict=True)
-            if row >= 0
-        }
+        return self.replies(self.decode(state, max_new_tokens, sampling))
 
     def stream(
         self, prompt: Example, *, max_new_tokens: int, sampling: Sampling | None = None, chunk: int = 4
@@ -199,6 +194,14 @@ class Generator:
     def decode(self, state: DecodeState, until: int, sampling: Sampling | None = None) -> DecodeState:
         """Goes on until `until` tokens exist or every row has stopped. `state` is donated."""
         return self._decode(self.model, state, until, *_traced(sampling or Sampling()))
+
+    def replies(self, state: DecodeState) -> dict[int, Reply]:
+        """The finished rows of all processes by number."""
+        return {
+            int(row): self._reply(tokens)
+            for row, tokens in zip(np.asarray(state.row), np.asarray(state.tokens), strict=True)
+            if row >= 0
+        }
 
     def programs(self, prompts: PromptBatch, max_new_tokens: int) -> dict[str, Program]:
         """Compiles what `prefill` and `decode` run for such a batch, and keeps it for them."""

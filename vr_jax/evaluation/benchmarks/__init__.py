@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from vr_jax.evaluation.benchmarks.ai2d import AI2D
 from vr_jax.evaluation.benchmarks.chartqa import ChartQA
 from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
@@ -36,7 +38,9 @@ PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.group)
 def get_benchmark(name: str, profile: str = "default") -> Benchmark:
     """Raises EvaluationError for an unknown benchmark or profile, listing the known ones."""
     if name not in BENCHMARKS:
-        raise EvaluationError(f"unknown benchmark {name!r}; known: {', '.join(sorted(BENCHMARKS))}")
+        near = difflib.get_close_matches(name, BENCHMARKS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise EvaluationError(f"unknown benchmark {name!r}; {hint}known: {', '.join(sorted(BENCHMARKS))}")
     if profile not in PROFILES:
         raise EvaluationError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
     return BENCHMARKS[name](profile)
