@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from vr_jax.evaluation.benchmarks import PAPER
-from vr_jax.evaluation.main import EvalOptions, fingerprint, main, options_of, run
+from vr_jax.evaluation.main import EvalOptions, _Interrupt, fingerprint, main, options_of, run
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.model.config import LlavaConfig
@@ -163,6 +163,24 @@ def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_pa
     assert page.count("<article") == 3, "the shares of the others are left to chartqa"
     assert "after layer 1" in page
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_lost_interrupt_is_seen_after_the_next_batch(folder, tmp_path, capsys, monkeypatch):
+    """As where Python drops the exception that the signal's handler raises inside a callback of JAX."""
+    monkeypatch.setattr(_Interrupt, "_note", lambda self, *_: setattr(self, "seen", True))
+
+    def interrupting(self, results):
+        os.kill(os.getpid(), signal.SIGINT)
+        check(self, results)
+
+    check = _Interrupt.check
+    monkeypatch.setattr(_Interrupt, "check", interrupting)
+    flags = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa")}
+    before = signal.getsignal(signal.SIGINT)
+    assert main(flags | {"output": str(tmp_path), "batch_size": 4, "limit": 12}, None) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert len(load_results(tmp_path / "chartqa")) == 8, "one batch, of a row on each device"
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_names_of_benchmarks():

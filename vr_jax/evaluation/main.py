@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 from ml_collections import ConfigDict
@@ -28,7 +30,7 @@ from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY, check_free, write_json
 from vr_jax.evaluation.runner import evaluate
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
+from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.model.config import LlavaConfig
@@ -122,8 +124,9 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
     return EvalOptions(**values)
 
 
-def run(options: EvalOptions) -> Run:
+def run(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], None] | None = None) -> Run:
     """Answers and scores every benchmark, one after another; one that cannot be run does not keep the others from it.
+    on_batch: see `evaluate`.
 
     Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
     benchmarks = [get_benchmark(name, options.profile) for name in options.names]
@@ -148,7 +151,9 @@ def run(options: EvalOptions) -> Run:
                 with _noted(failures, one, alone):
                     share = (options.report_items - len(shown)) // (len(ready) - number)
                     found = items or _items(one, folder, options)
-                    summaries[one.name], more = _evaluated(one, found, generator, loaded.processor, options, share)
+                    summaries[one.name], more = _evaluated(
+                        one, found, generator, loaded.processor, options, share, on_batch
+                    )
                     shown += more
                 found = []  # its pictures need not stay while the next one's are read
     if not summaries:
@@ -193,6 +198,7 @@ def _evaluated(
     processor: Processor,
     options: EvalOptions,
     share: int,
+    on_batch: Callable[[Sequence[ItemResult]], None] | None,
 ) -> tuple[dict[str, Any], list[ReportItem]]:
     """The summary of one benchmark, and at most `share` of its items for the report."""
     evaluation = evaluate(
@@ -206,6 +212,7 @@ def _evaluated(
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         overwrite=options.overwrite,
+        on_batch=on_batch,
     )
     return evaluation.summary, report_items(evaluation, generator, processor, share, batch_size=options.batch_size)
 
@@ -239,6 +246,30 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
+class _Interrupt:
+    """Ctrl-C that is not lost: Python drops a KeyboardInterrupt that is raised inside a callback of JAX; the end of the
+    next batch sees it then."""
+
+    seen = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self, _: object = None) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+
+
 def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     """Runs, writes the report and prints the scores; returns the exit status. Wrong input is one clear message on
     standard error."""
@@ -246,7 +277,8 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
     try:
         options = options_of(flags, recipe)
-        done = run(options)
+        with _Interrupt() as interrupt:
+            done = run(options, interrupt.check)
         if jax.process_index() == 0:
             print(table(done.summary))
             print("\n".join(map(_throughput, done.summaries.values())))
