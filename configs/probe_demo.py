@@ -19,4 +19,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.probe = ConfigDict(
         {"layers": (1, 2, 3), "width": 128, "epochs": 20, "batch_size": 64, "seeds": 3, "lr": 1e-2}
     )
+    config.probe.checkpoint = f"runs/probe_{'base' if variant else 'vr'}/model"  # where docs/probe.md trains it
     return config

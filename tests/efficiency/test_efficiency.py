@@ -22,6 +22,8 @@ from vr_jax.efficiency.report import JSON, MARKDOWN, PLOT
 from vr_jax.efficiency.results import EfficiencyError, Settings
 from vr_jax.efficiency.scores import parse_scores
 from vr_jax.efficiency.systems import Source, System, is_vision, picture_size, prompt, systems
+from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
+from vr_jax.evaluation.overall import overall_summary
 from vr_jax.model.config import LlavaConfig, anyres4, anyres9, single_tile
 from vr_jax.model.llava import Llava
 
@@ -121,8 +123,25 @@ def test_table_and_plot(run, found):
     assert sorted(path.name for path in output.iterdir()) == sorted((JSON, MARKDOWN, PLOT))
 
 
-def test_plot_says_what_it_shows(run):
-    with_scores, bars = draw(run[1], [42.9, 45.0, 40.0]), draw(run[1], [None] * 3)
+def test_results_are_replaced_only_if_asked(run, config_file, capsys, monkeypatch):
+    kept = (run[0] / JSON).read_bytes()
+    arguments = [f"--config={config_file}", f"--output={run[0]}"]
+    assert program.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"{JSON} is there already; choose another --output, or --overwrite it" in err
+    assert (run[0] / JSON).read_bytes() == kept
+    monkeypatch.setattr(program, "measure", lambda *_: pytest.fail("past the check"))
+    with pytest.raises(pytest.fail.Exception, match="past the check"):
+        program.main([*arguments, "--overwrite"])
+    assert program.main([f"--config={config_file}", f"--output={config_file}"]) == 1
+    assert "is no folder; choose another --output" in capsys.readouterr().err
+
+
+def test_plot_says_what_it_shows(run, tmp_path):
+    draw(run[1], [42.9, 45.0, 40.0], tmp_path / "scores.svg")
+    draw(run[1], [None] * 3, tmp_path / "bars.svg")
+    with_scores, bars = ((tmp_path / name).read_text() for name in ("scores.svg", "bars.svg"))
     assert with_scores == (run[0] / PLOT).read_text(), "the same numbers give the same file"
     # Matplotlib keeps the text of what it draws as comments.
     for name in ("baseline", "uncompressed", "fastv", "time to first token (ms)"):
@@ -178,16 +197,24 @@ def test_random_weights_are_of_the_activations_type():
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(model))
 
 
+def one_summary(name):
+    """What a benchmark's summary.json has, as far as the overall one reads it."""
+    fields = {"title": name, "group": BENCHMARKS[name].group, "profile": "default", "interval": [0.0, 100.0]}
+    fields |= {"score": 40.0 + PAPER.index(name), "standard_error": 1.0, "items": 4, "metrics": {}, "categories": {}}
+    return fields | {"unscored": {"count": 0, "by_reason": {}}}
+
+
 def test_scores(tmp_path):
-    summary, average, empty = (tmp_path / name for name in ("summary.json", "average.json", "empty.json"))
+    summary, average, part, empty = (tmp_path / f"{name}.json" for name in ("summary", "average", "part", "empty"))
     summary.write_text('{"score": 30.5, "items": 7}')
-    average.write_text('{"average": 48.5, "score": 1}')
+    average.write_text(json.dumps(overall_summary({name: one_summary(name) for name in PAPER})))
+    part.write_text(json.dumps(overall_summary({name: one_summary(name) for name in PAPER[2:]})))
     empty.write_text('{"score": "high"}')
     names = ["a", "b=c"]
     assert parse_scores([], names) == [None, None]
     assert parse_scores(["1", "2.5"], names) == [1.0, 2.5]
     assert parse_scores([f"b=c={summary}", "a=7"], names) == [7.0, 30.5]
-    assert parse_scores([str(average), "0"], names) == [48.5, 0.0]
+    assert parse_scores([str(average), "0"], names) == [pytest.approx(45.0), 0.0], "40 .. 50, their mean"
     for texts, message in (
         (["1"], "1 scores for 2 systems"),
         (["a=1"], "expected one for each system, b=c has 0"),
@@ -197,7 +224,8 @@ def test_scores(tmp_path):
         (["1", "101"], "no score from 0 to 100"),
         (["1", "nan"], "no score from 0 to 100"),
         (["1", "nowhere.json"], "neither a number nor a file"),
-        (["1", str(empty)], "a number average or score"),
+        (["1", str(empty)], r"expected eval\.py's summary\.json, with a score or an average's score"),
+        (["1", str(part)], rf"no average, as benchmarks are missing \({PAPER[0]}, {PAPER[1]}\); run them, or give"),
     ):
         with pytest.raises(EfficiencyError, match=message):
             parse_scores(texts, names)

@@ -1,13 +1,16 @@
 """Whole runs: what is learnt, what is written, one device and eight, the command line and its mistakes."""
 
 import json
-import os
-import subprocess
+import logging
+import runpy
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from tests.golden.discovery import REPOSITORY
@@ -16,14 +19,15 @@ from tests.probe.conftest import LAYERS, QUICK
 from vr_jax.evaluation.main import fingerprint
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.model.config import single_tile
+from vr_jax.output_folder import claimed
 from vr_jax.probe import tiny_imagenet
-from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.head import make_heads
 from vr_jax.probe.main import ProbeOptions, main, options_of
 from vr_jax.probe.pictures import Reader
 from vr_jax.probe.results import read_results
 from vr_jax.probe.taps import QUESTION, one_tile, prompt_batch, taps_of
 from vr_jax.probe.training import FitOptions, _count, fit
+from vr_jax.recipes import RecipeError, load_recipe
 from vr_jax.sharding import make_mesh
 
 
@@ -77,11 +81,12 @@ def test_an_unreadable_picture_is_wrong_whatever_the_head_says(setting):
 
 
 def test_one_device_agrees_with_eight(result, setting):
+    """Of two taps, what the others compute on the way included."""
     found, _ = result
     config = one_tile(tiny.config())
     mesh = make_mesh(devices=jax.devices()[:1])
     loaded = load_for_inference(setting.checkpoint, mesh, config=config)
-    taps, _ = taps_of(config, LAYERS)
+    taps = [tap for tap in taps_of(config, LAYERS)[0] if tap.name in ("encoder", "layer 3")]
     data = tiny_imagenet.read(setting.data)
     options = FitOptions(**{name: value for name, value in QUICK.items() if name != "layers"})
     with jax.set_mesh(mesh):
@@ -97,7 +102,8 @@ def test_one_device_agrees_with_eight(result, setting):
             mesh,
             progress=False,
         )
-    for tap in found.taps:
+    assert len(alone.losses) == 2
+    for tap in (one for one in found.taps if one.name in alone.losses):
         np.testing.assert_allclose(alone.losses[tap.name], tap.losses, rtol=2e-3, err_msg=tap.name)
         np.testing.assert_allclose(alone.correct[tap.name] / 64, tap.accuracies, atol=1.01 / 64, err_msg=tap.name)
 
@@ -118,9 +124,18 @@ def test_flags_win_over_the_recipe(setting):
     options = options_of({"epochs": 5, "data": "d", "layers": "2,3", "checkpoint": None}, recipe)
     assert (options.epochs, options.layers, options.lr, str(options.checkpoint)) == (5, (2, 3), 0.1, "a")
     assert (options.model, dict(options.mesh)) == (tiny.config(), {"replica": 2, "fsdp": 4, "tensor": 1})
-    with pytest.raises(ProbeError, match=r"config\.probe: unknown field\(s\) \['epoch'\]; known: .*'epochs'"):
+    with pytest.raises(RecipeError, match=r"config\.probe: unknown field\(s\) \['epoch'\]; known: .*'epochs'"):
         options_of({"data": "d"}, {"probe": {"epoch": 3}})
     assert ProbeOptions().epochs == 15
+    # Random weights are those of the recipe's model, not of the size of its checkpoint, which need not be there.
+    assert options_of({"data": "d", "random": True, "output": "o"}, recipe).checkpoint is None
+    assert str(options_of({"data": "d", "random": True, "checkpoint": "b"}, recipe).checkpoint) == "b"
+
+
+def test_the_demos_recipe_knows_its_checkpoint():
+    for variant, name in (("", "vr"), (":baseline", "base")):
+        options = options_of({"data": "d"}, load_recipe(REPOSITORY / f"configs/probe_demo.py{variant}"))
+        assert options.checkpoint == Path(f"runs/probe_{name}/model")
 
 
 @pytest.mark.parametrize(
@@ -137,13 +152,16 @@ def test_flags_win_over_the_recipe(setting):
         ({"width": 30}, "width = 30 is not divisible by heads = 8"),
         ({"lr": -1.0}, "lr = -1.0"),
         ({"train_images": -1}, "train_images = -1: expected an integer of at least 0"),
-        ({}, "holds a probe's results; choose another --output, or --overwrite them"),
+        ({}, "probe/results.json is there already; choose another --output, or --overwrite it"),
+        ({"output": "FILE"}, "is no folder; choose another --output"),
     ],
     ids=str,
 )
 def test_mistakes_are_one_line(setting, result, capsys, flags, message):
-    given = {"checkpoint": str(setting.checkpoint), "data": str(setting.data)}
-    assert main(given | flags, None) == 1
+    given = {"checkpoint": str(setting.checkpoint), "data": str(setting.data)} | flags
+    if given.get("output") == "FILE":
+        given["output"] = setting.checkpoint / "config.json"
+    assert main(given, None) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("vr_jax.probe: ")
@@ -151,40 +169,59 @@ def test_mistakes_are_one_line(setting, result, capsys, flags, message):
     assert message in err
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "vr_jax.probe", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+def test_a_mesh_that_does_not_exist(setting, tmp_path, capsys):
+    flags = {"checkpoint": str(setting.checkpoint), "data": str(setting.data), "output": tmp_path}
+    assert main(flags, {"mesh": {"fsdp": -1, "data": 1}}) == 1
+    assert capsys.readouterr().err == "vr_jax.probe: config.mesh has no axis data: expected replica, fsdp, tensor\n"
 
 
-def test_the_command_line_with_random_weights(setting, tmp_path):
-    done = command(
+def test_a_folder_that_another_run_writes_to(setting, tmp_path, capsys):
+    flags = {"checkpoint": str(setting.checkpoint), "data": str(setting.data), "output": tmp_path}
+    with claimed(tmp_path, "results.json", overwrite=False):
+        assert main(flags | {"overwrite": True}, None) == 1
+    assert f"another run is writing to {tmp_path}; choose" in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """`python -m vr_jax.probe`, without a new process: exit status."""
+    known, handlers = set(flags.FLAGS), list(logging.getLogger().handlers)
+    monkeypatch.chdir(REPOSITORY)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["probe", *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("vr_jax.probe", run_name="__main__")
+        return end.value.code
+
+    yield run
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
+    if absl_logging.get_absl_handler() not in handlers:
+        logging.getLogger().removeHandler(absl_logging.get_absl_handler())
+
+
+def test_the_command_line_with_random_weights(command, setting, tmp_path, capfd):
+    status = command(
         *("--config=configs/probe_demo.py:baseline", "--random", f"--data={setting.data}", f"--output={tmp_path}"),
         *("--config.probe.layers=(2,)", "--config.probe.seeds=1", "--epochs=1", "--train_images=8", "--val_images=8"),
         *("--batch_size=8", "--config.probe.width=16", "--label=tried out"),
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    out, err = capfd.readouterr()
+    assert status == 0, err[-3000:]
+    lines = out.splitlines()
     assert lines[0] == "tried out: 4 classes, 8 training and 8 validation pictures"
     assert [line.split("  ")[0] for line in lines[2:7]] == ["encoder", "compressor", "projector", "layer 2", "chance"]
-    assert "2/2" in done.stderr, "no progress bar"
+    assert "2/2" in err, "no progress bar"
     found = read_results(tmp_path)
     assert found.settings["checkpoint"] == {"path": None, "sha256": None, "random": True}
     assert (tmp_path / "probe.svg").read_text().startswith("<?xml")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe.svg", "results.json"]
 
 
-def test_a_wrong_field_on_the_command_line():
-    done = command("--config=configs/probe_demo.py", "--config.probe.epoch=1", "--data=x")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
+def test_a_wrong_field_on_the_command_line(command, capfd):
+    assert command("--config=configs/probe_demo.py", "--config.probe.epoch=1", "--data=x") == 2
+    last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(
         "vr_jax.probe: --config.probe.epoch: config.probe has no field 'epoch'; did you mean 'epochs'?"
     )

@@ -10,20 +10,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from vr_jax.efficiency import report
 from vr_jax.efficiency.measure import measure, measure_isolated
-from vr_jax.efficiency.plot import check_plotting
 from vr_jax.efficiency.results import EfficiencyError, Report, Settings
 from vr_jax.efficiency.scores import parse_scores
 from vr_jax.efficiency.systems import IMAGE_CHOICES, Kind, Source, systems
 from vr_jax.inference.buckets import PromptTooLong
 from vr_jax.inference.loading import LOADING_ERRORS
+from vr_jax.output_folder import OutputError, claimed
+from vr_jax.plotting import PlotError, check_plotting
 from vr_jax.recipes import RecipeError
 
-USER_ERRORS = (EfficiencyError, RecipeError, PromptTooLong, *LOADING_ERRORS)
+USER_ERRORS = (EfficiencyError, OutputError, PlotError, PromptTooLong, RecipeError, *LOADING_ERRORS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"for {report.JSON}, {report.MARKDOWN}, {report.PLOT}"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in --output")
     parser.add_argument(
         "--image", choices=IMAGE_CHOICES, default=known.image, help="layout of the picture (%(default)s)"
     )
@@ -89,8 +92,6 @@ def run(options: argparse.Namespace) -> Report:
     """Measures, prints, writes. Raises USER_ERRORS, and OSError for an output that cannot be written."""
     found = systems(options.sources or [], options.image)
     scores = parse_scores(options.score, [system.name for system in found])
-    if options.output is not None:
-        check_plotting()
     settings = Settings(
         image=options.image,
         text_tokens=options.text_tokens,
@@ -103,11 +104,15 @@ def run(options: argparse.Namespace) -> Report:
         isolated=options.isolate,
     )
     how = measure_isolated if options.isolate else measure
-    result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
-    print(report.text(result, scores))
-    if options.output is not None:
-        report.write(options.output, result, scores)
-        print(f"\n{options.output / report.MARKDOWN}, {report.JSON}, {report.PLOT}")
+    with ExitStack() as held:
+        if options.output is not None:  # what would not be written is not measured
+            check_plotting()
+            held.enter_context(claimed(options.output, report.JSON, overwrite=options.overwrite))
+        result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
+        print(report.text(result, scores))
+        if options.output is not None:
+            report.write(options.output, result, scores)
+            print(f"\n{options.output / report.MARKDOWN}, {report.JSON}, {report.PLOT}")
     return result
 
 

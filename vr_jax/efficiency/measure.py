@@ -44,15 +44,19 @@ def measure(systems: Sequence[System], settings: Settings, progress: Progress = 
         for system in systems:
             progress(f"{system.name}: compiling")
             subjects.append(_Subject(system, settings))
+        gc.disable()  # nothing is collected within the measured times
         for turn in range(settings.warmup + settings.repeats):
             if turn in (0, settings.warmup):
                 progress("measuring" if turn else "warming up")
+            gc.collect()
             for subject in subjects:
                 subject.run(keep=turn >= settings.warmup)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise EfficiencyError(_too_large(len(systems), str(error).splitlines()[0])) from error
+    finally:
+        gc.enable()
     # The device counts the peak of the whole process, and cannot start anew.
     measured = _measured_peak() if len(systems) == 1 else None
     return Report(_machine(), settings, tuple(subject.result(measured) for subject in subjects))
@@ -99,7 +103,6 @@ class _Subject:
     def run(self, keep: bool) -> None:
         """Once from the host batch to the first token on the host, then on to the last one."""
         new_tokens = self.settings.new_tokens
-        gc.collect()  # outside of the measured times
         start = time.perf_counter()
         state = self.generator.prefill(self.prompts, new_tokens)
         np.asarray(state.tokens)

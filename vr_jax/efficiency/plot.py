@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from vr_jax.efficiency.results import EfficiencyError, Measurement, Report
+from vr_jax.efficiency.results import Measurement, Report
+from vr_jax.plotting import figure_file
 
 LARGEST = 44.0  # diameter of the largest circle, in points
 COLOURS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3", "#8C8C8C", "#CCB974", "#64B5CD")
 GIB = 2**30
+RC = {"font.size": 9, "figure.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def check_plotting() -> None:
-    """Raises EfficiencyError without matplotlib, before anything is measured in vain."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise EfficiencyError(
-            "the plot needs matplotlib: pip install 'vr-jax[benchmarks]', or leave out --output"
-        ) from None
-
-
-def draw(report: Report, scores: Sequence[float | None]) -> str:
-    """The plot as SVG text; the same numbers give the same text."""
-    import matplotlib
-
-    with matplotlib.rc_context(
-        {
-            "backend": "Agg",
-            "svg.hashsalt": "vr_jax",
-            "font.size": 9,
-            "figure.titlesize": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
-        from matplotlib.figure import Figure
-
-        known = [(one, score) for one, score in zip(report.measurements, scores, strict=True) if score is not None]
-        figure = Figure(figsize=(7.6, 4.0 if known else 1.6 + 0.45 * len(report.measurements)), layout="constrained")
+def draw(report: Report, scores: Sequence[float | None], path: Path) -> None:
+    """Writes the plot; the same numbers give the same file. Raises PlotError, and OSError."""
+    known = [(one, score) for one, score in zip(report.measurements, scores, strict=True) if score is not None]
+    size = (7.6, 4.0 if known else 1.6 + 0.45 * len(report.measurements))
+    with figure_file(path, size, RC) as figure:
         axes = figure.subplots()
         if known:
             _circles(figure, axes, known)
@@ -49,9 +28,6 @@ def draw(report: Report, scores: Sequence[float | None]) -> str:
         machine = report.machine
         device = machine.processor if machine.platform == "cpu" else machine.device
         figure.suptitle(f"{device}, {report.settings.dtype}, batch {report.settings.batch_size}", x=0.01, ha="left")
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
 
 
 def _circles(figure: Any, axes: Any, known: Sequence[tuple[Measurement, float]]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vr_jax.atomic import write_whole
 from vr_jax.efficiency.plot import draw
 from vr_jax.efficiency.results import Measurement, Report, Spread
 
@@ -96,17 +96,10 @@ def markdown(report: Report, scores: Scores) -> str:
 
 
 def write(directory: Path, report: Report, scores: Scores) -> None:
-    """The three files of a run, each complete or not there. Raises OSError."""
-    directory.mkdir(parents=True, exist_ok=True)
-    contents = {
-        JSON: json.dumps(report.to_dict(scores), indent=2) + "\n",
-        MARKDOWN: markdown(report, scores),
-        PLOT: draw(report, scores),
-    }
-    for name, content in contents.items():
-        unfinished = directory / f"{name}.tmp"
-        unfinished.write_text(content)
-        os.replace(unfinished, directory / name)
+    """The three files of a run, each complete or not there. Raises PlotError, and OSError."""
+    write_whole(directory / JSON, json.dumps(report.to_dict(scores), indent=2) + "\n")
+    write_whole(directory / MARKDOWN, markdown(report, scores))
+    draw(report, scores, directory / PLOT)
 
 
 def _vision(one: Measurement) -> str:

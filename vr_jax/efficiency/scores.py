@@ -6,17 +6,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vr_jax.efficiency.results import EfficiencyError
-
-FIELDS = ("average", "score")  # of a summary, 0..100; the first that it has
 
 
 def parse_scores(texts: Sequence[str], names: Sequence[str]) -> list[float | None]:
     """One score (0..100) per name; all None without `texts`.
 
-    Each text is a number or the path of a JSON file with one of FIELDS, after "NAME=" or in the order of `names`.
-    Raises EfficiencyError unless every name gets exactly one."""
+    Each text is a number or the path of a summary.json of eval.py (all benchmarks', which has an average, or one's),
+    after "NAME=" or in the order of `names`. Raises EfficiencyError unless every name gets exactly one."""
     if not texts:
         return [None] * len(names)
     split = [_named(text, names) for text in texts]
@@ -57,10 +56,26 @@ def _value(text: str) -> float:
         summary = json.loads(path.read_bytes())
     except ValueError as error:
         raise EfficiencyError(f"--score={text}: not valid JSON ({error})") from None
-    found = [summary[field] for field in FIELDS if isinstance(summary, dict) and field in summary]
-    if not found or isinstance(found[0], bool) or not isinstance(found[0], int | float):
-        raise EfficiencyError(f"--score={text}: expected a JSON object with a number {' or '.join(FIELDS)}")
-    return _checked(float(found[0]), text)
+    found = _score_of(summary, text)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise EfficiencyError(f"--score={text}: expected eval.py's summary.json, with a score or an average's score")
+    return _checked(float(found), text)
+
+
+def _score_of(summary: Any, text: str) -> Any:
+    """What stands where summary.json has its score, if anything does."""
+    if not isinstance(summary, dict):
+        return None
+    if "average" not in summary:
+        return summary.get("score")
+    average = summary["average"]
+    if average is None:
+        missing = ", ".join(map(str, summary.get("missing") or ())) or "some"
+        raise EfficiencyError(
+            f"--score={text}: no average, as benchmarks are missing ({missing}); run them, or give one benchmark's "
+            "summary.json"
+        )
+    return average.get("score") if isinstance(average, dict) else None
 
 
 def _checked(value: float, text: str) -> float:

@@ -60,10 +60,19 @@ def load_for_inference(
     config = config or read_config(directory)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)  # type: ignore[arg-type]
+    tokenizer, processor = load_tokenizer(directory, config)
+    return Loaded(load_model(directory, mesh, config, dtype=dtype), tokenizer, processor)
+
+
+def load_tokenizer(directory: Path, config: LlavaConfig) -> tuple[Any, Processor]:
+    """A model directory's tokenizer, or that of any folder, and the processor of `config` with it.
+
+    Raises GenerationError without a tokenizer that can write the template, ConfigError for one larger than the
+    vocabulary."""
     try:
         # With a config given, transformers does not look for a model of its own in ours (and warns).
         tokenizer = AutoTokenizer.from_pretrained(directory, config=PreTrainedConfig(), local_files_only=True)
-        processor = Processor(tokenizer, config)
+        return tokenizer, Processor(tokenizer, config)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -71,4 +80,3 @@ def load_for_inference(
             f"{directory} has no usable tokenizer ({str(error).splitlines()[0]}); "
             "copy tokenizer.json and tokenizer_config.json of the language model there"
         ) from error
-    return Loaded(load_model(directory, mesh, config, dtype=dtype), tokenizer, processor)

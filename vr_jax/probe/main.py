@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from transformers import AutoTokenizer, PreTrainedConfig
 
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.main import fingerprint
-from vr_jax.inference.loading import LOADING_ERRORS, Loaded, load_for_inference
+from vr_jax.inference.loading import LOADING_ERRORS, Loaded, load_for_inference, load_tokenizer
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model_directory import read_config, warm_start
+from vr_jax.output_folder import OutputError, claimed
+from vr_jax.plotting import NoMatplotlib
 from vr_jax.probe import plot, tiny_imagenet
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.pictures import Reader
@@ -27,7 +28,8 @@ from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, table, write_r
 from vr_jax.probe.taps import QUESTION, Tap, default_layers, one_tile, prompt_batch, taps_of
 from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import Fit, FitOptions, fit
-from vr_jax.sharding import make_mesh
+from vr_jax.recipes import RecipeError, plain, section_options
+from vr_jax.sharding import mesh_of
 
 FIGURE = "probe.svg"
 DEMO = "demo"  # `tokenizer` of a recipe
@@ -60,7 +62,7 @@ class ProbeOptions(FitOptions):
     workers: int = 8  # threads that read pictures
     tokenizer: str = ""  # the recipe's
     model: LlavaConfig | None = None  # default: the checkpoint's config.json
-    mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
+    mesh: Mapping[str, Any] = field(default_factory=dict)  # of `mesh_of`
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,22 +77,22 @@ _NOT_OPTIONS = ("model", "mesh", "tokenizer")
 
 def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> ProbeOptions:
     """Flags that are set (not None) win over the recipe's `probe` section, which wins over the defaults; its `model`,
-    `mesh` and `tokenizer` are taken as they are. Raises ProbeError for an unknown field, and for what is missing."""
+    `mesh` and `tokenizer` are taken as they are. A recipe's checkpoint is not what the flag --random is about: the
+    recipe's model is. Raises RecipeError for an unknown field, ProbeError for what is missing."""
     recipe = recipe or {}
-    values = _plain(recipe.get("probe") or {})
     fields = {one.name for one in dataclasses.fields(ProbeOptions)} - {*_NOT_OPTIONS}
-    if unknown := sorted(set(values) - fields):
-        raise ProbeError(f"config.probe: unknown field(s) {unknown}; known: {sorted(fields)}")
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values = section_options(recipe, "probe", fields, flags)
+    if flags.get("random") and flags.get("checkpoint") is None and recipe.get("model"):
+        values.pop("checkpoint", None)
     for name in ("checkpoint", "data", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
     if values.get("layers") is not None:
         values["layers"] = _numbers(values["layers"])
     if recipe.get("model"):
-        values["model"] = LlavaConfig.from_dict(_plain(recipe["model"]))
+        values["model"] = LlavaConfig.from_dict(plain(recipe["model"]))
     if recipe.get("mesh"):
-        values["mesh"] = _plain(recipe["mesh"])
+        values["mesh"] = plain(recipe["mesh"])
     options = ProbeOptions(**values, tokenizer=recipe.get("tokenizer") or "")
     if options.data is None:
         raise ProbeError("--data is missing: the folder of tiny-imagenet-200, or of `python -m vr_jax.probe.stand_in`")
@@ -102,7 +104,8 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Pr
 
 
 def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
-    """Trains the heads, writes `results.json` and the figure. Raises ProbeError or one of LOADING_ERRORS."""
+    """Trains the heads and writes `results.json`, at the end. Raises ProbeError, OutputError or one of
+    LOADING_ERRORS; OSError if the results cannot be written, before the training where that can be known."""
     begin = time.perf_counter()
     assert options.data is not None
     config = _model_config(options)  # a wrong checkpoint is reported before the data is read
@@ -111,31 +114,37 @@ def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
     train = subset(data.train, min(options.train_images, len(data.train)), options.data_seed)
     val = subset(data.val, min(options.val_images, len(data.val)), options.data_seed)
     data = dataclasses.replace(data, train=train, val=val)
-    output = _output(options)
-    mesh = make_mesh(**options.mesh)  # type: ignore[arg-type]
-    loaded = _load(options, config, mesh)
-    reader = Reader(data.folder, config.image, options.workers)
-    prompt = prompt_batch(loaded.processor, options.question)
-    with jax.set_mesh(mesh):
-        found = fit(loaded.model, prompt, taps, reader, train, val, len(data.classes), options, mesh, progress=progress)
-    result = ProbeResult(
-        label=options.label or default_label(config, options.random),
-        settings=_settings(options, config, data),
-        taps=_tap_results(taps, found, len(val)),
-        left_out=left_out,
-        unreadable={
-            name: {one.name: reader.unreadable[one.name] for one in split if one.name in reader.unreadable}
-            for name, split in (("train", train), ("val", val))
-        },
-        notes=NOTES,
-        run={
-            "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-            "jax": jax.__version__,
-            "seconds": round(time.perf_counter() - begin, 1),
-        },
-    )
-    write_results(output, result)
+    mesh = mesh_of(options.mesh)
+    with claimed(output_of(options), RESULTS, overwrite=options.overwrite):
+        loaded = _load(options, config, mesh)
+        reader = Reader(data.folder, config.image, options.workers)
+        prompt = prompt_batch(loaded.processor, options.question)
+        classes = len(data.classes)
+        with jax.set_mesh(mesh):
+            found = fit(loaded.model, prompt, taps, reader, train, val, classes, options, mesh, progress=progress)
+        result = ProbeResult(
+            label=options.label or default_label(config, options.random),
+            settings=_settings(options, config, data),
+            taps=_tap_results(taps, found, len(val)),
+            left_out=left_out,
+            unreadable={
+                name: {one.name: reader.unreadable[one.name] for one in split if one.name in reader.unreadable}
+                for name, split in (("train", train), ("val", val))
+            },
+            notes=NOTES,
+            run={
+                "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
+                "jax": jax.__version__,
+                "seconds": round(time.perf_counter() - begin, 1),
+            },
+        )
+        write_results(output_of(options), result)
     return result
+
+
+def output_of(options: ProbeOptions) -> Path:
+    """Where results and figure go."""
+    return options.output or (options.checkpoint or Path()) / "probe"
 
 
 def default_label(config: LlavaConfig, random: bool = False) -> str:
@@ -160,31 +169,20 @@ def _model_config(options: ProbeOptions) -> LlavaConfig:
     return one_tile(dataclasses.replace(config, dtype=options.dtype or config.dtype))  # type: ignore[arg-type]
 
 
-def _output(options: ProbeOptions) -> Path:
-    output = options.output or (options.checkpoint or Path()) / "probe"
-    if (output / RESULTS).exists() and not options.overwrite:
-        raise ProbeError(f"{output} holds a probe's results; choose another --output, or --overwrite them")
-    output.mkdir(parents=True, exist_ok=True)
-    return output
-
-
 def _load(options: ProbeOptions, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Loaded:
     if not options.random:
         assert options.checkpoint is not None
         return load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
     place = options.checkpoint or options.tokenizer
-    tokenizer: Any
+    if not place:
+        raise ProbeError("--random needs a tokenizer: set config.tokenizer to its directory, or to 'demo'")
     if place == DEMO:
         tokenizer = demo_tokenizer()
+        processor = Processor(tokenizer, config)
     else:
-        if not place:
-            raise ProbeError("--random needs a tokenizer: set config.tokenizer to its directory, or to 'demo'")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, config=PreTrainedConfig(), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ProbeError(f"{place} has no usable tokenizer ({str(error).splitlines()[0]})") from error
+        tokenizer, processor = load_tokenizer(Path(place), config)
     model, _ = warm_start([], config, mesh, dtype=options.dtype)
-    return Loaded(model, tokenizer, Processor(tokenizer, config))
+    return Loaded(model, tokenizer, processor)
 
 
 def _tap_results(taps: tuple[Tap, ...], found: Fit, pictures: int) -> tuple[TapResult, ...]:
@@ -232,11 +230,6 @@ def _numbers(value: Any) -> tuple[int, ...]:
         raise ProbeError(f"layers {value!r}: expected numbers with commas between, e.g. 1,4,8") from None
 
 
-def _plain(section: Any) -> dict[str, Any]:
-    """A recipe's section without ml_collections' types."""
-    return section.to_dict() if hasattr(section, "to_dict") else dict(section)
-
-
 def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     """Runs, prints the table and draws the figure; returns the exit status. Wrong input is one line on standard
     error."""
@@ -245,15 +238,15 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
         options = options_of(flags, recipe)
         result = run(options)
         print(table(result))
-        output = options.output or (options.checkpoint or Path()) / "probe"
+        output = output_of(options)
         try:
             plot.draw([result], output / FIGURE)
-        except plot.NoMatplotlib as error:
+        except NoMatplotlib as error:
             print(f"vr_jax.probe: no figure: {error}", file=sys.stderr)
             print(f"results: {output / RESULTS}")
         else:
             print(f"results: {output / RESULTS}, figure: {output / FIGURE}")
-    except (ProbeError, *LOADING_ERRORS, OSError) as error:
+    except (ProbeError, RecipeError, OutputError, *LOADING_ERRORS, OSError) as error:
         print(f"vr_jax.probe: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,25 +5,20 @@ python -m vr_jax.probe.plot RUN_A/probe RUN_B/probe --output=probe.svg"""
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vr_jax.plotting import SUFFIXES, PlotError, figure_file
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.results import ProbeResult, TapResult, read_results
 
 COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8d5fb0", "#c98a1b", "#4c4c4c")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-SUFFIXES = (".svg", ".png", ".pdf")
 SHORT = {"vision_remember": "VR", "deepstack": "DeepStack", "sva": "SVA"}
 Position = tuple[int, int, int]  # part of the model, decoder layer, before or after the interlude
-
-
-class NoMatplotlib(ProbeError):
-    """The figure needs an extra that is not installed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in differences(results):
             print(f"vr_jax.probe.plot: careful, the results differ in {line}", file=sys.stderr)
         draw(results, options.output, labels_of(results, options.results, options.labels))
-    except (ProbeError, OSError) as error:
+    except (ProbeError, PlotError, OSError) as error:
         print(f"vr_jax.probe.plot: {error}", file=sys.stderr)
         return 1
     print(options.output)
@@ -72,33 +67,9 @@ def labels_of(results: Sequence[ProbeResult], paths: Sequence[Path], given: str 
 
 
 def draw(results: Sequence[ProbeResult], path: Path, labels: Sequence[str] | None = None) -> None:
-    """Writes the figure, whole or not at all. Raises NoMatplotlib, and ProbeError for an unknown kind of file."""
-    if path.suffix not in SUFFIXES:
-        raise ProbeError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
-    try:
-        import matplotlib
-    except ImportError:
-        raise NoMatplotlib("matplotlib is not installed; pip install 'vr-jax[benchmarks]' brings it") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"font.size": 10, "svg.fonttype": "path", "svg.hashsalt": "vr_jax"}):
-        figure, axes = pyplot.subplots(figsize=(8.2, 4.4), layout="constrained")
-        try:
-            _fill(axes, results, labels or [result.label for result in results])
-            temporary = path.with_name(f".{path.stem}.incomplete{path.suffix}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                figure.savefig(temporary, dpi=160, metadata={} if path.suffix == ".png" else _without_date(path))
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        finally:
-            pyplot.close(figure)
-
-
-def _without_date(path: Path) -> dict[str, Any]:
-    return {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
+    """Writes the figure. Raises PlotError (NoMatplotlib; an unknown kind of file), and OSError."""
+    with figure_file(path, (8.2, 4.4), {"font.size": 10}) as figure:
+        _fill(figure.subplots(), results, labels or [result.label for result in results])
 
 
 def _fill(axes: Any, results: Sequence[ProbeResult], labels: Sequence[str]) -> None:
@@ -153,9 +124,8 @@ def _shade(axes: Any, order: Sequence[Position]) -> None:
     first = next((x for x, position in enumerate(order) if position[0] == 3), len(order))
     spans = [
         (-0.5, first - 0.5, "vision encoder and projector", "#f4f1e8"),
-        (first - 0.5, len(order) - 0.5, "", "white"),
+        (first - 0.5, len(order) - 0.5, "LLM, after decoder layer", "#eef3f8"),
     ]
-    spans[1] = (first - 0.5, len(order) - 0.5, "LLM, after decoder layer", "#eef3f8")
     for start, stop, title, colour in spans:
         if stop > start:
             axes.axvspan(start, stop, color=colour, zorder=0, linewidth=0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from vr_jax.atomic import write_whole
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.taps import Kind
 
@@ -63,9 +64,7 @@ class ProbeResult:
 
 def write_results(folder: Path, result: ProbeResult) -> Path:
     path = folder / RESULTS
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(result.to_dict(), indent=2) + "\n")
     return path
 
 

@@ -105,6 +105,7 @@ def fit(
         return heads, optimizer.init(heads)  # type: ignore[arg-type]
 
     heads, state = jax.jit(init, out_shardings=whole)()
+    zeros = jax.device_put(({name: jnp.zeros(options.seeds) for name in shapes}, jnp.zeros(())), whole)
     losses: PerSeed = {}
     steps = options.epochs * steps_per_epoch + -(-len(val) // options.batch_size)
     with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=not progress) as bar:
@@ -118,7 +119,7 @@ def fit(
         for epoch in range(options.epochs):
             bar.set_description_str(f"epoch {epoch + 1}/{options.epochs}")
             order = np.random.default_rng((options.data_seed, epoch)).permutation(len(train))
-            sums: Any = None
+            sums = zeros
             for tokens, labels, weights in batches(train, order):
                 heads, state, sums = update(heads, state, sums, tokens, labels, weights)
             losses = _mean_losses(sums, epoch)
@@ -150,8 +151,7 @@ def _update(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
         updates, state = optimizer.update(grads, state, heads)
         used = jnp.sum(weights)
         parts = ({name: loss * used for name, loss in losses.items()}, used)
-        sums = parts if sums is None else jax.tree.map(jnp.add, sums, parts)
-        return optax.apply_updates(heads, updates), state, sums
+        return optax.apply_updates(heads, updates), state, jax.tree.map(jnp.add, sums, parts)
 
     return update
 
