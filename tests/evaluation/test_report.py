@@ -107,6 +107,18 @@ def test_complete_groups_and_average(tmp_path):
     assert "This page shows no items." in text
 
 
+def test_benchmarks_without_items_on_the_page_are_named(tmp_path):
+    """Earlier benchmarks of the folder are in the summary only."""
+    shown = [one for one in items() if one.benchmark == "mmmu_val"]
+    write_report(tmp_path / "r.html", title="t", summary=summary(), items=shown)
+    text = (tmp_path / "r.html").read_text()
+    assert "3 of 900 items are on this page, evenly spaced. Scores only: ChartQA, Own &lt;b&gt;." in text
+    write_report(
+        tmp_path / "r.html", title="t", summary=summary(), items=[dataclasses.replace(shown[0], benchmark="own")] * 4
+    )
+    assert "All 4 items. Scores only: ChartQA, MMMU." in (tmp_path / "r.html").read_text()
+
+
 def test_bars_are_to_scale(page):
     bar = page[page.index("Subject_<wbr>20") :]
     assert re.search(r'<rect x="0" y="1.5" width="([\d.]+)"', bar)[1] == "60.00"
@@ -220,6 +232,32 @@ def test_worst_case_keeps_to_the_size(tmp_path):
     assert limit / 3 < len(text.encode()) <= limit
     assert text.count("<img") == 24
     assert "cannot be shown" not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "length", "all_of_them"),
+    [
+        (12, 2_000_000, "2,000", True),
+        (12, 900_000, "500", True),
+        (12, 400_000, "100", True),
+        (50, 400_000, "100", False),
+    ],
+)
+def test_texts_alone_keep_to_the_size(tmp_path, count, limit, length, all_of_them):
+    """Texts get shorter first, and only then items are left out; pictures keep some room."""
+    hostile = '"' * 3000
+    shown = [
+        ReportItem(str(n), hostile + str(n), hostile, (hostile,) * 30, hostile, 0.0, (plain(9, 9),), error=hostile)
+        for n in range(count)
+    ]
+    write_report(tmp_path / "r.html", title="t", summary={"benchmarks": {}}, items=shown, max_bytes=limit)
+    text = (tmp_path / "r.html").read_text()
+    assert len(text.encode()) <= limit
+    assert f"(the first {length} of 3,000 characters)" in text
+    shown = text.count("<article")
+    assert shown == count if all_of_them else 12 <= shown < count
+    assert "cannot be shown" not in text
+    assert max(map(len, re.findall('data-category="([^"]*)"', text))) <= 200 * len("&quot;")
 
 
 def test_one_picture_has_one_key(tmp_path):

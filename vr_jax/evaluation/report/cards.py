@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vr_jax.evaluation.report.heat import HeatMap
 from vr_jax.evaluation.report.items import ReportItem, State
 from vr_jax.evaluation.report.pictures import Embedded, key_of
-from vr_jax.evaluation.report.text import escape, shortened
+from vr_jax.evaluation.report.text import NAME, SHOWN, escape, short_name, shortened
 
 MAX_PICTURES = 8  # of one item
 MAX_REFERENCES = 20
@@ -40,38 +41,40 @@ class Pictures:
         return self._maps[key_of(png)]
 
 
-def card(item: ReportItem, number: int, pictures: Pictures, titles: Mapping[str, str]) -> str:
-    """titles: of benchmarks, by name."""
-    state = item.state
+def card(item: ReportItem, number: int, pictures: Pictures, titles: Mapping[str, str], shown: int = SHOWN) -> str:
+    """titles: of benchmarks, by name. shown: characters of a longer text that are shown."""
+    state, category = item.state, short_name(item.category)
     benchmark = titles.get(item.benchmark, item.benchmark)
     score = f" {item.score:.2f}" if state == "partial" else ""
     cut = '<span class="pill soft">cut off at the token limit</span>' if item.cut_off else ""
-    places = " · ".join(f"<bdi>{escape(text)}</bdi>" for text in (benchmark, item.category) if text)
-    error = f'<dt>problem</dt><dd class="error">{shortened(item.error, 500)}</dd>' if item.error is not None else ""
+    places = " · ".join(f"<bdi>{escape(text)}</bdi>" for text in (benchmark, category) if text)
+    error = ""
+    if item.error is not None:
+        error = f'<dt>problem</dt><dd class="error">{shortened(item.error, min(500, shown))}</dd>'
     return (
         f'<article class="item {state}" data-state="{state}" data-benchmark="{escape(item.benchmark)}" '
-        f'data-category="{escape(item.category)}">{_figure(item, number, pictures)}'
+        f'data-category="{escape(category)}">{_figure(item, number, pictures)}'
         f'<div class="text"><p class="head"><span class="pill {state}">{WORDS[state]}{score}</span>{cut}'
         f'<span class="place">{places}</span></p>'
-        f'<p class="question" dir="auto">{shortened(item.question)}</p>'
-        f'<dl><dt>expected</dt><dd dir="auto">{_references(item.references)}</dd>'
-        f'<dt>answered</dt><dd class="answer" dir="auto">{_prediction(item.prediction)}</dd>'
+        f'<p class="question" dir="auto">{shortened(item.question, shown)}</p>'
+        f'<dl><dt>expected</dt><dd dir="auto">{_references(item.references, min(300, shown))}</dd>'
+        f'<dt>answered</dt><dd class="answer" dir="auto">{_prediction(item.prediction, shown)}</dd>'
         f"{error}<dt>score</dt><dd>{item.score:.2f}</dd></dl>"
-        f'<p class="id">{shortened(item.id, 200)}</p></div></article>'
+        f'<p class="id">{shortened(item.id, NAME)}</p></div></article>'
     )
 
 
-def _references(references: Sequence[str]) -> str:
-    shown = [f"<bdi>{shortened(text, 300)}</bdi>" for text in references[:MAX_REFERENCES]]
+def _references(references: Sequence[str], length: int) -> str:
+    shown = [f"<bdi>{shortened(text, length)}</bdi>" for text in references[:MAX_REFERENCES]]
     more = len(references) - MAX_REFERENCES
     rest = f' <small class="cut">and {more} more</small>' if more > 0 else ""
     return ' <span class="or">/</span> '.join(shown) + rest or '<em class="none">(none)</em>'
 
 
-def _prediction(prediction: str | None) -> str:
+def _prediction(prediction: str | None, length: int) -> str:
     if prediction is None:
         return '<em class="none">(not asked)</em>'
-    return shortened(prediction) if prediction.strip() else '<em class="none">(empty)</em>'
+    return shortened(prediction, length) if prediction.strip() else '<em class="none">(empty)</em>'
 
 
 def _figure(item: ReportItem, number: int, pictures: Pictures) -> str:
@@ -80,9 +83,9 @@ def _figure(item: ReportItem, number: int, pictures: Pictures) -> str:
     shown = item.images[:MAX_PICTURES]
     parts = []
     for place, source in enumerate(shown):
-        maps = item.maps if place == 0 else ()
-        label = f"Enlarge the picture of {item.id[:200]}" if len(shown) == 1 else f"Enlarge picture {place + 1}"
-        parts.append(_picture(pictures, source_key=key_of(source), label=label, heat=_heat(item, maps, pictures)))
+        heat = "".join(_heat(one, pictures) for one in item.maps) if place == 0 else ""
+        label = f"Enlarge the picture of {item.id[:NAME]}" if len(shown) == 1 else f"Enlarge picture {place + 1}"
+        parts.append(_picture(pictures, source_key=key_of(source), label=label, heat=heat))
     more = len(item.images) - len(shown)
     rest = f'<p class="note">and {more} more pictures</p>' if more > 0 else ""
     several = " several" if len(shown) > 1 else ""
@@ -103,21 +106,15 @@ def _picture(pictures: Pictures, source_key: str, label: str, heat: str) -> str:
     )
 
 
-def _heat(item: ReportItem, maps: Sequence[object], pictures: Pictures) -> str:
-    if not maps:
-        return ""
-    parts = []
-    for heat in item.maps:
-        embedded = pictures.heat(heat.png)
-        if embedded.problem is None:
-            parts.append(
-                f'<img class="map" alt="" decoding="async" data-label="{escape(heat.label)}" '
-                f'data-note="{escape(heat.note[:500])}" src="{embedded.url}" hidden>'
-            )
-        else:
-            note = f"heat map cannot be shown: {embedded.problem}"
-            parts.append(f'<i class="map" data-label="{escape(heat.label)}" data-note="{escape(note)}" hidden></i>')
-    return "".join(parts)
+def _heat(one: HeatMap, pictures: Pictures) -> str:
+    embedded = pictures.heat(one.png)
+    if embedded.problem is None:
+        return (
+            f'<img class="map" alt="" decoding="async" data-label="{escape(one.label)}" '
+            f'data-note="{escape(one.note[:500])}" src="{embedded.url}" hidden>'
+        )
+    note = f"heat map cannot be shown: {embedded.problem}"
+    return f'<i class="map" data-label="{escape(one.label)}" data-note="{escape(note)}" hidden></i>'
 
 
 def _switch(item: ReportItem, number: int) -> str:

@@ -26,10 +26,8 @@ function fillCategories() {
   }
   category.replaceChildren(new Option("all", ""));
   for (const [name, counts] of groups) {
-    const options = [...counts].map(([value, count]) => {
-      const option = new Option(`${value} (${count})`, JSON.stringify([name, value]));
-      return option;
-    });
+    const options = [...counts].map(
+      ([value, count]) => new Option(`${value} (${count})`, JSON.stringify([name, value])));
     if (groups.size < 2) { category.append(...options); continue; }
     const group = document.createElement("optgroup");
     group.label = [...benchmark.options].find(option => option.value === name)?.text ?? name;

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vr_jax.atomic import write_whole
 from vr_jax.evaluation.paper_scores import PaperRow
 from vr_jax.evaluation.report.cards import MAX_PICTURES, WORDS, Pictures, card, segments
 from vr_jax.evaluation.report.heat import legend
 from vr_jax.evaluation.report.items import ReportItem
-from vr_jax.evaluation.report.pictures import MAP_LEVELS, PICTURE_LEVELS, Embedded, embed, key_of
+from vr_jax.evaluation.report.pictures import MAP_LEVELS, PICTURE_LEVELS, Embedded, Source, embed, key_of
 from vr_jax.evaluation.report.plots import loss_curve, score_plot
 from vr_jax.evaluation.report.scores import RunScores
 from vr_jax.evaluation.report.tables import benchmark_table, headline, paper_table
-from vr_jax.evaluation.report.text import escape, number
+from vr_jax.evaluation.report.text import SHOWN, escape, number
 
 FOLDER = Path(__file__).parent
-MAX_BYTES = 29_000_000  # of the page; pictures become smaller before it is exceeded
+MAX_BYTES = 29_000_000  # of the page; texts become shorter and pictures smaller before it is exceeded
+_TEXT_SHARE = 0.7  # of the page, at most for what is neither picture nor map
+_LENGTHS = (SHOWN, SHOWN // 4, SHOWN // 20)  # of long texts
 _MAP_SHARE = 0.3  # of what is left for pictures and maps, at most for maps
 _ENCODED = 3 / 4  # bytes of a file per byte of its base64
+
+_Items = Sequence[ReportItem]
+_ByKey = Mapping[str, Embedded]
+_Frame = Callable[[str, str], str]
+_Page = Callable[[_ByKey, _ByKey], bytes]  # of pictures and maps
 
 
 def write_report(
@@ -44,35 +51,59 @@ def write_report(
     `items`, `unscored`, `categories`; `baseline` if there is one), and the paper's `groups` and `average` where they
     are complete. items: those to show; their `benchmark` is a name of the summary. losses: (step, loss) of a training
     run. settings: shown as they are. paper_rows: the paper's rows that the model is (`paper_scores.rows_of`).
-    max_bytes: of the page; pictures are scaled down to fit.
+    max_bytes: of the page; for it long texts are cut shorter, then items left out, and pictures scaled down.
     Raises ValueError for a summary that lacks something, OSError if the page cannot be written."""
     run = RunScores.from_summary(summary)
-    frame = _frame(title, run, items, losses, settings or {}, paper_rows)
     titles = {one.name: one.title for one in run.benchmarks}
+    for shown, length in _versions(items):
+        frame = _frame(title, run, shown, losses, settings or {}, paper_rows)
+        page = _with_cards(frame, shown, titles, length)
+        sources = _sources(shown)
+        rest = _without_pictures(page, *sources)
+        if rest <= _TEXT_SHARE * max_bytes:
+            break
+    write_whole(path, page(*_embedded(*sources, max_bytes - rest)))
 
-    def page(pictures: Mapping[str, Embedded], maps: Mapping[str, Embedded]) -> bytes:
+
+def _with_cards(frame: _Frame, items: _Items, titles: Mapping[str, str], length: int) -> _Page:
+    def page(pictures: _ByKey, maps: _ByKey) -> bytes:
         store = Pictures(pictures, maps)
-        cards = "\n".join(card(item, place, store, titles) for place, item in enumerate(items))
+        cards = "\n".join(card(item, place, store, titles, length) for place, item in enumerate(items))
         return frame("items", cards).encode()
 
-    _write(path, page(*_embedded(items, page, max_bytes)))
+    return page
 
 
-def _embedded(
-    items: Sequence[ReportItem],
-    page: Callable[[Mapping[str, Embedded], Mapping[str, Embedded]], bytes],
-    max_bytes: int,
-) -> tuple[dict[str, Embedded], dict[str, Embedded]]:
-    """Pictures and maps by key, in what the rest of the page leaves of `max_bytes`."""
+def _versions(items: _Items) -> Iterator[tuple[_Items, int]]:
+    """The items of the page and the length of its texts, best first."""
+    for length in _LENGTHS:
+        yield items, length
+    while items:
+        items = items[1::2]
+        yield items, _LENGTHS[-1]
+
+
+def _sources(items: _Items) -> tuple[dict[str, Source], dict[str, Source]]:
+    """Pictures and maps by key."""
     pictures = {key_of(source): source for item in items for source in item.images[:MAX_PICTURES]}
-    maps = {key_of(heat.png): heat.png for item in items if item.images for heat in item.maps}
+    maps: dict[str, Source] = {key_of(heat.png): heat.png for item in items if item.images for heat in item.maps}
+    return pictures, maps
+
+
+def _without_pictures(page: _Page, pictures: Mapping[str, Source], maps: Mapping[str, Source]) -> int:
+    """Bytes of the page, at most, that are neither picture nor map."""
     # Stand-ins for what is not known yet: the longest of sizes, problems and ends of base64.
     blank = Embedded(b"-", "image/webp", (10**6, 10**6))
     problem = Embedded(problem="-" * 340)
-    rest = max(len(page(dict.fromkeys(pictures, one), dict.fromkeys(maps, one))) for one in (blank, problem)) + 4 * (
-        len(pictures) + len(maps)
-    )
-    left = max(0, max_bytes - rest) * _ENCODED
+    longest = max(len(page(dict.fromkeys(pictures, one), dict.fromkeys(maps, one))) for one in (blank, problem))
+    return longest + 4 * (len(pictures) + len(maps))
+
+
+def _embedded(
+    pictures: Mapping[str, Source], maps: Mapping[str, Source], room: int
+) -> tuple[dict[str, Embedded], dict[str, Embedded]]:
+    """Pictures and maps by key, in `room` bytes of the page."""
+    left = max(0, room) * _ENCODED
     small = embed(maps, int(left * _MAP_SHARE), MAP_LEVELS)
     spent = sum(len(one.data) for one in small.values())
     return embed(pictures, int(left) - spent, PICTURE_LEVELS), small
@@ -85,7 +116,7 @@ def _frame(
     losses: Sequence[tuple[int, float]],
     settings: Mapping[str, object],
     paper_rows: Sequence[PaperRow],
-) -> Callable[[str, str], str]:
+) -> _Frame:
     """The page with everything but one part, which the returned function fills in."""
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -118,9 +149,13 @@ def _frame(
 def _total(run: RunScores, items: Sequence[ReportItem]) -> str:
     if not items:
         return "This page shows no items."
-    if len(items) < run.items:
-        return f"{number(len(items))} of {number(run.items)} items are on this page, evenly spaced."
-    return f"All {number(len(items))} items."
+    names = {item.benchmark for item in items}
+    total = sum(one.overall.items or 0 for one in run.benchmarks if one.name in names)
+    text = f"All {number(len(items))} items."
+    if len(items) < total:
+        text = f"{number(len(items))} of {number(total)} items are on this page, evenly spaced."
+    others = ", ".join(one.title for one in run.benchmarks if one.name not in names)
+    return f"{text} Scores only: {escape(others)}." if others else text
 
 
 def _controls(run: RunScores, items: Sequence[ReportItem]) -> str:
@@ -149,10 +184,3 @@ def _controls(run: RunScores, items: Sequence[ReportItem]) -> str:
         '<input id="search" type="search" placeholder="search in texts" autocomplete="off" spellcheck="false"></label>'
         f'<span id="count" role="status"></span></div>{heat}'
     )
-
-
-def _write(path: Path, page: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_bytes(page)
-    os.replace(unfinished, path)

@@ -54,10 +54,6 @@ class RunScores:
     def of_the_paper(self) -> tuple[BenchmarkScores, ...]:
         return tuple(one for one in self.benchmarks if one.group in GROUP_SIZES)
 
-    @property
-    def items(self) -> int:
-        return sum(one.overall.items or 0 for one in self.benchmarks)
-
     def missing(self) -> str:
         """Why groups or the average have no score; empty if they all have one."""
         total = sum(GROUP_SIZES.values())

@@ -6,6 +6,7 @@ import html
 import re
 
 SHOWN = 2000  # characters of a longer text that are shown
+NAME = 200  # characters of a longer name
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -22,9 +23,14 @@ def shortened(text: str, length: int = SHOWN) -> str:
     return f'{escape(text[:length])}… <small class="cut">(the first {length:,} of {len(text):,} characters)</small>'
 
 
+def short_name(name: str) -> str:
+    """Not escaped; the beginning of a longer name, which the filters of the page then go by."""
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
+
+
 def breakable(name: str) -> str:
-    """Escaped; a name like `Basic_Medical_Science` may go on in the next line after an underscore."""
-    return escape(name).replace("_", "_<wbr>")
+    """Escaped and short; a name like `Basic_Medical_Science` may go on in the next line after an underscore."""
+    return escape(short_name(name)).replace("_", "_<wbr>")
 
 
 def number(value: int) -> str:
