@@ -13,7 +13,7 @@ from vr_jax.probe.main import ProbeOptions, run
 from vr_jax.probe.results import ProbeResult
 
 LAYERS = (1, 3)
-QUICK = {"layers": LAYERS, "width": 32, "heads": 4, "epochs": 12, "batch_size": 64, "seeds": 2, "lr": 2e-2}
+QUICK = {"layers": LAYERS, "width": 32, "heads": 4, "epochs": 8, "batch_size": 64, "seeds": 2, "lr": 2e-2}
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,16 @@ def test_a_head_depends_on_its_own_seed_only():
     @jax.jit
     def trained(seeds, tokens):
         heads = {name: make_heads(x.shape[-1], CLASSES, seeds, width=WIDTH, heads=HEADS) for name, x in tokens.items()}
-        state = optimizer.init(heads)
-        for _ in range(3):
+
+        def step(carry, _):
+            heads, state = carry
             grads, losses = jax.grad(loss_of, has_aux=True)(heads, tokens, labels, weights)
             updates, state = optimizer.update(grads, state, heads)
-            heads = optax.apply_updates(heads, updates)
-        return {name: logits_of(heads[name], tokens[name]) for name in tokens}, losses
+            return (optax.apply_updates(heads, updates), state), losses
+
+        (heads, _), losses = jax.lax.scan(step, (heads, optimizer.init(heads)), length=3)
+        last = {name: loss[-1] for name, loss in losses.items()}
+        return {name: logits_of(heads[name], tokens[name]) for name in tokens}, last
 
     together, losses = trained(jnp.arange(3), tokens)
     alone, loss = trained(jnp.array([2]), {"b": tokens["b"]})
