@@ -13,6 +13,8 @@ from tests.golden.discovery import DATA_ROOT, needs_data
 from tests.inference.tiny import png
 from vr_jax.evaluation import statistics
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
+from vr_jax.evaluation.files import Wanted, find_shards
+from vr_jax.evaluation.statistics import value
 from vr_jax.evaluation.types import EvaluationError
 
 # Two rows each, with all columns that the published files have and the benchmark reads, and one more.
@@ -360,6 +362,35 @@ def test_mme_pairs(tmp_path):
     assert mme.limited(items, 3) == items[:4]
     assert mme.limited(items[::4] + items[1::4], 1) == [items[0], items[1]]
     assert mme.limited(items, None) == items
+
+
+@pytest.mark.parametrize(("name", "columns"), [("mmstar", ("category", "l2_category")), ("mme", ("category",))])
+def test_rows_without_category_are_wrong_and_no_category(name, columns):
+    """Ten rows that are right and two damaged ones: ten twelfths of what the ten alone score."""
+    benchmark = get_benchmark(name)
+    kinds = ["existence", "count"] if name == "mme" else ["math", "logic"]
+    good = [
+        benchmark.item(str(i), dict.fromkeys(columns, kinds[i % 2]) | {"question_id": str(i // 4) + kinds[i % 2]})
+        for i in range(10)
+    ]
+    bad = [benchmark.item(str(i), {}, problem="malformed_record: x") for i in (10, 11)]
+    alone = benchmark.aggregate(good, [1.0] * 10)
+    found = benchmark.aggregate([*good, *bad], [1.0] * 10 + [0.0] * 2)
+    assert set(found) == set(alone)
+    assert found[benchmark.headline] == pytest.approx(alone[benchmark.headline] * 10 / 12)
+    estimates = benchmark.estimates([*good, *bad], [1.0] * 10 + [0.0] * 2)
+    assert value(estimates.overall) == pytest.approx(value(benchmark.estimates(good, [1.0] * 10).overall) * 10 / 12)
+    assert set(estimates.categories) == set(kinds)
+
+
+def test_files_of_two_downloads_are_refused(tmp_path):
+    for name in ("test-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"x")
+    with pytest.raises(EvaluationError, match="are of different downloads, rows would count twice"):
+        find_shards(tmp_path, Wanted("test"), ())
+    (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / "test-all.parquet")
+    with pytest.raises(EvaluationError, match="are of different downloads"):
+        find_shards(tmp_path, Wanted("test"), ())
 
 
 def test_mmstar_weighs_fine_categories_alike():

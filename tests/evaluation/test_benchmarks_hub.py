@@ -26,7 +26,8 @@ def test_one_folder_for_several_benchmarks(folder, tmp_path):
     assert data_folder(chartqa, tmp_path, several=True) == tmp_path / folder
     assert data_folder(chartqa, tmp_path, several=False) == tmp_path / folder
     assert data_folder(chartqa, tmp_path / folder, several=False) == tmp_path / folder
-    assert data_folder(get_benchmark("gqa"), tmp_path, several=False) == tmp_path
+    with pytest.raises(EvaluationError, match=r"holds other benchmarks .* and no folder for gqa; give its own"):
+        data_folder(get_benchmark("gqa"), tmp_path, several=False)
     (tmp_path / "test.jsonl").touch()
     assert data_folder(chartqa, tmp_path, several=False) == tmp_path
     assert data_folder(chartqa, None, several=True) is None

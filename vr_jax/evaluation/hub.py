@@ -23,7 +23,11 @@ def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Pa
     wanted = [[benchmark.name], repository[1:], repository, mirror]
     found = [folder for parts in wanted for folder in _folders(data, parts)] if data.is_dir() else []
     if not several:
-        return found[0] if found and not any(data.glob("*.jsonl")) else data
+        if found and not any(data.glob("*.jsonl")):
+            return found[0]
+        if not found and data.is_dir():
+            _refuse_others(benchmark, data)
+        return data
     if found:
         return found[0]
     if not data.is_dir():
@@ -31,8 +35,28 @@ def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Pa
     names = dict.fromkeys("/".join(parts) for parts in wanted)
     raise EvaluationError(
         f"{data}: no folder for {benchmark.name} (looked for {', '.join(names)}); "
-        f"it holds {[path.name for path in _subfolders(data)][:20]}"
+        f"it holds {[path.name for path in _subfolders(data)][:20]}. Give each benchmark such a folder, or leave --data "
+        "out to fetch them from the hub"
     )
+
+
+def _refuse_others(benchmark: Benchmark, data: Path) -> None:
+    """A folder that holds other benchmarks only is not this one's, even where their files look alike."""
+    from vr_jax.evaluation.benchmarks import BENCHMARKS  # they import this module
+
+    own = {benchmark.name, benchmark.published.repo.split("/")[1].lower()} if benchmark.published else set()
+    others = {
+        name.lower(): one.title
+        for one in BENCHMARKS.values()
+        if one.published is not None and one.name != benchmark.name
+        for name in (one.name, one.published.repo.split("/")[1])
+    }
+    found = [path.name for path in _subfolders(data) if path.name.lower() in set(others) - own]
+    if found:
+        raise EvaluationError(
+            f"{data} holds other benchmarks ({', '.join(found[:10])}) and no folder for {benchmark.name}; give its own "
+            "folder with --data, or leave --data out to fetch it from the hub"
+        )
 
 
 def _folders(data: Path, parts: Sequence[str]) -> list[Path]:

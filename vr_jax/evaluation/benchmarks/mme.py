@@ -73,9 +73,10 @@ class MME(PublishedBenchmark):
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         """Sums over the categories, of which each counts up to 200: perception up to 2000, cognition up to 800."""
         means = {category: sum(pairs) / len(pairs) for category, pairs in _pairs(items, scores).items()}
+        known = _known_share(items)
         cognition = [mean for category, mean in means.items() if category not in PERCEPTION]
         return {
-            self.headline: sum(mean for category, mean in means.items() if category in PERCEPTION),
+            self.headline: known * sum(mean for category, mean in means.items() if category in PERCEPTION),
             **({"mme_cognition_score": sum(cognition)} if cognition else {}),
         }
 
@@ -83,7 +84,11 @@ class MME(PublishedBenchmark):
         """What is resampled are pairs, 0..100. Perception categories weigh a tenth each, cognition not at all."""
         pairs = {category: np.asarray(values) / 2 for category, values in _pairs(items, scores).items()}
         return Estimates(
-            [Stratum(1 / len(PERCEPTION), pairs[category]) for category in pairs if category in PERCEPTION],
+            [
+                Stratum(_known_share(items) / len(PERCEPTION), pairs[category])
+                for category in pairs
+                if category in PERCEPTION
+            ],
             {category: [Stratum(1.0, values)] for category, values in pairs.items()},
         )
 
@@ -102,6 +107,11 @@ def _plain(text: str) -> str:
     return text.lower().strip().replace(".", "")
 
 
+def _known_share(items: Sequence[Item]) -> float:
+    """A damaged row may lack its category. It is wrong: the perception score is lowered by the share of such rows."""
+    return sum(bool(item.category) for item in items) / len(items)
+
+
 def _pair(item: Item) -> tuple[str, str]:
     return item.category, str(item.fields["question_id"])
 
@@ -111,6 +121,8 @@ def _pairs(items: Sequence[Item], scores: Iterable[float]) -> dict[str, list[flo
     is incomplete, is worth 0 or 100: no bonus for both."""
     members: dict[tuple[str, str], list[float]] = {}
     for item, score in zip(items, scores, strict=True):
+        if not item.category:
+            continue
         members.setdefault(_pair(item), []).append(score)
     worth: dict[str, list[float]] = {}
     for (category, _), found in members.items():
