@@ -35,8 +35,8 @@ def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Pa
     names = dict.fromkeys("/".join(parts) for parts in wanted)
     raise EvaluationError(
         f"{data}: no folder for {benchmark.name} (looked for {', '.join(names)}); "
-        f"it holds {[path.name for path in _subfolders(data)][:20]}. Give each benchmark such a folder, or leave --data "
-        "out to fetch them from the hub"
+        f"it holds {[path.name for path in _subfolders(data)][:20]}. Give each benchmark such a folder, or leave "
+        "--data out to fetch them from the hub"
     )
 
 
