@@ -271,6 +271,24 @@ def test_answers_come_in_the_order_of_the_requests(generator, processor, answere
     )
 
 
+def test_sizes_are_measured_without_decoding(processor, answerer, mixed, monkeypatch):
+    names, questions, _ = mixed
+
+    def decoded(*args):
+        raise AssertionError("a picture was decoded")
+
+    monkeypatch.setattr(Image.Image, "convert", decoded)
+    monkeypatch.setattr("vr_jax.evaluation.lmms_eval.questions.decode_rgb", decoded)
+    sizes = answerer._sizes(questions)
+    monkeypatch.undo()
+    for number, name in enumerate(names):
+        if name in GOOD:
+            prompt = own_prompt(processor, name)
+            assert sizes[number] == (len(prompt.tokens), len(prompt.tile_pixels))
+        elif name in ("video", "raises", "placeholders"):
+            assert sizes[number] == (0, 0)
+
+
 def test_replies_are_cut_only_where_asked(answerer, mixed):
     _, questions, _ = mixed
     (whole,) = answerer.answer(questions[:1], [GREEDY])
@@ -317,6 +335,18 @@ def test_likelihoods_are_those_of_decoding_token_by_token(generator, processor, 
     for score, tokens, rows in zip(scores, tokenised, expected, strict=True):
         assert score.loss == pytest.approx(-np.mean(rows[np.arange(len(tokens)), tokens]), rel=1e-5)
         assert score.greedy == (rows.argmax(axis=-1)[:-1].tolist() == tokens[:-1])
+
+
+def test_a_reply_that_fills_the_largest_bucket(generator, processor, answerer):
+    """The next power of two after its length would not fit."""
+    most = generator.buckets.max_tokens
+    prompt = processor.prompt(Conversation("a", (user_turn("W?", 0),), ()))
+    length = most - len(prompt.tokens)
+    assert 1 << (length - 1).bit_length() >= most
+    tokens = tiny.TOKENIZER.encode("x" * length, add_special_tokens=False)[:length]
+    ((loss, _),) = answerer._likelihood([(prompt, tokens)], answerer.rows, generator.buckets)
+    (rows,) = through_the_cache(generator.model, [prompt], [tokens])
+    assert loss == pytest.approx(-np.mean(rows[np.arange(length), tokens]), rel=1e-5)
 
 
 def test_greedy_is_what_the_model_would_say(generator, processor, answerer):

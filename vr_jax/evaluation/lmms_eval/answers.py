@@ -11,16 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.evaluation import plan
 from vr_jax.evaluation.lmms_eval.likelihood import Likelihood
-from vr_jax.evaluation.lmms_eval.questions import AsAsked, Question, QuestionItems, Settings
+from vr_jax.evaluation.lmms_eval.questions import AsAsked, Question, QuestionItems, Settings, header
+from vr_jax.evaluation.runner import rows_per_process
 from vr_jax.inference.generate import Generator
-from vr_jax.sharding import batch_shards
 
 logger = logging.getLogger("vr_jax.evaluation")
 
@@ -53,9 +52,7 @@ class Answerer:
         buckets = generator.buckets
         self.generator = generator
         self.processor = dataclasses.replace(processor, max_tokens=buckets.max_tokens, max_tiles=buckets.max_tiles)
-        mesh = jax.sharding.get_mesh()
-        shards = 1 if mesh.empty else batch_shards(mesh)
-        self.rows = -(-batch_size // shards) * shards
+        self.rows = rows_per_process(batch_size)
         self.progress = progress
         self.workers = min(16, os.cpu_count() or 1)
         self._benchmark = AsAsked()
@@ -65,7 +62,7 @@ class Answerer:
         """One answer per question, in their order. A question that cannot be asked is one line in the log and an empty
         answer."""
         items = QuestionItems(questions)
-        sizes = self._sizes(items)
+        sizes = self._sizes(questions)
         answers: dict[int, Answer] = {}
         with self._bar("answers", len(items)) as bar:
             for chosen, numbers in grouped(settings).items():
@@ -92,7 +89,7 @@ class Answerer:
         self._likelihood.check()
         items = QuestionItems(questions)
         tokens = [self._likelihood.tokens(self.processor, text) for text in continuations]
-        sizes = self._sizes(items)
+        sizes = self._sizes(questions)
         longer = {number: (size[0] + len(tokens[number]), size[1]) for number, size in sizes.items()}
         scores: dict[int, Score] = {}
         found: dict[int, str] = {}
@@ -115,8 +112,9 @@ class Answerer:
     def _bar(self, what: str, total: int) -> Any:
         return tqdm(total=total, unit="request", desc=f"vr_jax: {what}", disable=not self.progress)
 
-    def _sizes(self, items: QuestionItems) -> dict[int, tuple[int, int]]:
-        """Tokens and tiles of every prompt."""
+    def _sizes(self, questions: Sequence[Question]) -> dict[int, tuple[int, int]]:
+        """Tokens and tiles of every prompt; no picture is decoded for them here."""
+        items = QuestionItems(questions, header)
 
         def size(number: int) -> tuple[int, int]:
             return plan.prompt_size(self.processor, self._benchmark, items[number])

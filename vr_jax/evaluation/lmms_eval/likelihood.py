@@ -52,12 +52,12 @@ class Likelihood:
         """(loss, greedy) of each prompt and its reply's tokens; at most `rows` of them. Raises PromptTooLong."""
         image = self.model.config.image
         longest = max(len(tokens) for _, tokens in replies)
-        width = 1 << (longest - 1).bit_length()
         whole = [_extended(prompt, tokens) for prompt, tokens in replies]
         tokens, tiles = buckets.fit(
-            max(width + 1, *(len(example.tokens) for example in whole)),
+            max(len(example.tokens) for example in whole),
             max(1, *(len(example.tile_pixels) for example in whole)),
         )
+        width = min(1 << (longest - 1).bit_length(), tokens - 1)  # few shapes; a prompt has a token at least
         shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=image.tile_size)
         batch = collate([[one] for one in whole], shape, pad_side="left", weighted_cells=image.may_interpolate).batch
         targets = np.full((rows, width), NOTHING, np.int32)

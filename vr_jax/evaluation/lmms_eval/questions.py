@@ -112,11 +112,21 @@ def encoded(picture: Any) -> bytes:
     """A PIL image as the file that the processor reads: its RGB pixels unchanged, and quickly (PPM compresses nothing).
 
     Raises SkipRecord for what is no picture (lmms-eval also hands out videos and sounds), or does not decode."""
+    buffer = io.BytesIO()
+    decode_rgb(_picture(picture)).save(buffer, "PPM")
+    return buffer.getvalue()
+
+
+def header(picture: Any) -> bytes:
+    """The beginning of that file, which tells the size; nothing is decoded. Raises SkipRecord for what is no
+    picture."""
+    return b"P6\n%d %d\n255\n" % _picture(picture).size
+
+
+def _picture(picture: Any) -> Image.Image:
     if not isinstance(picture, Image.Image):
         raise SkipRecord("malformed_record", f"expected a picture, found {type(picture).__name__} (video or sound?)")
-    buffer = io.BytesIO()
-    decode_rgb(picture).save(buffer, "PPM")
-    return buffer.getvalue()
+    return picture
 
 
 class QuestionItems(Sequence[Item]):
@@ -124,10 +134,13 @@ class QuestionItems(Sequence[Item]):
     whole task may exceed the memory.
 
     Threads may ask at the same time; the tasks' code runs in one at a time, because it was not written for threads
-    (some tasks load a second dataset on first use)."""
+    (some tasks load a second dataset on first use).
 
-    def __init__(self, questions: Sequence[Question]):
+    encode: `header` where only the pictures' sizes matter."""
+
+    def __init__(self, questions: Sequence[Question], encode: Callable[[Any], bytes] = encoded):
         self.questions = questions
+        self._encode = encode
         self._fetching = threading.Lock()
 
     def __len__(self) -> int:
@@ -140,7 +153,7 @@ class QuestionItems(Sequence[Item]):
         try:
             with self._fetching:
                 visuals = question.visuals()
-            images = tuple(encoded(picture) for picture in _listed(visuals))
+            images = tuple(self._encode(picture) for picture in _listed(visuals))
         except SkipRecord as error:
             problem = str(error)
         except Exception as error:  # whatever a task's code may raise: one request must not end the run
