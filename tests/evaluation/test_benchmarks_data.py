@@ -391,6 +391,27 @@ def test_files_of_two_downloads_are_refused(tmp_path):
     (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / "test-all.parquet")
     with pytest.raises(EvaluationError, match="are of different downloads"):
         find_shards(tmp_path, Wanted("test"), ())
+    (tmp_path / "test-all.parquet").rename(tmp_path / "test-00001-of-00002-b.parquet")
+    with pytest.raises(EvaluationError, match=r"'test-00001-of-00002-b\.parquet'.* are of different downloads"):
+        find_shards(tmp_path, Wanted("test"), ())
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_column_that_every_row_of_a_jsonl_lacks_is_named(name, tmp_path):
+    benchmark = get_benchmark(name)
+    required = [column.name for column in benchmark.columns if not column.optional]
+    for column in (*required, *list(pictures(name, 0))[:1]):
+        folder = write_jsonl(name, tmp_path / column)
+        path = next(folder.glob("*.jsonl"))
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{key: value for key, value in row.items() if key != column} for row in rows]
+        path.write_text("\n".join(map(json.dumps, kept)) + "\n[1]\n")
+        with pytest.raises(
+            EvaluationError, match=rf"jsonl: every row lacks column\(s\) \['{column}'\]; found columns \['"
+        ):
+            benchmark.items(folder)
+        path.write_text("\n".join(map(json.dumps, [rows[0], *kept[1:]])))  # one has it: the other's problem
+        assert [item.problem is None for item in benchmark.items(folder)] == [True, False]
 
 
 def test_mmstar_weighs_fine_categories_alike():
@@ -400,6 +421,10 @@ def test_mmstar_weighs_fine_categories_alike():
     scores = [1.0, 0, 0, 1, 0]
     assert mmstar.aggregate(items, scores) == pytest.approx({"average": 4 / 9, "math": 2 / 3, "perception": 0})
     assert statistics.value(mmstar.estimates(items, scores).overall) == pytest.approx(400 / 9)
+    # Without its coarse category a row counts in its fine one, and is no category of its own.
+    items[2] = mmstar.item("2", {"l2_category": "a"})
+    assert mmstar.aggregate(items, scores) == pytest.approx({"average": 4 / 9, "math": 3 / 4, "perception": 0})
+    assert set(mmstar.estimates(items, scores).categories) == {"math", "perception"}
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,37 @@ def test_one_folder_for_several_benchmarks(folder, tmp_path):
         data_folder(get_benchmark("gqa"), tmp_path, several=False)
     (tmp_path / "test.jsonl").touch()
     assert data_folder(chartqa, tmp_path, several=False) == tmp_path
+    assert data_folder(get_benchmark("gqa"), tmp_path, several=False) == tmp_path
     assert data_folder(chartqa, None, several=True) is None
     with pytest.raises(
-        EvaluationError, match=r"no folder for gqa \(looked for gqa, GQA, lmms-lab/GQA, .*\); it holds .*'docvqa'"
+        EvaluationError,
+        match=r"no folder for gqa \(looked for gqa, GQA, lmms-lab/GQA, .*\); it holds .*'docvqa'.*leave --data",
     ):
         data_folder(get_benchmark("gqa"), tmp_path, several=True)
     with pytest.raises(EvaluationError, match="no such folder"):
         data_folder(chartqa, tmp_path / "absent", several=True)
     assert data_folder(get_benchmark("demo"), tmp_path, several=True) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "others"), [("realworldqa", "ai2d"), ("realworldqa", "lmms-lab/ai2d"), ("textvqa", "DocVQA/DocVQA")]
+)
+def test_another_benchmarks_rows_are_not_taken(name, others, tmp_path):
+    """Their columns would do: nothing else tells them apart."""
+    benchmark, other = get_benchmark(name), others.split("/")[-1].lower()
+    folder = tmp_path / "several"
+    publish(other, folder / others.removesuffix("/DocVQA"))
+    assert len(benchmark.items(folder)) == 2
+    with pytest.raises(
+        EvaluationError, match=rf"several holds other benchmarks \(.*{others}.*\) and no folder for {name}"
+    ):
+        data_folder(benchmark, folder, several=False)
+    own = publish(name, tmp_path / "own")
+    for data in (own, own / "data"):  # the data set's folder itself, and the one with its files
+        assert data_folder(benchmark, data, several=False) == data
+        assert len(benchmark.items(data)) == 2
+    publish(name, folder / name)
+    assert data_folder(benchmark, folder, several=False) == folder / name
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -112,14 +112,15 @@ def _require_all(shards: Sequence[Path]) -> None:
     """Files are numbered "-00000-of-00004"; a download that broke off must not pass for a smaller benchmark."""
     numbered = [match for path in shards if (match := _SHARD.search(path.stem))]
     counts = {int(match[2]) for match in numbered}
-    if len(counts) > 1 or (numbered and len(numbered) < len(shards)):
+    numbers = {int(match[1]) for match in numbered}
+    if len(counts) > 1 or (numbered and len(numbers) < len(shards)):
         raise EvaluationError(
             f"{shards[0].parent}: the parquet files {[path.name for path in shards][:10]} are of different downloads, "
             "rows would count twice; keep those of one"
         )
     if not counts:
         return
-    missing = sorted(set(range(counts.pop())) - {int(match[1]) for match in numbered})
+    missing = sorted(set(range(counts.pop())) - numbers)
     if missing:
         raise EvaluationError(
             f"{shards[0].parent}: {len(shards)} of {len(shards) + len(missing)} parquet files are there; "

@@ -23,9 +23,9 @@ def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Pa
     wanted = [[benchmark.name], repository[1:], repository, mirror]
     found = [folder for parts in wanted for folder in _folders(data, parts)] if data.is_dir() else []
     if not several:
-        if found and not any(data.glob("*.jsonl")):
-            return found[0]
-        if not found and data.is_dir():
+        if data.is_dir() and not any(data.glob("*.jsonl")):
+            if found:
+                return found[0]
             _refuse_others(benchmark, data)
         return data
     if found:
@@ -46,12 +46,13 @@ def _refuse_others(benchmark: Benchmark, data: Path) -> None:
 
     own = {benchmark.name, benchmark.published.repo.split("/")[1].lower()} if benchmark.published else set()
     others = {
-        name.lower(): one.title
+        name.lower()
         for one in BENCHMARKS.values()
         if one.published is not None and one.name != benchmark.name
         for name in (one.name, one.published.repo.split("/")[1])
     }
-    found = [path.name for path in _subfolders(data) if path.name.lower() in set(others) - own]
+    folders = [path for folder in _subfolders(data) for path in (folder, *_subfolders(folder))]  # also <owner>/<name>
+    found = [str(path.relative_to(data)) for path in folders if path.name.lower() in others - own]
     if found:
         raise EvaluationError(
             f"{data} holds other benchmarks ({', '.join(found[:10])}) and no folder for {benchmark.name}; give its own "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,12 @@ def read_rows(
     in order, given its values. pictures: where the parquet files hold no pictures, gives that of a record, or raises
     SkipRecord.
     Raises EvaluationError if there is no such file, it cannot be read, lacks columns, or has no rows."""
+    required = [column.name for column in columns if not column.optional]
     jsonl = find_jsonl(data, wanted)
+    records: Iterable[Any]
     if jsonl is not None:
-        records = _jsonl_records(jsonl)
+        records = list(_jsonl_records(jsonl))
+        _require_columns(jsonl, records, [*required, image_columns[0]])
         folder = ImageFolder(jsonl.parent)
     else:
         records = _published_records(data, wanted, columns, image_columns, pictures)
@@ -171,6 +174,14 @@ def _jsonl_records(path: Path) -> Iterator[Any]:
         else:
             found = f"{path.name}, line {number}: expected an object, found {_kind(record)}"
             yield record if isinstance(record, dict) else found
+
+
+def _require_columns(path: Path, records: Sequence[Any], required: Sequence[str]) -> None:
+    """A column that some rows lack is these rows' problem; one that all lack is none of this benchmark's files."""
+    found = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
+    missing = [name for name in required if name not in found]
+    if found and missing:
+        raise EvaluationError(f"{path}: every row lacks column(s) {missing}; found columns {list(found)[:50]}")
 
 
 def _published_records(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, lettered
-from vr_jax.evaluation.benchmarks.scienceqa import letter_of
+from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, letter_of, lettered
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.tables import Column, integer, text, texts
 from vr_jax.evaluation.types import Item, Published
@@ -28,17 +26,11 @@ class AI2D(PublishedBenchmark):
     published = Published("lmms-lab/ai2d", "test")
     columns = (Column("question", text), Column("options", texts), Column("answer", integer))
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        options = tuple(record.get("options") or ())
-        answers, problem = letter_of(record.get("answer"), options, problem)
-        question = str(record.get("question", ""))
-        return Item(item_id, question, answers, "all", images, {"options": options}, problem)
+    def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        return letter_of(record.get("answer"), record.get("options") or ())
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"options": tuple(record.get("options") or ())}
 
     def prompt(self, item: Item) -> str:
         return f"{item.question}\n{lettered(item.fields['options'])}\n{LETTER_ANSWER}"

@@ -7,10 +7,9 @@ Both profiles score alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.benchmarks.published import PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
 from vr_jax.evaluation.tables import Column, text
 from vr_jax.evaluation.types import Item, Published, mean_by_category
 
@@ -25,16 +24,8 @@ class ChartQA(PublishedBenchmark):
     published = Published("lmms-lab/ChartQA", "test")
     columns = (Column("type", text), Column("question", text), Column("answer", text))
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        kind, question = str(record.get("type", "")), str(record.get("question", ""))
-        answers = tuple_of(record.get("answer"))
-        return Item(item_id, question, answers, kind.split("_")[0], images, problem=problem)
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return str(record.get("type", "")).split("_")[0]
 
     def prompt(self, item: Item) -> str:
         return f"{item.question}\nAnswer the question with a single word."

@@ -7,7 +7,6 @@ The answers of split test are not published. Both profiles score alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, tuple_of
@@ -29,16 +28,11 @@ class DocVQA(PublishedBenchmark):
         Column("question_types", texts, optional=True),
     )
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        category = next(iter(tuple_of(record.get("question_types"))), "all")
-        question = str(record.get("question", ""))
-        return Item(item_id, question, tuple_of(record.get("answers")), category, images, problem=problem)
+    def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple_of(record.get("answers"))
+
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return next(iter(tuple_of(record.get("question_types"))), "all")
 
     def prompt(self, item: Item) -> str:
         return f"{item.question}\n{SHORT_ANSWER}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from vr_jax.data.records import ImageFolder, images_of
 from vr_jax.data.skips import SkipRecord
-from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark
 from vr_jax.evaluation.files import Wanted, find_shards
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.tables import Column, Row, anything, parquet_records, read_rows, text
@@ -52,18 +52,10 @@ class GQA(PublishedBenchmark):
 
         return read_rows(data, wanted, self.columns, pictures=picture)
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
+    def category_of(self, record: Mapping[str, Any]) -> str:
         types = record.get("types")
         structural = types.get("structural") if isinstance(types, Mapping) else None
-        category = structural if isinstance(structural, str) and structural else "all"
-        answers = tuple_of(record.get("answer"))
-        return Item(item_id, str(record.get("question", "")), answers, category, images, problem=problem)
+        return structural if isinstance(structural, str) and structural else "all"
 
     def prompt(self, item: Item) -> str:
         return f"{item.question}\n{SHORT_ANSWER}"

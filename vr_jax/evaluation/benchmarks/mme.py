@@ -7,12 +7,11 @@ Data: `lmms-lab/MME`, split test, 2,374 rows of question_id (equal for the two q
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark
 from vr_jax.evaluation.statistics import Estimates, Stratum
 from vr_jax.evaluation.tables import Column, text
 from vr_jax.evaluation.types import Item, Published
@@ -30,6 +29,9 @@ def _yes_or_no(cell: Any) -> str:
 
 
 class MME(PublishedBenchmark):
+    """A damaged row whose category is unknown is wrong and in no category: the perception score is multiplied by the
+    share of the rows with a category."""
+
     name = "mme"
     title = "MME-P"
     headline = "mme_perception_score"
@@ -42,17 +44,11 @@ class MME(PublishedBenchmark):
         Column("category", text),
     )
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        category, question, pair = (str(record.get(name, "")) for name in ("category", "question", "question_id"))
-        # A row whose columns are damaged is a pair of its own.
-        fields = {"question_id": pair or item_id}
-        return Item(item_id, question, tuple_of(record.get("answer")), category, images, fields, problem)
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return str(record.get("category", ""))
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"question_id": str(record.get("question_id", ""))}
 
     def prompt(self, item: Item) -> str:
         return f"{item.question.strip().replace(_REQUEST, '')}\n{SHORT_ANSWER}"
@@ -108,12 +104,12 @@ def _plain(text: str) -> str:
 
 
 def _known_share(items: Sequence[Item]) -> float:
-    """A damaged row may lack its category. It is wrong: the perception score is lowered by the share of such rows."""
     return sum(bool(item.category) for item in items) / len(items)
 
 
 def _pair(item: Item) -> tuple[str, str]:
-    return item.category, str(item.fields["question_id"])
+    """A row whose columns are damaged is a pair of its own."""
+    return item.category, item.fields["question_id"] or item.id
 
 
 def _pairs(items: Sequence[Item], scores: Iterable[float]) -> dict[str, list[float]]:

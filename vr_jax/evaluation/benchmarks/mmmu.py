@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, SHORT_ANSWER, PublishedBenchmark, lettered, tuple_of
+from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, SHORT_ANSWER, PublishedBenchmark, lettered
 from vr_jax.evaluation.files import Wanted
 from vr_jax.evaluation.metrics.mmmu import chosen_option, open_answer_is_right
 from vr_jax.evaluation.tables import Column, Row, read_rows, text
@@ -67,22 +67,16 @@ class MMMU(PublishedBenchmark):
     def rows(self, data: Path, wanted: Wanted) -> list[Row]:
         return read_rows(data, wanted, self.columns, image_columns=IMAGES, images_at=_images_at)
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
+    def category_of(self, record: Mapping[str, Any]) -> str:
         subject = _SUBJECT.fullmatch(str(record.get("id", "")))
+        return subject[1] if subject else "other"
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         options = record.get("options", ())
-        fields = {
+        return {
             "options": options if isinstance(options, tuple) else options_of(options),
             "question_type": record.get("question_type", ""),
         }
-        category = subject[1] if subject else "other"
-        question = str(record.get("question", ""))
-        return Item(item_id, question, tuple_of(record.get("answer")), category, images, fields, problem)
 
     def prompt(self, item: Item) -> str:
         """The marks `<image k>` stay; the pictures are put in front."""

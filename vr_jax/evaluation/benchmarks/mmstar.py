@@ -8,10 +8,9 @@ as lmms-eval's model classes use.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark
 from vr_jax.evaluation.metrics.letters import extract_letter
 from vr_jax.evaluation.statistics import Estimates, Stratum, balanced
 from vr_jax.evaluation.tables import Column, text
@@ -22,6 +21,9 @@ _PREFIXES = ("", "(", "option ", "the answer is ")
 
 
 class MMStar(PublishedBenchmark):
+    """A damaged row whose fine category is unknown is wrong, but no category of its own, which would weigh as much as
+    a hundred rows: the mean over the fine categories is multiplied by the share of the rows with one."""
+
     name = "mmstar"
     title = "MMStar"
     headline = "average"
@@ -31,16 +33,11 @@ class MMStar(PublishedBenchmark):
     tokens = 1024
     columns = tuple(Column(name, text) for name in ("question", "answer", "category", "l2_category"))
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        question, category, fine = (str(record.get(name, "")) for name in ("question", "category", "l2_category"))
-        answers = tuple_of(record.get("answer"))
-        return Item(item_id, question, answers, category, images, {"l2_category": fine}, problem)
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return str(record.get("category", ""))
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"l2_category": str(record.get("l2_category", ""))}
 
     def prompt(self, item: Item) -> str:
         return f"{item.question.strip().replace(_REQUEST, '')}\n{LETTER_ANSWER.removesuffix('.')}"
@@ -91,17 +88,16 @@ def _groups(items: Sequence[Item], scores: Sequence[float]) -> tuple[_Groups, di
         if not fine:
             continue
         overall.setdefault(fine, []).append(score)
-        within.setdefault(item.category, {}).setdefault(fine, []).append(score)
+        if item.category:
+            within.setdefault(item.category, {}).setdefault(fine, []).append(score)
     return overall, within
 
 
 def _known_share(items: Sequence[Item]) -> float:
-    """A damaged row may lack its fine category. It is wrong, but no category of its own, which would weigh as much as a
-    hundred rows: the mean over the categories is lowered by the share of such rows."""
     return sum(bool(item.fields["l2_category"]) for item in items) / len(items)
 
 
 def _balanced_mean(groups: _Groups) -> float:
-    if not groups:
+    if not groups:  # all rows are damaged
         return 0.0
     return sum(sum(members) / len(members) for members in groups.values()) / len(groups)

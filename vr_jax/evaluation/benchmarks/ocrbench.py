@@ -8,12 +8,11 @@ answers out of 1,000, however many were asked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vr_jax.evaluation.benchmarks.published import PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
 from vr_jax.evaluation.statistics import Estimates, Stratum, plain_estimates
 from vr_jax.evaluation.tables import Column, answers, text
 from vr_jax.evaluation.types import Item, Published
@@ -37,16 +36,11 @@ class OCRBench(PublishedBenchmark):
         Column("answer", answers),
     )
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        question, category, dataset = (str(record.get(name, "")) for name in ("question", "question_type", "dataset"))
-        references = tuple_of(record.get("answer"))
-        return Item(item_id, question, references, category, images, {"dataset": dataset}, problem)
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return str(record.get("question_type", ""))
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"dataset": str(record.get("dataset", ""))}
 
     def prompt(self, item: Item) -> str:
         return item.question.strip()

@@ -17,7 +17,7 @@ LETTER_ANSWER = "Answer with the option's letter from the given choices directly
 
 class PublishedBenchmark(Benchmark):
     """A benchmark whose rows are read from files. `item` makes an Item of a row's values, as the readers of `columns`
-    leave them or as they are in the data, also of an incomplete row."""
+    leave them or as they are in the data, also of an incomplete row; subclasses say where its parts are (`..._of`)."""
 
     published: ClassVar[Published]
     columns: ClassVar[Sequence[Column]]
@@ -55,7 +55,26 @@ class PublishedBenchmark(Benchmark):
         images: tuple[Path | bytes, ...] = (),
         problem: str | None = None,
     ) -> Item:
-        raise NotImplementedError
+        try:
+            answers = self.answers_of(record)
+        except ValueError as error:
+            answers, problem = (), problem or f"malformed_record: answer: {error}"
+        question, category = str(record.get("question", "")), self.category_of(record)
+        return Item(item_id, question, answers, category, images, self.fields_of(record), problem)
+
+    def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """The references, none if the row lacks them. Raises ValueError for a row whose columns contradict each
+        other."""
+        return tuple_of(record.get("answer"))
+
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        del record
+        return "all"
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What else the prompt or the metric needs."""
+        del record
+        return {}
 
 
 def lettered(options: Sequence[str]) -> str:
@@ -65,6 +84,16 @@ def lettered(options: Sequence[str]) -> str:
 
 def letter(number: int) -> str:
     return chr(ord("A") + number)
+
+
+def letter_of(number: Any, choices: Sequence[str]) -> tuple[str, ...]:
+    """The letter of the right choice, given its index; none if the row lacks it. Raises ValueError if there is no such
+    choice."""
+    if number is None:
+        return ()
+    if not 0 <= int(number) < len(choices):
+        raise ValueError(f"expected an index of {len(choices)} choices, found {int(number)}")
+    return (letter(int(number)),)
 
 
 def tuple_of(value: Any) -> tuple[str, ...]:

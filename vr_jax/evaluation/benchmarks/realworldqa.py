@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.benchmarks.published import PublishedBenchmark, letter, tuple_of
+from vr_jax.evaluation.benchmarks.published import PublishedBenchmark, letter
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.metrics.letters import LETTERS, extract_letter
 from vr_jax.evaluation.tables import Column, text
@@ -31,16 +30,8 @@ class RealWorldQA(PublishedBenchmark):
     published = Published("lmms-lab/RealWorldQA", "test")
     columns = (Column("question", text), Column("answer", text))
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        answers = tuple_of(record.get("answer"))
-        category = "letter" if any(_is_letter(answer) for answer in answers) else "open"
-        return Item(item_id, str(record.get("question", "")), answers, category, images, problem=problem)
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return "letter" if any(_is_letter(answer) for answer in self.answers_of(record)) else "open"
 
     def prompt(self, item: Item) -> str:
         return item.question.strip()

@@ -7,10 +7,9 @@ Data: `lmms-lab/ScienceQA`, configuration ScienceQA-IMG, split test, 2,017 rows 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, letter, lettered
+from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, letter_of, lettered
 from vr_jax.evaluation.tables import Column, integer, text, texts
 from vr_jax.evaluation.types import Item, Published
 
@@ -29,18 +28,14 @@ class ScienceQA(PublishedBenchmark):
         Column("subject", text, optional=True),
     )
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        choices, answer = record.get("choices") or (), record.get("answer")
-        answers, problem = letter_of(answer, choices, problem)
-        fields = {"choices": tuple(choices), "hint": record.get("hint") or ""}
-        category = record.get("subject") or "all"
-        return Item(item_id, str(record.get("question", "")), answers, category, images, fields, problem)
+    def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        return letter_of(record.get("answer"), record.get("choices") or ())
+
+    def category_of(self, record: Mapping[str, Any]) -> str:
+        return record.get("subject") or "all"
+
+    def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"choices": tuple(record.get("choices") or ()), "hint": record.get("hint") or ""}
 
     def prompt(self, item: Item) -> str:
         context = f"Context: {item.fields['hint']}\n" if item.fields["hint"] else ""
@@ -51,13 +46,3 @@ class ScienceQA(PublishedBenchmark):
         if len(prediction) > 1 and prediction[0].isupper() and prediction[1] == ".":
             prediction = prediction[0]
         return float(prediction.lower() in [answer.lower() for answer in item.answers])
-
-
-def letter_of(answer: Any, choices: Any, problem: str | None) -> tuple[tuple[str, ...], str | None]:
-    """The letter of the right choice, given its index, and what is wrong with a row."""
-    if answer is None:
-        return (), problem
-    number = int(answer)
-    if not 0 <= number < len(choices):
-        return (), problem or f"malformed_record: answer: expected an index of {len(choices)} choices, found {number}"
-    return (letter(number),), problem

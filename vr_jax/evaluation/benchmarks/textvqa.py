@@ -7,7 +7,6 @@ token limit there: 1024, as lmms-eval's model classes use.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, tuple_of
@@ -25,15 +24,8 @@ class TextVQA(PublishedBenchmark):
     tokens = 1024
     columns = (Column("question", text), Column("answers", answers))
 
-    def item(
-        self,
-        item_id: str,
-        record: Mapping[str, Any],
-        images: tuple[Path | bytes, ...] = (),
-        problem: str | None = None,
-    ) -> Item:
-        question, references = str(record.get("question", "")), tuple_of(record.get("answers"))
-        return Item(item_id, question, references, "all", images, problem=problem)
+    def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple_of(record.get("answers"))
 
     def prompt(self, item: Item) -> str:
         """`capitalize` also makes every other character lower-case, as in the reference."""
