@@ -97,5 +97,24 @@ def test_a_new_token_sees_the_valid_slots_of_its_cache():
 
 def test_unknown_backend():
     query, key, value, segments, keys = inputs(0)
-    with pytest.raises(ValueError, match="'flash': expected 'xla', 'cudnn' or 'splash'"):
+    with pytest.raises(ValueError, match="'flash': expected 'auto', 'xla', 'cudnn' or 'splash'"):
         attention(query, key, value, query_segments=segments, key_segments=keys, causal=True, backend="flash")
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "lengths", "width", "chosen"),
+    [
+        ("tpu", jnp.float32, (137, 140), 64, "splash"),
+        ("gpu", jnp.bfloat16, (136, 140), 64, "cudnn"),
+        ("gpu", jnp.bfloat16, (137, 140), 64, "xla"),  # cuDNN takes no odd length beside a mask
+        ("gpu", jnp.bfloat16, (136, 140), 100, "xla"),
+        ("gpu", jnp.float32, (136, 140), 64, "xla"),
+        ("cpu", jnp.bfloat16, (136, 140), 64, "xla"),
+    ],
+)
+def test_auto_suits_the_platform_it_is_compiled_for(platform, dtype, lengths, width, chosen):
+    device = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    query, key = (jax.ShapeDtypeStruct((1, length, 2, width), dtype) for length in lengths)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert attention_module._choose("auto", query, key) == chosen

@@ -22,23 +22,44 @@ def attention(
     query_segments: Int[Array, "B N"],
     key_segments: Int[Array, "B M"],
     causal: bool,
-    backend: str = "xla",
+    backend: str = "auto",
 ) -> Float[Array, "B N H K"]:
     """Scaled dot-product attention in which a query sees the keys of its own segment only (and, if causal, of its own
     index or before). H is a multiple of G: grouped queries. Softmax in float32.
 
     backend: 'xla' runs everywhere; 'cudnn' (NVIDIA) gets the segments as a mask, because cuDNN through jax.nn would
-    otherwise ignore them; 'splash' (TPU) takes segment ids. Rows of segment 0 (padding) hold unspecified finite
-    numbers.
+    otherwise ignore them; 'splash' (TPU) takes segment ids; 'auto' is the one that suits the platform. Rows of segment
+    0 (padding) hold unspecified finite numbers.
     Raises ValueError for an unknown backend."""
+    backend = _choose(backend, query, key)
     if backend == "splash":
         return _splash(query, key, value, query_segments, key_segments, causal)
-    if backend not in ("xla", "cudnn"):
-        raise ValueError(f"attention backend {backend!r}: expected 'xla', 'cudnn' or 'splash'")
     mask = query_segments[:, None, :, None] == key_segments[:, None, None, :]
-    if causal:
-        mask &= jnp.tril(jnp.ones(mask.shape[-2:], bool))
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=backend)  # type: ignore[call-overload]
+    # is_causal beside the mask lets cuDNN skip the blocks above the diagonal.
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=backend)  # type: ignore[call-overload]
+
+
+def full_attention(
+    query: Float[Array, "M P H K"], key: Float[Array, "M P H K"], value: Float[Array, "M P H K"], backend: str = "auto"
+) -> Float[Array, "M P H K"]:
+    """Attention in which every query sees every key, for rows of a few hundred positions (the encoder's tiles).
+
+    backend: as in `attention`; the TPU's is XLA here too, because splash pads such rows to twice their length."""
+    backend = _choose(backend, query, key)
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if backend == "cudnn" else "xla")
+
+
+def _choose(backend: str, query: Float[Array, "B N H K"], key: Float[Array, "B M G K"]) -> str:
+    if backend in ("xla", "cudnn", "splash"):
+        return backend
+    if backend != "auto":
+        raise ValueError(f"attention backend {backend!r}: expected 'auto', 'xla', 'cudnn' or 'splash'")
+    if _platform() == "tpu":
+        return "splash"
+    # cuDNN's limits: half precision, heads of at most 128 channels (256 since Hopper), even lengths beside a mask.
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and query.shape[1] % 2 == 0 == key.shape[1] % 2
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if _platform() == "gpu" and half and fits else "xla"
 
 
 def cached_attention(

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
+from vr_jax.model.attention import full_attention
 from vr_jax.model.config import SiglipConfig
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
 from vr_jax.model.windows import patchify, raster_order
@@ -35,7 +36,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
-        return self.out(merge_heads(jax.nn.dot_product_attention(q, k, v)))
+        return self.out(merge_heads(full_attention(q, k, v)))
 
 
 class Mlp(nnx.Module):
