@@ -207,6 +207,14 @@ def mesh_in_context() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes) else mesh
 
 
+def platform() -> str:
+    """What the computation is compiled for, "cpu", "gpu" or "tpu": the mesh's devices, which ahead of time are not this
+    machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = device.platform if device is not None else jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def activation_spec(shape: Sequence[int], *names: str | None, mesh: Mesh | AbstractMesh) -> P:
     """PartitionSpec of an activation, one logical name (a key of ACTIVATION_AXES, or None) per axis.
 

@@ -63,5 +63,5 @@ def test_softmax_is_float32():
 
 def test_unknown_backend():
     x = jnp.zeros((1, 1, 1, 1))
-    with pytest.raises(ValueError, match=r"'cuda': expected one of \['reference'"):
+    with pytest.raises(ValueError, match=r"'cuda': expected one of \['auto', 'reference'"):
         window_attention(x[0], x, x, backend="cuda")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.sharding import activation_spec, mesh_in_context
+from vr_jax.sharding import activation_spec, mesh_in_context, platform
 
 SPLASH_BLOCK = 512  # positions per block of the TPU kernel; larger is faster until it does not fit in VMEM
 
@@ -121,7 +121,7 @@ def _splash_rows(query, key, value, query_segments, key_segments, causal):
         ),
         head_shards=1,
         q_seq_shards=1,
-        interpret=_platform() != "tpu",
+        interpret=platform() != "tpu",
     )
     return jax.vmap(kernel)(query, key, value, segments).swapaxes(1, 2)[:, :length]
 
@@ -130,9 +130,3 @@ def _blocks(length: int) -> tuple[int, int]:
     """Block size, and the length that blocks fill. The kernel takes multiples of 128."""
     block = min(SPLASH_BLOCK, -(-length // 128) * 128)
     return block, -(-length // block) * block
-
-
-def _platform() -> str:
-    """What the computation is compiled for: the mesh's devices, which ahead of time are not this machine's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()

@@ -20,6 +20,8 @@ class VisionRememberConfig(InterludeConfig):
     interaction: Literal["local", "deformable", "global"] = "local"
     # The same function of local and global, plain is the reference; deformable has one form only.
     cross_attention: Literal["absorbed", "plain"] = "absorbed"
+    # What computes the local interaction: docs/kernels.md. auto: the faster one for the platform and the shapes.
+    kernel: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = "auto"
     cross_heads: int | None = None  # None: one head per 128 channels, deformable: per 64
     points: int = 4  # deformable: per head and level
     self_attention: bool = True
@@ -43,6 +45,7 @@ class VisionRememberConfig(InterludeConfig):
         for name, choices in {
             "interaction": ("local", "deformable", "global"),
             "cross_attention": ("absorbed", "plain"),
+            "kernel": ("auto", "reference", "pallas_tpu", "pallas_gpu"),
             "up": ("linear", "mlp"),
             "residual_gate": ("none", "tanh"),
             "init": ("zero_out", "torch_default"),

@@ -85,9 +85,8 @@ class _KeyAttention(MultiHeadAttention):
     def keys(features: Float[Array, "B T C S E"]) -> Float[Array, "G K E"]:
         raise NotImplementedError
 
-    @staticmethod
     def attend(
-        query: Float[Array, "G Q H d"], key: Float[Array, "G K h d"], value: Float[Array, "G K h v"], scale: float
+        self, query: Float[Array, "G Q H d"], key: Float[Array, "G K h d"], value: Float[Array, "G K h v"], scale: float
     ) -> Float[Array, "G Q H v"]:
         """h is H or, in the absorbed form, 1."""
         raise NotImplementedError
@@ -137,9 +136,8 @@ class LocalAttention(_KeyAttention):
     def keys(features: Float[Array, "B T C S E"]) -> Float[Array, "W S E"]:
         return features.reshape(-1, *features.shape[3:])
 
-    @staticmethod
-    def attend(query, key, value, scale):
-        return window_attention(query[:, 0], key, value, scale=scale)[:, None]
+    def attend(self, query, key, value, scale):
+        return window_attention(query[:, 0], key, value, scale=scale, backend=self.config.kernel)[:, None]
 
     def weights(
         self,
@@ -161,8 +159,7 @@ class GlobalAttention(_KeyAttention):
         batch, tiles, cells, patches, width = features.shape
         return features.reshape(batch * tiles, cells * patches, width)
 
-    @staticmethod
-    def attend(query, key, value, scale):
+    def attend(self, query, key, value, scale):
         return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="xla")
 
 

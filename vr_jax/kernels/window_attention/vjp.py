@@ -1,0 +1,114 @@
+"""A kernel of one device as a differentiable function on any mesh: its gradient, and the shard_map around it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
+
+from vr_jax.sharding import activation_spec, mesh_in_context
+
+
+Shaped = Array | jax.ShapeDtypeStruct
+
+
+class Specs(NamedTuple):
+    """How a mesh cuts the arrays: windows over the batch axes, heads over `tensor`, where they divide."""
+
+    query: P  # also of the output, the weights and their gradient
+    key: P
+    valid: P
+
+
+def partition(query: Shaped, key: Shaped, mesh: AbstractMesh) -> Specs:
+    """Windows are flattened from (rows, tiles, cells), so pieces of W are pieces of the batch where that divides."""
+    spec = activation_spec(query.shape, "batch", "heads", None, mesh=mesh)
+    heads = spec[1] if key.shape[2] > 1 else None
+    return Specs(spec, P(spec[0], None, heads, None), P(spec[0], None))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`module.forward` and `module.query_gradient` (pallas_tpu.py, pallas_gpu.py) as one function with a gradient.
+
+    The softmax is recomputed in the backward pass. The gradients of key and value are XLA's products of the kernel's
+    weights, which XLA removes where nobody asks for them (the encoder is frozen)."""
+
+    module: ModuleType
+    scale: float
+    interpret: bool
+
+    def __call__(
+        self,
+        query: Float[Array, "W H d"],
+        key: Float[Array, "W S K d"],
+        value: Float[Array, "W S K dv"] | None,
+        valid: Bool[Array, "W S"] | None,
+    ) -> Float[Array, "W H dv"]:
+        """value None: the keys are the values."""
+        return _attend(self, query, key, value, valid)
+
+    def forward(self, query, key, value, valid):
+        def local(query, key, value, valid):
+            value = key if value is None else value
+            return self.module.forward(query, key, value, valid, self.scale, interpret=self.interpret)
+
+        return _per_device(local, query, key, value, valid)
+
+    def query_gradient(self, query, key, value, valid, grad):
+        def local(query, key, value, valid, grad):
+            value = key if value is None else value
+            return self.module.query_gradient(query, key, value, valid, grad, self.scale, interpret=self.interpret)
+
+        return _per_device(local, query, key, value, valid, grad)
+
+
+def _per_device(function, query, key, value, valid, grad=None):
+    """`function` of each device's part: XLA does not partition Pallas calls."""
+    mesh = mesh_in_context()
+    arrays = query, key, value, valid, *(() if grad is None else (grad,))
+    if mesh is None:
+        return function(*arrays)
+    specs = partition(query, key, mesh)
+    # An absent array (None) is an empty tree, its spec a prefix of it.
+    in_specs = specs.query, specs.key, specs.key, specs.valid, specs.query
+    in_specs = in_specs[: len(arrays)]
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=specs.query, check_vma=False)
+    return mapped(*arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(kernel: Kernel, query, key, value, valid):
+    return kernel.forward(query, key, value, valid)
+
+
+def _attend_forward(kernel: Kernel, query, key, value, valid):
+    return kernel.forward(query, key, value, valid), (query, key, value, valid)
+
+
+def _attend_backward(kernel: Kernel, saved, grad):
+    query, key, value, valid = saved
+    query_grad, weights, logits_grad = kernel.query_gradient(query, key, value, valid, grad)
+    heads = "h" if key.shape[2] > 1 else ""
+
+    def spread(weights: Float[Array, "W H S"], rows: Float[Array, "W H d"], like: Array) -> Array:
+        product = jnp.einsum(
+            f"whs,whd->ws{heads}d", weights.astype(rows.dtype), rows, preferred_element_type=jnp.float32
+        )
+        return product.reshape(like.shape)
+
+    key_grad = spread(logits_grad, query, key)
+    value_grad = spread(weights, grad, key if value is None else value)
+    if value is None:
+        return query_grad, (key_grad + value_grad).astype(key.dtype), None, None
+    return query_grad, key_grad.astype(key.dtype), value_grad.astype(value.dtype), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
