@@ -54,12 +54,12 @@ def _choose(backend: str, query: Float[Array, "B N H K"], key: Float[Array, "B M
         return backend
     if backend != "auto":
         raise ValueError(f"attention backend {backend!r}: expected 'auto', 'xla', 'cudnn' or 'splash'")
-    if _platform() == "tpu":
+    if platform() == "tpu":
         return "splash"
     # cuDNN's limits: half precision, heads of at most 128 channels (256 since Hopper), even lengths beside a mask.
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and query.shape[1] % 2 == 0 == key.shape[1] % 2
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if _platform() == "gpu" and half and fits else "xla"
+    return "cudnn" if platform() == "gpu" and half and fits else "xla"
 
 
 def cached_attention(

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 
 from vr_jax.sharding import activation_spec, mesh_in_context
 
-
 Shaped = Array | jax.ShapeDtypeStruct
 
 
@@ -78,22 +77,26 @@ def _per_device(function, query, key, value, valid, grad=None):
         return function(*arrays)
     specs = partition(query, key, mesh)
     # An absent array (None) is an empty tree, its spec a prefix of it.
-    in_specs = specs.query, specs.key, specs.key, specs.valid, specs.query
-    in_specs = in_specs[: len(arrays)]
+    in_specs = (specs.query, specs.key, specs.key, specs.valid, specs.query)[: len(arrays)]
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=specs.query, check_vma=False)
     return mapped(*arrays)
 
 
+_Saved = tuple[Array, Array, Array | None, Array | None]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(kernel: Kernel, query, key, value, valid):
+def _attend(kernel: Kernel, query: Array, key: Array, value: Array | None, valid: Array | None) -> Array:
     return kernel.forward(query, key, value, valid)
 
 
-def _attend_forward(kernel: Kernel, query, key, value, valid):
+def _attend_forward(
+    kernel: Kernel, query: Array, key: Array, value: Array | None, valid: Array | None
+) -> tuple[Array, _Saved]:
     return kernel.forward(query, key, value, valid), (query, key, value, valid)
 
 
-def _attend_backward(kernel: Kernel, saved, grad):
+def _attend_backward(kernel: Kernel, saved: _Saved, grad: Array) -> tuple[Array, Array, Array | None, None]:
     query, key, value, valid = saved
     query_grad, weights, logits_grad = kernel.query_gradient(query, key, value, valid, grad)
     heads = "h" if key.shape[2] > 1 else ""
