@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vr_jax.data.packing import Arrival, RowPacker
+from vr_jax.data.packing import CANDIDATES, Arrival, RowPacker, fullest
 from vr_jax.data.types import Example
 from vr_jax.model.batch import BatchShape
 
@@ -73,10 +75,38 @@ def test_nothing_waits_for_ever(sizes, lookahead):
         left -= taken
 
 
-def test_first_fit_fills_gaps():
-    sizes = [(60, 1), (60, 1), (60, 1), (70, 1), (40, 1), (30, 1), (40, 1)]
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)), max_size=9), st.integers(20, 40), st.integers(6, 12))
+def test_a_row_is_as_full_as_any_choice_makes_it(sizes, tokens, tiles):
+    """Against all subsets."""
+
+    def share(subset):
+        used = [sum(sizes[k][i] for k in subset) for i in (0, 1)]
+        return used[0] * tiles + used[1] * tokens if used[0] <= tokens and used[1] <= tiles else -1
+
+    chosen = fullest(sizes, tokens, tiles)
+    assert chosen == sorted(set(chosen))
+    assert chosen[:1] == [0][: len(sizes)]
+    others = range(1, len(sizes))
+    subsets = [[0, *rest] for count in range(len(sizes)) for rest in itertools.combinations(others, count)] or [[]]
+    assert share(chosen) == max(map(share, subsets))
+
+
+def test_rows_are_filled_one_after_another():
+    sizes = [(60, 1), (60, 1), (60, 1), (70, 1), (40, 1), (30, 1), (40, 1), (50, 1)]
     found = batches(sizes, RowPacker(SHAPE, lookahead=2))
-    assert found == [[[0, 4], [1, 5], [2, 6]], [[3], [], []]]
+    assert found == [[[0, 4], [1, 6], [2, 5]], [[3], [7], []]]
+
+
+def test_a_batch_is_taken_when_it_could_not_hold_all_but_the_newest():
+    packer = RowPacker(SHAPE, lookahead=2)
+    for index, size in enumerate([100, 100, 100, 1, 1]):
+        packer.offer(Arrival(index, example(index, size, 0)))
+        assert not packer.complete
+    packer.offer(Arrival(5, example(5, 1, 0)))
+    assert packer.complete
+    assert [[int(e.id) for e in row] for row in packer.take()] == [[0], [1], [2]]
+    assert [arrival.index for arrival in packer.pending()] == [3, 4, 5]
 
 
 def test_tiles_bound_rows_too():
@@ -84,14 +114,29 @@ def test_tiles_bound_rows_too():
     assert found == [[[0, 2], [1, 3], []]]
 
 
-def test_packing_is_dense_on_realistic_lengths():
-    """LLaVA-like lengths: 17 rows' worth of look-ahead leave less than 6 % of the token slots empty."""
+def test_packing_is_dense_in_tokens_and_tiles():
+    """LLaVA-like sizes whose mean needs 98 % of the tile slots when all token slots are used, in rows of four samples
+    (benchmarks/packing.py has the recipes' shapes)."""
     rng = np.random.default_rng(0)
-    sizes = [(int(n), 5) for n in np.clip(rng.normal(420, 160, 4000), 80, 1200)]
-    shape = BatchShape(rows=8, tokens=4096, tiles=120, tile_size=2)
-    found = batches(sizes, RowPacker(shape, lookahead=32))[:-1]
-    used = sum(sizes[index][0] for batch in found for row in batch for index in row)
-    assert used / (len(found) * shape.rows * shape.tokens) > 0.94
+    tiles = rng.choice([0, 3, 5, 7, 10], 2000, p=[0.05, 0.25, 0.5, 0.12, 0.08])
+    text = rng.lognormal(np.log(160), 0.8, len(tiles)).clip(60, 1400).astype(int)
+    sizes = list(zip((55 * tiles + text).tolist(), tiles.tolist(), strict=True))
+    mean_tokens, mean_tiles = np.mean(sizes, axis=0)
+    shape = BatchShape(rows=8, tokens=2048, tiles=round(2048 * mean_tiles / mean_tokens / 0.98), tile_size=2)
+    found = batches(sizes, RowPacker(shape, lookahead=32))
+    full = [row for batch in found[:-2] for row in batch]
+    used = np.sum([sizes[index] for row in full for index in row], axis=0) / len(full)
+    assert used[0] / shape.tokens > 0.95
+    assert used[1] / shape.tiles > 0.92
+
+
+def test_only_the_oldest_are_looked_at():
+    """What fills a row best, but lies beyond the candidates, waits its turn."""
+    packer = RowPacker(BatchShape(rows=1, tokens=100, tiles=1, tile_size=2))
+    for index in range(CANDIDATES + 1):
+        packer.offer(Arrival(index, example(index, 10 if index == CANDIDATES else 90, 0)))
+    assert [e.id for e in packer.take()[0]] == ["0"]
+    assert [e.id for e in packer.take()[0]] == ["1", str(CANDIDATES)]
 
 
 def test_what_no_row_can_hold():

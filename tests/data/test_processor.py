@@ -227,3 +227,16 @@ def test_vocabulary_must_hold_the_tokenizer(tokenizer):
 def test_grids_of_the_test_model_are_used(processor):
     seen = {anyres.select_grid(size, GRIDS, 32) for size in [(30, 30), (30, 64), (64, 30), (90, 30), (64, 64)]}
     assert seen == {(1, 1), (1, 2), (2, 1), (3, 1), (2, 2)}
+
+
+@pytest.mark.parametrize("images", [(), (png(70, 30),), (png(70, 30), png(20, 50))], ids=["none", "one", "two"])
+def test_the_size_is_known_without_decoding(processor, images):
+    conversation = chat("<image>" * len(images) + "What?", "A", "And?", "B", images=images)
+    example = processor.example(conversation)
+    cut = tuple(image[:60] for image in images)  # the header only
+    assert processor.size(dataclasses.replace(conversation, images=cut)) == (
+        len(example.tokens),
+        len(example.tile_pixels),
+    )
+    with pytest.raises(SkipRecord, match="too_long"):
+        dataclasses.replace(processor, max_tokens=len(example.tokens) - 1).size(conversation)

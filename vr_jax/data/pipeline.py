@@ -56,7 +56,8 @@ def make_train_iterator(
     iteration ends with partial batches, padded with empty rows, and processes may end one batch apart. packing: False
     puts one sample into each row. num_workers: processes that prepare samples (0: threads of this one). process_index,
     process_count: this process takes every process_count-th sample. skip_first: samples of this process to pass over.
-    lookahead: samples that may wait while a batch is filled, default 16 + 2 rows. prefetch_batches: batches made ahead.
+    lookahead: samples to choose from beyond what a batch holds, default 16 + 2 rows. prefetch_batches: batches made
+    ahead.
 
     `get_state()` is a small JSON-safe dict; `set_state()` of another iterator with the same arguments (num_workers and
     prefetch_batches may differ) continues bit for bit. Samples that cannot be used are in `HostBatch.skipped` of the

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+from PIL.Image import Image
 
 from vr_jax.data import anyres
 from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Template, TextPool, TokenisedConversation
@@ -67,16 +68,19 @@ class Processor:
         A final assistant turn is left out. Raises SkipRecord(reason, detail) as `example` does."""
         return self._build(conversation, self.encoder.prompt)
 
-    def _build(self, conversation: Conversation, encode: Callable[..., TokenisedConversation]) -> Example:
-        images = conversation.images
-        text = encode(conversation.turns, has_image=bool(images))
-        self._check_count(conversation, text)
-        u, config = self.config.cells_per_side, self.config.image
-        alone = len(images) == 1
+    def size(self, conversation: Conversation) -> tuple[int, int]:
+        """Tokens and tiles of `example(conversation)`, from the pictures' headers: nothing is decoded.
+
+        Raises SkipRecord(reason, detail) as `example` does, except for what decoding would find out."""
         with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(open_image(image, max_pixels=self.max_pixels)) for image in images]
-            layouts = [anyres.layout(image.size, u, config, alone=alone) for image in opened]
-            self._check_size(text, layouts)
+            text, _, layouts = self._laid_out(conversation, self.encoder.sample, stack)
+            return _length(text, layouts), sum(one.tiles for one in layouts)
+
+    def _build(self, conversation: Conversation, encode: Callable[..., TokenisedConversation]) -> Example:
+        u, config = self.config.cells_per_side, self.config.image
+        alone = len(conversation.images) == 1
+        with contextlib.ExitStack() as stack:
+            text, opened, layouts = self._laid_out(conversation, encode, stack)
             pixels = [anyres.tiles(decode_rgb(image), config, alone=alone) for image in opened]
         side = config.tile_size
         return Example(
@@ -86,6 +90,19 @@ class Processor:
             cells_per_tile=u * u,
             **splice(text, layouts, self.encoder.pad_id, u, weighted=config.may_interpolate),
         )
+
+    def _laid_out(
+        self, conversation: Conversation, encode: Callable[..., TokenisedConversation], stack: contextlib.ExitStack
+    ) -> tuple[TokenisedConversation, list[Image], list[anyres.TokenLayout]]:
+        """Text, opened pictures (`stack` closes them) and their vision tokens."""
+        images = conversation.images
+        text = encode(conversation.turns, has_image=bool(images))
+        self._check_count(conversation, text)
+        u, config = self.config.cells_per_side, self.config.image
+        opened = [stack.enter_context(open_image(image, max_pixels=self.max_pixels)) for image in images]
+        layouts = [anyres.layout(image.size, u, config, alone=len(images) == 1) for image in opened]
+        self._check_size(text, layouts)
+        return text, opened, layouts
 
     def _check_count(self, conversation: Conversation, text: TokenisedConversation) -> None:
         if conversation.images:
@@ -101,12 +118,17 @@ class Processor:
             )
 
     def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:
-        length = len(text.tokens) + sum(len(one.cell) - 1 for one in layouts)
+        length = _length(text, layouts)
         tiles = sum(one.tiles for one in layouts)
         if self.max_tokens is not None and length > self.max_tokens:
             raise SkipRecord("too_long", f"{length} tokens, a row holds {self.max_tokens}")
         if self.max_tiles is not None and tiles > self.max_tiles:
             raise SkipRecord("too_many_tiles", f"{tiles} tiles, a row holds {self.max_tiles}")
+
+
+def _length(text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> int:
+    """Tokens once each placeholder is replaced."""
+    return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts)
 
 
 def splice(
