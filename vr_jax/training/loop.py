@@ -24,9 +24,9 @@ from vr_jax.training import inputs
 from vr_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, gather
 from vr_jax.training.flops import StepFlops, peak_flops, step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
-from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state
-from vr_jax.training.step import Metrics, make_train_step
+from vr_jax.training.program import TrainProgram, build_program, parts_of, total_steps
+from vr_jax.training.state import ModelTree, TrainState, create_state
+from vr_jax.training.step import Metrics
 from vr_jax.training.stopping import Preempted, Preemption, stop_not_finite
 
 EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
@@ -45,22 +45,14 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
 
     Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, SourceError, ModelDirectoryError or
     CheckpointError for settings that cannot work; TooManySkips, NonFiniteLoss and Preempted when a run ends early."""
-    model_config = LlavaConfig.from_dict(config.model.to_dict())
-    mesh = sharding.make_mesh(**config.mesh)
-    tree = ModelTree(model_config)
-    trainable = tree.trainable(config.trainable)
-    for line in sharding.undivided(tree.shapes, mesh):
+    mesh = sharding.mesh_of(config.mesh)
+    parts = parts_of(config, mesh)
+    for line in sharding.undivided(parts.tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
-    data = open_inputs(config, model_config, mesh, workdir)
-    total = config.steps or max(1, math.ceil(config.epochs * data.samples / config.samples_per_step))
-
-    settings = OptimizerConfig(**config.optimizer.to_dict())
-    schedule = make_schedule(settings, total)
-    optimizer = make_optimizer(settings, schedule, trainable)
-    abstract = abstract_state(tree, optimizer, trainable, mesh, config.frozen_dtype)
-    train_step = make_train_step(
-        tree, optimizer, schedule, abstract, accumulation=config.batch.accumulation, loss_chunk=config.loss_chunk
-    )
+    data = open_inputs(config, parts.model, mesh, workdir)
+    total = total_steps(config, data.samples)
+    program = parts.program(total)
+    abstract = program.abstract
 
     first = jax.process_index() == 0
     ledger = SkipLedger(max_fraction=config.data.max_skipped)
@@ -76,14 +68,14 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
             start, state = restored.step, restored.state
             _resume(restored, config, data.iterator, ledger)
         else:
-            start, state = 0, _start(config, tree, optimizer, abstract, mesh)
+            start, state = 0, _start(config, program)
         _describe(config, abstract, mesh, data.samples, start, total)
 
         with (
             MetricsWriter(workdir, resume_step=start, tensorboard=config.tensorboard, active=first) as writer,
             Progress(start=start, total=total, active=first) as progress,
         ):
-            record = Recorder(step_flops(model_config, trainable), data.samples, workdir, writer, progress)
+            record = Recorder(step_flops(program.model, program.trainable), data.samples, workdir, writer, progress)
             for step in range(start + 1, total + 1):
                 _profile(config.profile, step, workdir, before=True)
                 waited = time.perf_counter()
@@ -93,7 +85,7 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
                 ledger.check()
 
                 batch = inputs.put_batch(host_batch.batch, mesh)
-                state, metrics = train_step(state, batch)
+                state, metrics = program.step(state, batch)
                 record.push(step, metrics, host_batch.record_ids, waited)
 
                 _profile(config.profile, step, workdir, before=False, result=metrics)
@@ -110,21 +102,21 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
         if start < total:
             ledger.check(final=True)
         checkpoints.wait()
-        export_state(workdir, tree, state, data.tokenizer_dir)
+        export_state(workdir, program.tree, state, data.tokenizer_dir)
 
 
-def _start(config: ConfigDict, tree: ModelTree, optimizer: Any, abstract: TrainState, mesh: Mesh) -> TrainState:
+def _start(config: ConfigDict, program: TrainProgram) -> TrainState:
     """A new run: parameters from model directories, fresh ones for the rest."""
     directories = inputs.init_directories(config)
     model, report = warm_start(
-        directories, tree.config, mesh, seed=config.seed, allow_unused=tuple(config.allow_unused)
+        directories, program.model, program.mesh, seed=config.seed, allow_unused=tuple(config.allow_unused)
     )
     if directories:
         fresh = ", ".join(report.initialised) or "nothing"
         logger.info("took %d parameters from %s; initialised: %s", len(report.loaded), config.init_from, fresh)
     else:
         logger.info("config.init_from is empty: all parameters start random")
-    return create_state(tree, optimizer, abstract, model, config.seed)
+    return create_state(program.tree, program.optimizer, program.abstract, model, config.seed)
 
 
 def _resume(restored: Restored, config: ConfigDict, iterator: inputs.BatchIterator, ledger: SkipLedger) -> None:
@@ -240,18 +232,14 @@ def export_state(workdir: Path, tree: ModelTree, state: TrainState, tokenizer_di
 
 def export_newest(config: ConfigDict, workdir: Path) -> None:
     """Writes `<workdir>/model` from the newest undamaged checkpoint, without training. Raises as `train` does."""
-    mesh = sharding.make_mesh(**config.mesh)
-    tree = ModelTree(LlavaConfig.from_dict(config.model.to_dict()))
-    trainable = tree.trainable(config.trainable)
-    settings = OptimizerConfig(**config.optimizer.to_dict())
-    optimizer = make_optimizer(settings, make_schedule(settings, 1), trainable)
-    abstract = abstract_state(tree, optimizer, trainable, mesh, config.frozen_dtype)
+    mesh = sharding.mesh_of(config.mesh)
+    program = build_program(config, mesh, 1)  # the schedule's end does not matter here
     with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore_newest(abstract)
+        restored = checkpoints.restore_newest(program.abstract)
         if restored is None:
             raise CheckpointError(f"{workdir} has no checkpoint to export")
         logger.info("exporting step %d", restored.step)
-        export_state(workdir, tree, restored.state, inputs.tokenizer_directory(config, workdir))
+        export_state(workdir, program.tree, restored.state, inputs.tokenizer_directory(config, workdir))
 
 
 def _json(config: ConfigDict) -> dict[str, Any]:
