@@ -1,4 +1,4 @@
-# make demo | test | test-lmms-eval | lint | bench | clean. Each creates the environment it needs in $(VENV), lmms-eval's
+# make demo | test | test-slow | test-lmms-eval | lint | bench | clean. Each creates the environment it needs in $(VENV), lmms-eval's
 # in $(LMMS_VENV).
 VENV ?= .venv
 LMMS_VENV ?= .venv-lmms-eval
@@ -8,13 +8,16 @@ DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-lmms-eval lint bench clean
+.PHONY: demo test test-slow test-lmms-eval lint bench clean
 
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax.demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev
+	$(PYTHON) -m pytest -n 2 -q -m slow $(PYTEST_ARGS)
 
 test-lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.ready
 	VR_JAX_LMMS_EVAL_PYTHON=$(abspath $(LMMS_VENV)/bin/python) $(PYTHON) -m pytest -q tests/evaluation/test_lmms_eval_host.py

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
@@ -23,6 +24,11 @@ from vr_jax.model.config import (
     VisionRememberConfig,
 )
 from vr_jax.sharding import path_of
+
+
+def quick(values: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Parameters of a test that takes long for each: all but the chosen ones are marked slow."""
+    return [value if value in chosen else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def tiny_vision(**changes) -> SiglipConfig:

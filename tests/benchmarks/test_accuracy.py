@@ -116,6 +116,7 @@ def test_systems_start_from_the_uncompressed_models_decoder():
         assert ours is not theirs
 
 
+@pytest.mark.slow
 def test_comparison_writes_one_run_per_system_and_seed(workdir):
     runs = results.read(workdir / "runs.jsonl")
     expected = {(name, seed) for name in TRAINED for seed in (0, 1)} | {(name, 0) for name in FREE}
@@ -130,6 +131,7 @@ def test_comparison_writes_one_run_per_system_and_seed(workdir):
     assert "not at this size" in table
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_repeated(workdir, capsys):
     before = (workdir / "runs.jsonl").read_text()
     assert main(["--setting=toy", f"--workdir={workdir}", "--seeds", "0", "1", "--systems", *TRAINED]) == 0
@@ -137,6 +139,7 @@ def test_finished_runs_are_not_repeated(workdir, capsys):
     assert "step" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_settings_work_is_refused(workdir, capsys):
     (workdir / "setting.txt").rename(workdir / "kept.txt")
     (workdir / "setting.txt").write_text("another\n")

@@ -17,6 +17,7 @@ from tests.helpers import (
     example,
     pack,
     params_of,
+    quick,
     randomized,
     tiny_config,
     tiny_interlude,
@@ -86,7 +87,7 @@ def test_more_latents_than_windows():
 WITHOUT_GRADIENT = {"token_packer": {"attn.k.bias", "keys.norm.bias"}, "resampler": {"attn.k.bias"}}
 
 
-@pytest.mark.parametrize("name", PROJECTORS)
+@pytest.mark.parametrize("name", quick(PROJECTORS, "token_packer", "resampler"))
 def test_gradient_inside_the_whole_model(name):
     """Every parameter of the projector learns, with Vision Remember and without; one compilation for both."""
     sizes = {

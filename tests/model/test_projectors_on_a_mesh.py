@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, randomized, tiny_config, tiny_interlude, tiny_text
+from tests.helpers import Picture, Text, example, pack, quick, randomized, tiny_config, tiny_interlude, tiny_text
 from vr_jax import sharding
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.layout import flatten_params
@@ -41,7 +41,7 @@ def loss(model: Llava, batch):
     return jnp.sum(jnp.where(batch.loss_mask, jnp.tanh(score), 0)), hidden
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES, "token_packer", "perceiver"))
 def test_packing_anyres_and_sharding(name: str):
     config = model_config(name)
     first, second, text = samples(config)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import quick
 from tests.training.tiny import NoiseIterator, noise_inputs, tiny_config, tiny_recipe
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips
@@ -109,7 +110,7 @@ def test_the_last_and_the_best_are_kept(whole):
         assert set(checkpoints.steps()) == {12, 16, 20} | {best}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "metadata"])
+@pytest.mark.parametrize("damage", quick(["truncated", "flipped", "missing", "metadata"], "flipped", "metadata"))
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(whole, copy, damage, caplog):
     folder = copy / "checkpoints" / "20" / "state"
     file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
@@ -156,7 +157,7 @@ def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(copy, capsys)
     assert "were damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("devices", [4, 2, 1])
+@pytest.mark.parametrize("devices", quick([4, 2, 1], 2))
 def test_restores_from_eight_devices_onto_fewer(whole, devices):
     tree, config = ModelTree(tiny_config()), tiny_recipe()
     trainable = tree.trainable(config.trainable)
@@ -276,6 +277,7 @@ def test_export_only_writes_the_newest_checkpoint(whole, copy, capsys):
     assert "no checkpoint to export" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_profile_of_chosen_steps(tmp_path):
     config = tiny_recipe(steps=3, **{"profile.first_step": 2, "profile.steps": 1})
     loop.train(config, tmp_path, open_inputs=noise_inputs())
