@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -132,11 +133,14 @@ def _phase2(model: LlavaConfig) -> ConfigDict:
     """Instruction tuning: LLaVA-NeXT-Data (779K); everything but the encoder."""
     config = base(dataclasses.replace(model, **PAPER_COMPUTE))
     config.data.template = "qwen_1_5"
-    # About 670 tokens (at 1/9) and six tiles a sample, so four fit into a row; the metric `samples` tells what it was.
-    tiles = 24
-    tokens = -(-(tiles * model.cells_per_tile + 2560) // 512) * 512
+    # A sample of the 779K has 4.85 tiles, and for each of them 53 tokens of text and 87 % of its cells
+    # (benchmarks/packing.py). A row's token slots are for four, at least for the longest text, in blocks of the
+    # attention kernels; a tenth more tile slots than these bring, so that a row is full in tokens first.
+    tokens_per_tile = 0.87 * model.cells_per_tile + 53
+    tokens = max(2048, 512 * round(4 * 4.85 * tokens_per_tile / 512))
+    tiles = math.ceil(1.1 * tokens / tokens_per_tile)
     config.batch = ConfigDict({"rows": 8, "tokens": tokens, "tiles": tiles, "accumulation": 1})
-    config.samples_per_step = 32
+    config.samples_per_step = 32 if model.cells_per_tile >= 64 else 38  # 1/16: more than four fit beside that text
     config.optimizer.lr = 2e-4
     config.trainable = ("decoder.*", "projector.*", "image_newline")
     return config
