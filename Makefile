@@ -6,6 +6,8 @@ PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+# By file, so that what the tests of a file share is made once.
+PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test test-slow test-lmms-eval lint bench clean
@@ -14,10 +16,10 @@ demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax.demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 
 test: $(VENV)/.dev
-	$(PYTHON) -m pytest -n 2 -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.dev
-	$(PYTHON) -m pytest -n 2 -q -m slow $(PYTEST_ARGS)
+	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m slow $(PYTEST_ARGS)
 
 test-lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.ready
 	VR_JAX_LMMS_EVAL_PYTHON=$(abspath $(LMMS_VENV)/bin/python) $(PYTHON) -m pytest -q tests/evaluation/test_lmms_eval_host.py
