@@ -17,7 +17,7 @@ from vr_jax.data.anyres import Placement, placement
 from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.evaluation.processes import all_gather
+from vr_jax.evaluation.processes import all_gather, together
 from vr_jax.evaluation.report import HeatMap, heat_png
 from vr_jax.evaluation.runner import batches
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
@@ -57,7 +57,7 @@ def attention_maps(
     with tqdm(total=len(todo), unit="item", desc="heat maps", disable=not shown) as bar:
         for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
             prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
-            own = {number: _first_size(items[number]) for number in prompts}
+            own = together(lambda prompts=prompts: {number: _first_size(items[number]) for number in prompts})
             pictures = {
                 int(number): (width, height) for one in all_gather(own) for number, (width, height) in one.items()
             }
