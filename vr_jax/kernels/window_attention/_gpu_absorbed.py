@@ -32,8 +32,8 @@ from vr_jax.kernels.window_attention import _gpu_vectors as vectors
 TILE = 64  # rows and keys of a tensor core product, and (bfloat16) columns of a 128 byte swizzled tile
 SWIZZLED_ROWS = 8  # TMA fills swizzled tiles from row numbers that are multiples of this
 MAX_BARRIERS = 32  # in one array of them, Mosaic GPU's limit
-SMEM_BYTES = 227 * 1024 - 4096  # of a block on Hopper, less what Mosaic reserves and aligns
-MIN_STAGES, MAX_STAGES = 3, 8
+SMEM_BYTES = (227 - 2 - 1) * 1024  # of a block on Hopper, less what Mosaic keeps for reductions, and the barriers
+GOOD_STAGES, MAX_STAGES = 3, 8
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Plan:
     @functools.cached_property
     def group(self) -> int:
         """G: as many windows as the rows of a product and shared memory take; 0 where not even one fits."""
-        fitting = (g for g in range(TILE // self.heads, 0, -1) if self._stages(g) >= MIN_STAGES)
-        return next(fitting, 0) if self.tensor_cores else int(self._stages(1) >= MIN_STAGES)
+        sizes = range(TILE // self.heads, 0, -1) if self.tensor_cores else (1,)
+        return next((g for stages in (GOOD_STAGES, 1) for g in sizes if self._stages(g) >= stages), 0)
 
     @property
     def groups(self) -> int:
@@ -91,6 +91,11 @@ class Plan:
         if self.tensor_cores:  # they share the rows, and take turns in the columns of the results
             return 1 + (self.blocks % 2 == 0)
         return next(n for n in (3, 2, 1) if self.heads // SWIZZLED_ROWS % n == 0)
+
+    @property
+    def row_parts(self) -> int:
+        """Into which the consumers cut the rows."""
+        return 1 if self.tensor_cores else self.consumers
 
     @property
     def per_block(self) -> int:
@@ -125,7 +130,7 @@ class Plan:
         product = self.product_rows * row
         used = self.buffer_rows(group) * row
         used += product * (self.consumers + 1 if self.tensor_cores else 1)  # results, factors of the second product
-        used += 2 * self.keys * self.product_rows * 4 if self.backward else 0  # weights
+        used += pl.cdiv(2 * self.keys * self.product_rows * 4, 1024) * 1024 if self.backward else 0  # weights
         slot = group * self.heads * row
         used += self.streams * (product - slot)  # a product of the last slot reads on
         return min(MAX_STAGES, (SMEM_BYTES - used) // (slot * self.streams))
@@ -164,7 +169,8 @@ def call(
 
     out_type = [jax.ShapeDtypeStruct(streams[0].shape, dtype)]
     if plan.backward:
-        out_type += [jax.ShapeDtypeStruct((plan.groups, plan.keys, plan.product_rows), jnp.float32)] * 2
+        weights = (plan.row_parts, plan.keys, plan.product_rows // plan.row_parts)
+        out_type += [jax.ShapeDtypeStruct((plan.groups, *weights), jnp.float32)] * 2
 
     tiles = (plgpu.TilingTransform((SWIZZLED_ROWS, TILE)), plgpu.SwizzleTransform(128)) if plan.tensor_cores else ()
     results = (plan.consumers, TILE) if plan.tensor_cores else (1, plan.heads)
@@ -183,7 +189,7 @@ def call(
         scratch["factors"] = plgpu.SMEM((TILE, TILE), dtype, transforms=tiles)
         scratch["factors_done"] = plgpu.Barrier(num_arrivals=plan.consumers)
     if plan.backward:
-        scratch["weights"] = plgpu.SMEM((2, plan.keys, plan.product_rows), jnp.float32)
+        scratch["weights"] = plgpu.SMEM((2, *weights), jnp.float32)
 
     outs = plgpu.kernel(
         functools.partial(_body, plan, valid is not None, scale),
@@ -193,7 +199,9 @@ def call(
         grid_names=("block",),
         num_threads=plan.consumers + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=(
+            plgpu.LoweringSemantics.Warpgroup if plan.tensor_cores else plgpu.LoweringSemantics.Lane
+        )),
         interpret=plgpu.InterpretGPUParams() if interpret else None,
         kernel_name="window_attention_absorbed_" + ("gradient" if plan.backward else "forward"),
     )(*streams, flat, *hidden)
@@ -211,8 +219,9 @@ def _hidden(plan: Plan, valid: Bool[Array, "W S"]) -> Float[Array, "groups keys"
     return hidden[index]
 
 
-def _by_window(plan: Plan, weights: Float[Array, "groups S rows"]) -> Float[Array, "W H S"]:
-    weights = weights[..., : plan.rows].reshape(plan.groups, plan.keys, plan.group, plan.heads)
+def _by_window(plan: Plan, weights: Float[Array, "groups parts S rows"]) -> Float[Array, "W H S"]:
+    weights = weights.swapaxes(1, 2).reshape(plan.groups, plan.keys, -1)[..., : plan.rows]
+    weights = weights.reshape(plan.groups, plan.keys, plan.group, plan.heads)
     return weights.transpose(0, 2, 3, 1).reshape(-1, plan.heads, plan.keys)[: plan.windows]
 
 
@@ -352,11 +361,11 @@ def _consume_on_tensor_cores(
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 for key in range(plan.keys):
                     here = place == key
-                    weights[0, key] = jnp.where(here, probabilities, 0.0).sum(axis=1)
-                    weights[1, key] = jnp.where(here, factor, 0.0).sum(axis=1)
+                    weights[0, 0, key] = jnp.where(here, probabilities, 0.0).sum(axis=1)
+                    weights[1, 0, key] = jnp.where(here, factor, 0.0).sum(axis=1)
                 plgpu.commit_smem()
                 for n, ref in enumerate(weights_out):
-                    plgpu.copy_smem_to_gmem(weights.at[n], ref.at[group])
+                    plgpu.copy_smem_to_gmem(weights.at[n, 0], ref.at[group, 0])
 
         @pl.when(warpgroup == 0)
         def _():
@@ -423,7 +432,7 @@ def _consume_by_vectors(
     def key_of(chunk, key):
         """One row of features under every head."""
         row = load(buffer.at[chunk * plan.keys + key], layout.reduce(0))
-        return lax.broadcast_in_dim(row, shape, [1])
+        return vectors.spread(row, shape, 1, layout)
 
     _release(ring_free, plan.stages)
     _release(buffer_free, plan.blocks)
@@ -439,7 +448,7 @@ def _consume_by_vectors(
                 slot = lax.rem(turn * plan.chunks + chunk, plan.stages)
                 plgpu.barrier_wait(ring_full.at[slot])
                 streams = [load(ring.at[stream, pl.ds(slot * plan.heads + first, count)], layout) for stream in range(plan.streams)]
-                products = [vectors.dot_rows(x, key_of(chunk, key)) for x in streams for key in range(plan.keys)]
+                products = [(x * key_of(chunk, key)).sum(axis=1) for x in streams for key in range(plan.keys)]
                 sums = [total + product for total, product in zip(sums, products, strict=True)]
                 plgpu.barrier_arrive(ring_free.at[slot])
             return sums
@@ -454,16 +463,16 @@ def _consume_by_vectors(
             factors = vectors.logits_gradient(probabilities, sums[plan.keys :], scale)
             for n, columns in enumerate((probabilities, factors)):
                 for key, column in enumerate(columns):
-                    weights[n, key, rows] = column
+                    weights[n, warpgroup, key] = column
             plgpu.commit_smem()
             for n, ref in enumerate(weights_out):
-                plgpu.copy_smem_to_gmem(weights.at[n, :, rows], ref.at[group, :, rows])
+                plgpu.copy_smem_to_gmem(weights.at[n, warpgroup], ref.at[group, warpgroup])
 
         @pl.loop(0, plan.blocks)
         def _(block):
             for n in range(plan.per_block):
                 chunk = block * plan.per_block + n
-                terms = [vectors.weighted(f, key_of(chunk, key)) for key, f in enumerate(factors)]
+                terms = [vectors.spread(f, shape, 0, layout) * key_of(chunk, key) for key, f in enumerate(factors)]
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 results[0, rows] = sum(terms[1:], terms[0]).astype(plan.dtype)
                 plgpu.commit_smem()

@@ -56,9 +56,6 @@ def logits_gradient(weights: list[Array], weights_grad: list[Array], scale: floa
     return [w * (g - mean) * scale for w, g in zip(weights, weights_grad, strict=True)]
 
 
-def dot_rows(rows: Float[Array, "rows d"], others: Float[Array, "rows d"]) -> Float[Array, " rows"]:
-    return (rows * others).sum(axis=1)
-
-
-def weighted(weight: Float[Array, " rows"], rows: Float[Array, "rows d"]) -> Float[Array, "rows d"]:
-    return lax.broadcast_in_dim(weight, rows.shape, [0]) * rows
+def spread(x: Array, shape: tuple[int, int], axis: int, layout: plgpu.Layout) -> Array:
+    """A vector along `axis` of a matrix, repeated along the other."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [axis]), layout)
