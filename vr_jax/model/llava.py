@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -124,8 +125,16 @@ class Llava(nnx.Module):
         if self.config.interlude is None:
             return None
         context = self.vision_context(levels, batch)
-        apply = maybe_remat(lambda block, stream: block(stream, context), self.config.remat)
-        return lambda k, stream: apply(self.interlude(k), stream) if k else stream
+
+        def run(block: Any, stream: Stream, rows: Any) -> Stream:
+            features = jax.tree.map(lambda x, like: x.reshape(like.shape), rows, context.features)
+            return block(stream, dataclasses.replace(context, features=features))
+
+        # What jax.checkpoint keeps lies in memory in its own shape: as rows of patches, which is what the kernels read.
+        # A TPU would pad S = 9 patches of a cell to 16, and copy the features into and out of that for every block.
+        rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 5 else x, context.features)
+        apply = maybe_remat(run, self.config.remat)
+        return lambda k, stream: apply(self.interlude(k), stream, rows) if k else stream
 
     def vision_context(self, levels: Levels, batch: Batch) -> VisionContext:
         """What the interludes read of the pictures. Only for a model with one."""

@@ -72,14 +72,28 @@ class Kernel:
 def _per_device(function, query, key, value, valid, grad=None):
     """`function` of each device's part: XLA does not partition Pallas calls."""
     mesh = mesh_in_context()
-    arrays = query, key, value, valid, *(() if grad is None else (grad,))
+    extra = () if grad is None else (grad,)
     if mesh is None:
-        return function(*arrays)
+        return function(query, key, value, valid, *extra)
     specs = partition(query, key, mesh)
+    per_window, shared_by_heads = key.shape[1], key.shape[2] == 1
+
+    # Keys go in as rows: in their own shape XLA would lay them out anew, with S padded to a tile of 8 or 16.
+    def as_rows(x: Array | None) -> Array | None:
+        return None if x is None else x.reshape(-1, x.shape[2] * x.shape[3])
+
+    def local(query, key, value, valid, *extra):
+        heads = 1 if shared_by_heads else query.shape[1]
+        key, value = (
+            None if x is None else x.reshape(-1, per_window, heads, x.shape[1] // heads) for x in (key, value)
+        )
+        return function(query, key, value, valid, *extra)
+
+    rows = P(specs.key[0], specs.key[2])
     # An absent array (None) is an empty tree, its spec a prefix of it.
-    in_specs = (specs.query, specs.key, specs.key, specs.valid, specs.query)[: len(arrays)]
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=specs.query, check_vma=False)
-    return mapped(*arrays)
+    in_specs = (specs.query, rows, rows, specs.valid, *[specs.query] * len(extra))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=specs.query, check_vma=False)
+    return mapped(query, as_rows(key), as_rows(value), valid, *extra)
 
 
 _Saved = tuple[Array, Array, Array | None, Array | None]
