@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["VR_JAX_NO_CACHE"] = "1"  # what a test compiles is its own
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

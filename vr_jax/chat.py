@@ -12,6 +12,7 @@ from typing import TextIO
 import jax
 from jax.sharding import Mesh
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampling = Sampling(options.temperature, options.top_p, options.seed)
     except ValueError as error:
         parser.error(str(error))
+    use_compilation_cache()
     try:
         with _mesh(options.tensor) as mesh:
             config = with_pruning(read_config(options.checkpoint), options.pruning)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.evaluation.main import EvalOptions, run
 from vr_jax.evaluation.report import ScoreRow, score_rows, with_baselines, write_report
 from vr_jax.recipes import RecipeError, load_recipe
@@ -50,6 +51,7 @@ def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[Scor
     """Trains, evaluates, reports. Raises RecipeError, and DemoError for a workdir with other files."""
     start = time.perf_counter()
     _log_to_stderr()
+    use_compilation_cache()
     config = load_recipe(config_file)
     if steps is not None:
         if steps < 1:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.efficiency import report
 from vr_jax.efficiency.measure import measure, measure_isolated
 from vr_jax.efficiency.results import EfficiencyError, Report, Settings
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status. Wrong input is one clear line on standard error."""
     options = parser().parse_args(arguments)
+    use_compilation_cache()
     try:
         run(options)
     except (*USER_ERRORS, OSError) as error:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
@@ -70,7 +71,7 @@ def measure_isolated(systems: Sequence[System], settings: Settings, progress: Pr
     reports = []
     for system in systems:
         progress(f"{system.name}: in a process of its own")
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, get_context("spawn"), use_compilation_cache) as pool:
             try:
                 reports.append(pool.submit(measure, [system], settings).result())
             except BrokenProcessPool as error:

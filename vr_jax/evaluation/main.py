@@ -20,6 +20,7 @@ from typing import Any, Self
 import jax
 from ml_collections import ConfigDict
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
 from vr_jax.evaluation.hub import data_folder
@@ -275,6 +276,7 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     standard error."""
     logging.basicConfig(format="eval.py: %(message)s", force=True)  # in place of absl's
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
+    use_compilation_cache()
     try:
         options = options_of(flags, recipe)
         with _Interrupt() as interrupt:

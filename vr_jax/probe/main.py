@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.main import fingerprint
@@ -234,6 +235,7 @@ def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
     """Runs, prints the table and draws the figure; returns the exit status. Wrong input is one line on standard
     error."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
+    use_compilation_cache()
     try:
         options = options_of(flags, recipe)
         result = run(options)

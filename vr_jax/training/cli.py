@@ -13,6 +13,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.records import SourceError
 from vr_jax.data.skips import TooManySkips
 from vr_jax.model.config import ConfigError
@@ -95,6 +96,7 @@ def main(values: flags.FlagValues, config: ConfigDict | None, rest: list[str]) -
     elif values.distributed:
         jax.distributed.initialize()
     _start_logging()
+    use_compilation_cache()
     run(config, Path(values.workdir), export_only=values.export_only)
 
 

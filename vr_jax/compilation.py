@@ -1,0 +1,57 @@
+"""Compiled programs are kept on disk between runs, by JAX's persistent compilation cache (a leaf module)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import jax
+
+OFF_VARIABLE = "VR_JAX_NO_CACHE"
+MIN_SECONDS = 0.5  # programs that compile faster are not worth a file
+MAX_BYTES = 10 * 2**30  # beyond, what was used longest ago is deleted
+
+logger = logging.getLogger("vr_jax.compilation")
+
+
+def use_compilation_cache() -> str | None:
+    """Lets this process find programs that an earlier one compiled, and keep its own; returns the folder, or None where
+    there is no cache.
+
+    The folder is $JAX_COMPILATION_CACHE_DIR, else `vr_jax/compiled` in $XDG_CACHE_HOME or ~/.cache. $VR_JAX_NO_CACHE=1
+    or JAX's own $JAX_ENABLE_COMPILATION_CACHE=0 switches it off; other variables of JAX's cache win over what is set
+    here. A folder that cannot be written to is a line in the log, never an error. To be called before anything is
+    compiled, and after `jax.distributed.initialize`.
+
+    Several processes may share a folder: of a multi-process run JAX writes from the first only, entries are locked
+    where there is a limit, and one that cannot be read is compiled again."""
+    if os.environ.get(OFF_VARIABLE, "") not in ("", "0") or not jax.config.jax_enable_compilation_cache:
+        return None
+    chosen = jax.config.jax_compilation_cache_dir  # JAX has read its variable
+    directory = chosen if chosen is not None else _own_directory()
+    if not directory:
+        return None
+    settings: dict[str, object] = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": MIN_SECONDS,
+    }
+    if not jax.distributed.is_initialized():  # many hosts would wait for each other's lock, which a limit needs
+        settings["jax_compilation_cache_max_size"] = MAX_BYTES
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+    return directory
+
+
+def _own_directory() -> str | None:
+    try:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vr_jax" / "compiled"
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # whoever writes here runs code in the user's name
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where home is
+        logger.warning("no folder for compiled programs (%s): they are compiled anew in each run", error)
+        return None
+    if not os.access(directory, os.W_OK):
+        logger.warning("%s cannot be written to: programs are compiled anew in each run", directory)
+        return None
+    return str(directory)
