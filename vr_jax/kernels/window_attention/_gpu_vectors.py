@@ -1,8 +1,9 @@
-"""Vector arithmetic that the Mosaic GPU kernels share: rows (heads) over the lanes, the S keys as a list in registers."""
+"""Vector arithmetic that the Mosaic GPU kernels share: rows (heads) over the lanes, the S keys a list in registers."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -25,7 +26,7 @@ def vector_size(width: int, dtype: DTypeLike) -> int:
     return size
 
 
-def row_layout(width: int, dtype: DTypeLike) -> plgpu.Layout:
+def row_layout(width: int, dtype: DTypeLike) -> Any:
     """Of (rows, width): 16 lanes along a row, 8 rows in a warpgroup, so that sums over a row stay within a warp."""
     size = vector_size(width, dtype)
     tiling = plgpu.Tiling(((ROWS, LANES * size), (2, LANES * size), (size,)))
@@ -56,6 +57,6 @@ def logits_gradient(weights: list[Array], weights_grad: list[Array], scale: floa
     return [w * (g - mean) * scale for w, g in zip(weights, weights_grad, strict=True)]
 
 
-def spread(x: Array, shape: tuple[int, int], axis: int, layout: plgpu.Layout) -> Array:
+def spread(x: Array, shape: tuple[int, int], axis: int, layout: Any) -> Array:
     """A vector along `axis` of a matrix, repeated along the other."""
     return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, [axis]), layout)

@@ -7,6 +7,7 @@ all it needs at once, and computes with vectors; the blocks beside it on the mul
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,11 @@ from jaxtyping import Array, Bool, Float
 
 from vr_jax.kernels.window_attention import _gpu_absorbed as absorbed
 from vr_jax.kernels.window_attention import _gpu_vectors as vectors
+from vr_jax.kernels.window_attention._gpu_plan import SMEM_BYTES, Plan
+from vr_jax.kernels.window_attention._gpu_plan import unsupported as does_not_fit
 from vr_jax.kernels.window_attention.vjp import Shaped
 
+Ref = Any  # Pallas has no public name for it
 MULTIPROCESSORS = 132  # of an H100 or H200, assumed where a program is compiled with no device at hand
 MAX_WIDTH = 256  # elements that a TMA copy takes along one axis
 
@@ -38,15 +42,15 @@ def unsupported(query: Shaped, key: Shaped, value: Shaped) -> str | None:
     if key.shape[2] == 1:
         if key is not value:
             return "keys that the heads share but that are not the values (pass one array as both)"
-        return next((reason for back in (False, True) if (reason := absorbed.unsupported(_plan(query, key, back)))), None)
+        return does_not_fit(_plan(query, key, False)) or does_not_fit(_plan(query, key, True))
     _, heads, width = query.shape
     if heads % vectors.ROWS:
         return f"{heads} heads, expected a multiple of {vectors.ROWS}"
     if width > MAX_WIDTH or not vectors.vector_size(width, query.dtype):
         return f"head width {width}, expected a multiple of {vectors.LANES} up to {MAX_WIDTH}"
     needed = (2 * key.shape[1] + 3) * vectors.ROWS * width * query.dtype.itemsize + 4096  # weights, alignment
-    if needed > absorbed.SMEM_BYTES:
-        return f"{key.shape[1]} keys need {needed} bytes of shared memory, a block has {absorbed.SMEM_BYTES}"
+    if needed > SMEM_BYTES:
+        return f"{key.shape[1]} keys need {needed} bytes of shared memory, a block has {SMEM_BYTES}"
     return None
 
 
@@ -88,16 +92,16 @@ def query_gradient(
     return query_grad, weights, logits_grad
 
 
-def _plan(query: Shaped, key: Shaped, backward: bool) -> absorbed.Plan:
+def _plan(query: Shaped, key: Shaped, backward: bool) -> Plan:
     windows, heads, width = query.shape
     dtype = jnp.dtype(query.dtype)
     capability = _capability() or (9, 0)
     # wgmma is an instruction of Hopper alone, and rounds float32 to 10 bits.
     tensor_cores = dtype == jnp.bfloat16 and capability[0] == 9
-    return absorbed.Plan(windows, heads, key.shape[1], width, dtype, backward, tensor_cores)
+    return Plan(windows, heads, key.shape[1], width, dtype, backward, tensor_cores)
 
 
-def _device():
+def _device() -> jax.Device | None:
     """A GPU that this process holds, if any."""
     return jax.devices()[0] if jax.default_backend() == "gpu" else None
 
@@ -111,7 +115,9 @@ def _multiprocessors() -> int:
     return getattr(_device(), "core_count", MULTIPROCESSORS)
 
 
-def _plain(query, key, value, valid, grad, scale: float, interpret: bool) -> tuple[Array, ...]:
+def _plain(
+    query: Array, key: Array, value: Array, valid: Array | None, grad: Array | None, scale: float, interpret: bool
+) -> tuple[Array, ...]:
     """(out,), or with `grad` (dquery, weights, dlogits)."""
     windows, heads, width = query.shape
     keys = key.shape[1]
@@ -123,7 +129,7 @@ def _plain(query, key, value, valid, grad, scale: float, interpret: bool) -> tup
 
     weights = (keys, vectors.ROWS)
     out_type = [jax.ShapeDtypeStruct(query.shape, dtype)]
-    scratch = {
+    scratch: dict[str, Any] = {
         "query_smem": plgpu.SMEM((vectors.ROWS, width), dtype),
         "key_smem": plgpu.SMEM((keys, vectors.ROWS, width), dtype),
         "value_smem": plgpu.SMEM((keys, vectors.ROWS, width), dtype),
@@ -151,9 +157,21 @@ def _plain(query, key, value, valid, grad, scale: float, interpret: bool) -> tup
 
 
 def _plain_body(
-    keys: int, blocks: int, backward: bool, masked: bool, scale: float, *refs,
-    query_smem, key_smem, value_smem, result, logits_ready, values_ready, grad_smem=None, weights_smem=None,
-):  # fmt: skip
+    keys: int,
+    blocks: int,
+    backward: bool,
+    masked: bool,
+    scale: float,
+    *refs: Ref,
+    query_smem: Ref,
+    key_smem: Ref,
+    value_smem: Ref,
+    result: Ref,
+    logits_ready: Ref,
+    values_ready: Ref,
+    grad_smem: Ref = None,
+    weights_smem: Ref = None,
+) -> None:
     inputs, outs = list(refs[: 3 + backward + masked]), refs[3 + backward + masked :]
     query, key, value = inputs[:3]
     index = lax.axis_index("block")
@@ -167,10 +185,10 @@ def _plain_body(
     if backward:
         plgpu.copy_gmem_to_smem(inputs[3].at[window, heads], grad_smem, values_ready)
 
-    def load(ref):
+    def load(ref: Ref) -> Array:
         return plgpu.load(ref, layout=layout).astype(jnp.float32)
 
-    def products(rows, others):
+    def products(rows: Ref, others: Ref) -> list[Array]:
         rows = load(rows)
         return [(rows * load(others.at[n])).sum(axis=1) for n in range(keys)]
 
