@@ -49,7 +49,7 @@ CASES = {
     "absorbed, vectors": BY_VECTORS,
     "plain, bfloat16": Case(2, 9, 8, False, 128, "bfloat16", True),
     "plain, float32": Case(2, 16, 8, False, 32, "float32", True),
-    "plain, nothing hidden": Case(1, 4, 16, False, 64, "float32", False),
+    "plain, nothing hidden": Case(2, 4, 8, False, 64, "float32", False),
 }
 
 
