@@ -14,6 +14,7 @@ has its own keys. Keys are rows (window, key).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,6 +88,29 @@ def query_gradient(
     return problem.unrows(out), problem.unweights(weights), problem.unweights(logits_grad)
 
 
+def gradients(
+    query: Float[Array, "W H d"],
+    key: Float[Array, "W S H d"],
+    value: Float[Array, "W S H dv"],
+    valid: Bool[Array, "W S"] | None,
+    grad: Float[Array, "W H dv"],
+    scale: float,
+    *,
+    interpret: bool,
+) -> tuple[Float[Array, "W H d"], Float[Array, "W S H d"], Float[Array, "W S H dv"]]:
+    """All three gradients of the plain form in one pass, where XLA would lay out the products of a window's weights and
+    rows twice. Only for K = H."""
+    # One head is both forms.
+    problem = dataclasses.replace(_Problem.of(query, key, value, valid, scale), absorbed=False)
+    by_query, by_key, by_value = problem.call(
+        functools.partial(_gradients_kernel, problem),
+        [problem.rows(query), problem.rows(grad), *problem.keys(key, value), *problem.validity(valid)],
+        [problem.rows_out(query.shape[-1], query.dtype), problem.keys_out(key), problem.keys_out(value)],
+        interpret,
+    )
+    return problem.unrows(by_query), by_key.reshape(key.shape), by_value.reshape(value.shape)
+
+
 Blocked = tuple[Array, pl.BlockSpec]  # an array, and its part in a step
 
 
@@ -134,7 +158,14 @@ class _Problem:
 
     def keys(self, key: Float[Array, "W S K d"], value: Float[Array, "W S K dv"]) -> list[Blocked]:
         views = [x.reshape(self.windows * self.per_window, -1) for x in ((key,) if self.shared else (key, value))]
-        return [(x, pl.BlockSpec((self.columns, x.shape[1]), lambda i: (i, 0))) for x in views]
+        return [(x, self._keys_block(x.shape[1])) for x in views]
+
+    def keys_out(self, x: Float[Array, "W S K d"]) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        width = x.shape[2] * x.shape[3]
+        return jax.ShapeDtypeStruct((self.windows * self.per_window, width), x.dtype), self._keys_block(width)
+
+    def _keys_block(self, width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((self.columns, width), lambda i: (i, 0))
 
     def validity(self, valid: Bool[Array, "W S"] | None) -> list[Blocked]:
         """Of a step's keys, as one row in the order of the products' columns."""
@@ -169,19 +200,26 @@ class _Problem:
         size, rows = jnp.dtype(query.dtype).itemsize, GROUP * self.heads
         keys_width = sum(x.shape[2] * x.shape[3] for x in ((key,) if self.shared else (key, value)))
         blocks = size * (rows * (2 * query.shape[-1] + value.shape[-1]) + self.columns * keys_width)
+        blocks += 0 if self.absorbed else size * self.columns * keys_width
         products = 4 * rows * (max(query.shape[-1], value.shape[-1]) + 6 * _up(self.columns, LANES))
         return 2 * blocks + products
 
     # What happens inside a step; `rows` are (head, window), `columns` (window, key).
 
-    def load_keys(self, ref: Any) -> Array:
-        """The keys of a step; a last step beyond the end reads garbage, which may be NaN and must not be multiplied."""
-        keys = ref[...]
+    def load(self, ref: Any, per_window: int) -> Array:
+        """The rows of a step, `per_window` of each window. A last step beyond the end reads garbage, which may be NaN
+        and must not be multiplied."""
+        rows = ref[...]
         if self.windows % GROUP == 0:
-            return keys
-        left = (self.windows - pl.program_id(0) * GROUP) * self.per_window
-        row = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 0)
-        return jnp.where(row < left, keys, jnp.zeros_like(keys))
+            return rows
+        left = (self.windows - pl.program_id(0) * GROUP) * per_window
+        row = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+        return jnp.where(row < left, rows, jnp.zeros_like(rows))
+
+    def load_keys(self, key: Any, refs: tuple) -> tuple[Array, Array]:
+        """Keys and values."""
+        keys = self.load(key, self.per_window)
+        return keys, keys if self.shared else self.load(refs[0], self.per_window)
 
     def products(self, rows: Any, keys: Array) -> Float[Array, "HG GS"]:
         """Of every row of a head with every key of it."""
@@ -201,6 +239,14 @@ class _Problem:
             part = slice(h * width, (h + 1) * width)
             rows = weights[h * GROUP : (h + 1) * GROUP].astype(keys.dtype)
             out[:, part] = _dot(rows, keys[:, part], 0).astype(out.dtype)
+
+    def spread(self, weights: Float[Array, "HG GS"], rows: Array, out: Any) -> None:
+        """Writes for each key (plain form) the sum of its head's rows, weighted: `mix` from the other side."""
+        width = rows.shape[1] // self.heads
+        for h in range(self.heads):
+            part = slice(h * width, (h + 1) * width)
+            by_key = weights[h * GROUP : (h + 1) * GROUP].T.astype(rows.dtype)
+            out[:, part] = _dot(by_key, rows[:, part], 0).astype(out.dtype)
 
     def seen(self, inputs: tuple) -> Bool[Array, "HG GS"]:
         """Where the key of a column is one of the row's window, and valid."""
@@ -224,23 +270,38 @@ class _Problem:
 def _forward_kernel(problem: _Problem, query: Any, key: Any, *refs: Any) -> None:
     out = refs[-1]
     seen = problem.seen(refs[:-1])
-    keys = problem.load_keys(key)
-    values = keys if problem.shared else problem.load_keys(refs[0])
+    keys, values = problem.load_keys(key, refs)
     problem.mix(problem.softmax(problem.products(query, keys), seen), values, out)
 
 
 def _gradient_kernel(problem: _Problem, query: Any, grad: Any, key: Any, *refs: Any) -> None:
     query_grad, weights_out, logits_out = refs[-3:]
     seen = problem.seen(refs[:-3])
-    keys = problem.load_keys(key)
-    values = keys if problem.shared else problem.load_keys(refs[0])
-    weights = problem.softmax(problem.products(query, keys), seen)
-    change = problem.products(grad, values)
-    mean = jnp.sum(weights * change, axis=1, keepdims=True)
-    logits_grad = weights * (change - mean) * problem.scale
+    keys, values = problem.load_keys(key, refs)
+    weights, logits_grad = _changes(problem, query, grad, keys, values, seen)
     problem.mix(logits_grad, keys, query_grad)
     weights_out[...] = problem.per_key(weights, seen)
     logits_out[...] = problem.per_key(logits_grad, seen)
+
+
+def _gradients_kernel(problem: _Problem, query: Any, grad: Any, key: Any, *refs: Any) -> None:
+    query_grad, key_grad, value_grad = refs[-3:]
+    keys, values = problem.load_keys(key, refs)
+    query, grad = problem.load(query, 1), problem.load(grad, 1)
+    weights, logits_grad = _changes(problem, query, grad, keys, values, problem.seen(refs[:-3]))
+    problem.mix(logits_grad, keys, query_grad)
+    problem.spread(logits_grad, query, key_grad)
+    problem.spread(weights, grad, value_grad)
+
+
+def _changes(
+    problem: _Problem, query: Any, grad: Any, keys: Array, values: Array, seen: Array
+) -> tuple[Float[Array, "HG GS"], Float[Array, "HG GS"]]:
+    """The weights, and the loss's gradient by the products query . key."""
+    weights = problem.softmax(problem.products(query, keys), seen)
+    change = problem.products(grad, values)
+    mean = jnp.sum(weights * change, axis=1, keepdims=True)
+    return weights, weights * (change - mean) * problem.scale
 
 
 def _dot(a: Array, b: Array, axis: int) -> Array:
