@@ -104,7 +104,7 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
     )
 
 
-def mesh_of(sizes: Mapping[str, Any]) -> Mesh:
+def mesh_of(sizes: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """`make_mesh` from a recipe's section. Raises ShardingError for an axis that does not exist or is no integer."""
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
@@ -112,7 +112,7 @@ def mesh_of(sizes: Mapping[str, Any]) -> Mesh:
     for axis, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
             raise ShardingError(f"config.mesh.{axis} = {size!r}: expected an integer, -1 for the remaining devices")
-    return make_mesh(**sizes)
+    return make_mesh(**sizes, devices=devices)
 
 
 def _resolve_shape(sizes: dict[str, int], count: int) -> tuple[int, int, int]:

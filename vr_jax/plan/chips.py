@@ -1,0 +1,44 @@
+"""Memory and bandwidths of the chips that can be planned for. Their peak FLOP/s are in `vr_jax/training/flops.py`.
+
+Sources: the "System architecture" tables of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), and NVIDIA's
+data sheets of the H100 SXM and the H200 SXM. Interconnects are given there for both directions together (TPU: 600, 400,
+1200, 800 and 1200 GB/s; NVLink 4: 900 GB/s); a chip sends at half of that. DGX H100 and H200 have one 400 Gbit/s
+adapter per GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vr_jax.training.flops import PEAK_FLOPS
+
+GB, GIB = 1e9, 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One JAX device: a chip, or one of the two cores of a TPU7x.
+
+    memory: bytes a program can use. hbm_bandwidth, interconnect (what it can send to its neighbours at once, all links
+    together), network (between hosts, for GPUs): bytes per second."""
+
+    kind: str  # `device_kind`, a key of PEAK_FLOPS
+    memory: float
+    hbm_bandwidth: float
+    interconnect: float
+    network: float | None = None
+
+    @property
+    def peak_flops(self) -> float:
+        return PEAK_FLOPS[self.kind]
+
+
+# What libtpu reports as usable is a quarter GiB below the data sheet on v5e, and up to one and a quarter elsewhere.
+CHIPS: dict[str, Chip] = {
+    "v4": Chip(kind="TPU v4", memory=30.75 * GIB, hbm_bandwidth=1228 * GB, interconnect=300 * GB),
+    "v5e": Chip(kind="TPU v5 lite", memory=15.75 * GIB, hbm_bandwidth=819 * GB, interconnect=200 * GB),
+    "v5p": Chip(kind="TPU v5", memory=95 * GIB, hbm_bandwidth=2765 * GB, interconnect=600 * GB),
+    "v6e": Chip(kind="TPU v6 lite", memory=31.25 * GIB, hbm_bandwidth=1638 * GB, interconnect=400 * GB),
+    "tpu7x": Chip(kind="TPU7x", memory=94.75 * GIB, hbm_bandwidth=3690 * GB, interconnect=300 * GB),
+    "h100": Chip(kind="NVIDIA H100", memory=79 * GIB, hbm_bandwidth=3350 * GB, interconnect=450 * GB, network=50 * GB),
+    "h200": Chip(kind="NVIDIA H200", memory=139 * GIB, hbm_bandwidth=4800 * GB, interconnect=450 * GB, network=50 * GB),
+}

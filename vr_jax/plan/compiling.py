@@ -1,0 +1,120 @@
+"""Compiles a traced program for a topology and reads off what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vr_jax.plan.errors import PlanError
+from vr_jax.plan.hlo_costs import Costs, program_costs
+from vr_jax.plan.jaxpr_costs import kernel_flops, matmul_flops
+from vr_jax.plan.results import Memory, Roofline, Work
+from vr_jax.plan.topology import Topology, compiling_for
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """costs: None where the program does not fit, so that the compiler gave up; `needed` then is what it said."""
+
+    costs: Costs | None
+    temporaries: int | None
+    results: int
+    code: int
+    needed: float | None
+    capacity: float | None
+    seconds: float
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """Of a tree of ShapeDtypeStruct with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None) -> Compiled:
+    """traced: from `jit(...).trace`, under `compiling_for`. effort: XLA's optimization level (O0..O3) or None for its
+    default, which runs use.
+
+    Raises PlanError if the compiler fails for another reason than memory."""
+    began = time.perf_counter()
+    capacity = topology.chip.memory if topology.chip is not None else None
+    with compiling_for(topology, mesh):
+        try:
+            compiled = traced.lower().compile(compiler_options={"optimization_level": effort} if effort else None)
+        except jax.errors.JaxRuntimeError as error:
+            found = _OUT_OF_MEMORY.search(str(error))
+            if found is None:
+                raise PlanError(
+                    f"{topology.name}: the compiler failed: {str(error).strip().splitlines()[0]}"
+                ) from error
+            used, limit = (float(found.group(at)) * _UNITS[found.group(at + 1)] for at in (1, 3))
+            return Compiled(None, None, 0, 0, used, limit, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    costs = program_costs(compiled.as_text())
+    memory = compiled.memory_analysis()
+    return Compiled(
+        costs=costs,
+        temporaries=memory.temp_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        needed=None,
+        capacity=capacity,
+        seconds=seconds,
+    )
+
+
+def work_of(topology: Topology, mesh: Mesh, traced: Any, costs: Costs, model_flops: float) -> Work:
+    """model_flops: of the whole run, on all chips."""
+    jaxpr = traced.jaxpr.jaxpr
+    kinds: Counter[str] = Counter()
+    seconds = 0.0 if topology.chip is not None else None
+    for (kind, group), sent in costs.collectives.items():
+        kinds[kind] += sent  # type: ignore[assignment]  # bytes may be fractions
+        if seconds is not None:
+            seconds += sent / topology.bandwidth(group, mesh.shape["tensor"])
+    return Work(
+        # Kernels are single instructions of the compiled program, which does not say what they compute.
+        flops=costs.flops + (kernel_flops(jaxpr) if costs.kernels else 0.0),
+        asked_flops=matmul_flops(jaxpr) / mesh.size,
+        model_flops=model_flops / mesh.size,
+        hbm_bytes=costs.hbm_bytes,
+        collective_bytes=dict(sorted(kinds.items())),
+        collective_seconds=seconds,
+    )
+
+
+def roofline_of(topology: Topology, work: Work) -> Roofline | None:
+    chip = topology.chip
+    if chip is None or work.collective_seconds is None:
+        return None
+    compute, hbm = work.flops / chip.peak_flops, work.hbm_bytes / chip.hbm_bandwidth
+    roofline = Roofline(compute=compute, hbm=hbm, interconnect=work.collective_seconds, mfu=0.0)
+    return dataclasses.replace(roofline, mfu=work.model_flops / (roofline.bound * chip.peak_flops))
+
+
+def memory_of(compiled: Compiled, **arguments: int) -> Memory:
+    kinds = dict.fromkeys(("trained", "frozen", "optimizer", "cache", "inputs"), 0)
+    return Memory(
+        **{**kinds, **arguments},
+        temporaries=compiled.temporaries,
+        results=compiled.results,
+        code=compiled.code,
+        capacity=compiled.capacity,
+        needed=compiled.needed,
+    )
+
+
+def versions(topology: Topology) -> dict[str, str]:
+    names = ["jax", "jaxlib", "flax", *{"tpu": ["libtpu"], "gpu": ["jax-cuda13-plugin"]}.get(topology.platform, [])]
+    return {name: metadata.version(name) for name in names}

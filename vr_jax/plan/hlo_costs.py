@@ -1,0 +1,352 @@
+"""What one run of a compiled program does on one chip: operations, bytes of memory, bytes between chips.
+
+XLA's own `cost_analysis` counts the body of a loop once, and the CUDA compiler has none ahead of time. Here every
+computation counts as often as it runs; of branches, the most expensive one does."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+
+from vr_jax.plan.hlo_text import ArrayType, Computation, Instruction, Module, parse
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+_FREE = {
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id"),
+    *("opt-barrier", "domain", "add-dependency"),
+}
+_FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "Sharding", "AssumeGatherIndicesInBound"}
+_GEMM_TARGETS = ("__cublas$gemm", "__cublas$lt$matmul", "__onednn$matmul")
+_ASYNC_START = "AsyncCollectiveStart"
+
+
+@dataclass
+class Costs:
+    """flops: 2 per multiply-add of products of matrices, convolutions and library calls. hbm_bytes: read and written,
+    without what stays in a TPU's VMEM. collectives: (kind, chips in a group) -> bytes that this chip sends (rings).
+    kernels: custom calls whose work the text does not tell -> how often they run."""
+
+    flops: float = 0.0
+    hbm_bytes: float = 0.0
+    collectives: Counter[tuple[str, int]] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Costs, times: float = 1.0) -> None:
+        self.flops += times * other.flops
+        self.hbm_bytes += times * other.hbm_bytes
+        for key, sent in other.collectives.items():
+            self.collectives[key] += times * sent  # type: ignore[assignment]  # bytes may be fractions
+        for name, count in other.kernels.items():
+            self.kernels[name] += times * count  # type: ignore[assignment]
+
+
+def program_costs(text: str) -> Costs:
+    """Costs of a compiled program from its text. Raises HloError for a text in an unknown form."""
+    module = parse(text)
+    return _Walk(module, text).computation(module.entry.name)
+
+
+class _Walk:
+    def __init__(self, module: Module, text: str):
+        self._module = module
+        partitions = re.search(r"num_partitions=(\d+)", text[: text.index("\n")])
+        self._partitions = int(partitions.group(1)) if partitions else 1  # the group of collectives that name none
+        self.computation = cache(self._computation)
+        self.flops_inside = cache(self._flops_inside)
+        # Channels of collectives that a TPU cuts into a start, steps hidden behind other work, and an end.
+        self._split_channels = {
+            one.attribute("channel_id")
+            for computation in module.computations.values()
+            if _is_async_start(computation)
+            for one in computation.instructions.values()
+            if _kind(one)
+        }
+
+    def _computation(self, name: str) -> Costs:
+        computation = self._module.computations[name]
+        total = Costs()
+        for one in computation.instructions.values():
+            self._add(total, computation, one)
+        return total
+
+    def _add(self, total: Costs, computation: Computation, one: Instruction) -> None:
+        opcode = one.opcode
+        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+            return
+        if opcode == "while":
+            body = one.attribute("body")
+            assert body is not None
+            total.add(self.computation(body.lstrip("%")), self._trips(computation, one))
+        elif opcode == "conditional":
+            branches = [self.computation(branch) for branch in one.called]
+            total.add(max(branches, key=lambda branch: (branch.flops, branch.hbm_bytes)))
+        elif opcode in ("call", "async-start"):
+            for called in one.called:
+                total.add(self.computation(called))
+        elif opcode == "fusion":
+            inside = self.flops_inside(one.called[0])
+            total.add(Costs(inside.flops, self._fusion_bytes(computation, one), inside.collectives, inside.kernels))
+        else:
+            total.add(self._single(computation, one))
+            total.hbm_bytes += self._bytes(computation, one)
+
+    def _flops_inside(self, name: str) -> Costs:
+        """Work of a fused computation; its memory traffic is that of the fusion."""
+        computation = self._module.computations[name]
+        total = Costs()
+        for one in computation.instructions.values():
+            if one.opcode == "fusion":
+                total.add(self.flops_inside(one.called[0]))
+            else:
+                total.add(self._single(computation, one))
+        return total
+
+    def _single(self, computation: Computation, one: Instruction) -> Costs:
+        """Operations and messages of one instruction that calls nothing."""
+        if kind := _kind(one):
+            return self._collective(computation, one, kind)
+        if one.opcode == "dot":
+            return Costs(self._contracted(computation, one, one.integers("lhs_contracting_dims")))
+        if one.opcode == "convolution":
+            left, right = (self._type(computation, operand) for operand in one.operands[:2])
+            return Costs(convolution_flops(left.dims, right.dims, one.arrays[0].dims, one.attributes))
+        if one.opcode == "custom-call":
+            return self._custom_call(computation, one)
+        return Costs()
+
+    def _custom_call(self, computation: Computation, one: Instruction) -> Costs:
+        target = (one.attribute("custom_call_target") or "").strip('"')
+        if target.startswith(_GEMM_TARGETS):
+            found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+            axes = tuple(int(number) for number in re.findall(r"\d+", found.group(1))) if found else ()
+            return Costs(self._contracted(computation, one, axes))
+        if target.startswith("__cudnn$fmha"):
+            query, key = (self._type(computation, operand).dims for operand in one.operands[:2])
+            # (batch, queries, heads, channels): two products forward; five backward.
+            products = 5 if "Backward" in target else 2
+            return Costs(2.0 * products * math.prod(query) * key[1])
+        if "custom_call" in target or "pallas" in target or "triton" in target or "mosaic" in target:
+            return Costs(kernels=Counter([target]))
+        return Costs()
+
+    def _collective(self, computation: Computation, one: Instruction, kind: str) -> Costs:
+        if one.attribute("channel_id") in self._split_channels and not _is_async_start(computation):
+            return Costs()  # a step of one that was counted where it starts
+        if kind == "all-reduce" and computation.root is not None and computation.root.opcode == "dynamic-slice":
+            kind = "reduce-scatter"  # how TPUs write it
+        operands = sum(self._type(computation, operand).bytes for operand in one.operands)
+        count = group_size(one.attributes, kind) or self._partitions
+        share = (count - 1) / count
+        sent = {
+            "all-gather": operands * (count - 1),
+            "reduce-scatter": operands * share,
+            "all-reduce": 2 * operands * share,
+            "all-to-all": operands * share,
+            "collective-permute": operands,
+        }[kind]
+        return Costs(collectives=Counter({(kind, count): sent}))  # type: ignore[dict-item]
+
+    def _contracted(self, computation: Computation, one: Instruction, axes: tuple[int, ...]) -> float:
+        left = self._type(computation, one.operands[0])
+        return 2.0 * one.arrays[0].size * math.prod(left.dims[axis] for axis in axes)
+
+    def _type(self, computation: Computation, name: str) -> ArrayType:
+        """The first array of an operand."""
+        return computation.instructions[name].arrays[0]
+
+    # --- how often
+
+    def _trips(self, computation: Computation, loop: Instruction) -> int:
+        """From XLA's own analysis, else from `counter < constant` in the loop's condition; 1 where neither tells."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if known:
+            return int(known.group(1))
+        condition = loop.attribute("condition")
+        assert condition is not None
+        inner = self._module.computations[condition.lstrip("%")]
+        compare = next((one for one in inner.instructions.values() if one.opcode == "compare"), None)
+        if compare is None or "direction=LT" not in compare.attributes:
+            return 1
+        counter, limit = (inner.instructions[name] for name in compare.operands)
+        if limit.opcode != "constant" or counter.opcode != "get-tuple-element":
+            return 1
+        index = int(counter.attribute("index") or 0)
+        left = int(limit.arguments) - self._start(computation, loop, index)
+        return max(math.ceil(left / self._stride(loop, index)), 0)
+
+    def _start(self, computation: Computation, loop: Instruction, index: int) -> int:
+        carried = computation.instructions[loop.operands[0]]
+        if carried.opcode != "tuple":
+            return 0
+        first = computation.instructions[carried.operands[index]]
+        while first.opcode in ("copy", "bitcast"):
+            first = computation.instructions[first.operands[0]]
+        return int(first.arguments) if first.opcode == "constant" else 0
+
+    def _stride(self, loop: Instruction, index: int) -> int:
+        """How much the loop's body adds to its counter: XLA unrolls some loops without changing the limit."""
+        body = self._module.computations[(loop.attribute("body") or "").lstrip("%")]
+        if body.root is None or body.root.opcode != "tuple":
+            return 1
+        return self._added(body, body.instructions[body.root.operands[index]]) or 1
+
+    def _added(self, computation: Computation, one: Instruction) -> int:
+        """The constants on the way from a computation's parameters to `one`."""
+        if one.opcode == "fusion":
+            called = self._module.computations[one.called[0]]
+            added = self._added(called, called.root) if called.root is not None else 0
+            constants = 0
+        elif one.opcode == "add" or one.opcode in ("copy", "bitcast"):
+            added, constants = 0, 0
+        else:
+            return 0
+        for name in one.operands:
+            operand = computation.instructions[name]
+            if operand.opcode == "constant":
+                constants += int(operand.arguments)
+            else:
+                added += self._added(computation, operand)
+        return added + constants
+
+    # --- memory
+
+    def _bytes(self, computation: Computation, one: Instruction) -> float:
+        """Memory traffic of an instruction that is not fused."""
+        if one.opcode == "custom-call" and (one.attribute("custom_call_target") or "").strip('"') in _FREE_TARGETS:
+            return 0.0
+        reads = [computation.instructions[name].arrays for name in one.operands if name in computation.instructions]
+        if one.opcode in ("dynamic-slice", "slice", "gather"):
+            return 2 * _hbm(one.arrays)
+        if one.opcode == "dynamic-update-slice":
+            return 2 * _hbm(reads[1])
+        if one.opcode.endswith("-start"):  # (result, operand, ...) or (operand, result)
+            return sum(_hbm(arrays) for arrays in reads) * 2
+        return sum(_hbm(arrays) for arrays in reads) + _hbm(one.arrays)
+
+    def _fusion_bytes(self, computation: Computation, one: Instruction) -> float:
+        called = self._module.computations[one.called[0]]
+        total = 0.0
+        for position, name in enumerate(one.operands):
+            arrays = computation.instructions[name].arrays
+            if _hbm(arrays):
+                total += min(_hbm(arrays), self._read(called, position))
+        written = self._written(called)
+        if len(written) != len(one.arrays):
+            return total + _hbm(one.arrays)
+        return total + sum(size for size, array in zip(written, one.arrays, strict=True) if array.in_hbm)
+
+    def _read(self, computation: Computation, position: int) -> float:
+        """Bytes of a parameter that a fused computation reads: of what is only sliced, the slices."""
+        parameter = computation.parameters.get(position)
+        if parameter is None:
+            return 0.0
+        return min(self._read_of(computation, parameter), sum(array.bytes for array in parameter.arrays))
+
+    def _read_of(self, computation: Computation, one: Instruction) -> float:
+        total = 0.0
+        for user, operand in computation.users[one.name]:
+            if user.opcode in ("dynamic-slice", "slice", "gather") and operand == 0:
+                total += sum(array.bytes for array in user.arrays)
+            elif user.opcode == "dynamic-update-slice" and operand == 0:
+                continue  # written in place
+            elif user.opcode in ("bitcast", "get-tuple-element"):
+                total += self._read_of(computation, user)
+            elif user.opcode == "fusion":
+                total += self._read(self._module.computations[user.called[0]], operand)
+            else:
+                return sum(array.bytes for array in one.arrays)
+        return total
+
+    def _written(self, computation: Computation) -> list[float]:
+        """Bytes that a fused computation writes for each of its results: of what is updated in place, the update."""
+        root = computation.root
+        if root is None:
+            return []
+        roots = [computation.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        sizes: list[float] = []
+        for one in roots:
+            while one.opcode == "bitcast":
+                one = computation.instructions[one.operands[0]]
+            if one.opcode == "dynamic-update-slice":
+                sizes.append(self._type(computation, one.operands[1]).bytes)
+            elif one.opcode == "fusion" and len(one.arrays) == 1:
+                sizes += self._written(self._module.computations[one.called[0]])
+            else:
+                sizes += [array.bytes for array in one.arrays]
+        return sizes
+
+
+def _hbm(arrays: tuple[ArrayType, ...]) -> float:
+    return sum(array.bytes for array in arrays if array.in_hbm)
+
+
+def _kind(one: Instruction) -> str | None:
+    """Which collective an instruction starts, if any."""
+    opcode = one.opcode.removesuffix("-start")
+    return opcode if opcode in COLLECTIVES else None
+
+
+def _is_async_start(computation: Computation) -> bool:
+    return any(f'"{_ASYNC_START}"' in one.attributes for one in computation.instructions.values())
+
+
+def group_size(attributes: str, kind: str) -> int | None:
+    """Chips in one group of a collective, in any of XLA's notations; None where it names none."""
+    if kind == "collective-permute":
+        return 2
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
+        axes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
+        size = 1
+        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found.group(2)):
+            size *= int(part or axes[axis])
+        return size
+    if found := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", attributes):
+        return int(found.group(1).split(",")[-1])
+    if found := re.search(r"replica_groups=\{\{([^}]*)\}", attributes):
+        return len(found.group(1).split(","))
+    return None
+
+
+def convolution_flops(left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], attributes: str) -> float:
+    """2 per multiply-add of a convolution, without those whose factor is padding or lies in a dilation's gap: TPUs
+    write batched matrix products as such convolutions."""
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    assert found is not None, attributes[:200]
+    lhs, rhs, result = found.groups()
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(re.findall(r"(\w+)=([^\s}]+)", window.group(1))) if window else {}
+    spatial = sorted(label for label in result if label.isdigit())
+
+    def numbers(name: str, default: int) -> list[int]:
+        return [int(part) for part in fields[name].split("x")] if name in fields else [default] * len(spatial)
+
+    strides, before, after = numbers("stride", 1), numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
+    pads = [int(part.split("_")[0]) for part in fields["pad"].split("x")] if "pad" in fields else [0] * len(spatial)
+    pairs = 1
+    for index, label in enumerate(spatial):
+        pairs *= _pairs(
+            left[lhs.index(label)],
+            right[rhs.index(label)],
+            out[result.index(label)],
+            strides[index],
+            pads[index],
+            before[index],
+            after[index],
+        )
+    return 2.0 * pairs * right[rhs.index("i")] * out[result.index("b")] * out[result.index("f")]
+
+
+@cache
+def _pairs(size: int, kernel: int, out: int, stride: int, pad: int, before: int, after: int) -> int:
+    """(output, kernel) positions of one axis that meet an element of the input."""
+    reach = (size - 1) * before
+    count = 0
+    for position in range(out):
+        for tap in range(kernel):
+            at = position * stride + tap * after - pad
+            count += 0 <= at <= reach and at % before == 0
+    return count

@@ -1,0 +1,204 @@
+"""Plans prefill and decoding as `vr_jax.inference.generate` runs them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from vr_jax import sharding
+from vr_jax.inference.generate import STOP_TOKENS, Generator
+from vr_jax.model.batch import BatchShape
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.llava import Llava
+from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
+from vr_jax.plan.errors import PlanError
+from vr_jax.plan.results import Plan
+from vr_jax.plan.topology import Topology, compiling_for
+from vr_jax.training.flops import forward_flops
+from vr_jax.training.program import batch_structs
+
+Mode = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Prompts of equal length. text_tokens: those that are not the picture's. cache_tokens: slots of the cache; 0: the
+    prompt and `new_tokens`."""
+
+    batch: int = 1
+    text_tokens: int = 64
+    new_tokens: int = 128
+    cache_tokens: int = 0
+    dtype: str = "bfloat16"
+
+
+class _Vocabulary:
+    """All that a Generator needs of a tokenizer to build its programs."""
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def get_vocab(self) -> dict[str, int]:
+        return {name: self._size - 1 - index for index, name in enumerate(STOP_TOKENS)}
+
+
+class _Programs(Generator):
+    """The jitted functions of a Generator, traced without arrays."""
+
+    def __init__(self, model: Llava):
+        super().__init__(model, _Vocabulary(model.config.text.vocab_size))
+
+    def trace(self, mode: Mode, batch: Any, where: NamedSharding, new_tokens: int) -> tuple[Any, Any]:
+        """The traced program, and its state: keys, values and what goes with them."""
+        whole = sharding.replicated(where.mesh)  # type: ignore[arg-type]
+
+        def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((), dtype, sharding=whole)
+
+        rows = batch.tokens.shape[0]
+        sampling = scalar(jnp.float32), scalar(jnp.float32)
+        numbers = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=where)
+        arrays = (self.model, batch, numbers, scalar(jnp.uint32), *sampling)
+        static = {"new_tokens": new_tokens, "lengths": None}
+        state = jax.eval_shape(partial(self._prefill, **static), *arrays)
+        state = _laid_out(state, where)
+        if mode == "prefill":
+            return self._prefill.trace(*arrays, **static), state
+        return self._decode.trace(self.model, state, scalar(jnp.int32), *sampling), state
+
+
+def _laid_out(state: Any, where: NamedSharding) -> Any:
+    """The shardings that generation gives its state: heads of the cache over `tensor`, rows over the batch's axes."""
+    mesh: Any = where.mesh
+
+    def put(leaf: Any, *names: str | None) -> jax.ShapeDtypeStruct:
+        spec = sharding.activation_spec(leaf.shape, *names, mesh=mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    def field(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = sharding.path_of(path).split(".")[-1]
+        if name in ("keys", "values") and len(leaf.shape) == 5:
+            return put(leaf, None, "batch", None, "kv_heads", None)
+        if name == "valid":
+            return put(leaf, "batch", None)
+        if name == "shift":
+            return put(leaf, "batch")
+        return put(leaf, *(None,) * len(leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(field, state)
+
+
+def plan_inference(
+    name: str, config: ConfigDict, topology: Topology, mode: Mode, request: Request, *, effort: str | None = None
+) -> Plan:
+    """What answering `request.batch` prompts, each with one picture in the recipe's largest layout, needs on each chip:
+    the prefill, or one decoded token. Raises PlanError, ConfigError or ShardingError."""
+    if min(request.batch, request.text_tokens, request.new_tokens) < 1:
+        raise PlanError("--batch, --text_tokens and --new_tokens must be positive")
+    model_config = LlavaConfig.from_dict({**config.model.to_dict(), "dtype": request.dtype, "remat": "none"})
+    mesh = sharding.mesh_of(config.mesh, devices=topology.devices)
+    tiles, vision = _picture(model_config)
+    length = vision + request.text_tokens
+    new_tokens = request.new_tokens
+    if request.cache_tokens:
+        if request.cache_tokens <= length:
+            raise PlanError(f"--cache_tokens={request.cache_tokens}: the prompt alone has {length} tokens")
+        new_tokens = request.cache_tokens - length
+    model = _abstract_model(model_config, mesh, request.dtype)
+    divides = request.batch % sharding.batch_shards(mesh) == 0
+    where = sharding.batch_sharding(mesh) if divides else sharding.replicated(mesh)
+    shape = BatchShape(rows=request.batch, tokens=length, tiles=tiles, tile_size=model_config.image.tile_size)
+    batch = batch_structs(shape, where, weighted_cells=model_config.image.may_interpolate)
+    with compiling_for(topology, mesh):
+        traced, state = _Programs(model).trace(mode, batch, where, new_tokens)
+    compiled = compile_for(topology, mesh, traced, effort)
+    needed = _prefill_flops(model_config, request, tiles, length) if mode == "prefill" else 0.0
+    if mode == "decode":
+        needed = _token_flops(model_config, length + new_tokens) * request.batch
+    work = roofline = None
+    if compiled.costs is not None:
+        work = work_of(topology, mesh, traced, compiled.costs, needed)
+        roofline = roofline_of(topology, work)
+    notes = []
+    if not divides and mesh.size > 1:
+        notes.append(
+            f"{request.batch} prompts do not divide over {sharding.batch_shards(mesh)} pieces: each runs all of them"
+        )
+    cache = bytes_per_chip(state.cache) if mode == "decode" else 0
+    return Plan(
+        config=name,
+        mode=mode,
+        topology=topology.name,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        settings={
+            "batch": request.batch,
+            "prompt_tokens": length,
+            "vision_tokens": vision,
+            "tiles": tiles,
+            "cache_tokens": length + new_tokens,
+            "dtype": request.dtype,
+            "attention": model_config.attention,
+            "optimization_level": effort or "default",
+        },
+        notes=notes,
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)),
+        trained_parameters=0,
+        tokens=request.batch * (length if mode == "prefill" else 1),
+        samples=request.batch,
+        memory=memory_of(
+            compiled,
+            frozen=bytes_per_chip(model),
+            cache=cache,
+            inputs=bytes_per_chip(batch) if mode == "prefill" else bytes_per_chip(state) - cache,
+        ),
+        work=work,
+        roofline=roofline,
+        schedule=None,
+        compile_seconds=compiled.seconds,
+        versions=versions(topology),
+    )
+
+
+def _abstract_model(config: LlavaConfig, mesh: Mesh, dtype: str) -> Llava:
+    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
+        model,
+        sharding.param_shardings(model, mesh),
+    )
+
+
+def _picture(config: LlavaConfig) -> tuple[int, int]:
+    """Tiles and vision tokens of a picture that fills the layout's largest grid; base tile and newlines included."""
+    side, cells = config.cells_per_side, config.cells_per_tile
+    if not config.image.is_anyres:
+        return 1, cells
+    width, height = max(config.image.grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1])))
+    return width * height + 1, cells + height * side * (width * side + 1)
+
+
+def _prefill_flops(config: LlavaConfig, request: Request, tiles: int, length: int) -> float:
+    """Operations that the model needs; the vocabulary projection is of the last position only."""
+    forward = forward_flops(config)
+    per_prompt = (
+        tiles * (forward["encoder"] + forward["projector"] + forward["interludes"])
+        + length * forward["decoder"]
+        + length * (length + 1) / 2 * forward["attention"]
+        + forward["head"]
+    )
+    return request.batch * per_prompt
+
+
+def _token_flops(config: LlavaConfig, length: int) -> float:
+    """Of one token that attends to a full cache."""
+    forward = forward_flops(config)
+    return forward["decoder"] + length * forward["attention"] + forward["head"]

@@ -1,0 +1,199 @@
+"""Tries meshes, remat policies and micro-batches; compiles the promising ones."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vr_jax import sharding
+from vr_jax.model.config import LlavaConfig
+from vr_jax.plan import report
+from vr_jax.plan.compiling import bytes_per_chip
+from vr_jax.plan.errors import PlanError
+from vr_jax.plan.recipes import flags_of
+from vr_jax.plan.results import Plan
+from vr_jax.plan.topology import Topology
+from vr_jax.plan.training import STEPS, fit_rows, model_flops, plan_training
+from vr_jax.training.program import build_program
+
+ACCUMULATIONS = (1, 2, 4)
+# Share of the forward pass of the decoder that the backward pass repeats, and activations per token and layer that are
+# kept, in widths of the hidden state: only to decide what to compile first.
+_REPEATED = {"none": 0.0, "dots": 0.1, "full": 1.0}
+_KEPT = {"none": 34.0, "dots": 12.0, "full": 1.0}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """settings: what differs from the recipe, by field. seconds: estimated bound of an update per sample."""
+
+    settings: dict[str, Any]
+    config: ConfigDict
+    seconds: float
+
+
+@dataclass
+class Found:
+    """plans: compiled ones, those that fit first, by the bound on time per sample; flags: of train.py, for each."""
+
+    plans: list[Plan]
+    flags: list[str]
+    left: list[str] = field(default_factory=list)  # what was not compiled, and why
+
+    def _rows(self) -> list[list[str]]:
+        rows = report.table(self.plans)
+        return [[*rows[0], "train.py"], *[[*row, flags] for row, flags in zip(rows[1:], self.flags, strict=True)]]
+
+    def text(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, "", report.text(self.plans[0]), f"\ntrain.py {self.flags[0]}", *self.left])
+
+    def markdown(self) -> str:
+        rows = self._rows()
+        rows[1:] = [[*row[:-1], f"`{row[-1]}`"] for row in rows[1:]]
+        return "\n".join(
+            [f"# Search on {self.plans[0].topology}", "", report.markdown_table(rows), "", *self.left, "", ""]
+        ) + report.markdown(self.plans[0])
+
+
+def search(
+    name: str,
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    budget: float,
+    efficiency: float,
+    samples: int | None,
+    fixed_rows: bool,
+    effort: str | None,
+    say: Callable[[str], None],
+) -> Found:
+    """Compiles candidates in the order of their estimate until `budget` seconds have passed (at least one).
+
+    Raises PlanError if nothing can work."""
+    began = time.perf_counter()
+    waiting = sorted(_candidates(config, topology, fixed_rows), key=lambda one: one.seconds)
+    if not waiting:
+        raise PlanError(
+            f"{name} on {topology.name}: parameters and optimizer fit on no mesh; take more or larger chips"
+        )
+    say(f"{len(waiting)} candidates whose parameters and optimizer fit")
+    done: list[tuple[Plan, str]] = []
+    slowest = 0.0
+    while waiting and (not done or time.perf_counter() - began + slowest < budget):
+        one = waiting.pop(0)
+        flags = flags_of(one.settings)
+        started = time.perf_counter()
+        try:
+            plan = plan_training(
+                name, one.config, topology, efficiency=efficiency, samples=samples, fixed_rows=True, effort=effort
+            )
+        except PlanError as error:
+            say(f"{flags}: {error}")
+            continue
+        finally:
+            slowest = max(slowest, time.perf_counter() - started)
+        say(f"{flags}: {report.verdict(plan)}" + (f"; {report.seconds(plan.roofline.bound)}" if plan.roofline else ""))
+        done.append((plan, flags))
+    if not done:
+        raise PlanError(f"{name} on {topology.name}: no candidate compiled")
+    done.sort(key=_rank)
+    left = [f"not compiled, for lack of time (--budget={budget:g}): {len(waiting)} candidates"] if waiting else []
+    return Found([plan for plan, _ in done], [flags for _, flags in done], left)
+
+
+def _rank(entry: tuple[Plan, str]) -> tuple[bool, float]:
+    plan = entry[0]
+    bound = plan.roofline.bound / plan.samples if plan.roofline is not None else float("inf")
+    return plan.memory.fits is False, bound
+
+
+def _candidates(config: ConfigDict, topology: Topology, fixed_rows: bool) -> Iterator[Candidate]:
+    model = LlavaConfig.from_dict(config.model.to_dict())
+    count = len(topology.devices)
+    for tensor in _divisors(count):
+        # Heads that do not divide would be computed on every chip of the axis.
+        if tensor > 1 and (model.text.num_heads % tensor or tensor > 8):
+            continue
+        for fsdp in _divisors(count // tensor):
+            yield from _on_mesh(config, topology, model, (count // tensor // fsdp, fsdp, tensor), fixed_rows)
+
+
+def _on_mesh(
+    config: ConfigDict, topology: Topology, model: LlavaConfig, shape: tuple[int, int, int], fixed_rows: bool
+) -> Iterator[Candidate]:
+    axes = dict(zip(sharding.AXES, shape, strict=True))
+    changed = config.copy_and_resolve_references()
+    changed.mesh.update(axes)
+    try:
+        mesh = sharding.mesh_of(changed.mesh, devices=topology.devices)
+    except sharding.ShardingError:  # slices that this shape cannot be laid over
+        return
+    program = build_program(changed, mesh, STEPS)
+    state = bytes_per_chip(program.abstract)
+    leaves = (*program.abstract.params.values(), *program.abstract.frozen.values())
+    gathered = 2 * sum(leaf.size for leaf in leaves)  # bytes in bfloat16
+    capacity = topology.chip.memory if topology.chip is not None else float("inf")
+    if state > capacity:
+        return
+    for accumulation, remat in itertools.product(ACCUMULATIONS, _KEPT):
+        one = changed.copy_and_resolve_references()
+        one.batch.accumulation, one.model.remat = accumulation, remat
+        shards = sharding.batch_shards(mesh)
+        rows = one.batch.rows
+        fit_rows(one, shards, fixed=fixed_rows)
+        if one.batch.rows % (shards * accumulation) or (accumulation > 1 and one.batch.rows > max(rows, shards * 4)):
+            continue
+        tokens = one.batch.rows * one.batch.tokens // (shards * accumulation)
+        kept = tokens * model.text.num_layers * model.text.hidden_size * 2 * _KEPT[remat] / shape[2]
+        if state + kept > capacity:
+            continue
+        seconds = _estimate(one, topology, program, model, gathered, tokens, accumulation, remat)
+        settings: dict[str, Any] = {f"mesh.{axis}": size for axis, size in axes.items()}
+        settings |= {"model.remat": remat, "batch.accumulation": accumulation}
+        if one.batch.rows != rows:
+            settings |= {"batch.rows": one.batch.rows, "samples_per_step": one.samples_per_step}
+        yield Candidate(settings, one, seconds / one.samples_per_step)
+
+
+def _estimate(
+    config: ConfigDict,
+    topology: Topology,
+    program: Any,
+    model: LlavaConfig,
+    gathered: int,
+    tokens: int,
+    accumulation: int,
+    remat: str,
+) -> float:
+    """A rough bound on an update in seconds: products of matrices, and what meshes send for them."""
+    replica, fsdp, tensor = (program.mesh.shape[axis] for axis in sharding.AXES)
+    if topology.chip is None:
+        return float(_REPEATED[remat])
+    chip = topology.chip
+    needed = model_flops(config, program.model, program.trainable) / program.mesh.size
+    compute = needed * (1 + _REPEATED[remat] / 4) / chip.peak_flops
+    # Weights are gathered for both passes of every micro-batch, gradients scattered and, over replicas, reduced once.
+    weights = gathered / tensor
+    between = weights * (fsdp - 1) / fsdp * (2 * accumulation + 1)
+    copies = 2 * weights / fsdp * (replica - 1) / replica
+    # Two sums of activations per layer and pass, over the chips that share a layer.
+    layers = accumulation * model.text.num_layers * (4 + 2 * _REPEATED[remat])
+    shared = layers * 2 * (tensor - 1) / tensor * tokens * model.text.hidden_size * 2
+    sent = (
+        between / topology.bandwidth(fsdp * tensor, tensor)
+        + copies / topology.bandwidth(program.mesh.size, tensor)
+        + shared / topology.bandwidth(tensor, tensor)
+    )
+    return max(compute, sent)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

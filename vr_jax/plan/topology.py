@@ -1,0 +1,132 @@
+"""From "v5e:16x16" to the devices that a program is compiled for."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, Mesh
+
+from vr_jax.plan import nvidia
+from vr_jax.plan.chips import CHIPS, Chip
+from vr_jax.plan.errors import PlanError
+
+CPU = "cpu"
+EXAMPLES = "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, h200:1x32x8 (slices x hosts x GPUs), cpu:8"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """name: as the user gave it. chip: None for this machine's CPU, of which no limits are known. devices: in the order
+    that JAX gives on such a machine. hosts: of GPUs, between which the network is slower; else 1."""
+
+    name: str
+    chip: Chip | None
+    devices: tuple[jax.Device, ...]
+    hosts: int = 1
+
+    @property
+    def platform(self) -> str:
+        return self.devices[0].platform
+
+    def bandwidth(self, group: int, inner: int) -> float:
+        """Bytes per second that a chip can send within a group of `group` chips. inner: size of the mesh axis whose
+        chips are neighbours on one host."""
+        assert self.chip is not None
+        if self.chip.network is None or self.hosts == 1:
+            return self.chip.interconnect
+        per_host = len(self.devices) // self.hosts
+        if group <= inner > 1:
+            return self.chip.interconnect
+        members = max(1, per_host // inner)  # of the group, on one host
+        if group <= members:
+            return self.chip.interconnect
+        # A ring enters and leaves each host once, through the adapters of all its members together.
+        return min(self.chip.interconnect, members * self.chip.network)
+
+
+def parse(name: str) -> tuple[str, tuple[int, ...]]:
+    """("v5e", (16, 16)) for "v5e:16x16". Raises PlanError."""
+    kind, colon, text = name.partition(":")
+    kind = kind.lower()
+    if kind not in (*CHIPS, CPU):
+        raise PlanError(f"--topology={name}: no chip {kind!r}; known: {', '.join((*CHIPS, CPU))}; e.g. {EXAMPLES}")
+    sizes = text.split("x")
+    if not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise PlanError(f"--topology={name}: expected numbers of chips behind {kind!r}:, e.g. {EXAMPLES}")
+    shape = tuple(int(size) for size in sizes)
+    wanted = {CPU: 1, "v5e": 2, "v6e": 2}.get(kind, 3)
+    if len(shape) != wanted:
+        raise PlanError(f"--topology={name}: {kind} has {wanted} axes, found {len(shape)}; e.g. {EXAMPLES}")
+    return kind, shape
+
+
+def prepare_process(name: str) -> None:
+    """Settings that compilers read once, before the first of them is loaded: for a process that plans and does nothing
+    else. Raises PlanError for a topology that does not exist or whose compiler is not installed."""
+    kind, shape = parse(name)
+    jax.config.update("jax_platforms", "cpu")
+    if kind == CPU:
+        jax.config.update("jax_num_cpu_devices", shape[0])
+    elif CHIPS[kind].kind.startswith("TPU"):
+        _need("libtpu", "TPUs", "tpu")
+        # libtpu would ask the cloud's metadata server who it is.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    else:
+        _need("jax_plugins", "NVIDIA GPUs", "cuda13")
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "xla_gpu_cuda_data_dir" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_cuda_data_dir={nvidia.cuda_directory()}".strip()
+
+
+def _need(module: str, what: str, extra: str) -> None:
+    if find_spec(module) is None:
+        raise PlanError(
+            f"planning for {what} needs their compiler, which is not installed: pip install 'vr-jax[{extra}]'"
+        )
+
+
+def open_topology(name: str) -> Topology:
+    """Raises PlanError for a topology that does not exist, or whose compiler is not installed."""
+    kind, shape = parse(name)
+    if kind == CPU:
+        devices = jax.devices("cpu")
+        if len(devices) < shape[0]:
+            raise PlanError(f"--topology={name}: this process has {len(devices)} CPU devices")
+        return Topology(name, None, tuple(devices[: shape[0]]))
+    chip = CHIPS[kind]
+    text = "x".join(map(str, shape))
+    try:
+        if chip.kind.startswith("TPU"):
+            _need("libtpu", "TPUs", "tpu")
+            found = topologies.get_topology_desc(f"{kind}:{text}", "tpu")
+            return Topology(name, chip, tuple(found.devices))
+        _need("jax_plugins", "NVIDIA GPUs", "cuda13")
+        found = topologies.get_topology_desc(
+            platform="cuda", topology_name="", topology=text, target_config=nvidia.target_config(chip)
+        )
+        return Topology(name, chip, tuple(found.devices), hosts=math.prod(shape[:2]))
+    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PlanError(f"--topology={name}: the compiler does not know it ({reason}); e.g. {EXAMPLES}") from error
+
+
+@contextlib.contextmanager
+def compiling_for(topology: Topology, mesh: Mesh) -> Iterator[None]:
+    """`jax.set_mesh`, as on a machine that has these devices: those of NVIDIA have no `device_kind` ahead of time,
+    which kernels choose by."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        if topology.platform == "gpu" and topology.chip is not None:
+            device: Any = AbstractDevice(device_kind=topology.chip.kind, num_cores=None, platform="gpu")
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update(abstract_device=device)))
+        yield
