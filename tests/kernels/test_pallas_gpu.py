@@ -42,21 +42,22 @@ class Case:
 
 SCALE = 0.125
 ON_TENSOR_CORES = Case(5, 9, 24, True, 256, "bfloat16", True)
-BY_VECTORS = Case(2, 4, 16, True, 192, "float32", True)
 CASES = {
     "absorbed, tensor cores": ON_TENSOR_CORES,
-    "absorbed, tensor cores, nothing hidden": Case(3, 16, 8, True, 64, "bfloat16", False),
-    "absorbed, vectors": BY_VECTORS,
+    "absorbed, tensor cores, one consumer, nothing hidden": Case(3, 16, 8, True, 192, "bfloat16", False),
+    "absorbed, vectors": Case(2, 4, 16, True, 256, "float32", True),
     "plain, bfloat16": Case(2, 9, 8, False, 128, "bfloat16", True),
     "plain, float32": Case(2, 16, 8, False, 32, "float32", True),
     "plain, nothing hidden": Case(2, 4, 8, False, 64, "float32", False),
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_and_strict(monkeypatch):
-    """One multiprocessor, so that a block takes several groups of windows in turn; races are errors."""
+    """One multiprocessor, so that a block takes several groups of windows in turn; three barriers in an array, so that
+    small cases have several chunks of columns behind each, as wide ones have behind Mosaic's 32; races are errors."""
     monkeypatch.setattr(pallas_gpu, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(_gpu_plan, "MAX_BARRIERS", 3)
     strict = functools.partial(plgpu.InterpretGPUParams, detect_races=True)
     monkeypatch.setattr(plgpu, "InterpretGPUParams", strict)
 
@@ -105,24 +106,21 @@ def check(case: Case) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.usefixtures("small_and_strict")
 @pytest.mark.parametrize("name", CASES)
 def test_matches_float64(name: str):
     check(CASES[name])
 
 
-@pytest.mark.parametrize("case", [ON_TENSOR_CORES, BY_VECTORS], ids=["tensor cores", "vectors"])
-def test_features_share_barriers(case: Case, monkeypatch):
-    """Mosaic has 32 barriers in an array: wide features have several chunks of columns behind each, here two."""
-    monkeypatch.setattr(_gpu_plan, "MAX_BARRIERS", 2)
-    check(case)
-
-
 def test_other_chips_do_without_hoppers_instructions(monkeypatch):
     """wgmma exists on compute capability 9 only; the dtype alone does not decide."""
-    monkeypatch.setattr(pallas_gpu, "_capability", lambda: (10, 0))
     query, key, *_ = ON_TENSOR_CORES.arrays()
+    assert pallas_gpu._plan(query, key, False).tensor_cores
+    monkeypatch.setattr(pallas_gpu, "_capability", lambda: (10, 0))
     assert not pallas_gpu._plan(query, key, False).tensor_cores
-    check(Case(2, 4, 8, True, 128, "bfloat16", True))
+    assert pallas_gpu.unsupported(query, key, key) is None
+    monkeypatch.setattr(pallas_gpu, "_capability", lambda: (8, 0))
+    assert "compute capability 8.0" in pallas_gpu.unsupported(query, key, key)
 
 
 @pytest.mark.parametrize("backward", [False, True])
