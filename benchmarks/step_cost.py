@@ -99,7 +99,7 @@ def prefill_report(size: str) -> str:
         cross, attention = block_flops(config)
         goal = f"; goal: at most {GOAL_SHARE:.0%}" if form == "absorbed" else ""
         lines.append(
-            f"  {form:<9} + {more / 1e9:6.1f} GFLOP, {more / base:6.2%} ({len(interlude.insert_after)} insertions, of each "
+            f"  {form:<9} + {more / 1e9:6.1f} GFLOP, {more / base:6.2%} ({len(interlude.insert_after)} blocks, of each "
             f"cross-attention {cross / 1e9:.2f}, self-attention {attention / 1e9:.2f}){goal}"
         )
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import sys
 import jax
 import pytest
 
+from tests.compilations import compilations
 from tests.evaluation import words
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
@@ -75,6 +76,16 @@ def test_answers_are_those_of_each_item_alone(generator, processor, finished, it
         assert result.finish == reply.finish
         assert result.error is None
         assert result.score == (result.prediction in item.answers)
+
+
+def test_each_bucket_is_compiled_once(generator, processor, finished, items, tmp_path):
+    """Other batches of the same shapes compile nothing, also with other pictures and texts."""
+    assert len({key[2] for key in generator.compilations if key[0] == "prefill"}) > 1, "several buckets"
+    assert set(generator.compilations.values()) == {1}
+    with compilations() as compiled:
+        evaluation = run(generator, processor, tmp_path, items[::-1])
+    assert [result.id for result in evaluation.results] == [item.id for item in items[::-1]]
+    assert compiled == []
 
 
 def test_bad_items_count_as_wrong_and_are_named(finished):
