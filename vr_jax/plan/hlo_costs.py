@@ -198,19 +198,15 @@ class _Walk:
         """The constants on the way from a computation's parameters to `one`."""
         if one.opcode == "fusion":
             called = self._module.computations[one.called[0]]
-            added = self._added(called, called.root) if called.root is not None else 0
-            constants = 0
-        elif one.opcode == "add" or one.opcode in ("copy", "bitcast"):
-            added, constants = 0, 0
+            total = self._added(called, called.root) if called.root is not None else 0
+        elif one.opcode in ("add", "copy", "bitcast"):
+            total = 0
         else:
             return 0
         for name in one.operands:
             operand = computation.instructions[name]
-            if operand.opcode == "constant":
-                constants += int(operand.arguments)
-            else:
-                added += self._added(computation, operand)
-        return added + constants
+            total += int(operand.arguments) if operand.opcode == "constant" else self._added(computation, operand)
+        return total
 
     # --- memory
 
@@ -220,11 +216,11 @@ class _Walk:
             return 0.0
         reads = [computation.instructions[name].arrays for name in one.operands if name in computation.instructions]
         if one.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * _hbm(one.arrays)
+            return one.arrays[0].bytes * (reads[0][0].in_hbm + one.arrays[0].in_hbm)
         if one.opcode == "dynamic-update-slice":
-            return 2 * _hbm(reads[1])
-        if one.opcode.endswith("-start"):  # (result, operand, ...) or (operand, result)
-            return sum(_hbm(arrays) for arrays in reads) * 2
+            return reads[1][0].bytes * (reads[1][0].in_hbm + one.arrays[0].in_hbm)
+        if one.opcode in ("copy-start", "all-gather-start", "collective-permute-start"):
+            return _hbm(one.arrays)  # operand and result, in either order
         return sum(_hbm(arrays) for arrays in reads) + _hbm(one.arrays)
 
     def _fusion_bytes(self, computation: Computation, one: Instruction) -> float:

@@ -81,6 +81,8 @@ def prepare_process(name: str) -> None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        # No chip is opened, so plans need not wait for one another.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     else:
         _need("jax_plugins", "NVIDIA GPUs", "cuda13")
         flags = os.environ.get("XLA_FLAGS", "")
