@@ -140,7 +140,7 @@ def _phase2(model: LlavaConfig) -> ConfigDict:
     tokens = max(2048, 512 * round(4 * 4.85 * tokens_per_tile / 512))
     tiles = math.ceil(1.1 * tokens / tokens_per_tile)
     config.batch = ConfigDict({"rows": 8, "tokens": tokens, "tiles": tiles, "accumulation": 1})
-    config.samples_per_step = 32 if model.cells_per_tile >= 64 else 38  # 1/16: more than four fit beside that text
+    config.samples_per_step = 32 if model.cells_per_tile >= 64 else 39  # 1/16: more than four fit into that length
     config.optimizer.lr = 2e-4
     config.trainable = ("decoder.*", "projector.*", "image_newline")
     return config
