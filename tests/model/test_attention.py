@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import vr_jax.model.attention as attention_module
+import vr_jax.model.attention_cpu as attention_cpu
 from vr_jax.model.attention import attention, cached_attention
 from vr_jax.sharding import make_mesh
 
@@ -13,6 +14,7 @@ BACKENDS = [
     "xla",
     pytest.param("cudnn", marks=pytest.mark.skip(reason="cuDNN attention needs an NVIDIA GPU; tests run on the CPU")),
     "splash",  # Pallas interpreter
+    "blocked",
 ]
 B, N, H, G, K = 2, 137, 4, 2, 8
 
@@ -44,6 +46,8 @@ def inputs(guides: int):
 @pytest.mark.parametrize(("causal", "guides"), [(True, 0), (False, 0), (False, 3)])
 def test_matches_the_loop(backend: str, causal: bool, guides: int, monkeypatch):
     monkeypatch.setattr(attention_module, "SPLASH_BLOCK", 128)  # so that a row takes two blocks
+    monkeypatch.setattr(attention_cpu, "KEY_BLOCK", 32)  # so that some blocks meet and others do not
+    monkeypatch.setattr(attention_cpu, "QUERY_ROWS", 40)
     query, key, value, segments, keys = inputs(guides)
     expected = reference(query, key, value, segments, keys, causal)
     weight = np.random.default_rng(1).normal(size=expected.shape) * (segments > 0)[..., None, None]
@@ -97,7 +101,7 @@ def test_a_new_token_sees_the_valid_slots_of_its_cache():
 
 def test_unknown_backend():
     query, key, value, segments, keys = inputs(0)
-    with pytest.raises(ValueError, match="'flash': expected 'auto', 'xla', 'cudnn' or 'splash'"):
+    with pytest.raises(ValueError, match="'flash': expected 'auto', 'xla', 'cudnn', 'splash' or 'blocked'"):
         attention(query, key, value, query_segments=segments, key_segments=keys, causal=True, backend="flash")
 
 

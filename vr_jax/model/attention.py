@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax.model.attention_cpu import blocked_attention
 from vr_jax.sharding import activation_spec, mesh_in_context, platform
 
+BLOCKED_FROM = 512  # positions of a row from which the CPU's blocks pay; shorter rows compile faster without
 SPLASH_BLOCK = 512  # positions per block of the TPU kernel; larger is faster until it does not fit in VMEM
 
 
@@ -28,12 +30,16 @@ def attention(
     index or before). H is a multiple of G: grouped queries. Softmax in float32.
 
     backend: 'xla' runs everywhere; 'cudnn' (NVIDIA) gets the segments as a mask, because cuDNN through jax.nn would
-    otherwise ignore them; 'splash' (TPU) takes segment ids; 'auto' is the one that suits the platform. Rows of segment
-    0 (padding) hold unspecified finite numbers.
+    otherwise ignore them; 'splash' (TPU) takes segment ids; 'blocked' is for long rows on one CPU; 'auto' is the one
+    that suits the platform. Rows of segment 0 (padding) hold unspecified finite numbers.
     Raises ValueError for an unknown backend."""
     backend = _choose(backend, query, key)
     if backend == "splash":
         return _splash(query, key, value, query_segments, key_segments, causal)
+    if backend == "blocked":
+        return blocked_attention(
+            query, key, value, query_segments=query_segments, key_segments=key_segments, causal=causal
+        )
     mask = query_segments[:, None, :, None] == key_segments[:, None, None, :]
     # is_causal beside the mask lets cuDNN skip the blocks above the diagonal.
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=backend)  # type: ignore[call-overload]
@@ -46,16 +52,21 @@ def full_attention(
 
     backend: as in `attention`; the TPU's is XLA here too, because splash pads such rows to twice their length."""
     backend = _choose(backend, query, key)
+    if backend == "blocked":
+        return blocked_attention(query, key, value)
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if backend == "cudnn" else "xla")
 
 
 def _choose(backend: str, query: Float[Array, "B N H K"], key: Float[Array, "B M G K"]) -> str:
-    if backend in ("xla", "cudnn", "splash"):
+    if backend in ("xla", "cudnn", "splash", "blocked"):
         return backend
     if backend != "auto":
-        raise ValueError(f"attention backend {backend!r}: expected 'auto', 'xla', 'cudnn' or 'splash'")
+        raise ValueError(f"attention backend {backend!r}: expected 'auto', 'xla', 'cudnn', 'splash' or 'blocked'")
     if platform() == "tpu":
         return "splash"
+    if platform() == "cpu":
+        mesh = mesh_in_context()
+        return "blocked" if (mesh is None or mesh.size == 1) and query.shape[1] >= BLOCKED_FROM else "xla"
     # cuDNN's limits: half precision, heads of at most 128 channels (256 since Hopper), even lengths beside a mask.
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and query.shape[1] % 2 == 0 == key.shape[1] % 2
     half = query.dtype in (jnp.bfloat16, jnp.float16)

@@ -166,7 +166,11 @@ class Llava(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Vocabulary logits, float32."""
-        kernel = self.head_kernel().astype(hidden.dtype)
+        if self.config.text.tie_word_embeddings:
+            # Not through the transpose: for a single token XLA's CPU compiler reads it column by column, 8 x slower.
+            table = self.decoder.embed.embedding[...].astype(hidden.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        kernel = self.decoder.lm_head.kernel[...].astype(hidden.dtype)
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 
 
