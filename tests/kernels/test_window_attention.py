@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,11 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from vr_jax.kernels.window_attention import api, window_attention
+from tests.helpers import tiny_config, tiny_interlude, tiny_vision
+from vr_jax.kernels.window_attention import BackendError, api, window_attention
+from vr_jax.model.config import ConfigError, LlavaConfig
+from vr_jax.model.interludes import interactions
+from vr_jax.model.interludes.interactions import LocalAttention
 from vr_jax.sharding import make_mesh
 
 BACKENDS = ("reference", "pallas_tpu")  # pallas_gpu: test_pallas_gpu.py
@@ -242,12 +248,12 @@ def test_auto(platform: str, arrays: tuple, expected: str):
             "tpu",
             "pallas_tpu",
             shapes(100),
-            r"cannot take query bfloat16\[20480, 24, 100\], .*: query width 100 is not a multiple of 128; use .*auto",
+            r"cannot take query bfloat16\[20480, 24, 100\], .*: query width 100 is not a multiple of 128; use 'auto'",
         ),
     ],
 )
 def test_a_backend_that_cannot_run(platform: str, backend: str, arrays: tuple, message: str):
-    with compiled_for(platform), pytest.raises(ValueError, match=message):
+    with compiled_for(platform), pytest.raises(BackendError, match=message):
         api.choose(*arrays, backend)
 
 
@@ -258,3 +264,33 @@ def test_shapes_that_do_not_fit():
         attend(key, key)
     with pytest.raises(ValueError, match=r"\(2, 9, 4, 8\), \(2, 8\); expected .* valid \(W, S\)"):
         attend(*[jnp.zeros((2, 9, 4, 8))] * 2, valid[:, 1:])
+
+
+def test_the_model_takes_the_backend_of_its_config(monkeypatch):
+    model = tiny_config(vision=tiny_vision(hidden_size=128), interlude=tiny_interlude(cross_heads=3))
+    features = jax.random.normal(jax.random.key(0), (1, 2, 9, 4, 3 * 128))
+    query = jax.random.normal(jax.random.key(1), (1, 2 * 9, 3 * 128))
+
+    def run(kernel: str) -> jax.Array:
+        config = dataclasses.replace(model.interlude, kernel=kernel)
+        attention = LocalAttention(config, model, 3 * 128, out_init=None, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        return attention(query, features, None)
+
+    reference = run("reference")
+    with pytest.raises(ConfigError, match=r"interlude.kernel = 'pallas_tpu': .* this program is for 'cpu'; use 'auto'"):
+        run("pallas_tpu")
+    seen = []
+
+    def interpreted(*arrays, backend, **options):
+        seen.append(backend)
+        return window_attention(*arrays, backend=backend, interpret=True, **options)
+
+    monkeypatch.setattr(interactions, "window_attention", interpreted)
+    np.testing.assert_allclose(run("pallas_tpu"), reference, rtol=1e-5, atol=1e-5)
+    assert seen == ["pallas_tpu"]
+
+
+def test_a_checkpoint_from_before_the_field():
+    values = tiny_config().to_dict()
+    del values["interlude"]["kernel"]
+    assert LlavaConfig.from_dict(values).interlude.kernel == "auto"

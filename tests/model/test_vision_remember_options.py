@@ -61,7 +61,7 @@ OPTIONS = {
     },
 }
 # Every choice of every field is in the list above; these act outside of a block and are tested where they act.
-ELSEWHERE = {"name", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
+ELSEWHERE = {"name", "kernel", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
 
 
 class Reference:

@@ -23,6 +23,10 @@ DEFAULTS = {
 }
 
 
+class BackendError(ValueError):
+    """A backend that is unknown, or cannot run here or for these arrays; one line for the user."""
+
+
 def window_attention(
     query: Float[Array, "W H d"],
     key: Float[Array, "W S K d"],
@@ -42,7 +46,7 @@ def window_attention(
     backend: "reference" (XLA), "pallas_tpu", "pallas_gpu", or None / "auto": the faster one for the platform and the
     shapes. On a mesh in context a kernel runs on each device's windows and heads. interpret: run the kernel in
     Pallas' interpreter, on any platform (slow, for tests).
-    Raises ValueError for shapes that do not fit each other, an unknown backend, and one that cannot run here."""
+    Raises ValueError for shapes that do not fit each other, BackendError for a backend that cannot be taken."""
     _check_shapes(query, key, value, valid)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     name = choose(query, key, value, backend, interpret=interpret)
@@ -69,18 +73,19 @@ def choose(query: Shaped, key: Shaped, value: Shaped, backend: str | None = None
         name = DEFAULTS.get((platform(), form), "reference")
         return name if name == "reference" or _refusal(name, query, key, value) is None else "reference"
     if backend not in BACKENDS:
-        raise ValueError(f"window_attention backend {backend!r}: expected one of {['auto', *BACKENDS]}")
+        raise BackendError(f"window_attention backend {backend!r}: expected one of {['auto', *BACKENDS]}")
     if backend == "reference":
         return backend
-    where = "use backend 'auto' or 'reference' (Vision Remember's config: interlude.kernel)"
     if not interpret and platform() != KERNELS[backend]:
-        raise ValueError(
+        raise BackendError(
             f"window_attention backend {backend!r} runs on platform {KERNELS[backend]!r}, this program is for "
-            f"{platform()!r}; {where}; interpret=True is for tests"
+            f"{platform()!r}; use 'auto' or 'reference'"
         )
     if (reason := _refusal(backend, query, key, value)) is not None:
         shapes = ", ".join(f"{n} {x.dtype}{list(x.shape)}" for n, x in (("query", query), ("key", key)))
-        raise ValueError(f"window_attention backend {backend!r} cannot take {shapes}: {reason}; {where}")
+        raise BackendError(
+            f"window_attention backend {backend!r} cannot take {shapes}: {reason}; use 'auto' or 'reference'"
+        )
     return backend
 
 

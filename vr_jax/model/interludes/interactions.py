@@ -15,8 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.kernels.window_attention import window_attention, window_weights
-from vr_jax.model.config import LlavaConfig, VisionRememberConfig
+from vr_jax.kernels.window_attention import BackendError, window_attention, window_weights
+from vr_jax.model.config import ConfigError, LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.deformable import DeformableAttention
 from vr_jax.model.layers import MultiHeadAttention, merge_heads, split_heads
 from vr_jax.model.windows import to_raster
@@ -137,7 +137,10 @@ class LocalAttention(_KeyAttention):
         return features.reshape(-1, *features.shape[3:])
 
     def attend(self, query, key, value, scale):
-        return window_attention(query[:, 0], key, value, scale=scale, backend=self.config.kernel)[:, None]
+        try:
+            return window_attention(query[:, 0], key, value, scale=scale, backend=self.config.kernel)[:, None]
+        except BackendError as error:
+            raise ConfigError(f"interlude.kernel = {self.config.kernel!r}: {error}") from error
 
     def weights(
         self,
