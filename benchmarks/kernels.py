@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from timing import side_by_side
 
-from vr_jax.kernels.window_attention import api, window_attention
+from vr_jax.kernels.window_attention import BackendError, api, window_attention
 
 BYTES = 2  # of a number, bfloat16
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -145,10 +145,10 @@ def _compare(
         run = jax.jit(problem.function(part, backend=name, interpret=interpret))
         try:
             found = jax.block_until_ready(run(*arrays))
-        except ValueError as error:
+        except BackendError as error:
             backends[name] = {"refused": str(error)}
             continue
-        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:  # reported: the others are still measured
+        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # reported: the others are still measured
             backends[name] = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
         backends[name] = {"error": _error(found, exact)}
