@@ -148,7 +148,7 @@ def _compare(
         except BackendError as error:
             backends[name] = {"refused": str(error)}
             continue
-        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # reported: the others are still measured
+        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # the others are still measured
             backends[name] = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
         backends[name] = {"error": _error(found, exact)}
