@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from timing import side_by_side
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
+
 from vr_jax.kernels.window_attention import BackendError, api, window_attention
 
 BYTES = 2  # of a number, bfloat16
