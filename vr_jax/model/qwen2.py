@@ -340,7 +340,7 @@ def unstacked(decoder: Decoder) -> Decoder:
     split = nnx.merge(graph, state)
     split.stages = nnx.List(
         [
-            nnx.List([jax.tree.map(lambda leaf, index=index: leaf[index], stage) for index in range(stop - start)])
+            nnx.List([jax.tree.map(lambda leaf, i=i: leaf[i], stage) for i in range(stop - start)])  # type: ignore[misc]
             for stage, (start, stop) in zip(decoder.stages, itertools.pairwise(decoder.bounds), strict=True)
         ]
     )
