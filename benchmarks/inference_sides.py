@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,13 @@ class _Stops:
         return {"<|im_end|>": 0}
 
 
-def run_vr_jax(work: Work, rounds: int, warmup: int) -> dict[str, Any]:
-    """Also with the logits behind the prompt, in the work's dtype."""
+def run_vr_jax(work: Work, model: Any, rounds: int, warmup: int) -> dict[str, Any]:
+    """Times, tokens, memory, and the logits behind the prompt."""
     import jax
-    import jax.numpy as jnp
 
     from vr_jax.inference.buckets import Buckets
     from vr_jax.inference.generate import Generator
 
-    model = vr_jax_model(work)
     example = work.example()
     buckets = Buckets(tokens=(len(example.tokens),), tiles=(len(example.tile_pixels),))
     generator = Generator(model, _Stops(), buckets, ignore_stop=True)
@@ -43,20 +42,40 @@ def run_vr_jax(work: Work, rounds: int, warmup: int) -> dict[str, Any]:
     first, rest, tokens = _measure(prefill, decode, rounds, warmup)
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    hidden, _ = jax.jit(lambda model, batch: model(batch))(model, jax.device_put(prompts.batch))
-    logits = np.asarray(jax.jit(lambda model, x: model.logits(x).astype(jnp.float32))(model, hidden[:1, -1]))[0]
     return {
         "first": first,
         "rest": rest,
         "tokens": tokens[0].tolist(),
-        "logits": logits,
+        "logits": _logits(model, generator.batch({0: example}, 1).batch),
         "peak_bytes": peak,
         "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model)),
         "versions": {"jax": jax.__version__, "device": device.device_kind},
     }
 
 
+def exact_logits(work: Work) -> np.ndarray:
+    """Behind the prompt, in float32 throughout."""
+    import jax
+
+    from vr_jax.data.collate import collate
+    from vr_jax.model.batch import BatchShape
+
+    example = work.example()
+    shape = BatchShape(rows=1, tokens=len(example.tokens), tiles=5, tile_size=work.config.image.tile_size)
+    single = dataclasses.replace(work, config=dataclasses.replace(work.config, dtype="float32"))
+    with jax.default_matmul_precision("highest"):  # GPUs multiply float32 in tf32 otherwise
+        return _logits(vr_jax_model(single), collate([[example]], shape).batch)
+
+
+def _logits(model: Any, batch: Any) -> np.ndarray:
+    import jax
+
+    hidden, _ = jax.jit(lambda model, batch: model(batch))(model, jax.device_put(batch))
+    return np.asarray(jax.jit(lambda model, x: model.logits(x))(model, hidden[0, -1]), np.float32)
+
+
 def vr_jax_model(work: Work) -> Any:
+    """With the shared weights, in the work's dtype."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -70,7 +89,7 @@ def vr_jax_model(work: Work) -> Any:
     return jax.device_put(unflatten_params(model, staged))
 
 
-def run_torch(work: Work, rounds: int, warmup: int, *, compiled: bool = False) -> dict[str, Any]:
+def run_torch(work: Work, model: Any, rounds: int, warmup: int, *, compiled: bool = False) -> dict[str, Any]:
     """transformers' LlavaOnevisionForConditionalGeneration.
 
     compiled: with a static cache, for which `generate` compiles the decode step (torch.compile, CUDA graphs)."""
@@ -78,7 +97,6 @@ def run_torch(work: Work, rounds: int, warmup: int, *, compiled: bool = False) -
     import transformers
 
     cuda = torch.cuda.is_available()
-    model = torch_model(work).to("cuda" if cuda else "cpu")
     inputs = torch_inputs(work, model)
     options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     if compiled:
@@ -92,7 +110,8 @@ def run_torch(work: Work, rounds: int, warmup: int, *, compiled: bool = False) -
     # The first token alone, then everything: the difference is what the other tokens took.
     first, whole, tokens = _measure(lambda: generate(1), lambda _: generate(work.new_tokens), rounds, warmup)
     with torch.inference_mode():
-        logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu().numpy()
+        single = {name: value[:1] for name, value in inputs.items()}
+        logits = model(**single, use_cache=False, logits_to_keep=1).logits[0, -1].float().cpu().numpy()
     return {
         "first": first,
         "rest": [both - one for both, one in zip(whole, first, strict=True)],
@@ -134,7 +153,7 @@ def torch_model(work: Work) -> Any:
     if missing or unexpected:
         raise RuntimeError(f"transformers' model lacks {unexpected} or has more: {missing}")
     model.tie_weights()
-    return model.eval()
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _in_memory(name: str) -> str:

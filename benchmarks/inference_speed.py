@@ -31,43 +31,57 @@ FLOAT32_TOLERANCE = 1e-3  # of the logits' length
 NO_WORSE = 1.5
 
 
-def run_side(side: str, options: dict[str, Any], *, timeout: float = 600) -> dict[str, Any]:
-    """One side in a process of its own. options: of `inference_work.work`, with `system`, `rounds` and `warmup`.
+def run_side(side: str, options: dict[str, Any], *, exact: bool = False, timeout: float = 600) -> dict[str, Any]:
+    """One side in a process of its own: its result for each batch size, and with `exact` float32 logits ("exact").
 
-    Raises RuntimeError with the end of what it printed if it failed or took longer than `timeout` seconds."""
+    options: of `inference_work.work`, with `system`, `rounds` and `warmup`, and `batches` instead of `batch`. Raises
+    RuntimeError with the end of what it printed if it failed or took longer than `timeout` seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        logits = Path(folder) / "logits.npy"
-        command = [sys.executable, __file__, f"--side={side}", f"--options={json.dumps(options)}", f"--logits={logits}"]
+        arrays = Path(folder) / "logits.npz"
+        given = json.dumps(options | {"exact": exact})
+        command = [sys.executable, __file__, f"--side={side}", f"--options={given}", f"--logits={arrays}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"{side}, {options['system']}: more than {timeout:.0f} s") from error
         if done.returncode:
             raise RuntimeError(f"{side}, {options['system']}: exit status {done.returncode}\n{done.stderr[-2000:]}")
-        return json.loads(done.stdout.splitlines()[-1]) | {"logits": np.load(logits)}
+        results = json.loads(done.stdout.splitlines()[-1])
+        with np.load(arrays) as found:
+            logits = dict(found)
+    return {
+        **{int(batch): result | {"logits": logits[batch]} for batch, result in results.items()},
+        **({"exact": logits["exact"]} if exact else {}),
+    }
 
 
 def speed(result: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
-    """Medians: seconds to the first token, tokens per second behind it."""
-    tokens = options["batch"] * (options["new_tokens"] - 1)
+    """Medians: seconds to the first token, tokens per second behind it, of all rows."""
+    tokens = result["batch"] * (options["new_tokens"] - 1)
     return {
         "first_token_s": statistics.median(result["first"]),
         "tokens_per_s": tokens / statistics.median(result["rest"]),
     }
 
 
-def inference_report(options: dict[str, Any], *, compiled: bool = False, timeout: float = 600) -> dict[str, Any]:
-    """Both sides, their ratios, and whether they agree. Raises as `run_side`."""
-    sides = {side: run_side(side, options, timeout=timeout) for side in SIDES[: 3 if compiled else 2]}
-    exact = sides["vr_jax"]["logits"]
-    if options["dtype"] != "float32":
-        single = options | {"dtype": "float32", "batch": 1, "new_tokens": 2, "rounds": 1, "warmup": 0}
-        exact = run_side("vr_jax", single, timeout=timeout)["logits"]
+def inference_reports(
+    options: dict[str, Any], *, compiled: bool = False, timeout: float = 600
+) -> dict[int, dict[str, Any]]:
+    """For each batch size all sides, their ratios, and whether they agree. Raises as `run_side`."""
+    single = options["dtype"] == "float32"
+    sides = {
+        side: run_side(side, options, exact=side == "vr_jax" and not single, timeout=timeout)
+        for side in SIDES[: 3 if compiled else 2]
+    }
+    reports = {}
+    for batch in options["batches"]:
+        exact = sides["vr_jax"][batch]["logits"] if single else sides["vr_jax"]["exact"]
+        reports[batch] = compare({side: results[batch] for side, results in sides.items()}, exact, options)
+    return reports
+
+
+def compare(sides: dict[str, Any], exact: np.ndarray, options: dict[str, Any]) -> dict[str, Any]:
     errors = {side: float(np.linalg.norm(r["logits"] - exact) / np.linalg.norm(exact)) for side, r in sides.items()}
-    return {"options": options, "error_of_logits": errors} | compare(sides, errors, options)
-
-
-def compare(sides: dict[str, Any], errors: dict[str, float], options: dict[str, Any]) -> dict[str, Any]:
     if options["dtype"] == "float32":
         agree = errors["torch"] < FLOAT32_TOLERANCE and sides["vr_jax"]["tokens"] == sides["torch"]["tokens"]
     else:
@@ -75,6 +89,9 @@ def compare(sides: dict[str, Any], errors: dict[str, float], options: dict[str, 
     speeds = {side: speed(result, options) for side, result in sides.items()}
     ours = speeds["vr_jax"]
     return {
+        "options": options,
+        "batch": sides["vr_jax"]["batch"],
+        "error_of_logits": errors,
         "agree": agree,
         "speeds": speeds,
         "ratios": {
@@ -92,7 +109,7 @@ def compare(sides: dict[str, Any], errors: dict[str, float], options: dict[str, 
 def text_of(report: dict[str, Any]) -> str:
     """A few lines to read, the ratios first."""
     options = report["options"]
-    lines = [f"{options['system']}, {options['dtype']}, batch {options['batch']}, {options['new_tokens']} new tokens"]
+    lines = [f"{options['system']}, {options['dtype']}, batch {report['batch']}, {options['new_tokens']} new tokens"]
     lines += [
         f"  against {side}: first token {ratio['first_token']:.2f} x sooner, {ratio['tokens_per_s']:.2f} x the tokens/s"
         for side, ratio in report["ratios"].items()
@@ -112,25 +129,34 @@ def side_text(name: str, result: dict[str, Any], options: dict[str, Any]) -> str
     )
 
 
-def _side(side: str, options: dict[str, Any], logits: str) -> None:
-    import inference_sides
+def _side(side: str, options: dict[str, Any], arrays: str) -> None:
+    import inference_sides as sides
     import inference_work
 
-    rounds, warmup = options.pop("rounds"), options.pop("warmup")
-    work = inference_work.work(options.pop("system"), **options)
-    if side == "vr_jax":
-        result = inference_sides.run_vr_jax(work, rounds, warmup)
-    else:
-        result = inference_sides.run_torch(work, rounds, warmup, compiled=side == "torch_compiled")
-    np.save(logits, result.pop("logits"))
-    print(json.dumps(result))
+    rounds, warmup, batches, exact = (options.pop(name) for name in ("rounds", "warmup", "batches", "exact"))
+    works = [inference_work.work(batch=batch, **options) for batch in batches]
+    model = sides.vr_jax_model(works[0]) if side == "vr_jax" else sides.torch_model(works[0])
+    results, logits = {}, {}
+    for work in works:
+        if side == "vr_jax":
+            result = sides.run_vr_jax(work, model, rounds, warmup)
+        else:
+            result = sides.run_torch(work, model, rounds, warmup, compiled=side == "torch_compiled")
+        logits[str(work.batch)] = result.pop("logits")
+        results[work.batch] = result | {"batch": work.batch}
+    if exact:
+        del model
+        logits["exact"] = sides.exact_logits(works[0])
+    np.savez(arrays, **logits)
+    print(json.dumps(results))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--system", default="onevision", choices=("onevision", "tiny"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
-    for name, default in (("batch", 1), ("new_tokens", 32), ("rounds", 5), ("warmup", 1)):
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="one size or several")
+    for name, default in (("new_tokens", 32), ("rounds", 5), ("warmup", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("text_layers", "vision_layers"):
         parser.add_argument(f"--{name}", type=int, default=0, help="fewer layers, for a quick look; 0: all")
@@ -142,13 +168,13 @@ def main() -> int:
     if flags.side:
         _side(flags.side, json.loads(flags.options), flags.logits)
         return 0
-    options = {name: getattr(flags, name) for name in ("system", "batch", "new_tokens", "text_layers", "vision_layers")}
-    options |= {"rounds": flags.rounds, "warmup": flags.warmup}
+    names = ("system", "new_tokens", "text_layers", "vision_layers", "rounds", "warmup")
+    options = {name: getattr(flags, name) for name in names} | {"batches": flags.batch}
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
     options["dtype"] = flags.dtype or ("float32" if on_cpu else "bfloat16")
-    report = inference_report(options, compiled=flags.compiled, timeout=flags.timeout)
-    print(text_of(report))
-    return 0 if report["agree"] else 1
+    reports = inference_reports(options, compiled=flags.compiled, timeout=flags.timeout)
+    print("\n".join(text_of(report) for report in reports.values()))
+    return 0 if all(report["agree"] for report in reports.values()) else 1
 
 
 if __name__ == "__main__":
