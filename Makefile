@@ -32,6 +32,8 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PYTHON) benchmarks/cpu.py
 	$(PYTHON) benchmarks/evaluation.py
+	$(PYTHON) benchmarks/input_pipeline.py
+	$(PYTHON) benchmarks/step_cost.py
 
 clean:
 	rm -rf $(VENV) $(LMMS_VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
@@ -42,7 +44,7 @@ $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt tools/setup_env.sh
-	sh tools/setup_env.sh $(VENV) test,lint
+	sh tools/setup_env.sh $(VENV) test,lint,tpu
 	touch $(VENV)/.core $@
 
 $(LMMS_VENV)/.ready: pyproject.toml constraints.txt tools/setup_env.sh tools/setup_lmms_eval.sh | $(VENV)/.dev

@@ -120,9 +120,9 @@ def _phase1(model: LlavaConfig) -> ConfigDict:
     """Alignment: CC-558K captions, projector and interlude."""
     config = base(dataclasses.replace(model, image=single_tile(), **PAPER_COMPUTE))
     config.data.template = "plain"
-    # blip_laion_cc_sbu_558k.json: one tile each, so a row holds exactly four samples, an update 256; a caption and its
-    # separators have at most 96 tokens.
-    config.batch = ConfigDict({"rows": 64, "tokens": 4 * (model.cells_per_tile + 96), "tiles": 4, "accumulation": 1})
+    # blip_laion_cc_sbu_558k.json: one tile each, so a row holds at most four samples, an update 256. A caption and its
+    # separators have 15 tokens on average (benchmarks/packing.py); packing puts long ones beside short ones.
+    config.batch = ConfigDict({"rows": 64, "tokens": 4 * (model.cells_per_tile + 17), "tiles": 4, "accumulation": 1})
     config.samples_per_step = 256
     config.optimizer.lr = 1e-3
     config.trainable = ("projector.*", *(("decoder.interlude*",) if model.interlude else ()))
