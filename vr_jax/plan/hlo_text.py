@@ -12,6 +12,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
 _FAST_MEMORY = re.compile(r"S\(([1-9]\d*)\)")
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
+_END = re.compile(r"^\}(, execution_thread=.*)?\s*$")
 _NAMED = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = ")
 _OPERAND = re.compile(r"%([^\s,()]+)")
 
@@ -113,7 +114,7 @@ def parse(text: str) -> Module:
                 name, lines = header.group(2), []
                 if header.group(1):
                     entry = name
-        elif line.rstrip() == "}":
+        elif _END.match(line):
             computations[name] = Computation(name, map(_instruction, lines))
             name = None
         elif _NAMED.match(line):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -68,7 +67,7 @@ class _Programs(Generator):
         numbers = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=where)
         arrays = (self.model, batch, numbers, scalar(jnp.uint32), *sampling)
         static = {"new_tokens": new_tokens, "lengths": None}
-        state = jax.eval_shape(partial(self._prefill, **static), *arrays)
+        state = self._prefill.eval_shape(*arrays, **static)
         state = _laid_out(state, where)
         if mode == "prefill":
             return self._prefill.trace(*arrays, **static), state

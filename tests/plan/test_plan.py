@@ -1,0 +1,327 @@
+"""Plans against what really runs: on the CPU's eight devices, with a model of a few thousand parameters."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.training.tiny import noise_batch, tiny_recipe
+from vr_jax import sharding
+from vr_jax.data.collate import collate
+from vr_jax.inference.generate import PromptBatch
+from vr_jax.inference.sampling import Sampling
+from vr_jax.model.batch import BatchShape
+from vr_jax.model.config import LlavaConfig
+from vr_jax.model.llava import Llava
+from vr_jax.plan import __main__ as command
+from vr_jax.plan import report
+from vr_jax.plan.chips import CHIPS
+from vr_jax.plan.compiling import bytes_per_chip
+from vr_jax.plan.errors import PlanError
+from vr_jax.plan.inference import Request, _Programs, plan_inference
+from vr_jax.plan.jaxpr_costs import matmul_flops
+from vr_jax.plan.recipes import recipe_of
+from vr_jax.plan.results import Memory, Roofline
+from vr_jax.plan.search import search
+from vr_jax.plan.topology import Topology, open_topology, parse
+from vr_jax.plan.training import fit_rows, model_flops, plan_training, trace_step
+from vr_jax.training.flops import PEAK_FLOPS, forward_flops, step_flops
+from vr_jax.training.inputs import put_batch
+from vr_jax.training.program import abstract_batch, build_program
+from vr_jax.training.state import create_state
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "configs/llava_vr_qwen2_0_5b.py"
+DEMO = ROOT / "configs/demo.py"
+
+
+@pytest.fixture(scope="module")
+def topology():
+    return open_topology("cpu:8")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    config = tiny_recipe()
+    config.model.attention = "xla"
+    config.mesh.update(replica=1, fsdp=4, tensor=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def plan(recipe, topology):
+    return plan_training("tiny", recipe, topology)
+
+
+@pytest.fixture(scope="module")
+def program(recipe, topology):
+    return build_program(recipe, sharding.mesh_of(recipe.mesh, devices=topology.devices), 1000)
+
+
+@pytest.fixture(scope="module")
+def real(program):
+    """A state and a batch, as train.py has them."""
+    with jax.set_mesh(program.mesh):
+        model = Llava(program.model, rngs=nnx.Rngs(0))
+        state = create_state(program.tree, program.optimizer, program.abstract, model, 0)
+    return state, put_batch(noise_batch(0), program.mesh)
+
+
+def test_the_planned_program_is_the_one_that_trains(recipe, topology, program, real):
+    """The same text, lowered from the planner's abstract arguments and from real arrays."""
+    with jax.set_mesh(program.mesh):
+        real = program.step.lower(*real).as_text()
+    assert trace_step(topology, recipe, program).lower().as_text() == real
+
+
+def test_planned_arguments_are_the_bytes_of_real_arrays(plan, program, real):
+    state, batch = real
+
+    def on_first(tree):
+        first = program.mesh.devices.flat[0]
+        shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+        return sum(shard.data.nbytes for shard in shards if shard.device == first)
+
+    memory = plan.memory
+    assert memory.trained == on_first(state.params)
+    assert memory.frozen == on_first(state.frozen)
+    assert memory.optimizer == on_first(state.opt_state)
+    assert memory.inputs == on_first((batch, state.step, state.key))
+
+
+def test_planned_memory_is_what_the_executable_says(plan, program, recipe):
+    with jax.set_mesh(program.mesh):
+        step = program.step.lower(program.abstract, abstract_batch(recipe, program.mesh, program.model)).compile()
+    said = step.memory_analysis()
+    assert plan.memory.arguments == said.argument_size_in_bytes
+    assert plan.memory.temporaries == said.temp_size_in_bytes
+    assert said.output_size_in_bytes == bytes_per_chip(program.abstract) + plan.memory.results
+    # The metrics, and a table of pointers to all results.
+    assert 0 < plan.memory.results <= 8 * len(jax.tree.leaves(program.abstract)) + 128
+
+
+def test_operations_in_the_compiled_program_are_those_asked_for(plan):
+    """Two independent counts. The tiny model's heads divide over the mesh, so no chip repeats another's work."""
+    assert plan.work.flops == pytest.approx(plan.work.asked_flops, rel=0.05)
+    assert plan.work.collective_bytes["all-gather"] > 0
+
+
+def test_operations_of_the_paper_s_recipe_are_the_analytic_ones():
+    """Phase 2 at 0.5B, one full row: the formula of vr_jax/training/flops.py, what remat repeats, and nothing else."""
+    topology = open_topology("cpu:1")
+    config = recipe_of(f"{RECIPE}:phase2", ["--config.batch.rows=1", "--config.model.attention=xla"])
+    program = build_program(config, sharding.mesh_of(config.mesh, devices=topology.devices), 1000)
+    found = matmul_flops(trace_step(topology, config, program).jaxpr.jaxpr)
+    tokens, tiles = config.batch.tokens, config.batch.tiles
+    # XLA's attention computes every pair of the row, the loss every position.
+    needed = step_flops(program.model, program.trainable).total(
+        tiles=tiles, tokens=tokens, pairs=tokens**2, targets=tokens
+    )
+    forward = forward_flops(program.model)
+    repeated = tokens * (forward["decoder"] + tokens * forward["attention"] + forward["head"])
+    repeated += tiles * forward["interludes"]
+    assert config.model.remat == "full"
+    assert found == pytest.approx(needed + repeated, rel=0.05)
+
+
+def test_model_flops_of_full_rows(recipe, program):
+    """By hand: 8 rows of 24 tokens and two tiles with four cells, one sample for each row on average."""
+    parts = step_flops(program.model, program.trainable)
+    expected = parts.total(tiles=16, tokens=192, pairs=192 * (192 / 8 + 1) / 2, targets=192 - 16 * 4)
+    assert model_flops(recipe, program.model, program.trainable) == expected
+
+
+def test_rows_are_raised_to_what_divides_and_the_note_says_so(topology, recipe):
+    config = recipe.copy_and_resolve_references()
+    note = fit_rows(config, 48, fixed=False)
+    assert (config.batch.rows, config.samples_per_step) == (48, 48)
+    assert "rows 8 -> 48, samples per update 8 -> 48" in note
+    assert "--config.batch.rows=48 --config.samples_per_step=48" in note
+    assert fit_rows(config, 48, fixed=False) is None
+    with pytest.raises(ValueError, match="not divisible by 8"):
+        plan_training(
+            "tiny", _with(recipe, **{"batch.rows": 12, "mesh.fsdp": 8, "mesh.tensor": 1}), topology, fixed_rows=True
+        )
+
+
+def _with(recipe, **changes):
+    config = recipe.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_decoding_is_planned_with_the_programs_of_generation(topology, recipe):
+    request = Request(batch=4, text_tokens=8, new_tokens=8)
+    config = _with(recipe, **{"mesh.fsdp": 4, "mesh.tensor": 2})
+    found = plan_inference("tiny", config, topology, "decode", request)
+    text, layers = config.model.text, 2
+    slots = found.settings["cache_tokens"]
+    assert slots == found.settings["prompt_tokens"] + 8 == 4 + 8 + 8
+    whole = 2 * layers * 4 * slots * text.num_kv_heads * (text.hidden_size // text.num_heads) * 2
+    # Rows over fsdp, key heads over tensor; plus which slots are valid, the next free one and the shifts.
+    small = 4 // 4 * slots + 4 + 4
+    stages = 2
+    assert found.memory.cache == whole // 8 + stages * small
+    # Logits are whole on every chip of a row (generate.py), so the two chips of `tensor` both compute them.
+    repeated = 2 * text.hidden_size * text.vocab_size / 2
+    assert found.work.flops == found.work.asked_flops + repeated
+    assert found.samples == found.tokens == 4
+
+
+def test_the_planned_prefill_is_the_one_that_generation_runs(recipe):
+    """The same program, traced from the planner's abstract arguments and from a generator's real ones."""
+    topology = open_topology("cpu:1")
+    config = _with(recipe, **{"mesh.fsdp": 1, "mesh.tensor": 1})
+    planned, asked = [], Request(batch=1, text_tokens=12, new_tokens=5, dtype="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "vr_jax.plan.inference.compile_for", lambda topology, mesh, traced, effort: planned.append(traced)
+        )
+        with pytest.raises(AttributeError):  # nothing was compiled
+            plan_inference("tiny", config, topology, "prefill", asked)
+    model = Llava(LlavaConfig.from_dict(config.model.to_dict()), rngs=nnx.Rngs(0))
+    shape = BatchShape(rows=1, tokens=4 + 12, tiles=1, tile_size=16)
+    with jax.set_mesh(sharding.mesh_of(config.mesh, devices=topology.devices)):
+        generator = _Programs(model)
+        prompts = PromptBatch(collate([], shape, pad_side="left").batch, np.zeros(1, np.int32), None)
+        arrays, static = generator._prefill_arguments(prompts, 5, Sampling())
+        real = generator._prefill.trace(*arrays, **static)
+    assert str(planned[0].jaxpr) == str(real.jaxpr)
+
+
+def test_roofline_and_verdict():
+    roof = Roofline(compute=0.2, hbm=0.5, interconnect=0.1, mfu=0.3)
+    assert (roof.bound, roof.limit) == (0.5, "hbm")
+    fields = {"trained": 4, "frozen": 2, "optimizer": 8, "cache": 0, "inputs": 1, "results": 1, "code": 0}
+    memory = Memory(**fields, temporaries=4, capacity=32.0)
+    assert (memory.arguments, memory.peak, memory.fits) == (15, 20, True)
+    assert Memory(**fields, temporaries=4, capacity=19.0).fits is False
+    assert Memory(**fields, temporaries=None, capacity=32.0, needed=40.0).fits is False
+    assert Memory(**fields, temporaries=4, capacity=None).fits is None
+
+
+def test_bandwidth_between_hosts():
+    """8 GPUs on each of 4 hosts: within a host NVLink; across, all adapters of a host that take part."""
+    chip = CHIPS["h200"]
+    topology = Topology("h200:1x4x8", chip, tuple(jax.devices()[:1]) * 32, hosts=4)
+    assert topology.bandwidth(32, 1) == 8 * chip.network
+    assert topology.bandwidth(8, 1) == chip.interconnect
+    assert topology.bandwidth(8, 8) == chip.interconnect  # the tensor axis
+    assert topology.bandwidth(4, 2) == chip.interconnect
+    assert topology.bandwidth(16, 8) == chip.network  # one chip of each host
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e", "expected numbers of chips behind 'v5e':"),
+        ("v9:4x4", "no chip 'v9'; known: v4, v5e"),
+        ("v5e:4x4x4", "v5e has 2 axes, found 3"),
+        ("h200:8", "h200 has 3 axes, found 1"),
+        ("cpu:0", "expected numbers"),
+    ],
+)
+def test_topologies_that_do_not_exist(name, message):
+    with pytest.raises(PlanError, match=message):
+        parse(name)
+
+
+def test_every_chip_has_a_peak():
+    assert {chip.kind for chip in CHIPS.values()} <= set(PEAK_FLOPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=nowhere.py", "--topology=cpu:8"], "config nowhere.py does not exist"),
+        ([f"--config={DEMO}", "--topology=moon:1"], "no chip 'moon'"),
+        ([f"--config={DEMO}", "--topology=cpu:8", "--config.batch.row=3"], "row"),
+        ([f"--config={DEMO}", "--topology=cpu:8", "--config.mesh.fsdp=3"], "change config.mesh"),
+        ([f"--config={DEMO}", "--topology=cpu:8", "--config.batch.rows=3"], "not divisible by 8"),
+        ([f"--config={DEMO}", "--topology=cpu:8", "--efficiency=2"], "--efficiency=2.0: expected a share"),
+        ([f"--config={DEMO}", "--topology=cpu:8", "--mode=decode", "--cache_tokens=5"], "the prompt alone has"),
+        ([f"--config={DEMO}", "--topology=cpu:8", "--mode=decode", "--search"], "--search is for --mode=train"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(command, "prepare_process", parse)
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plan: ")
+    assert len(error.splitlines()) == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"), [("v5e:4x4", "libtpu", "tpu"), ("h200:1x1x8", "jax_plugins", "cuda13")]
+)
+def test_a_missing_compiler_is_named(name, module, extra, monkeypatch):
+    monkeypatch.setattr("vr_jax.plan.topology.find_spec", lambda asked: None if asked == module else object())
+    with pytest.raises(PlanError, match=rf"pip install 'vr-jax\[{extra}\]'"):
+        open_topology(name)
+
+
+def test_the_report_and_its_files(plan, tmp_path):
+    text = report.text(plan)
+    assert "this chip's memory is not known" in text
+    assert "all-gather" in text
+    report.write(tmp_path, [plan], report.markdown(plan))
+    (data,) = json.loads((tmp_path / report.JSON).read_text())
+    assert data["memory"]["peak"] == plan.memory.peak
+    assert data["mesh"] == {"replica": 1, "fsdp": 4, "tensor": 2}
+    assert "| optimizer |" in (tmp_path / report.MARKDOWN).read_text()
+
+
+def test_search_plans_the_best_estimates_and_gives_flags(recipe, topology, plan, monkeypatch):
+    """With no time left it still plans one, and names what it left."""
+    lines, asked = [], []
+
+    def planned(name, config, topology, **options):
+        asked.append(config)
+        return dataclasses.replace(plan, mesh=dict(config.mesh.items()))
+
+    monkeypatch.setattr("vr_jax.plan.search.plan_training", planned)
+    found = search(
+        "tiny",
+        recipe,
+        topology,
+        budget=0,
+        efficiency=0.5,
+        samples=100,
+        fixed_rows=True,
+        effort=None,
+        say=lines.append,
+    )
+    assert len(found.plans) == len(found.flags) == 1
+    assert "--config.model.remat=none" in found.flags[0]
+    assert "candidates" in found.left[0]
+    assert found.flags[0] in found.text()
+    (config,) = asked
+    assert np.prod(list(found.plans[0].mesh.values())) == 8
+    assert config.batch.rows % (config.mesh.replica * config.mesh.fsdp * config.batch.accumulation) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'vr-jax[tpu]'")
+def test_a_plan_for_tpu():
+    """In its own process, whose environment must be set before the compiler is loaded."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vr_jax.plan", f"--config={DEMO}", "--topology=v5e:2x2"),
+            *("--config.batch.tokens=128", "--optimization_level=O1"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fits: " in done.stdout
+    assert "bound of MFU" in done.stdout
