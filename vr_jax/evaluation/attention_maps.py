@@ -6,7 +6,8 @@ size of its update, which the notes give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -57,7 +58,7 @@ def attention_maps(
     with tqdm(total=len(todo), unit="item", desc="heat maps", disable=not shown) as bar:
         for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
             prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
-            own = together(lambda prompts=prompts: {number: _first_size(items[number]) for number in prompts})
+            own = together(partial(_first_sizes, items, prompts))
             pictures = {
                 int(number): (width, height) for one in all_gather(own) for number, (width, height) in one.items()
             }
@@ -136,6 +137,9 @@ def on_picture(
     return np.where((y < grid)[:, None] & (x < grid), values, np.nan)
 
 
-def _first_size(item: Item) -> tuple[int, int]:
-    with open_image(item.images[0]) as image:
-        return image.size
+def _first_sizes(items: Sequence[Item], numbers: Iterable[int]) -> dict[int, tuple[int, int]]:
+    sizes = {}
+    for number in numbers:
+        with open_image(items[number].images[0]) as image:
+            sizes[number] = image.size
+    return sizes

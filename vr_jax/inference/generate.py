@@ -87,7 +87,7 @@ class Generator:
     buckets: the static prompt sizes; with a pruner also of what is left of the prompts in each stage of the decoder.
     ignore_stop: nothing ends a reply before `max_new_tokens`, through the same programs: for measuring speed.
     `compilations` counts what was traced, by (what, rows, tokens, tiles, new tokens, lengths of a pruned decoder's
-    stages): each is at most 1 as long as the mesh stays the same.
+    stages): each is at most 1 as long as the mesh stays the same. What: "prefill" or "decode", greedy or ", sampled".
 
     Raises GenerationError for a tokenizer without a stop token."""
 
@@ -270,14 +270,15 @@ class Generator:
         batch: Batch,
         row: Int[Array, " B"],
         seed: Int[Array, ""],
-        temperature: Float[Array, ""],
-        top_p: Float[Array, ""],
+        temperature: Float[Array, ""] | None,
+        top_p: Float[Array, ""] | None,
         *,
         new_tokens: int,
         lengths: tuple[int, ...] | None,
     ) -> DecodeState:
         rows, length = batch.tokens.shape
-        self.compilations["prefill", rows, length, batch.tile_segment.shape[1], new_tokens, *(lengths or ())] += 1
+        tiles, name = batch.tile_segment.shape[1], _named("prefill", temperature)
+        self.compilations[name, rows, length, tiles, new_tokens, *(lengths or ())] += 1
         slots = length + new_tokens if lengths is None else [length + new_tokens for length in lengths]
         hidden, cache = model(batch, model.init_cache(rows, slots), lengths)
         assert cache is not None
@@ -299,14 +300,14 @@ class Generator:
         model: Llava,
         state: DecodeState,
         until: Int[Array, ""],
-        temperature: Float[Array, ""],
-        top_p: Float[Array, ""],
+        temperature: Float[Array, ""] | None,
+        top_p: Float[Array, ""] | None,
     ) -> DecodeState:
         """Generates until `until` tokens exist or every row has stopped."""
         rows, new_tokens = state.tokens.shape
         lengths = [stage.valid.shape[1] - new_tokens for stage in state.cache]
         pruned = lengths if model.config.pruning else ()
-        self.compilations["decode", rows, lengths[0], 0, new_tokens, *pruned] += 1
+        self.compilations[_named("decode", temperature), rows, lengths[0], 0, new_tokens, *pruned] += 1
 
         def unfinished(state: DecodeState) -> Bool[Array, ""]:
             return (state.step < until) & ~jnp.all(state.done)
@@ -321,7 +322,11 @@ class Generator:
         return _laid_out(jax.lax.while_loop(unfinished, body, state))
 
     def _append(
-        self, state: DecodeState, logits: Float[Array, "B V"], temperature: Float[Array, ""], top_p: Float[Array, ""]
+        self,
+        state: DecodeState,
+        logits: Float[Array, "B V"],
+        temperature: Float[Array, ""] | None,
+        top_p: Float[Array, ""] | None,
     ) -> DecodeState:
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
         token = sample(constrain(logits, "batch", None), keys, temperature, top_p)
@@ -359,8 +364,13 @@ def _bytes(tree: Any) -> int:
     return sum(np.size(leaf) * jnp.result_type(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _traced(sampling: Sampling) -> tuple[np.float32, np.float32]:
-    return np.float32(sampling.temperature), np.float32(sampling.top_p)
+def _traced(sampling: Sampling) -> tuple[np.float32, np.float32] | tuple[None, None]:
+    """temperature and top_p as `sample` takes them."""
+    return (np.float32(sampling.temperature), np.float32(sampling.top_p)) if sampling.temperature else (None, None)
+
+
+def _named(program: str, temperature: Float[Array, ""] | None) -> str:
+    return program if temperature is None else f"{program}, sampled"
 
 
 def on_devices(prompts: PromptBatch) -> tuple[Batch, Int[Array, " B"]]:

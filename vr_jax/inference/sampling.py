@@ -44,16 +44,17 @@ def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> tuple[Float
 
 
 def sample(
-    logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: Float[Array, ""], top_p: Float[Array, ""]
+    logits: Float[Array, "B V"],
+    keys: Key[Array, " B"],
+    temperature: Float[Array, ""] | None,
+    top_p: Float[Array, ""] | None,
 ) -> Int[Array, " B"]:
     """The next token of each row; `keys` are one PRNG key per row, so that a row's draw depends on no other row.
 
-    temperature and top_p are traced: changing them compiles nothing. The vocabulary is sorted only if
-    temperature > 0."""
-
-    def draw():
-        ranked, order = nucleus(logits / temperature, top_p)
-        rank = jax.vmap(jax.random.categorical)(keys, ranked)
-        return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
-
-    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    temperature None is greedy, a program of its own: choosing on the device would make a GPU wait for the host at every
+    token. Other temperatures and top_p are traced: changing them compiles nothing."""
+    if temperature is None or top_p is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    ranked, order = nucleus(logits / temperature, top_p)
+    rank = jax.vmap(jax.random.categorical)(keys, ranked)
+    return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)
