@@ -1,11 +1,15 @@
 """`make bench`: what Vision Remember costs on this machine, as ratios measured side by side in one run.
 
-    python benchmarks/cpu.py [--rounds 7]
+    python benchmarks/cpu.py [--rounds 7] [--quick | --tiny]
 
 1. The local cross-attention of the paper's width (3072, 24 heads, one AnyRes4 picture of 5 tiles), absorbed
    against plain: the same function, so their difference is printed too.
 2. A forward and backward pass of a small LLaVA-VR against the same model without Vision Remember.
-3. Prefill and cached decoding of the same two."""
+3. Prefill and cached decoding of the same two.
+4. LLaVA-OneVision-0.5B's shapes against transformers in float32 with as many threads, one AnyRes4 picture: first token
+   and decoding, outputs compared. Both sides take turns in processes of their own. A round takes two minutes on two
+   cores: --quick has 3 layers in the encoder and in the decoder, --tiny is only to see that it works.
+5. One update of phase 2 against transformers + AdamW, tiny shapes (training_step.py has the paper's, for a GPU)."""
 
 from __future__ import annotations
 
@@ -13,13 +17,17 @@ import argparse
 import dataclasses
 import os
 import platform
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import generation
 import jax
 import jax.numpy as jnp
 import numpy as np
+import training_step
 from flax import nnx
+from goals import goals_of, lines_of
 from timing import report, side_by_side
 
 from vr_jax.model.batch import Batch
@@ -130,14 +138,37 @@ def whole_model(rounds: int) -> str:
     return "\n".join(report(title, side_by_side(calls, rounds=rounds), "baseline") for title, calls in parts.items())
 
 
-def main() -> None:
+def against_transformers(size: str, rounds: int) -> tuple[str, bool]:
+    """Ratios, goals of issue 5, and whether the outputs agree."""
+    found = generation.against_torch(size, dtype="float32", rounds=rounds, new_tokens=16)
+    ratio = found["ratio"].get("torch", {})
+    goals = goals_of(
+        [
+            ("first token against transformers", ">=", 2.0, ratio.get("first")),
+            ("decode against transformers", ">=", 1.3, ratio.get("decode")),
+        ]
+    )
+    shown = [generation.text_of(found), *([] if size == "tiny" else [f"  {line}" for line in lines_of(goals)])]
+    return "\n".join(shown), bool(found.get("agreement", {}).get("agree"))
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each alternative")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="part 4 with 3 layers in the encoder and the decoder")
+    parser.add_argument("--tiny", action="store_true", help="parts 4 and 5 alone, tiny: only to see that they work")
+    options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}")
-    print(cross_attention(rounds))
-    print(whole_model(rounds))
+    if not options.tiny:
+        print(cross_attention(options.rounds))
+        print(whole_model(options.rounds))
+    size = "tiny" if options.tiny else "quick" if options.quick else "0.5b"
+    text, agree = against_transformers(size, 2 if options.tiny else 3)
+    print(text)
+    training = training_step.training_report("tiny", rounds=2 if options.tiny else options.rounds, dtype="float32")
+    print(training_step.text_of(training))
+    return 0 if agree and training["agree"] else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
