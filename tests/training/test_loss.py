@@ -1,11 +1,16 @@
 """The chunked loss against plain full-logits cross-entropy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vr_jax.model.batch import Batch
+from vr_jax.sharding import batch_sharding, batch_shards, make_mesh
 from vr_jax.training.loss import chunked_cross_entropy, next_token_targets
 
 B, N, D, V, CHUNK = 3, 22, 8, 101, 4
@@ -130,3 +135,31 @@ def test_targets_stay_inside_their_sample():
     predicted = {int(p): int(targets[0, p]) for p in np.flatnonzero(counts[0])}
     # Token 0 of a sample has no predecessor in it; padding is never a target.
     assert predicted == {1: 12, 3: 21}
+
+
+@pytest.mark.parametrize("mesh", [(2, 4, 1), (2, 2, 2), (1, 1, 8)])
+def test_the_kernels_gradient_leaves_a_device_once(mesh):
+    """Not once per chunk; and on a mesh, value and gradients are the same."""
+    rng = np.random.default_rng(0)
+    rows, length, width, words = 8, 24, 16, 128
+    hidden = jnp.asarray(rng.normal(size=(rows, length, width)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(width, words)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, words, (rows, length)))
+    counts = jnp.asarray(rng.random((rows, length)) < np.linspace(0, 0.6, rows)[:, None])  # shards differ in chunks
+
+    def loss(hidden, kernel):
+        return chunked_cross_entropy(hidden, kernel, targets, counts, chunk=CHUNK)
+
+    expected = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel, targets, counts)
+    mesh = make_mesh(*mesh)
+    own, cut = batch_sharding(mesh), NamedSharding(mesh, P("fsdp", "tensor"))
+    with jax.set_mesh(mesh):
+        step = jax.jit(
+            jax.value_and_grad(loss, argnums=(0, 1)), in_shardings=(own, cut), out_shardings=(None, (own, cut))
+        )
+        compiled = step.lower(hidden, kernel).compile()
+        found = compiled(jax.device_put(hidden, own), jax.device_put(kernel, cut))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+    reduced = re.findall(rf"f32\[{width},{words // mesh.shape['tensor']}\][^=]*all-reduce\(", compiled.as_text())
+    assert len(reduced) == (batch_shards(mesh) > 1)

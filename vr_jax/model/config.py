@@ -164,7 +164,9 @@ class LlavaConfig(Config):
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: int = 23  # hidden state that feeds the projector; 0 = patch embeddings
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; norms, softmax and loss stay float32
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: what suits the platform (model/attention.py)
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = (
+        "auto"  # auto: what suits the platform (model/attention.py)
+    )
     remat: Literal["none", "full", "dots"] = "none"  # of the decoder's layers
 
     def __post_init__(self):
@@ -173,7 +175,7 @@ class LlavaConfig(Config):
             if method is not None:
                 object.__setattr__(self, kind, _own_class(kind, method))
         check_choice("LlavaConfig", "dtype", self.dtype, ("float32", "bfloat16"))
-        check_choice("LlavaConfig", "attention", self.attention, ("auto", "xla", "cudnn", "splash"))
+        check_choice("LlavaConfig", "attention", self.attention, ("auto", "xla", "blocked", "cudnn", "splash"))
         check_choice("LlavaConfig", "remat", self.remat, ("none", "full", "dots"))
         check(
             self.attention != "cudnn" or self.dtype == "bfloat16",

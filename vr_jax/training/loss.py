@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.model.batch import Batch
-from vr_jax.sharding import constrain
+from vr_jax.sharding import BATCH_AXES, batch_shards, constrain, mesh_in_context
 
 
 def next_token_targets(batch: Batch) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
@@ -33,6 +34,41 @@ def chunked_cross_entropy(
     Each row is reordered so that its counted positions come first. A chunk in which no row has one is skipped, so the
     vocabulary costs only as much as the row with most targets needs. The backward pass recomputes each chunk's logits.
     Logits are products in `hidden.dtype` accumulated in float32."""
+    # Gathered over fsdp here, once, and not in every chunk. float32 so that its gradient, which the scan sums over the
+    # chunks, is accumulated in float32.
+    kernel = constrain(kernel.astype(jnp.float32), None, "vocab")
+    most = jnp.max(jnp.sum(counts, axis=1))
+    mesh = mesh_in_context()
+    if mesh is None or batch_shards(mesh) == 1 or hidden.shape[0] % batch_shards(mesh):
+        return _summed_chunks(hidden, kernel, targets, counts, most, chunk=chunk)
+
+    def own_rows(*arrays):
+        return _summed_chunks(*arrays, chunk=chunk)[None]
+
+    # Each shard of the batch sums over its chunks by itself: the kernel's gradient leaves it once, not once per chunk.
+    rows = P(BATCH_AXES)
+    totals = jax.shard_map(
+        own_rows,
+        mesh=mesh,
+        in_specs=(rows, P(), rows, rows, P()),
+        out_specs=rows,
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )(hidden, kernel, targets, counts, most)
+    return jnp.sum(totals)
+
+
+def _summed_chunks(
+    hidden: Float[Array, "B N D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B N"],
+    counts: Bool[Array, "B N"],
+    most: Int[Array, ""],
+    *,
+    chunk: int,
+) -> Float[Array, ""]:
+    """`most`: counted positions of the row, of all shards, that has most. All shards skip the same chunks, because a
+    chunk may communicate over `tensor`."""
     rows, length, _ = hidden.shape
     order = jnp.argsort(~counts, axis=1, stable=True)
     hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
@@ -46,10 +82,6 @@ def chunked_cross_entropy(
     def in_chunks(x):
         return jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
 
-    # Gathered over fsdp here, once, and not in every chunk. float32 so that its gradient, which the scan sums over the
-    # chunks, is accumulated in float32.
-    kernel = constrain(kernel.astype(jnp.float32), None, "vocab")
-
     @jax.checkpoint
     def chunk_loss(kernel, x, target, counted):
         logits = jnp.einsum("bnd,dv->bnv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
@@ -59,9 +91,9 @@ def chunked_cross_entropy(
         return jnp.sum(jnp.where(counted, losses, 0.0))
 
     def body(total, part):
-        x, target, counted = part
+        start, x, target, counted = part
         loss = jax.lax.cond(
-            jnp.any(counted),
+            start < most,
             chunk_loss,
             lambda kernel, x, target, counted: jnp.zeros((), jnp.float32),
             kernel,
@@ -71,6 +103,6 @@ def chunked_cross_entropy(
         )
         return total + loss, None
 
-    parts = (in_chunks(hidden), in_chunks(targets), in_chunks(counts))
+    parts = (jnp.arange(0, length + padding, chunk), in_chunks(hidden), in_chunks(targets), in_chunks(counts))
     total, _ = jax.lax.scan(body, jnp.zeros((), jnp.float32), parts)
     return total
