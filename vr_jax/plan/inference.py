@@ -63,7 +63,7 @@ class _Programs(Generator):
             return jax.ShapeDtypeStruct((), dtype, sharding=whole)
 
         rows = batch.tokens.shape[0]
-        sampling = scalar(jnp.float32), scalar(jnp.float32)
+        sampling = None, None  # greedy
         numbers = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=where)
         arrays = (self.model, batch, numbers, scalar(jnp.uint32), *sampling)
         static = {"new_tokens": new_tokens, "lengths": None}
