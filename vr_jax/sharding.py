@@ -230,7 +230,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, _fit(entries, x.shape, mesh))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many pieces the rows of a batch are cut into."""
     return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
 

@@ -47,7 +47,10 @@ def _flops(eqn: Any) -> float:
         return 2.0 * (5 if "bwd" in name else 2) * math.prod(query) * key[1]
     if name == "cond":
         return max(matmul_flops(branch) for branch in _inner(eqn))
-    devices = eqn.params["mesh"].size if name == "shard_map" else 1
+    devices = 1
+    if name == "shard_map":  # its body sees one device's piece along the axes that it takes by hand
+        by_hand = "newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"  # jax 0.12, 0.11
+        devices = math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params[by_hand])
     return devices * _repeats(eqn) * sum(matmul_flops(part) for part in _inner(eqn))
 
 
