@@ -84,7 +84,7 @@ class _Walk:
         elif opcode == "conditional":
             branches = [self.computation(branch) for branch in one.called]
             total.add(max(branches, key=lambda branch: (branch.flops, branch.hbm_bytes)))
-        elif opcode in ("call", "async-start"):
+        elif opcode in ("call", "call-start", "async-start"):
             for called in one.called:
                 total.add(self.computation(called))
         elif opcode == "fusion":

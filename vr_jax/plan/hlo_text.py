@@ -69,7 +69,7 @@ class Instruction:
         for attribute in ("calls", "body", "branch_computations", "true_computation", "false_computation"):
             text = self.attribute(attribute)
             names += [part.strip("{}% ") for part in text.split(",")] if text else []
-        if self.opcode == "call" and (text := self.attribute("to_apply")):
+        if self.opcode in ("call", "call-start") and (text := self.attribute("to_apply")):
             names.append(text.lstrip("%"))
         return tuple(names)
 
