@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 from jax.typing import DTypeLike
 
+from vr_jax.sharding import platform
+
 OFF_VARIABLE = "VR_JAX_NO_CACHE"
 MIN_SECONDS = 0.5  # programs that compile faster are not worth a file
 MAX_BYTES = 10 * 2**30  # beyond, what was used longest ago is deleted
@@ -65,10 +67,10 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_RED
 
 
 def compiler_options(dtype: DTypeLike) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` of a program whose products are in `dtype`, on this process's
-    default devices: what was measured to be faster than XLA's own choice, empty where nothing was. bfloat16 is left
-    alone on CPUs: Eigen has no fast products of it."""
-    if jax.default_backend() != "cpu" or jax.numpy.dtype(dtype) != jax.numpy.float32:
+    """Options for `jax.jit(..., compiler_options=...)` of a program whose products are in `dtype`, for the platform it is
+    compiled for (`sharding.platform`): what was measured to be faster than XLA's own choice, empty where nothing was.
+    bfloat16 is left alone on CPUs: Eigen has no fast products of it."""
+    if platform() != "cpu" or jax.numpy.dtype(dtype) != jax.numpy.float32:
         return {}
     return dict(_CPU_OPTIONS) if _known() else {}
 

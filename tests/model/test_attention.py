@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import vr_jax.model.attention as attention_module
 import vr_jax.model.attention_cpu as attention_cpu
+from tests.helpers import tiny_config
 from vr_jax.model.attention import attention, cached_attention
+from vr_jax.model.llava import Llava
 from vr_jax.sharding import make_mesh
 
 BACKENDS = [
@@ -122,3 +125,8 @@ def test_auto_suits_the_platform_it_is_compiled_for(platform, dtype, lengths, wi
     query, key = (jax.ShapeDtypeStruct((1, length, 2, width), dtype) for length in lengths)
     with jax.sharding.use_abstract_mesh(mesh):
         assert attention_module._choose("auto", query, key) == chosen
+
+
+def test_a_backend_by_name_is_the_encoders_too():
+    model = nnx.eval_shape(lambda: Llava(tiny_config(attention="xla"), rngs=nnx.Rngs(0)))
+    assert {stage.attn.backend for stage in model.vision.stages} == {model.decoder.attention_backend} == {"xla"}

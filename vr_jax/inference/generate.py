@@ -27,7 +27,7 @@ from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config_base import PromptSize
 from vr_jax.model.llava import Llava
 from vr_jax.model.qwen2 import KVCache, StageCache, unstacked
-from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, replicated
+from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, platform, replicated
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
@@ -222,7 +222,7 @@ class Generator:
     @functools.cached_property
     def _decoding_model(self) -> Llava:
         """The model as decoding reads it fastest. On one CPU that takes a second copy of the decoder's layers."""
-        if jax.default_backend() != "cpu" or mesh_in_context() is not None:
+        if platform() != "cpu" or mesh_in_context() is not None:
             return self.model
         graph, state = nnx.split(self.model)
         model = nnx.merge(graph, state)

@@ -164,9 +164,8 @@ class LlavaConfig(Config):
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: int = 23  # hidden state that feeds the projector; 0 = patch embeddings
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; norms, softmax and loss stay float32
-    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = (
-        "auto"  # auto: what suits the platform (model/attention.py)
-    )
+    # Of encoder and decoder; auto: what suits the platform (model/attention.py).
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"  # of the decoder's layers
 
     def __post_init__(self):

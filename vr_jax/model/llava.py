@@ -39,6 +39,7 @@ class Llava(nnx.Module):
             config.vision,
             stride=config.projector.stride,
             bounds=config.vision_bounds,
+            attention_backend=config.attention,
             dtype=dtype,
             rngs=rngs,
         )

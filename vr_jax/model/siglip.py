@@ -23,10 +23,10 @@ from vr_jax.sharding import constrain
 class Attention(nnx.Module):
     """Bidirectional attention over all patches of a tile."""
 
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs):
         make = functools.partial(linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
         self.q, self.k, self.v, self.out = make(), make(), make(), make()
-        self.heads = config.num_heads
+        self.heads, self.backend = config.num_heads, backend
 
     def received(self, x: Float[Array, "M P D"]) -> Float[Array, "M H P"]:
         """Each patch's share of the attention, averaged over the patches that attend; float32."""
@@ -36,7 +36,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
-        return self.out(merge_heads(full_attention(q, k, v)))
+        return self.out(merge_heads(full_attention(q, k, v, self.backend)))
 
 
 class Mlp(nnx.Module):
@@ -49,9 +49,9 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.attn = Attention(config, backend=backend, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
@@ -64,15 +64,26 @@ class Siglip(nnx.Module):
     """The vision tower, without its pooling head.
 
     stride: side of a window in patches. bounds: stage k holds blocks bounds[k] .. bounds[k + 1] - 1; every hidden
-    state that is asked for must be a bound."""
+    state that is asked for must be a bound. attention_backend: of `model.attention.full_attention`."""
 
-    def __init__(self, config: SiglipConfig, *, stride: int, bounds: tuple[int, ...], dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: SiglipConfig,
+        *,
+        stride: int,
+        bounds: tuple[int, ...],
+        attention_backend: str = "auto",
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         width = config.hidden_size
         self.patch_embed = linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
         self.position_embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (config.grid**2, width)))
         self.stages = nnx.List(
             [
-                stack_layers(lambda r: Block(config, dtype=dtype, rngs=r), stop - start, rngs)
+                stack_layers(
+                    lambda r: Block(config, backend=attention_backend, dtype=dtype, rngs=r), stop - start, rngs
+                )
                 for start, stop in itertools.pairwise(bounds)
             ]
         )
