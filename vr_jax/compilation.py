@@ -67,9 +67,9 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_RED
 
 
 def compiler_options(dtype: DTypeLike) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` of a program whose products are in `dtype`, for the platform it is
-    compiled for (`sharding.platform`): what was measured to be faster than XLA's own choice, empty where nothing was.
-    bfloat16 is left alone on CPUs: Eigen has no fast products of it."""
+    """Options for `jax.jit(..., compiler_options=...)` of a program whose products are in `dtype`, on the platform that
+    `sharding.platform` names: what was measured to be faster than XLA's own choice, empty where nothing was. bfloat16
+    is left alone on CPUs: Eigen has no fast products of it."""
     if platform() != "cpu" or jax.numpy.dtype(dtype) != jax.numpy.float32:
         return {}
     return dict(_CPU_OPTIONS) if _known() else {}
