@@ -25,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 from vr_jax import sharding
 from vr_jax.data import anyres
 from vr_jax.model import paper
-from vr_jax.model.batch import Batch, BatchShape
+from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import LlavaConfig, VisionRememberConfig
 from vr_jax.model.interludes.context import VisionContext
 from vr_jax.model.interludes.vision_remember import Block
@@ -33,7 +33,7 @@ from vr_jax.model.llava import Llava
 from vr_jax.model.qwen2 import KVCache, Stream
 from vr_jax.plan.hlo_costs import program_costs
 from vr_jax.training import recipe
-from vr_jax.training.program import abstract_batch, batch_structs, build_program
+from vr_jax.training.program import abstract_batch, build_program
 
 TEXT_TOKENS = 60
 PICTURE = (768, 768)  # pixels; fills AnyRes4's largest grid: four tiles and the base

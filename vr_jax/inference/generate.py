@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -319,7 +319,7 @@ class Generator:
             return self._append(state, model.logits(hidden[:, 0]), temperature, top_p)
 
         # The constraints inside the loop do not reach its result.
-        return _laid_out(jax.lax.while_loop(unfinished, body, state))
+        return lay_out(jax.lax.while_loop(unfinished, body, state), constrain)
 
     def _append(
         self,
@@ -333,30 +333,30 @@ class Generator:
         token = jnp.where(state.done, self.pad_id, token)
         done = state.done | jnp.isin(token, jnp.asarray(self.stop_ids))
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
-        return _laid_out(dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1))
+        return lay_out(dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1), constrain)
 
 
-def _laid_out(state: DecodeState) -> DecodeState:
-    """Every state is sharded alike, so that the loop compiles once; small arrays are whole on every device, so that
-    each process can read all rows."""
+def lay_out(state: DecodeState, place: Callable[..., Any]) -> DecodeState:
+    """`place(array, *logical axis names)` of every array. Every state is sharded alike, so that the loop compiles once;
+    small arrays are whole on every device, so that each process can read all rows."""
 
     def stage(cache: StageCache) -> StageCache:
         return StageCache(
-            keys=constrain(cache.keys, None, "batch", None, "kv_heads", None),
-            values=constrain(cache.values, None, "batch", None, "kv_heads", None),
-            valid=constrain(cache.valid, "batch", None),
-            next=constrain(cache.next),
-            shift=constrain(cache.shift, "batch"),
+            keys=place(cache.keys, None, "batch", None, "kv_heads", None),
+            values=place(cache.values, None, "batch", None, "kv_heads", None),
+            valid=place(cache.valid, "batch", None),
+            next=place(cache.next),
+            shift=place(cache.shift, "batch"),
         )
 
     return DecodeState(
         cache=tuple(stage(cache) for cache in state.cache),
-        tokens=constrain(state.tokens, None, None),
-        positions=constrain(state.positions, None),
-        done=constrain(state.done, None),
-        step=constrain(state.step),
-        row=constrain(state.row, None),
-        keys=constrain(state.keys, None),
+        tokens=place(state.tokens, None, None),
+        positions=place(state.positions, None),
+        done=place(state.done, None),
+        step=place(state.step),
+        row=place(state.row, None),
+        keys=place(state.keys, None),
     )
 
 

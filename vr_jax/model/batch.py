@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 NO_CELL = -1  # `vision_cell` of text and padding
@@ -49,3 +52,21 @@ class BatchShape:
     tokens: int  # N
     tiles: int  # T
     tile_size: int  # H = W, pixels
+
+
+def batch_structs(shape: BatchShape, where: Sharding, *, weighted_cells: bool) -> Batch:
+    """A Batch of this shape as `vr_jax.data.collate` makes it, on devices as `where` says; without arrays."""
+
+    def struct(dtype: DTypeLike, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shape.rows, *sizes), dtype, sharding=where)
+
+    fields = {
+        **dict.fromkeys(("tokens", "positions", "segment_ids", "vision_cell"), struct(jnp.int32, shape.tokens)),
+        **dict.fromkeys(("loss_mask", "guide_mask"), struct(jnp.bool_, shape.tokens)),
+        **dict.fromkeys(("tile_segment", "tile_image"), struct(jnp.int32, shape.tiles)),
+        "tile_pixels": struct(jnp.uint8, shape.tiles, shape.tile_size, shape.tile_size, 3),
+    }
+    if weighted_cells:
+        fields["vision_cells"] = struct(jnp.int32, shape.tokens, 4)
+        fields["vision_weights"] = struct(jnp.float32, shape.tokens, 4)
+    return Batch(**fields)  # type: ignore[arg-type]  # no arrays

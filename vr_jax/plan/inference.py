@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.inference.generate import STOP_TOKENS, Generator
-from vr_jax.model.batch import BatchShape
+from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out
+from vr_jax.model.batch import BatchShape, batch_structs
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.llava import Llava
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
@@ -22,7 +22,6 @@ from vr_jax.plan.errors import PlanError
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.training.flops import forward_flops
-from vr_jax.training.program import batch_structs
 
 Mode = Literal["prefill", "decode"]
 
@@ -74,25 +73,15 @@ class _Programs(Generator):
         return self._decode.trace(self.model, state, scalar(jnp.int32), *sampling), state
 
 
-def _laid_out(state: Any, where: NamedSharding) -> Any:
-    """The shardings that generation gives its state: heads of the cache over `tensor`, rows over the batch's axes."""
+def _laid_out(state: DecodeState, where: NamedSharding) -> DecodeState:
+    """With the shardings that generation gives it."""
     mesh: Any = where.mesh
 
-    def put(leaf: Any, *names: str | None) -> jax.ShapeDtypeStruct:
+    def place(leaf: Any, *names: str | None) -> jax.ShapeDtypeStruct:
         spec = sharding.activation_spec(leaf.shape, *names, mesh=mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    def field(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        name = sharding.path_of(path).split(".")[-1]
-        if name in ("keys", "values") and len(leaf.shape) == 5:
-            return put(leaf, None, "batch", None, "kv_heads", None)
-        if name == "valid":
-            return put(leaf, "batch", None)
-        if name == "shift":
-            return put(leaf, "batch")
-        return put(leaf, *(None,) * len(leaf.shape))
-
-    return jax.tree_util.tree_map_with_path(field, state)
+    return lay_out(state, place)
 
 
 def plan_inference(

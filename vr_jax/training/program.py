@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.typing import DTypeLike
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vr_jax.model.batch import Batch, BatchShape
+from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import LlavaConfig
 from vr_jax.sharding import batch_sharding
 from vr_jax.training.optimizer import OptimizerConfig, Schedule, make_optimizer, make_schedule
@@ -88,21 +85,3 @@ def abstract_batch(config: ConfigDict, mesh: Mesh, model: LlavaConfig) -> Batch:
         rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=model.image.tile_size
     )
     return batch_structs(shape, batch_sharding(mesh), weighted_cells=model.image.may_interpolate)
-
-
-def batch_structs(shape: BatchShape, where: NamedSharding, *, weighted_cells: bool) -> Batch:
-    """What `vr_jax.data.collate` gives for these arguments, put on devices as `where` says; without arrays."""
-
-    def struct(dtype: DTypeLike, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((shape.rows, *sizes), dtype, sharding=where)
-
-    fields = {
-        **dict.fromkeys(("tokens", "positions", "segment_ids", "vision_cell"), struct(jnp.int32, shape.tokens)),
-        **dict.fromkeys(("loss_mask", "guide_mask"), struct(jnp.bool_, shape.tokens)),
-        **dict.fromkeys(("tile_segment", "tile_image"), struct(jnp.int32, shape.tiles)),
-        "tile_pixels": struct(jnp.uint8, shape.tiles, shape.tile_size, shape.tile_size, 3),
-    }
-    if weighted_cells:
-        fields["vision_cells"] = struct(jnp.int32, shape.tokens, 4)
-        fields["vision_weights"] = struct(jnp.float32, shape.tokens, 4)
-    return Batch(**fields)  # type: ignore[arg-type]  # no arrays

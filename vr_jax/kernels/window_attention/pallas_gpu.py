@@ -20,7 +20,7 @@ from vr_jax.kernels.window_attention import _gpu_absorbed as absorbed
 from vr_jax.kernels.window_attention import _gpu_vectors as vectors
 from vr_jax.kernels.window_attention._gpu_plan import SMEM_BYTES, Plan
 from vr_jax.kernels.window_attention._gpu_plan import unsupported as does_not_fit
-from vr_jax.kernels.window_attention.vjp import Shaped
+from vr_jax.kernels.window_attention.vjp import Shaped, dtype_refusal
 
 Ref = Any  # Pallas has no public name for it
 MULTIPROCESSORS = 132  # of an H100 or H200, assumed where a program is compiled with no device at hand
@@ -29,9 +29,8 @@ MAX_WIDTH = 256  # elements that a TMA copy takes along one axis
 
 def unsupported(query: Shaped, key: Shaped, value: Shaped) -> str | None:
     """Why this kernel cannot take these arrays (or ShapeDtypeStructs) of one device; None if it can."""
-    dtypes = {jnp.dtype(x.dtype) for x in (query, key, value)}
-    if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
-        return f"dtypes {sorted(d.name for d in dtypes)}, expected one of float32 and bfloat16 for all"
+    if (reason := dtype_refusal(query, key, value)) is not None:
+        return reason
     capability = _capability()
     if capability is not None and capability < (9, 0):
         return f"compute capability {capability[0]}.{capability[1]}, expected Hopper (9.0) or newer"

@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from vr_jax.kernels.window_attention.vjp import Shaped
+from vr_jax.kernels.window_attention.vjp import Shaped, dtype_refusal
 
 LANES = 128
 VMEM_BUDGET = 48 * 2**20  # bytes that blocks and temporaries may take; v5e and v6e have 128 MiB, v5p and tpu7x 64
@@ -36,9 +36,8 @@ GROUP = 8  # G, windows per grid step: the sublanes of a register, and fewest pr
 
 def unsupported(query: Shaped, key: Shaped, value: Shaped) -> str | None:
     """Why this kernel cannot take these arrays (or ShapeDtypeStructs) of one device; None if it can."""
-    dtypes = {jnp.dtype(x.dtype) for x in (query, key, value)}
-    if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
-        return f"dtypes {sorted(d.name for d in dtypes)}, expected one of float32 and bfloat16 for all"
+    if (reason := dtype_refusal(query, key, value)) is not None:
+        return reason
     for name, width in (("query", query.shape[-1]), ("value", value.shape[-1])):
         if width % LANES:
             return f"{name} width {width} is not a multiple of {LANES}"

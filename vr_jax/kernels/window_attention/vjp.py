@@ -19,6 +19,14 @@ from vr_jax.sharding import activation_spec, mesh_in_context
 Shaped = Array | jax.ShapeDtypeStruct
 
 
+def dtype_refusal(*arrays: Shaped) -> str | None:
+    """What every kernel says of arrays that are not all float32 or all bfloat16; None of others."""
+    dtypes = {jnp.dtype(x.dtype) for x in arrays}
+    if len(dtypes) == 1 and dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
+        return None
+    return f"dtypes {sorted(d.name for d in dtypes)}, expected one of float32 and bfloat16 for all"
+
+
 class Specs(NamedTuple):
     """How a mesh cuts the arrays: windows over the batch axes, heads over `tensor`, where they divide."""
 
