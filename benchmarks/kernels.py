@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be in
 from vr_jax.kernels.window_attention import BackendError, api, window_attention
 
 BYTES = 2  # of a number, bfloat16
+NO_WORSE = 2.0  # a kernel may be this much further from float32 than the reference
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
@@ -153,7 +153,9 @@ def _compare(
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # the others are still measured
             backends[name] = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
-        backends[name] = {"error": _error(found, exact)}
+        error = _error(found, exact)
+        allowed = NO_WORSE * backends["reference"]["error"] if name != "reference" else error
+        backends[name] = {"error": error, "agrees": error <= allowed}
         calls[name] = functools.partial(run, *arrays)
     timings = side_by_side({k: functools.partial(_repeat, call, repeats) for k, call in calls.items()}, rounds=rounds)
     for name in calls:
@@ -267,7 +269,17 @@ def _mib(one: dict[str, Any]) -> str:
     return f"{one['vmem_bytes'] / 2**20:.1f} MiB"
 
 
-def main() -> None:
+def wrong(report: dict[str, Any]) -> list[str]:
+    """Kernels that failed, or whose results are not those of the reference: their times mean nothing."""
+    return [
+        f"{case['form']}, {case['part']}: {name} {found.get('failed', 'DIFFERS from the reference')}"
+        for case in report.get("window_attention", [])
+        for name, found in case["backends"].items()
+        if "failed" in found or not found.get("agrees", True)
+    ]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="timed calls of each backend")
     parser.add_argument("--tiny", action="store_true", help="small arrays; on a CPU the kernels are interpreted")
@@ -275,10 +287,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     if options.compile:
-        # Compiling needs no TPU: several processes may do it at once, and none looks for a machine's metadata.
-        settings = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-        os.environ.update(settings)
-        jax.config.update("jax_platforms", "cpu")
+        from vr_jax.plan.topology import prepare_process
+
+        prepare_process(next(iter(TOPOLOGIES.values())))
         found = compiled_bytes(options.compile.split(","))
         report, shown = {"compiled": found}, compiled_text(found)
     elif jax.default_backend() == "cpu" and not options.tiny:
@@ -289,7 +300,10 @@ def main() -> None:
     print(shown)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+    for line in wrong(report):
+        print(line, file=sys.stderr)
+    return 1 if wrong(report) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from training_work import weights
 
+from vr_jax.data.anyres import layout
+from vr_jax.data.collate import collate
+from vr_jax.data.types import Example
 from vr_jax.model import paper
-from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
+from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, anyres4, anyres9_all36
 
 SO400M = SiglipConfig(
@@ -73,12 +75,8 @@ class Prompt:
     @property
     def cells(self) -> np.ndarray:
         """`vision_cell` of the picture's tokens: the base tile, then the rows of the grid, a newline after each."""
-        n = self.config.cells_per_side
-        row, column = np.divmod(np.arange(4 * n * n), 2 * n)
-        tile = 1 + row // n * 2 + column // n
-        grid = (tile * n * n + row % n * n + column % n).reshape(2 * n, 2 * n)
-        grid = np.pad(grid, ((0, 0), (0, 1)), constant_values=NEWLINE)
-        return np.concatenate([np.arange(n * n), grid.reshape(-1)]).astype(np.int32)
+        side = self.config.image.tile_size
+        return layout((2 * side, 2 * side), self.config.cells_per_side, self.config.image).cell
 
     @property
     def text(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,27 +96,27 @@ class Prompt:
     def batch(self) -> Batch:
         """For vr_jax, host arrays."""
         before, after = self.text
-        tokens = np.concatenate([before, np.zeros(len(self.cells), int), after]).astype(np.int32)
-        cell = np.full(self.length, NO_CELL, np.int32)
-        cell[len(before) : len(before) + len(self.cells)] = self.cells
-        guide = np.arange(self.length) >= self.length - TEXT_TOKENS[1]
-        # Grids beyond nine tiles are shrunk bilinearly: then each token is a weighted sum of four cells, here of one.
-        weighted = self.config.image.may_interpolate
-        cells = np.pad(np.maximum(cell, 0)[:, None], ((0, 0), (0, 3)))
-        row = Batch(
+        vision = slice(len(before), len(before) + len(self.cells))
+        tokens, cell = np.zeros(self.length, np.int32), np.full(self.length, NO_CELL, np.int32)
+        tokens[: vision.start], tokens[vision.stop :], cell[vision] = before, after, self.cells
+        example = Example(
+            id="prompt",
             tokens=tokens,
-            positions=np.arange(self.length, dtype=np.int32),
-            segment_ids=np.ones(self.length, np.int32),
             loss_mask=np.zeros(self.length, bool),
-            guide_mask=guide,
+            guide_mask=np.arange(self.length) >= vision.stop,
             vision_cell=cell,
             tile_pixels=self.pixels,
-            tile_segment=np.ones(5, np.int32),
-            tile_image=np.ones(5, np.int32),
-            vision_cells=cells if weighted else None,
-            vision_weights=np.eye(1, 4, dtype=np.float32).repeat(self.length, 0) if weighted else None,
+            tile_image=np.ones(len(self.pixels), np.int32),
+            cells_per_tile=self.config.cells_per_tile,
         )
-        return jax.tree.map(lambda x: np.repeat(x[None], self.batch_size, axis=0), row)
+        shape = BatchShape(
+            rows=self.batch_size,
+            tokens=self.length,
+            tiles=len(self.pixels),
+            tile_size=self.config.image.tile_size,
+        )
+        rows = [[example]] * self.batch_size
+        return collate(rows, shape, weighted_cells=self.config.image.may_interpolate).batch
 
     def torch_inputs(self, image_token: int, torch: Any) -> dict[str, Any]:
         """For transformers, on the host; pixels already in float32 between -1 and 1, as its processor leaves them."""

@@ -64,31 +64,33 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
 
 def packed(work: Work) -> Any:
     """The samples as a packed Batch of host arrays."""
-    from vr_jax.model.batch import NO_CELL, Batch
+    from vr_jax.data.collate import collate
+    from vr_jax.data.types import Example
+    from vr_jax.model.batch import NO_CELL, BatchShape
 
-    rows, per_row, tiles = work.rows, work.per_row, work.sample_tiles
     sample = np.arange(work.sample_tokens)
     vision = (sample >= work.before) & (sample < work.before + work.cells)
-    targets = sample >= work.sample_tokens - work.targets
-
-    def each(values: np.ndarray) -> np.ndarray:
-        return np.tile(values, (rows, per_row))
-
-    first_cell = np.repeat(np.arange(per_row) * work.cells, work.sample_tokens)
-    cell = np.where(each(vision), each(sample - work.before) + first_cell, NO_CELL).astype(np.int32)
-    segments = np.arange(1, per_row + 1, dtype=np.int32)
-    pixels = work.pixels()
-    return Batch(
-        tokens=work.tokens().reshape(rows, -1),
-        positions=each(sample).astype(np.int32),
-        segment_ids=np.tile(np.repeat(segments, work.sample_tokens), (rows, 1)),
-        loss_mask=each(targets),
-        guide_mask=np.zeros(cell.shape, bool),
-        vision_cell=cell,
-        tile_pixels=pixels.reshape(rows, per_row * tiles, *pixels.shape[2:]),
-        tile_segment=np.tile(np.repeat(segments, tiles), (rows, 1)),
-        tile_image=np.tile(np.repeat(segments, tiles), (rows, 1)),
+    examples = [
+        Example(
+            id="sample",
+            tokens=tokens,
+            loss_mask=sample >= work.sample_tokens - work.targets,
+            guide_mask=np.zeros(work.sample_tokens, bool),
+            vision_cell=np.where(vision, sample - work.before, NO_CELL).astype(np.int32),
+            tile_pixels=pixels,
+            tile_image=np.ones(work.sample_tiles, np.int32),
+            cells_per_tile=work.config.cells_per_tile,
+        )
+        for tokens, pixels in zip(work.tokens(), work.pixels(), strict=True)
+    ]
+    shape = BatchShape(
+        rows=work.rows,
+        tokens=work.per_row * work.sample_tokens,
+        tiles=work.per_row * work.sample_tiles,
+        tile_size=work.config.image.tile_size,
     )
+    rows = [examples[begin : begin + work.per_row] for begin in range(0, work.samples, work.per_row)]
+    return collate(rows, shape).batch
 
 
 def run_torch(work: Work, rounds: int) -> dict[str, Any]:
@@ -152,34 +154,13 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+    from vr_jax.convert.configs import write_qwen2, write_siglip
     from vr_jax.convert.tables import HEAD, TEXT, VISION, Table, mlp_projector, slots
 
     config, params = work.config, weights(work.config)
     v, t = config.vision, config.text
-    vision = SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=v.hidden_size,
-            intermediate_size=v.intermediate_size,
-            num_hidden_layers=v.num_layers,
-            num_attention_heads=v.num_heads,
-            image_size=v.image_size,
-            patch_size=v.patch_size,
-            vision_use_head=False,
-        )
-    )
-    text = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=t.vocab_size,
-            hidden_size=t.hidden_size,
-            intermediate_size=t.intermediate_size,
-            num_hidden_layers=t.num_layers,
-            num_attention_heads=t.num_heads,
-            num_key_value_heads=t.num_kv_heads,
-            rms_norm_eps=t.rms_norm_eps,
-            rope_theta=t.rope_theta,
-            tie_word_embeddings=t.tie_word_embeddings,
-        )
-    )
+    vision = SiglipVisionModel(SiglipVisionConfig(**(write_siglip(v) | {"vision_use_head": False})))
+    text = Qwen2ForCausalLM(Qwen2Config(**write_qwen2(t)))
     projector = torch.nn.Sequential(
         torch.nn.Linear(v.hidden_size, t.hidden_size), torch.nn.GELU(), torch.nn.Linear(t.hidden_size, t.hidden_size)
     )
@@ -191,9 +172,8 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
         if unexpected or set(missing) - {"lm_head.weight"}:
             raise RuntimeError(f"{type(module).__name__}: missing {missing}, unexpected {unexpected}")
 
-    decoder = {"decoder.embed.", "decoder.layers.", "decoder.norm."}
     load(_inner(vision), VISION, ("vision.",))
-    load(text.model, TEXT, tuple(decoder))
+    load(text.model, TEXT, ("decoder.embed.", "decoder.layers.", "decoder.norm."))
     if not t.tie_word_embeddings:
         load(text, HEAD, ("decoder.lm_head.",))
     load(projector, mlp_projector("0", "2"), ("projector.",))
