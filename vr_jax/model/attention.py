@@ -1,4 +1,5 @@
-"""Self-attention over packed rows, from libraries (design decision 8), behind one function."""
+"""Self-attention over packed rows behind one function: from libraries (design decision 8), except on one CPU, for which
+none is fast."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Attention for CPUs: blocks of keys that stay in the cache of a core, softmax on the fly, blocks nobody sees skipped.
 
 The plain form writes and reads (heads, N, N) float32 logits several times. For a row of 3,760 positions, 14 heads and
-causal attention on one core of an AMD EPYC (Zen 4) it takes 2.3 s, this one 0.4 s (docs/results/speed.md).
+causal attention on one core of an AMD EPYC (Zen 4) it takes 2.0 s, this one 0.47 s, and the nearest library, tokamax
+0.0.17's `xla_chunked`, 1.3 s: it skips no block (docs/results/speed.md).
 Source of the algorithm: Dao et al., FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2."""
 
 from __future__ import annotations
