@@ -26,7 +26,7 @@ from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
 from vr_jax.plan.compiling import bytes_per_chip
 from vr_jax.plan.errors import PlanError
-from vr_jax.plan.inference import Request, _Programs, plan_inference
+from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
 from vr_jax.plan.recipes import recipe_of
 from vr_jax.plan.results import Memory, Roofline
@@ -190,10 +190,10 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(recipe):
     model = Llava(LlavaConfig.from_dict(config.model.to_dict()), rngs=nnx.Rngs(0))
     shape = BatchShape(rows=1, tokens=4 + 12, tiles=1, tile_size=16)
     with jax.set_mesh(sharding.mesh_of(config.mesh, devices=topology.devices)):
-        generator = _Programs(model)
+        generator = abstract_generator(model)
         prompts = PromptBatch(collate([], shape, pad_side="left").batch, np.zeros(1, np.int32), None)
         arrays, static = generator._prefill_arguments(prompts, 5, Sampling())
-        real = generator._prefill.trace(*arrays, **static)
+        real = generator.prefill_program.trace(*arrays, **static)
     assert str(planned[0].jaxpr) == str(real.jaxpr)
 
 

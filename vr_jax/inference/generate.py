@@ -88,6 +88,7 @@ class Generator:
     ignore_stop: nothing ends a reply before `max_new_tokens`, through the same programs: for measuring speed.
     `compilations` counts what was traced, by (what, rows, tokens, tiles, new tokens, lengths of a pruned decoder's
     stages): each is at most 1 as long as the mesh stays the same. What: "prefill" or "decode", greedy or ", sampled".
+    `prefill_program` and `decode_program` are the jitted functions that run, for whoever compiles them without arrays.
 
     Raises GenerationError for a tokenizer without a stop token."""
 
@@ -104,8 +105,10 @@ class Generator:
         if ignore_stop:
             self.stop_ids = tuple(-1 - index for index in range(len(self.stop_ids)))  # which no token has
         options = compiler_options(model.config.dtype)
-        self._prefill = jax.jit(self._prefill_rows, static_argnames=("new_tokens", "lengths"), compiler_options=options)
-        self._decode = jax.jit(self._decode_loop, donate_argnames="state", compiler_options=options)
+        self.prefill_program = jax.jit(
+            self._prefill_rows, static_argnames=("new_tokens", "lengths"), compiler_options=options
+        )
+        self.decode_program = jax.jit(self._decode_loop, donate_argnames="state", compiler_options=options)
 
     def generate(
         self,
@@ -192,11 +195,11 @@ class Generator:
     def prefill(self, prompts: PromptBatch, max_new_tokens: int, sampling: Sampling | None = None) -> DecodeState:
         """The first token of every row, and room for the others."""
         arrays, static = self._prefill_arguments(prompts, max_new_tokens, sampling or Sampling())
-        return self._prefill(*arrays, **static)
+        return self.prefill_program(*arrays, **static)
 
     def decode(self, state: DecodeState, until: int, sampling: Sampling | None = None) -> DecodeState:
         """Goes on until `until` tokens exist or every row has stopped. `state` is donated."""
-        return self._decode(self._decoding_model, state, until, *_traced(sampling or Sampling()))
+        return self.decode_program(self._decoding_model, state, until, *_traced(sampling or Sampling()))
 
     def replies(self, state: DecodeState) -> dict[int, Reply]:
         """The finished rows of all processes by number."""
@@ -209,12 +212,12 @@ class Generator:
     def programs(self, prompts: PromptBatch, max_new_tokens: int) -> dict[str, Program]:
         """Compiles what `prefill` and `decode` run for such a batch, and keeps it for them."""
         arrays, static = self._prefill_arguments(prompts, max_new_tokens, Sampling())
-        prefill = self._prefill.lower(*arrays, **static)
+        prefill = self.prefill_program.lower(*arrays, **static)
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prefill.out_info)
         decoding = (self._decoding_model, state, max_new_tokens, *_traced(Sampling()))
         return {
             "prefill": Program(prefill.compile(), _bytes(arrays)),
-            "decode": Program(self._decode.lower(*decoding).compile(), _bytes(decoding)),
+            "decode": Program(self.decode_program.lower(*decoding).compile(), _bytes(decoding)),
         }
 
     # --- host side

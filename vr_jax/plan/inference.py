@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vr_jax import sharding
 from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out
-from vr_jax.model.batch import BatchShape, batch_structs
+from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.llava import Llava
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
@@ -48,29 +48,28 @@ class _Vocabulary:
         return {name: self._size - 1 - index for index, name in enumerate(STOP_TOKENS)}
 
 
-class _Programs(Generator):
-    """The jitted functions of a Generator, traced without arrays."""
+def abstract_generator(model: Llava) -> Generator:
+    """model: without arrays."""
+    return Generator(model, _Vocabulary(model.config.text.vocab_size))
 
-    def __init__(self, model: Llava):
-        super().__init__(model, _Vocabulary(model.config.text.vocab_size))
 
-    def trace(self, mode: Mode, batch: Any, where: NamedSharding, new_tokens: int) -> tuple[Any, Any]:
-        """The traced program, and its state: keys, values and what goes with them."""
-        whole = sharding.replicated(where.mesh)  # type: ignore[arg-type]
+def trace_program(
+    generator: Generator, mode: Mode, batch: Batch, where: NamedSharding, new_tokens: int
+) -> tuple[jax.stages.Traced, DecodeState]:
+    """The traced program, greedy, and its state: keys, values and what goes with them."""
+    whole = sharding.replicated(where.mesh)  # type: ignore[arg-type]
 
-        def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((), dtype, sharding=whole)
+    def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), dtype, sharding=whole)
 
-        rows = batch.tokens.shape[0]
-        sampling = None, None  # greedy
-        numbers = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=where)
-        arrays = (self.model, batch, numbers, scalar(jnp.uint32), *sampling)
-        static = {"new_tokens": new_tokens, "lengths": None}
-        state = self._prefill.eval_shape(*arrays, **static)
-        state = _laid_out(state, where)
-        if mode == "prefill":
-            return self._prefill.trace(*arrays, **static), state
-        return self._decode.trace(self.model, state, scalar(jnp.int32), *sampling), state
+    model, greedy = generator.model, (None, None)
+    numbers = jax.ShapeDtypeStruct((batch.tokens.shape[0],), jnp.int32, sharding=where)
+    arrays = (model, batch, numbers, scalar(jnp.uint32), *greedy)
+    static = {"new_tokens": new_tokens, "lengths": None}
+    state = _laid_out(generator.prefill_program.eval_shape(*arrays, **static), where)
+    if mode == "prefill":
+        return generator.prefill_program.trace(*arrays, **static), state
+    return generator.decode_program.trace(model, state, scalar(jnp.int32), *greedy), state
 
 
 def _laid_out(state: DecodeState, where: NamedSharding) -> DecodeState:
@@ -106,7 +105,7 @@ def plan_inference(
     shape = BatchShape(rows=request.batch, tokens=length, tiles=tiles, tile_size=model_config.image.tile_size)
     batch = batch_structs(shape, where, weighted_cells=model_config.image.may_interpolate)
     with compiling_for(topology, mesh):
-        traced, state = _Programs(model).trace(mode, batch, where, new_tokens)
+        traced, state = trace_program(abstract_generator(model), mode, batch, where, new_tokens)
     compiled = compile_for(topology, mesh, traced, effort)
     needed = _prefill_flops(model_config, request, tiles, length) if mode == "prefill" else 0.0
     if mode == "decode":
