@@ -332,7 +332,9 @@ class Generator:
         top_p: Float[Array, ""] | None,
     ) -> DecodeState:
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
-        token = sample(constrain(logits, "batch", None), keys, temperature, top_p)
+        # First as the table's rows lie: else every chip would gather the table to make whole logits.
+        logits = constrain(constrain(logits, "batch", "vocab"), "batch", None)
+        token = sample(logits, keys, temperature, top_p)
         token = jnp.where(state.done, self.pad_id, token)
         done = state.done | jnp.isin(token, jnp.asarray(self.stop_ids))
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
