@@ -40,7 +40,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
         del model
         batch = jax.device_put(packed(work), batch_sharding(mesh))
         counts = {name: float(value) for name, value in jax.jit(batch_counts)(batch).items()}
-        update = make_train_step(tree, optimizer, schedule, abstract, loss_chunk=256)
+        update = make_train_step(tree, optimizer, schedule, abstract)
 
         def step() -> float:
             nonlocal state

@@ -56,6 +56,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.lr = 2e-3
     config.optimizer.b2 = 0.98
     config.optimizer.warmup_ratio = 0.05
-    config.loss_chunk = 32
+    config.loss_chunk = 512
     config.checkpoint = ConfigDict({"every": 500, "keep_last": 2, "keep_best": 1})
     return config

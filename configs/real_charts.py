@@ -36,7 +36,7 @@ def get_config(variant: str = "phase1") -> ConfigDict:
     config.data.workers = 0
     config.data.label_quirk = False
     config.frozen_dtype = "float32"
-    config.loss_chunk = 16
+    config.loss_chunk = 256
     config.optimizer.lr = 2e-3
     config.checkpoint = ConfigDict({"every": 100, "keep_last": 1, "keep_best": 1})
     if variant == "phase1":

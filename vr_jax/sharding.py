@@ -91,7 +91,11 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
     axis_types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+        except NotImplementedError:  # an axis that is no product of whole axes of the TPU's torus: part of one
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(grid, AXES, axis_types=axis_types)
     for axis in (0, 1):
         if shape[axis] % slices == 0:
             between = tuple(slices if i == axis else 1 for i in range(3))

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vr_jax.model.batch import Batch
-from vr_jax.sharding import batch_sharding, batch_shards, make_mesh
+from vr_jax.sharding import batch_sharding, make_mesh
 from vr_jax.training.loss import chunked_cross_entropy, next_token_targets
 
 B, N, D, V, CHUNK = 3, 22, 8, 101, 4
@@ -65,6 +65,7 @@ def all_shapes(jaxpr):
 
 def test_no_array_of_all_logits_exists(problem):
     hidden, kernel, targets, counts = problem
+    chunk = 12  # more than D, and no other size here
 
     def loss(function):
         return jax.value_and_grad(lambda h, k: function(h, k), argnums=(0, 1))
@@ -74,30 +75,43 @@ def test_no_array_of_all_logits_exists(problem):
         return max(np.prod(s[:-1]) for s in shapes if s and s[-1] == V)
 
     assert largest(lambda h, k: plain(h, k, targets, counts)) == B * N, "the probe sees full logits"
-    assert largest(lambda h, k: chunked_cross_entropy(h, k, targets, counts, chunk=CHUNK)) == B * CHUNK
+    assert largest(lambda h, k: chunked_cross_entropy(h, k, targets, counts, chunk=chunk)) == chunk
 
-    compiled = jax.jit(loss(lambda h, k: chunked_cross_entropy(h, k, targets, counts, chunk=CHUNK)))
+    compiled = jax.jit(loss(lambda h, k: chunked_cross_entropy(h, k, targets, counts, chunk=chunk)))
     text = compiled.lower(hidden, kernel).compile().as_text()
-    assert f"[{B},{CHUNK},{V}]" in text
-    for rows in (f"{B},{N}", f"{B},{N + -N % CHUNK}", f"{B * N}", f"{-(-N // CHUNK)},{B},{CHUNK}"):
+    assert f"[{chunk},{V}]" in text
+    for rows in (f"{B},{N}", f"{B * N}", f"{B * N + -B * N % chunk}", f"{-(-B * N // chunk)},{chunk}"):
         assert f"[{rows},{V}]" not in text
 
 
 def test_chunks_without_targets_are_skipped(problem):
-    """The vocabulary product runs as often as the row with most targets needs."""
+    """The vocabulary product runs as often as the targets need, however they are spread over the rows."""
     hidden, kernel, targets, counts = problem
-    needed = -(-int(counts.sum(1).max()) // CHUNK)
+    needed = -(-int(counts.sum()) // CHUNK)
     calls = []
 
     def counting_logsumexp(x, axis):
-        jax.debug.callback(lambda _: calls.append(1), x[0, 0, 0])
+        jax.debug.callback(lambda _: calls.append(1), x[0, 0])
         return jax.scipy.special.logsumexp(x, axis)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.nn, "logsumexp", counting_logsumexp)
         chunked_cross_entropy(hidden, kernel, targets, counts, chunk=CHUNK).block_until_ready()
     jax.effects_barrier()
-    assert len(calls) == needed < -(-N // CHUNK)
+    assert len(calls) == needed < -(-B * N // CHUNK)
+
+
+@pytest.mark.parametrize(("differentiated", "products"), [((), 1), ((0,), 2), ((1,), 2), ((0, 1), 3)])
+def test_only_what_is_differentiated_is_computed(problem, differentiated, products):
+    """One product for the logits, one for each gradient: none for a frozen vocabulary's, nothing twice."""
+    hidden, kernel, targets, counts = problem
+
+    def loss(hidden, kernel):
+        return chunked_cross_entropy(hidden, kernel, targets, counts, chunk=CHUNK)
+
+    function = jax.grad(loss, argnums=differentiated) if differentiated else loss
+    text = jax.jit(function).lower(hidden, kernel).as_text()
+    assert text.count("stablehlo.dot_general") == products
 
 
 def test_bfloat16_gradient_of_the_head_is_accumulated_in_float32():
@@ -141,7 +155,7 @@ def test_targets_stay_inside_their_sample():
 def test_the_kernels_gradient_leaves_a_device_once(mesh):
     """Not once per chunk; and on a mesh, value and gradients are the same."""
     rng = np.random.default_rng(0)
-    rows, length, width, words = 8, 24, 16, 128
+    rows, length, width, words = 8, 24, 32, 128
     hidden = jnp.asarray(rng.normal(size=(rows, length, width)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(width, words)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, words, (rows, length)))
@@ -161,5 +175,9 @@ def test_the_kernels_gradient_leaves_a_device_once(mesh):
         found = compiled(jax.device_put(hidden, own), jax.device_put(kernel, cut))
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
-    reduced = re.findall(rf"f32\[{width},{words // mesh.shape['tensor']}\][^=]*all-reduce\(", compiled.as_text())
-    assert len(reduced) == (batch_shards(mesh) > 1)
+    # Summed over fsdp straight into the pieces that are updated; over replica, what is left of it.
+    text, words = compiled.as_text(), words // mesh.shape["tensor"]
+    scattered = re.findall(rf"f32\[{width // mesh.shape['fsdp']},{words}\][^=]*reduce-scatter\(", text)
+    reduced = re.findall(rf"f32\[\d+,{words}\][^=]*all-reduce\(", text)
+    assert len(scattered) == (mesh.shape["fsdp"] > 1)
+    assert len(reduced) == (mesh.shape["replica"] > 1)

@@ -41,9 +41,20 @@ def attention(
         return blocked_attention(
             query, key, value, query_segments=query_segments, key_segments=key_segments, causal=causal
         )
+    length = query.shape[1]
+    if backend == "cudnn":
+        # Beside a mask it takes even lengths only. -1 and -2 match nothing that is read.
+        query, query_segments = _even(query), _even(query_segments, -2)
+        key, value, key_segments = _even(key), _even(value), _even(key_segments, -1)
     mask = query_segments[:, None, :, None] == key_segments[:, None, None, :]
     # is_causal beside the mask lets cuDNN skip the blocks above the diagonal.
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=backend)  # type: ignore[call-overload]
+    attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation=backend)  # type: ignore[call-overload]
+    return attended[:, :length]
+
+
+def _even(x: jax.Array, fill: int = 0) -> jax.Array:
+    """One more position where their number is odd."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
 
 
 def full_attention(
@@ -68,8 +79,8 @@ def _choose(backend: str, query: Float[Array, "B N H K"], key: Float[Array, "B M
     if platform() == "cpu":
         mesh = mesh_in_context()
         return "blocked" if (mesh is None or mesh.size == 1) and query.shape[1] >= BLOCKED_FROM else "xla"
-    # cuDNN's limits: half precision, heads of at most 128 channels (256 since Hopper), even lengths beside a mask.
-    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and query.shape[1] % 2 == 0 == key.shape[1] % 2
+    # cuDNN's limits: half precision, heads of at most 128 channels (256 since Hopper).
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     return "cudnn" if platform() == "gpu" and half and fits else "xla"
 

@@ -21,7 +21,10 @@ from vr_jax.plan.results import Memory, Roofline, Work
 from vr_jax.plan.topology import Topology, compiling_for
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_OUT_OF_MEMORY = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm|"
+    r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None)
                 raise PlanError(
                     f"{topology.name}: the compiler failed: {str(error).strip().splitlines()[0]}"
                 ) from error
-            used, limit = (float(found.group(at)) * _UNITS[found.group(at + 1)] for at in (1, 3))
+            used, used_unit, limit, limit_unit = (part for part in found.groups() if part is not None)
+            used, limit = float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
             return Compiled(None, None, 0, 0, used, limit, time.perf_counter() - began)
     seconds = time.perf_counter() - began
     costs = program_costs(compiled.as_text())

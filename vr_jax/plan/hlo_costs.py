@@ -87,7 +87,7 @@ class _Walk:
         elif opcode in ("call", "call-start", "async-start"):
             for called in one.called:
                 total.add(self.computation(called))
-        elif opcode == "fusion":
+        elif opcode in ("fusion", "fusion-start"):
             inside = self.flops_inside(one.called[0])
             total.add(Costs(inside.flops, self._fusion_bytes(computation, one), inside.collectives, inside.kernels))
         else:
@@ -226,14 +226,15 @@ class _Walk:
     def _fusion_bytes(self, computation: Computation, one: Instruction) -> float:
         called = self._module.computations[one.called[0]]
         total = 0.0
+        results = called.root.arrays if one.opcode == "fusion-start" and called.root is not None else one.arrays
         for position, name in enumerate(one.operands):
             arrays = computation.instructions[name].arrays
             if _hbm(arrays):
                 total += min(_hbm(arrays), self._read(called, position))
         written = self._written(called)
-        if len(written) != len(one.arrays):
-            return total + _hbm(one.arrays)
-        return total + sum(size for size, array in zip(written, one.arrays, strict=True) if array.in_hbm)
+        if len(written) != len(results):
+            return total + _hbm(results)
+        return total + sum(size for size, array in zip(written, results, strict=True) if array.in_hbm)
 
     def _read(self, computation: Computation, position: int) -> float:
         """Bytes of a parameter that a fused computation reads: of what is only sliced, the slices."""

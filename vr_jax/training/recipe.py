@@ -57,7 +57,7 @@ def base(model: LlavaConfig) -> ConfigDict:
                 "clip_norm": 1.0,
                 "lr_groups": (),  # ((glob, learning rate), ...)
             },
-            "loss_chunk": 128,  # tokens per row whose logits exist at a time
+            "loss_chunk": 1024,  # positions of one device whose logits exist at a time
             "seed": 0,
             "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},  # -1: the remaining devices
             "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},

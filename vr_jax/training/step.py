@@ -50,7 +50,7 @@ def make_train_step(
     abstract: TrainState,
     *,
     accumulation: int = 1,
-    loss_chunk: int = 256,
+    loss_chunk: int = 1024,
 ) -> TrainStep:
     """The jitted update, to be called under `jax.set_mesh`; it takes over (donates) the state it is given.
 
