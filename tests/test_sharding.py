@@ -1,5 +1,7 @@
 """The sharding table against every parameter of the paper's models, and the activation constraints."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,6 +229,29 @@ def test_slices_meet_on_the_outermost_axis_that_allows_it():
         np.testing.assert_array_equal(slices(*shape), [[0] * 4, [1] * 4])
     with pytest.raises(sharding.ShardingError, match="replica or fsdp must be a multiple of 2"):
         sharding.make_mesh(1, 1, 8, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """A chip of a v5p torus of 4 x 4 x 4."""
+
+    id: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    process_index: int = 0
+    core_on_chip: int = 0
+    slice_index: int = 0
+
+    @property
+    def coords(self):
+        return self.id % 4, self.id // 4 % 4, self.id // 16
+
+
+def test_a_mesh_axis_may_be_part_of_a_torus_axis():
+    """8 = 4 x half of 4: jax.make_mesh alone refuses."""
+    mesh = sharding.make_mesh(8, 8, 1, devices=[_Chip(i) for i in range(64)])
+    assert dict(mesh.shape) == {"replica": 8, "fsdp": 8, "tensor": 1}
+    assert {chip.id for chip in mesh.devices.flat} == set(range(64))
 
 
 def test_a_mesh_of_a_recipe():

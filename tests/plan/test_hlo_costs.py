@@ -198,6 +198,32 @@ def test_what_is_particular_to_tpu_programs():
     assert found.hbm_bytes == pytest.approx(4 * in_loop + 2 * block, abs=8 * counter)
 
 
+GPU = """HloModule jit_step, is_scheduled=true, num_partitions=1
+
+%updated (stack: f32[64,8,128], at: s32[], row: f32[8,128]) -> f32[64,8,128] {
+  %stack = f32[64,8,128]{2,1,0} parameter(0)
+  %row = f32[8,128]{1,0} parameter(2)
+  %one = f32[1,8,128]{2,1,0} bitcast(%row)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %dus = f32[64,8,128]{2,1,0} dynamic-update-slice(%stack, %one, %at, %zero, %zero)
+}
+
+ENTRY %main (s: f32[64,8,128], i: s32[], r: f32[8,128]) -> f32[64,8,128] {
+  %s = f32[64,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %r = f32[8,128]{1,0} parameter(2)
+  %begun = ((f32[64,8,128], s32[], f32[8,128]), f32[64,8,128], u32[]) fusion-start(%s, %i, %r), calls=%updated
+  ROOT %ended = f32[64,8,128]{2,1,0} fusion-done(%begun)
+}
+"""
+
+
+def test_an_asynchronous_fusion_that_updates_in_place():
+    """Of the 64 blocks, one is read and one written; the counter is 4 bytes."""
+    assert program_costs(GPU).hbm_bytes == 2 * 8 * 128 * 4 + 4
+
+
 def test_texts_that_are_no_programs():
     with pytest.raises(HloError, match="no ENTRY computation"):
         parse("module {\n}\n")

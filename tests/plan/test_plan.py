@@ -24,7 +24,7 @@ from vr_jax.model.llava import Llava
 from vr_jax.plan import __main__ as command
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
-from vr_jax.plan.compiling import bytes_per_chip
+from vr_jax.plan.compiling import bytes_per_chip, out_of_memory
 from vr_jax.plan.errors import PlanError
 from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
@@ -257,6 +257,27 @@ def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
     assert error.startswith("plan: ")
     assert len(error.splitlines()) == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "limit"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 31.49G "
+            "of 15.75G hbm. Exceeded hbm capacity by 15.74G.",
+            *(31.49 * 2**30, 15.75 * 2**30),
+        ),
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (118.03G) exceeds available HBM (95.73G). HLO module: jit_step.",
+            *(118.03 * 2**30, 95.73 * 2**30),
+        ),
+    ],
+)
+def test_what_a_program_that_does_not_fit_would_need(message, needed, limit):
+    """Two forms of libtpu 0.0.52."""
+    assert out_of_memory(message) == (needed, limit)
+    assert out_of_memory("INTERNAL: something else") is None
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from tests.training.tiny import tiny_config, tiny_recipe
 from vr_jax import sharding
 from vr_jax.data.collate import collate
 from vr_jax.model.batch import BatchShape
-from vr_jax.model.config import anyres9_all36
+from vr_jax.model.config import ConfigError, anyres9_all36
 from vr_jax.training.inputs import put_batch
-from vr_jax.training.program import abstract_batch, build_program, total_steps
+from vr_jax.training.program import abstract_batch, build_program, parts_of, total_steps
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -34,3 +34,8 @@ def test_the_schedule_ends_at_the_last_step():
     program = build_program(tiny_recipe(), sharding.make_mesh(), 10)
     assert float(program.schedule(10)) == 0.0
     assert float(program.schedule(1)) > 0.0
+
+
+def test_a_loss_of_no_positions_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.loss_chunk = 0: expected a positive number"):
+        parts_of(tiny_recipe(loss_chunk=0), sharding.make_mesh())

@@ -45,6 +45,16 @@ def bytes_per_chip(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def out_of_memory(message: str) -> tuple[float, float] | None:
+    """Bytes that the program would have needed and bytes of the chip's memory, from the TPU compiler's refusal; None
+    for another message."""
+    found = _OUT_OF_MEMORY.search(message)
+    if found is None:
+        return None
+    needed, needed_unit, limit, limit_unit = (part for part in found.groups() if part is not None)
+    return float(needed) * _UNITS[needed_unit], float(limit) * _UNITS[limit_unit]
+
+
 def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None) -> Compiled:
     """traced: from `jit(...).trace`, under `compiling_for`. effort: XLA's optimization level (O0..O3) or None for its
     default, which runs use.
@@ -56,14 +66,12 @@ def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None)
         try:
             compiled = traced.lower().compile(compiler_options={"optimization_level": effort} if effort else None)
         except jax.errors.JaxRuntimeError as error:
-            found = _OUT_OF_MEMORY.search(str(error))
+            found = out_of_memory(str(error))
             if found is None:
                 raise PlanError(
                     f"{topology.name}: the compiler failed: {str(error).strip().splitlines()[0]}"
                 ) from error
-            used, used_unit, limit, limit_unit = (part for part in found.groups() if part is not None)
-            used, limit = float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
-            return Compiled(None, None, 0, 0, used, limit, time.perf_counter() - began)
+            return Compiled(None, None, 0, 0, *found, time.perf_counter() - began)
     seconds = time.perf_counter() - began
     costs = program_costs(compiled.as_text())
     memory = compiled.memory_analysis()

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import ConfigError, LlavaConfig
 from vr_jax.sharding import batch_sharding
 from vr_jax.training.optimizer import OptimizerConfig, Schedule, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state
@@ -62,6 +62,8 @@ class Parts:
 
 def parts_of(config: ConfigDict, mesh: Mesh) -> Parts:
     """Raises ConfigError, TrainableError or ShardingError for a recipe that cannot work on this mesh."""
+    if config.loss_chunk < 1:
+        raise ConfigError(f"config.loss_chunk = {config.loss_chunk}: expected a positive number of positions")
     model = LlavaConfig.from_dict(config.model.to_dict())
     tree = ModelTree(model)
     return Parts(config, model, mesh, tree, tuple(tree.trainable(config.trainable)))
