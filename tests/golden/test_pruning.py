@@ -261,7 +261,7 @@ def test_decoder(case: Case, compaction: bool):
         attended = np.asarray(stage.valid.sum(axis=1))[0]
         assert set(case.outputs["kv_lengths"][bounds[k] : bounds[k + 1]]) == {attended}
         if compaction:
-            assert stage.keys.shape[2] == attended
+            assert stage.keys.shape[3] == attended
 
 
 def _recorded_drops(case: Case) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -162,8 +162,10 @@ def test_nothing_recompiles_within_a_bucket(generator, config):
 def test_cache_is_donated(generator, prompts):
     state = generator.prefill(generator.batch({0: prompts[1]}, 1), NEW_TOKENS)
     after = generator.decode(state, 2)
-    assert all(stage.keys.is_deleted() and stage.values.is_deleted() for stage in state.cache)
-    assert not any(stage.keys.is_deleted() for stage in after.cache)
+    before, now = ([leaf for stage in s.cache for leaf in (*stage.keys, *stage.values)] for s in (state, after))
+    assert len(before) == 2 * generator.model.config.text.num_layers
+    assert all(leaf.is_deleted() for leaf in before)
+    assert not any(leaf.is_deleted() for leaf in now)
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,8 @@ def test_splash_on_a_mesh(mesh: tuple[int, int, int], groups: int):
 def test_a_new_token_sees_the_valid_slots_of_its_cache():
     query, key, value, segments, _ = inputs(0)
     valid = segments == 2
-    found = cached_attention(*(jnp.asarray(x, jnp.float32) for x in (query[:, :1], key, value)), jnp.asarray(valid))
+    arrays = (query[:, :1], key.swapaxes(1, 2), value.swapaxes(1, 2))  # in a cache, heads come before slots
+    found = cached_attention(*(jnp.asarray(x, jnp.float32) for x in arrays), jnp.asarray(valid))
     expected = reference(query[:, :1], key, value, np.full((B, 1), 2), segments, causal=False)
     np.testing.assert_allclose(found, expected, atol=2e-6)
 

@@ -26,7 +26,7 @@ from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config_base import PromptSize
 from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import KVCache, StageCache, unstacked
+from vr_jax.model.qwen2 import KVCache, StageCache, unstacked, unstacked_cache
 from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, platform, replicated
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -224,13 +224,8 @@ class Generator:
 
     @functools.cached_property
     def _decoding_model(self) -> Llava:
-        """The model as decoding reads it fastest. On one CPU that takes a second copy of the decoder's layers."""
-        if platform() != "cpu" or mesh_in_context() is not None:
-            return self.model
-        graph, state = nnx.split(self.model)
-        model = nnx.merge(graph, state)
-        model.decoder = unstacked(self.model.decoder)
-        return model
+        """The model as decoding reads it. On one CPU that takes a second copy of the decoder's layers."""
+        return unstacked_model(self.model) if unstacks() else self.model
 
     def _prefill_arguments(
         self, prompts: PromptBatch, new_tokens: int, sampling: Sampling
@@ -285,6 +280,8 @@ class Generator:
         slots = length + new_tokens if lengths is None else [length + new_tokens for length in lengths]
         hidden, cache = model(batch, model.init_cache(rows, slots), lengths)
         assert cache is not None
+        if unstacks():
+            cache = unstacked_cache(cache)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
         state = DecodeState(
             cache=cache,
@@ -341,14 +338,31 @@ class Generator:
         return lay_out(dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1), constrain)
 
 
+def unstacks() -> bool:
+    """Whether decoding has layers, and their caches, as arrays of their own: on one CPU."""
+    return platform() == "cpu" and mesh_in_context() is None
+
+
+def unstacked_model(model: Llava) -> Llava:
+    """The same model for `decode` alone, its decoder `unstacked`."""
+    graph, state = nnx.split(model)
+    copy = nnx.merge(graph, state)
+    copy.decoder = unstacked(model.decoder)
+    return copy
+
+
 def lay_out(state: DecodeState, place: Callable[..., Any]) -> DecodeState:
     """`place(array, *logical axis names)` of every array. Every state is sharded alike, so that the loop compiles once;
     small arrays are whole on every device, so that each process can read all rows."""
 
+    def slots(cached: Array) -> Array:
+        layers = (None,) * (cached.ndim - 4)  # an axis where they are stacked
+        return place(cached, *layers, "batch", "kv_heads", None, None)
+
     def stage(cache: StageCache) -> StageCache:
         return StageCache(
-            keys=place(cache.keys, None, "batch", None, "kv_heads", None),
-            values=place(cache.values, None, "batch", None, "kv_heads", None),
+            keys=jax.tree.map(slots, cache.keys),
+            values=jax.tree.map(slots, cache.values),
             valid=place(cache.valid, "batch", None),
             next=place(cache.next),
             shift=place(cache.shift, "batch"),

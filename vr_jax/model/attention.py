@@ -87,12 +87,24 @@ def _choose(backend: str, query: Float[Array, "B N H K"], key: Float[Array, "B M
 
 def cached_attention(
     query: Float[Array, "B 1 H K"],
-    key: Float[Array, "B S G K"],
-    value: Float[Array, "B S G K"],
+    key: Float[Array, "B G S K"],
+    value: Float[Array, "B G S K"],
     valid: Bool[Array, "B S"],
 ) -> Float[Array, "B 1 H K"]:
-    """One new token per row against its cache."""
-    return jax.nn.dot_product_attention(query, key, value, mask=valid[:, None, None, :], implementation="xla")
+    """One new token per row against its cache. Softmax in float32.
+
+    Not `jax.nn.dot_product_attention`, which takes heads after slots: XLA then copies the cache for every token."""
+    grouped = query.reshape(*key.shape[:2], -1, query.shape[-1])
+    if platform() == "cpu":
+        # XLA's CPU product of a few rows with the transpose of a long matrix takes four times as long.
+        rows, slots = grouped.astype(jnp.float32)[:, :, :, None], key.astype(jnp.float32)[:, :, None]
+        logits = jnp.sum(rows * slots, axis=-1)
+    else:
+        logits = jnp.einsum("bghk,bgsk->bghs", grouped, key, preferred_element_type=jnp.float32)
+    logits *= query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min), axis=-1)
+    read = jnp.einsum("bghs,bgsk->bghk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return read.astype(query.dtype).reshape(query.shape)
 
 
 def _splash(query, key, value, query_segments, key_segments, causal):

@@ -40,10 +40,13 @@ Rotary = tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]
 @dataclass(frozen=True)
 class StageCache:
     """Keys and values of one stage's layers. Slots are filled from the left; rows share the next free slot because
-    prompts are right-aligned. Stages may have different lengths (pruning)."""
+    prompts are right-aligned. Stages may have different lengths (pruning).
 
-    keys: Float[Array, "L B S G K"]
-    values: Float[Array, "L B S G K"]
+    Heads come before slots: what one head attends to lies together. For a decoder that is `unstacked`, layers are
+    arrays of their own (`unstacked_cache`)."""
+
+    keys: Float[Array, "L B G S K"] | tuple[Float[Array, "B G S K"], ...]
+    values: Float[Array, "L B G S K"] | tuple[Float[Array, "B G S K"], ...]
     valid: Bool[Array, "B S"]  # slots a new token may attend to
     next: Int[Array, ""]  # first free slot
     shift: Int[Array, " B"]  # how far positions lie below those of the prompt (pruners that renumber)
@@ -174,7 +177,7 @@ class Decoder(nnx.Module):
         lengths = [length] * len(layers) if isinstance(length, int) else length
 
         def stage(layers: int, length: int) -> StageCache:
-            shape = (layers, rows, length, c.num_kv_heads, c.head_dim)
+            shape = (layers, rows, c.num_kv_heads, length, c.head_dim)
             return StageCache(
                 keys=jnp.zeros(shape, self.dtype),
                 values=jnp.zeros(shape, self.dtype),
@@ -214,7 +217,7 @@ class Decoder(nnx.Module):
 
             def attend(q, k, v):
                 if cache is not None:
-                    kept["keys"], kept["values"] = k, v
+                    kept["keys"], kept["values"] = k.swapaxes(1, 2), v.swapaxes(1, 2)
                 return self._attend(stream, q, k, v)
 
             x = layer(x, rotary, attend)
@@ -225,8 +228,8 @@ class Decoder(nnx.Module):
             length = hidden.shape[1]
             cache = dataclasses.replace(
                 cache,
-                keys=cache.keys.at[:, :, :length].set(written["keys"]),
-                values=cache.values.at[:, :, :length].set(written["values"]),
+                keys=cache.keys.at[:, :, :, :length].set(written["keys"]),  # type: ignore[union-attr]  # stacked
+                values=cache.values.at[:, :, :, :length].set(written["values"]),  # type: ignore[union-attr]
                 valid=cache.valid.at[:, :length].set(stream.segment_ids > 0),
                 next=jnp.asarray(length, jnp.int32),
             )
@@ -305,29 +308,44 @@ def _decode_stage(
 ) -> tuple[Float[Array, "B 1 D"], StageCache]:
     valid = cache.valid.at[:, cache.next].set(True)
 
-    def body(carry, layer_and_index):
-        # The cache is carried, not scanned over, so that each step writes one slot in place.
-        x, keys, values = carry
-        layer, index = layer_and_index
+    def write(slots: Array, new: Float[Array, "B 1 G K"], *layer: Any) -> Array:
+        new = new.swapaxes(1, 2)[(None,) * len(layer)]
+        return jax.lax.dynamic_update_slice(slots, new, (*layer, 0, 0, cache.next, 0))
 
-        def attend(q, k, v):
-            nonlocal keys, values
-            start = (index, 0, cache.next, 0, 0)
-            keys = jax.lax.dynamic_update_slice(keys, k[None], start)
-            values = jax.lax.dynamic_update_slice(values, v[None], start)
-            return cached_attention(q, keys[index], values[index], valid)
-
-        x = layer(x, rotary, attend)
-        return (x, keys, values), None
-
-    carry = (hidden, cache.keys, cache.values)
     if isinstance(stage, nnx.List):
-        for index, layer in enumerate(stage):
-            carry, _ = body(carry, (layer, index))
+        written = []
+        for layer, *slots in zip(stage, cache.keys, cache.values, strict=True):
+
+            def attend_own(q, k, v, slots=slots):
+                slots[:] = write(slots[0], k), write(slots[1], v)
+                return cached_attention(q, slots[0], slots[1], valid)
+
+            hidden = layer(hidden, rotary, attend_own)
+            written.append(slots)
+        keys, values = zip(*written, strict=True)
     else:
-        carry, _ = jax.lax.scan(body, carry, (stage, jnp.arange(cache.keys.shape[0])))
-    hidden, keys, values = carry
+
+        def body(carry, layer_and_index):
+            # The cache is carried, not scanned over, so that each step writes one slot in place.
+            x, keys, values = carry
+            layer, index = layer_and_index
+
+            def attend(q, k, v):
+                nonlocal keys, values
+                keys, values = write(keys, k, index), write(values, v, index)
+                return cached_attention(q, keys[index], values[index], valid)
+
+            x = layer(x, rotary, attend)
+            return (x, keys, values), None
+
+        layers = jnp.arange(len(cache.keys))
+        (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))  # type: ignore[arg-type]
     return hidden, dataclasses.replace(cache, keys=keys, values=values, valid=valid, next=cache.next + 1)
+
+
+def unstacked_cache(cache: KVCache) -> KVCache:
+    """The same cache for an `unstacked` decoder."""
+    return tuple(dataclasses.replace(stage, keys=tuple(stage.keys), values=tuple(stage.values)) for stage in cache)
 
 
 def unstacked(decoder: Decoder) -> Decoder:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out
+from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import LlavaConfig
 from vr_jax.model.llava import Llava
@@ -69,6 +69,8 @@ def trace_program(
     state = _laid_out(generator.prefill_program.eval_shape(*arrays, **static), where)
     if mode == "prefill":
         return generator.prefill_program.trace(*arrays, **static), state
+    if unstacks():
+        model = jax.eval_shape(unstacked_model, model)
     return generator.decode_program.trace(model, state, scalar(jnp.int32), *greedy), state
 
 
