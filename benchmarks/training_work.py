@@ -56,7 +56,7 @@ class Work:
         return rng.integers(0, 256, (self.samples, self.sample_tiles, side, side, 3), np.uint8)
 
 
-def work(size: str, dtype: str) -> Work:
+def work(size: str, dtype: str, remat: str = "full") -> Work:
     """size: a key of paper.TEXTS, in about the shapes of its recipe's phase 2, or "tiny"."""
     if size == "tiny":
         config = LlavaConfig(
@@ -74,7 +74,7 @@ def work(size: str, dtype: str) -> Work:
     else:
         config = paper.BASELINE.config(paper.TEXTS[size], "anyres9")
         sizes = {"rows": 8, "per_row": 4, "sample_tokens": 512, "sample_tiles": 5, "targets": 64, "micro_batch": 8}
-    return Work(dataclasses.replace(config, dtype=dtype, remat="full"), **sizes)  # type: ignore[arg-type]
+    return Work(dataclasses.replace(config, dtype=dtype, remat=remat), **sizes)  # type: ignore[arg-type]
 
 
 def weights(config: LlavaConfig) -> dict[str, np.ndarray]:
