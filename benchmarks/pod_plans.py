@@ -133,8 +133,9 @@ def write() -> None:
     rule = ["---", "---", "---", *["---:"] * (len(HEAD) - 3)]
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, rule, *(row(case, plan) for case, plan in planned))]
     versions = sorted({f"{name} {number}" for _, plan in planned for name, number in plan["versions"].items()})
-    levels = sorted({f"{c.topology.split(':')[0]} {p['settings']['optimization_level']}" for c, p in planned})
-    lines += ["", f"{', '.join(versions)}; optimization level: {', '.join(levels)}."]
+    levels = {f"{case.topology} {plan['settings']['optimization_level']}" for case, plan in planned}
+    others = sorted(level for level in levels if not level.endswith(" default"))
+    lines += ["", f"{', '.join(versions)}; optimization level: {', '.join(['default', *others])}."]
     if missing:
         lines += ["", "Not in the table:", "", *missing]
     page = PAGE.read_text()
