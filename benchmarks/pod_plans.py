@@ -109,14 +109,14 @@ def row(case: Case, plan: dict[str, Any]) -> list[str]:
         f"{roof['hbm'] * 1e3:.0f}",
         f"{roof['interconnect'] * 1e3:.0f}",
         f"{roof['mfu']:.0%}",
-        f"{plan['schedule']['days']:.3f}",
+        f"{24 * 60 * plan['schedule']['days']:.3g}",
         f"{plan['compile_seconds']:.0f}",
     ]
 
 
 HEAD = (
     *("recipe", "topology", "replica x fsdp x tensor", "rows", "state", "temporaries", "peak", "of", "fits"),
-    *("TFLOP", "HBM, GB", "sent, GB", "FLOP/s, ms", "HBM, ms", "links, ms", "MFU bound", "days", "compiled, s"),
+    *("TFLOP", "HBM, GB", "sent, GB", "FLOP/s, ms", "HBM, ms", "links, ms", "MFU bound", "minutes", "compiled, s"),
 )
 
 
