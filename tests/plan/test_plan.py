@@ -30,7 +30,7 @@ from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
 from vr_jax.plan.recipes import recipe_of
 from vr_jax.plan.results import Memory, Roofline
-from vr_jax.plan.search import search
+from vr_jax.plan.search import Candidate, in_turns, search
 from vr_jax.plan.topology import Topology, open_topology, parse
 from vr_jax.plan.training import fit_rows, model_flops, plan_training, trace_step
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, step_flops
@@ -222,7 +222,7 @@ def test_bandwidth_between_hosts():
     ("name", "message"),
     [
         ("v5e", "expected numbers of chips behind 'v5e':"),
-        ("v9:4x4", "no chip 'v9'; known: v4, v5e"),
+        ("v9:4x4", "no chip 'v9'; known: v5e"),
         ("v5e:4x4x4", "v5e has 2 axes, found 3"),
         ("h200:8", "h200 has 3 axes, found 1"),
         ("cpu:0", "expected numbers"),
@@ -300,7 +300,27 @@ def test_the_report_and_its_files(plan, tmp_path):
     assert "| optimizer |" in (tmp_path / report.MARKDOWN).read_text()
 
 
-def test_search_plans_the_best_estimates_and_gives_flags(recipe, topology, plan, monkeypatch):
+def test_remat_policies_take_turns_behind_the_recipes_own():
+    def candidate(remat, fsdp, seconds):
+        return Candidate(
+            {"mesh.fsdp": fsdp, "model.remat": remat, "batch.accumulation": 1}, recipe_of(DEMO, []), seconds
+        )
+
+    estimates = [
+        ("none", 1, 1.0),
+        ("none", 2, 1.1),
+        ("none", 4, 1.2),
+        ("full", 1, 2.0),
+        ("full", 2, 1.9),
+        ("dots", 1, 1.5),
+    ]
+    order = in_turns([candidate(*one) for one in estimates], {"mesh.fsdp": 4, "model.remat": "none"})
+    assert [(one.settings["model.remat"], one.settings["mesh.fsdp"]) for one in order] == [
+        *[("none", 4), ("none", 1), ("dots", 1), ("full", 2), ("none", 2), ("full", 1)]
+    ]
+
+
+def test_search_plans_the_recipe_first_and_gives_flags(recipe, topology, plan, monkeypatch):
     """With no time left it still plans one, and names what it left."""
     lines, asked = [], []
 
@@ -321,7 +341,9 @@ def test_search_plans_the_best_estimates_and_gives_flags(recipe, topology, plan,
         say=lines.append,
     )
     assert len(found.plans) == len(found.flags) == 1
-    assert "--config.model.remat=none" in found.flags[0]
+    # The recipe as it is comes first.
+    own = {"mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "model.remat": recipe.model.remat}
+    assert all(f"--config.{name}={value}" in found.flags[0] for name, value in own.items())
     assert "candidates" in found.left[0]
     assert found.flags[0] in found.text()
     (config,) = asked

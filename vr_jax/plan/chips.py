@@ -1,6 +1,6 @@
 """Memory and bandwidths of the chips that can be planned for. Their peak FLOP/s are in `vr_jax/training/flops.py`.
 
-Sources: the "System architecture" tables of docs.cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x), and NVIDIA's
+Sources: the "System architecture" tables of docs.cloud.google.com/tpu/docs (v5e, v5p, v6e, tpu7x), and NVIDIA's
 data sheets of the H100 SXM and the H200 SXM. Interconnects are given there for both directions together (TPU: 600, 400,
 1200, 800 and 1200 GB/s; NVLink 4: 900 GB/s); a chip sends at half of that. DGX H100 and H200 have one 400 Gbit/s
 adapter per GPU."""
@@ -34,7 +34,6 @@ class Chip:
 
 # What libtpu reports as usable is a quarter GiB below the data sheet on v5e, and up to one and a quarter elsewhere.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(kind="TPU v4", memory=30.75 * GIB, hbm_bandwidth=1228 * GB, interconnect=300 * GB),
     "v5e": Chip(kind="TPU v5 lite", memory=15.75 * GIB, hbm_bandwidth=819 * GB, interconnect=200 * GB),
     "v5p": Chip(kind="TPU v5", memory=95 * GIB, hbm_bandwidth=2765 * GB, interconnect=600 * GB),
     "v6e": Chip(kind="TPU v6 lite", memory=31.25 * GIB, hbm_bandwidth=1638 * GB, interconnect=400 * GB),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,11 +75,11 @@ def search(
     effort: str | None,
     say: Callable[[str], None],
 ) -> Found:
-    """Compiles candidates in the order of their estimate until `budget` seconds have passed (at least one).
+    """Compiles candidates, the recipe's own settings first, until `budget` seconds have passed (at least one).
 
     Raises PlanError if nothing can work."""
     began = time.perf_counter()
-    waiting = sorted(_candidates(config, topology, fixed_rows), key=lambda one: one.seconds)
+    waiting = in_turns(list(_candidates(config, topology, fixed_rows)), _settings_of(config, topology))
     if not waiting:
         raise PlanError(
             f"{name} on {topology.name}: parameters and optimizer fit on no mesh; take more or larger chips"
@@ -107,6 +107,26 @@ def search(
     done.sort(key=_rank)
     left = [f"not compiled, for lack of time (--budget={budget:g}): {len(waiting)} candidates"] if waiting else []
     return Found([plan for plan, _ in done], [flags for _, flags in done], left)
+
+
+def _settings_of(config: ConfigDict, topology: Topology) -> dict[str, Any]:
+    """What a candidate with the recipe's own mesh, remat policy and micro-batches has in its settings."""
+    own = {"model.remat": config.model.remat, "batch.accumulation": config.batch.accumulation}
+    try:
+        mesh = sharding.mesh_of(config.mesh, devices=topology.devices)
+    except sharding.ShardingError:  # made for another number of chips
+        return own
+    return own | {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
+
+
+def in_turns(candidates: Sequence[Candidate], own: Mapping[str, Any]) -> list[Candidate]:
+    """The order in which candidates are compiled: those whose settings include `own` first, then the remat policies in
+    turns, each in the order of its estimates, which know nothing of memory traffic, where the policies differ most."""
+    policies: dict[str, list[Candidate]] = {}
+    for one in sorted(candidates, key=lambda one: one.seconds):
+        policies.setdefault(one.settings["model.remat"], []).append(one)
+    turns = [one for turn in itertools.zip_longest(*policies.values()) for one in turn if one is not None]
+    return sorted(turns, key=lambda one: not own.items() <= one.settings.items())
 
 
 def _rank(entry: tuple[Plan, str]) -> tuple[bool, float]:
