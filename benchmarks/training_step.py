@@ -26,7 +26,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # the package need not be 
 
 SIDES = ("vr_jax", "torch")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # relative, of a loss
-GOAL_MFU = 0.55
 
 
 def training_report(

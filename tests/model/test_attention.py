@@ -73,6 +73,40 @@ def test_matches_the_loop(backend: str, causal: bool, guides: int, monkeypatch):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [(N, N), (N, N + 1), (N + 1, N), (N + 1, N + 1)])
+def test_odd_lengths_reach_cudnn_even(monkeypatch, lengths, causal):
+    """What cuDNN is given, computed by XLA: even lengths, and the same values and gradients as without padding."""
+    rng = np.random.default_rng(0)
+    n, m = lengths
+    query, key, value, weight = (
+        jnp.asarray(rng.normal(size=(B, length, H, K)), jnp.float32) for length in (n, m, m, n)
+    )
+    segments, keys = (jnp.asarray(rng.integers(1, 3, (B, length))) for length in lengths)
+    segments = segments.at[:, 0].set(keys[:, 0])
+    library, seen = jax.nn.dot_product_attention, []
+
+    def by_xla(query, key, value, *, implementation, **options):
+        if implementation == "cudnn":
+            seen.append((query.shape[1] % 2, key.shape[1] % 2))
+        return library(query, key, value, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    real = (segments[:, :, None] == keys[:, None]) & ((not causal) | (np.arange(n)[:, None] >= np.arange(m)))
+    weight = weight * jnp.any(real, axis=-1)[..., None, None]  # a query that sees no key is unspecified
+
+    def loss(backend):
+        def weighted(*arrays):
+            found = attention(*arrays, query_segments=segments, key_segments=keys, causal=causal, backend=backend)
+            return jnp.sum(found * weight)
+
+        return jax.value_and_grad(weighted, argnums=(0, 1, 2))(query, key, value)
+
+    for ours, plain in zip(jax.tree.leaves(loss("cudnn")), jax.tree.leaves(loss("xla")), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5)
+    assert seen == [(0, 0)]
+
+
 @pytest.mark.parametrize(("mesh", "groups"), [((2, 2, 2), 2), ((1, 2, 4), 2)])  # 2 key heads on 4 devices: repeated
 def test_splash_on_a_mesh(mesh: tuple[int, int, int], groups: int):
     """Pallas calls are not partitioned automatically; rows are cut over (replica, fsdp) and heads over tensor."""

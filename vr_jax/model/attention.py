@@ -93,10 +93,11 @@ def cached_attention(
 ) -> Float[Array, "B 1 H K"]:
     """One new token per row against its cache. Softmax in float32.
 
-    Not `jax.nn.dot_product_attention`, which takes heads after slots: XLA then copies the cache for every token."""
+    Not `jax.nn.dot_product_attention`, which takes heads after slots: XLA's program for CPUs then transposes the cache
+    for every token (docs/results/speed.md)."""
     grouped = query.reshape(*key.shape[:2], -1, query.shape[-1])
     if platform() == "cpu":
-        # XLA's CPU product of a few rows with the transpose of a long matrix takes four times as long.
+        # XLA's CPU product of a few rows with the transpose of a long matrix takes more than twice as long.
         rows, slots = grouped.astype(jnp.float32)[:, :, :, None], key.astype(jnp.float32)[:, :, None]
         logits = jnp.sum(rows * slots, axis=-1)
     else:
