@@ -30,7 +30,7 @@ from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
 from vr_jax.plan.recipes import recipe_of
 from vr_jax.plan.results import Memory, Roofline
-from vr_jax.plan.search import Candidate, in_turns, search
+from vr_jax.plan.search import Candidate, in_turns, search, settings_of
 from vr_jax.plan.topology import Topology, open_topology, parse
 from vr_jax.plan.training import fit_rows, model_flops, plan_training, trace_step
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, step_flops
@@ -321,8 +321,11 @@ def test_remat_policies_take_turns_behind_the_recipes_own():
 
 
 def test_search_plans_the_recipe_first_and_gives_flags(recipe, topology, plan, monkeypatch):
-    """With no time left it still plans one, and names what it left."""
+    """With no time left it still plans one, and names what it left. A recipe's mesh for other chips is no obstacle."""
     lines, asked = [], []
+    elsewhere = recipe.copy_and_resolve_references()
+    elsewhere.mesh.fsdp = 3
+    assert settings_of(elsewhere, topology) == {"model.remat": recipe.model.remat, "batch.accumulation": 1}
 
     def planned(name, config, topology, **options):
         asked.append(config)

@@ -79,7 +79,7 @@ def search(
 
     Raises PlanError if nothing can work."""
     began = time.perf_counter()
-    waiting = in_turns(list(_candidates(config, topology, fixed_rows)), _settings_of(config, topology))
+    waiting = in_turns(list(_candidates(config, topology, fixed_rows)), settings_of(config, topology))
     if not waiting:
         raise PlanError(
             f"{name} on {topology.name}: parameters and optimizer fit on no mesh; take more or larger chips"
@@ -109,7 +109,7 @@ def search(
     return Found([plan for plan, _ in done], [flags for _, flags in done], left)
 
 
-def _settings_of(config: ConfigDict, topology: Topology) -> dict[str, Any]:
+def settings_of(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     """What a candidate with the recipe's own mesh, remat policy and micro-batches has in its settings."""
     own = {"model.remat": config.model.remat, "batch.accumulation": config.batch.accumulation}
     try:
