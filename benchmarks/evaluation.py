@@ -33,8 +33,8 @@ from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import Item
 from vr_jax.inference.generate import Generator
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.recipes import load_recipe
 
 CONFIG = Path(__file__).parents[1] / "configs" / "real_charts.py"
@@ -85,8 +85,8 @@ def items(count: int) -> list[Item]:
 
 
 def build() -> tuple[Generator, Processor]:
-    config = LlavaConfig.from_dict(load_recipe(f"{CONFIG}:phase2").model.to_dict())
-    model = jax.jit(lambda: Llava(config, rngs=nnx.Rngs(0)))()
+    config = VlmConfig.from_dict(load_recipe(f"{CONFIG}:phase2").model.to_dict())
+    model = jax.jit(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))()
     tokenizer = demo_tokenizer()
     return Generator(model, tokenizer, ignore_stop=True), Processor(tokenizer, config)
 

@@ -36,7 +36,7 @@ class OurSide:
             else (systems(options.size == "tiny")[options.system])
         )
         self.model = our_model(config, wrong=options.wrong)
-        stops = {"<|im_end|>": config.text.vocab_size - 1}
+        stops = {"<|im_end|>": config.decoder.vocab_size - 1}
         self.generator = Generator(self.model, SimpleNamespace(get_vocab=lambda: stops), ignore_stop=True)
         batch = Prompt(config, options.batch_size).batch()
         numbers = np.arange(options.batch_size, dtype=np.int32)

@@ -1,12 +1,12 @@
-"""Pictures per second of one core: the training input's `Processor` against transformers' image processors.
+"""Images per second of one core: the training input's `Processor` against transformers' image processors.
 
-    python benchmarks/input_pipeline.py [--pictures DIR [DIR ...]] [--tokenizer DIR] [--rounds 5] [--count 60]
+    python benchmarks/input_pipeline.py [--images DIR [DIR ...]] [--tokenizer DIR] [--rounds 5] [--count 60]
 
 Ours is the whole way from a file to a sample: decoding, AnyRes9 tiles, tokenisation, masks, vision tokens. Theirs is
 decoding and LLaVA-OneVision's image processor, without any text: the one on Pillow, and the one on torchvision where
 that is installed. Same files, same grids; that the tiles are equal is checked first (the one on torchvision resizes in
 its own way and is not held to it). One thread each, on one core, and its CPU time, which a busy machine stretches less
-than wall time. Without --pictures, they are drawn: charts as PNG, textures as JPEG. Goal of issue 5: twice theirs."""
+than wall time. Without --images, they are drawn: charts as PNG, textures as JPEG. Goal of issue 5: twice theirs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from transformers import AutoTokenizer, LlavaOnevisionImageProcessorPil
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Turn
-from vr_jax.model.config import LlavaConfig, VisionRememberConfig, anyres9
+from vr_jax.model.config import VisionRememberConfig, VlmConfig, anyres9
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-QUESTION = "<image>\nWhat does the picture show? Answer with one short sentence."
+QUESTION = "<image>\nWhat does the image show? Answer with one short sentence."
 ANSWER = "A chart of four bars, the highest of which is at the right."
 
 
@@ -50,7 +50,7 @@ def found(folders: list[Path], count: int) -> list[Path]:
     ]
     files = [path for paths in per_folder for path in paths][:count]
     if not files:
-        raise SystemExit(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, folders))}")
+        raise SystemExit(f"no images ({', '.join(SUFFIXES)}) in {', '.join(map(str, folders))}")
     return files
 
 
@@ -103,7 +103,7 @@ def processors() -> dict[str, Callable[[Path], np.ndarray]]:
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """The largest difference of two pictures' tiles in steps of 1/255, as whole pixels."""
+    """The largest difference of two images' tiles in steps of 1/255, as whole pixels."""
     if ours.shape[0] != theirs.shape[0]:
         raise SystemExit(f"{ours.shape[0]} tiles against {theirs.shape[0]}")
     pixels = np.rint((theirs.transpose(0, 2, 3, 1) + 1) * 127.5).astype(int)
@@ -112,27 +112,27 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, nargs="+", help="folders, searched with those below")
+    parser.add_argument("--images", type=Path, nargs="+", help="folders, searched with those below")
     parser.add_argument("--tokenizer", type=Path, help="directory of a tokenizer; default: the demo's")
-    parser.add_argument("--rounds", type=int, default=5, help="passes over all pictures, in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="passes over all images, in turns")
     parser.add_argument("--count", type=int, default=60)
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else demo_tokenizer()
-    processor = Processor(tokenizer, LlavaConfig(image=anyres9(), interlude=VisionRememberConfig()))
+    processor = Processor(tokenizer, VlmConfig(image=anyres9(), refusion=VisionRememberConfig()))
     turns = (Turn("user", QUESTION), Turn("assistant", ANSWER))
 
     def sample(path: Path) -> np.ndarray:
         return processor.example(Conversation(path.name, turns, (path,))).tile_pixels
 
     with tempfile.TemporaryDirectory() as folder:
-        files = found(options.pictures, options.count) if options.pictures else drawn(Path(folder), options.count)
+        files = found(options.images, options.count) if options.images else drawn(Path(folder), options.count)
         ways = {"vr_jax, with text": sample, **processors()}
         tiles = {path: sample(path) for path in files}
         print(f"{platform.processor() or platform.machine()}, Pillow {Image.__version__}, ", end="")
-        print(f"transformers {transformers.__version__}; {len(files)} pictures, {sum(map(len, tiles.values()))} tiles")
+        print(f"transformers {transformers.__version__}; {len(files)} images, {sum(map(len, tiles.values()))} tiles")
         for name, way in list(ways.items())[1:]:
             differences = [compare(tiles[path], way(path)) for path in files]
             print(f"  {name}: same tiles, pixels differ by at most {max(differences)} of 255")
@@ -149,7 +149,7 @@ def main() -> None:
     for name, values in seconds.items():
         rates = sorted(len(files) / value for value in values)
         print(
-            f"  {name:<28} {statistics.median(rates):6.1f} pictures/s ({rates[0]:.1f} .. {rates[-1]:.1f}), "
+            f"  {name:<28} {statistics.median(rates):6.1f} images/s ({rates[0]:.1f} .. {rates[-1]:.1f}), "
             f"x {statistics.median(values) / ours:.2f} of our time"
         )
 

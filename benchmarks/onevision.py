@@ -1,4 +1,4 @@
-"""LLaVA-OneVision's shapes for both sides of benchmarks/generation.py: config, weights, one picture of five tiles."""
+"""LLaVA-OneVision's shapes for both sides of benchmarks/generation.py: config, weights, one image of five tiles."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
 from vr_jax.model import paper
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, anyres4, anyres9_all36
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, anyres4, anyres9_all36
 
 SO400M = SiglipConfig(
     hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14
 )
-TEXT_TOKENS = (14, 46)  # before and behind the picture, as the chat template has them
+TEXT_TOKENS = (14, 46)  # before and behind the image, as the chat template has them
 SIZES = ("0.5b", "quick", "tiny")
 
 
-def onevision(size: str, dtype: str) -> LlavaConfig:
+def onevision(size: str, dtype: str) -> VlmConfig:
     """size: "0.5b" (SO400M and Qwen2-0.5B), "quick" (the same with 3 layers each) or "tiny"."""
     vision, text = SO400M, paper.TEXTS["0.5b"]
     if size == "quick":
@@ -36,9 +36,9 @@ def onevision(size: str, dtype: str) -> LlavaConfig:
         text = Qwen2Config(
             vocab_size=320, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2
         )
-    return LlavaConfig(
-        vision=vision,
-        text=text,
+    return VlmConfig(
+        encoder=vision,
+        decoder=text,
         projector=ProjectorConfig(name="mlp", stride=1),
         vision_feature_layer=vision.num_layers,
         image=anyres9_all36(vision.image_size),
@@ -46,7 +46,7 @@ def onevision(size: str, dtype: str) -> LlavaConfig:
     )
 
 
-def systems(tiny: bool) -> dict[str, LlavaConfig]:
+def systems(tiny: bool) -> dict[str, VlmConfig]:
     """Fig. 4 and Table 5d: no compression, 1/9, and 1/9 with Vision Remember; AnyRes4, Qwen2-0.5B, bfloat16."""
     configs = {
         "uncompressed": paper.system("table4", "uncompressed"),
@@ -60,27 +60,27 @@ def systems(tiny: bool) -> dict[str, LlavaConfig]:
         }
     vision = SiglipConfig(hidden_size=32, intermediate_size=48, num_layers=3, num_heads=2, image_size=24, patch_size=4)
     text = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=5, num_heads=4, num_kv_heads=2)
-    size = LlavaConfig(vision=vision, text=text, vision_feature_layer=3, image=anyres4(24))
+    size = VlmConfig(encoder=vision, decoder=text, vision_feature_layer=3, image=anyres4(24))
     changes = {"vision_remember": {"cross_heads": 4}}
     return {name: system.at(size, {7: 1, 15: 2, 23: 3}, changes) for name, system in configs.items()}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One picture that fills a grid of 2 x 2 tiles, between text; `batch_size` equal rows of it."""
+    """One image that fills a grid of 2 x 2 tiles, between text; `batch_size` equal rows of it."""
 
-    config: LlavaConfig
+    config: VlmConfig
     batch_size: int
 
     @property
     def cells(self) -> np.ndarray:
-        """`vision_cell` of the picture's tokens: the base tile, then the rows of the grid, a newline after each."""
+        """`vision_cell` of the image's tokens: the base tile, then the rows of the grid, a newline after each."""
         side = self.config.image.tile_size
         return layout((2 * side, 2 * side), self.config.cells_per_side, self.config.image).cell
 
     @property
     def text(self) -> tuple[np.ndarray, np.ndarray]:
-        tokens = np.random.default_rng(0).integers(0, min(self.config.text.vocab_size, 150000) - 8, sum(TEXT_TOKENS))
+        tokens = np.random.default_rng(0).integers(0, min(self.config.decoder.vocab_size, 150000) - 8, sum(TEXT_TOKENS))
         return tokens[: TEXT_TOKENS[0]], tokens[TEXT_TOKENS[0] :]
 
     @property
@@ -103,7 +103,7 @@ class Prompt:
             id="prompt",
             tokens=tokens,
             loss_mask=np.zeros(self.length, bool),
-            guide_mask=np.arange(self.length) >= vision.stop,
+            text_token_mask=np.arange(self.length) >= vision.stop,
             vision_cell=cell,
             tile_pixels=self.pixels,
             tile_image=np.ones(len(self.pixels), np.int32),
@@ -133,23 +133,23 @@ class Prompt:
         }
 
 
-def our_model(config: LlavaConfig, wrong: bool = False) -> Any:
+def our_model(config: VlmConfig, wrong: bool = False) -> Any:
     """wrong: with the decoder's value kernels doubled, for the test that this is noticed."""
     import jax.numpy as jnp
     from flax import nnx
 
     from vr_jax.model.layout import split_stages, unflatten_params
-    from vr_jax.model.llava import Llava
+    from vr_jax.model.vlm import VisionLanguageModel
 
     values = weights(config)
     if wrong:
         values[next(path for path in values if path.startswith("decoder.") and path.endswith("attn.v.kernel"))] *= 2
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     staged = split_stages({path: values.pop(path).astype(config.dtype) for path in list(values)}, config)
     return unflatten_params(abstract, {path: jnp.asarray(value) for path, value in staged.items()})
 
 
-def torch_model(config: LlavaConfig, torch: Any, device: str) -> tuple[Any, int]:
+def torch_model(config: VlmConfig, torch: Any, device: str) -> tuple[Any, int]:
     """transformers' LlavaOnevision with the same weights, and its image token."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
@@ -157,7 +157,7 @@ def torch_model(config: LlavaConfig, torch: Any, device: str) -> tuple[Any, int]
     from vr_jax.convert.configs import write_hf_llava
     from vr_jax.convert.tables import slots
 
-    image_token = config.text.vocab_size - 4
+    image_token = config.decoder.vocab_size - 4
     values = write_hf_llava(config, image_token)
     values["vision_config"]["vision_use_head"] = False
     values.pop("architectures")

@@ -9,7 +9,7 @@
 
 There is no copy of LLaVA-NeXT-Data (779,289 samples) here: sizes are drawn from MIXTURE. Samples of each part:
 LLaVA-1.5's 665K (its paper, Table 7) without TextCaps, and what the card of lmms-lab/LLaVA-NeXT-Data adds, whose 136K
-are shared out after the published sizes of those sets. Pictures have the sets' usual sizes (COCO: 640 pixels long;
+are shared out after the published sizes of those sets. Images have the sets' usual sizes (COCO: 640 pixels long;
 ChartQA: measured on 565 files). Turns and lengths of text are assumptions, which `--data` replaces by what is so."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vr_jax.data.sources import open_source
 from vr_jax.data.types import Conversation, Example
 from vr_jax.model import paper
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig, VlmConfig
 from vr_jax.model_directory import warm_start
 from vr_jax.training import recipe
 from vr_jax.training.flops import StepFlops, step_flops
@@ -59,7 +59,7 @@ class Part:
 
     name: str
     thousands: int
-    pictures: str | None
+    images: str | None
     turns: tuple[int, int]
     question: float
     answer: float
@@ -87,7 +87,7 @@ MIXTURE = (
     Part("ShareGPT4V", 20, "web", (1, 1), 12, 190, 0.35),
     Part("demo users", 15, "web", (1, 3), 30, 200, 0.6),
 )
-# Picture sizes (width, height), their shares, and the share that stands upright.
+# Image sizes (width, height), their shares, and the share that stands upright.
 COMMON_SIZES = {
     "coco": ([(640, 480), (640, 427), (640, 426), (640, 360), (640, 500)], [0.4, 0.3, 0.05, 0.1, 0.15], 0.27),
     "genome": ([(500, 375), (500, 333), (800, 600), (1024, 768), (640, 480)], [0.35, 0.2, 0.25, 0.1, 0.1], 0.25),
@@ -106,13 +106,13 @@ CAPTION = (14.0, 0.45)  # phase 1: mean tokens and spread of a BLIP caption
 @dataclass(frozen=True)
 class Sample:
     text: int  # tokens
-    picture: tuple[int, int] | None  # pixels, width and height
+    image: tuple[int, int] | None  # pixels, width and height
 
-    def size(self, config: LlavaConfig) -> tuple[int, int]:
+    def size(self, config: VlmConfig) -> tuple[int, int]:
         """Tokens and tiles."""
-        if self.picture is None:
+        if self.image is None:
             return self.text, 0
-        layout = anyres.layout(self.picture, config.cells_per_side, config.image)
+        layout = anyres.layout(self.image, config.cells_per_side, config.image)
         return self.text + len(layout.cell), layout.tiles
 
 
@@ -127,9 +127,9 @@ def _sample(part: Part, rng: np.random.Generator) -> Sample:
     turns = int(rng.integers(part.turns[0], part.turns[1] + 1))
     words = sum(_lengths(mean, part.spread, turns, rng).sum() for mean in (part.question, part.answer))
     text = SYSTEM + TURN * turns + int(words)
-    if part.pictures is None:
+    if part.images is None:
         return Sample(min(text, LONGEST_TEXT), None)
-    return Sample(text + 1, _picture(part.pictures, rng))  # the newline behind <image>
+    return Sample(text + 1, _image(part.images, rng))  # the newline behind <image>
 
 
 def _lengths(mean: float, spread: float, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -137,7 +137,7 @@ def _lengths(mean: float, spread: float, count: int, rng: np.random.Generator) -
     return np.maximum(1, np.round(drawn)).astype(int)
 
 
-def _picture(kind: str, rng: np.random.Generator) -> tuple[int, int]:
+def _image(kind: str, rng: np.random.Generator) -> tuple[int, int]:
     if kind in UNIFORM_SIZES:
         width, height = (int(rng.integers(*limits)) for limits in UNIFORM_SIZES[kind])
         return width, height
@@ -175,7 +175,7 @@ def _example(index: int, tokens: int, tiles: int, side: int = 0) -> Example:
         id=str(index),
         tokens=np.ones(tokens, np.int32),
         loss_mask=nothing,
-        guide_mask=nothing,
+        text_token_mask=nothing,
         vision_cell=np.full(tokens, NO_CELL, np.int32),
         tile_pixels=np.zeros((tiles, side, side, 3), np.uint8),
         tile_image=np.ones(tiles, np.int32),
@@ -216,7 +216,7 @@ def static(sizes: Sizes, tokens: int) -> Use:
 
 
 def dynamic(sizes: Sizes, groups: Sequence[Sequence[int]]) -> Use:
-    """As in PyTorch: one sample per row, each group padded to its longest, pictures encoded without padding."""
+    """As in PyTorch: one sample per row, each group padded to its longest, images encoded without padding."""
     return use(sizes, [([k], max(sizes[j][0] for j in group), sizes[k][1]) for group in groups for k in group])
 
 
@@ -245,7 +245,7 @@ def config_of(stride: int, size: str, phase: str) -> ConfigDict:
 
 
 def table(config: ConfigDict, sizes: Sizes, name: str) -> str:
-    model = LlavaConfig.from_dict(config.model.to_dict())
+    model = VlmConfig.from_dict(config.model.to_dict())
     step = step_flops(model, ModelTree(model).trainable(config.trainable))
     shape = BatchShape(rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=0)
     fitting = [size for size in sizes if size[0] <= shape.tokens and size[1] <= shape.tiles]
@@ -276,7 +276,7 @@ def _line(label: str, one: Use, samples: float | None, ratio: float | None) -> s
     )
 
 
-def read(options: argparse.Namespace, model: LlavaConfig) -> list[tuple[int, int]]:
+def read(options: argparse.Namespace, model: VlmConfig) -> list[tuple[int, int]]:
     """Sizes of a random choice of the user's samples."""
     spec = {"path": options.data, "images": options.images}
     source = open_source({name: value for name, value in spec.items() if value})
@@ -297,15 +297,15 @@ def read(options: argparse.Namespace, model: LlavaConfig) -> list[tuple[int, int
 def small_recipe() -> ConfigDict:
     """Phase 2 at 1/9 with narrow, shallow parts: 24 x 24 patches a tile, and about the ratio of SigLIP-L's FLOPs per
     tile to Qwen2-0.5B's per token (511)."""
-    model = LlavaConfig(
-        vision=SiglipConfig(
+    model = VlmConfig(
+        encoder=SiglipConfig(
             hidden_size=192, intermediate_size=768, num_layers=3, num_heads=3, image_size=48, patch_size=2
         ),
-        text=Qwen2Config(
+        decoder=Qwen2Config(
             vocab_size=512, hidden_size=256, intermediate_size=1024, num_layers=2, num_heads=4, num_kv_heads=2
         ),
         projector=ProjectorConfig(stride=3),
-        interlude=VisionRememberConfig(insert_after=(1,), levels=(1, 2, 3), cross_heads=3),
+        refusion=VisionRememberConfig(insert_after=(1,), levels=(1, 2, 3), cross_heads=3),
         vision_feature_layer=3,
         image=paper.IMAGES["anyres9"](48),
     )
@@ -371,7 +371,7 @@ def main() -> None:
     parser.add_argument("--step", action="store_true", help="time train steps of a small model, too")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each alternative")
     parser.add_argument("--data", help="file, folder or glob pattern of your data (docs/data.md)")
-    parser.add_argument("--images", help="its picture folder")
+    parser.add_argument("--images", help="its image folder")
     parser.add_argument("--tokenizer", help="directory of the tokenizer, for --data")
     options = parser.parse_args()
     if options.data and not options.tokenizer:
@@ -379,7 +379,7 @@ def main() -> None:
     samples = [] if options.data else mixture(options.samples, options.seed)
     for stride in STRIDES:
         config = config_of(stride, options.size, "phase2")
-        model = LlavaConfig.from_dict(config.model.to_dict())
+        model = VlmConfig.from_dict(config.model.to_dict())
         sizes = read(options, model) if options.data else [sample.size(model) for sample in samples]
         print(table(config, sizes, f"phase 2, {options.size}, 1/{stride**2}"))
         if options.step and stride == 3:
@@ -388,7 +388,7 @@ def main() -> None:
         return
     for stride in STRIDES:
         config = config_of(stride, options.size, "phase1")
-        cells = LlavaConfig.from_dict(config.model.to_dict()).cells_per_tile
+        cells = VlmConfig.from_dict(config.model.to_dict()).cells_per_tile
         sizes = [(cells + tokens, 1) for tokens in captions(options.samples, options.seed)]
         print(table(config, sizes, f"phase 1, {options.size}, 1/{stride**2}"))
 

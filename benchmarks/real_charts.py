@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def write_items(source: Path, target: Path, count: int) -> int:
-    """The first `count` training questions, as LLaVA JSON and in the benchmark's own layout, with their pictures."""
+    """The first `count` training questions, as LLaVA JSON and in the benchmark's own layout, with their images."""
     rows = [json.loads(line) for line in (source / "train.jsonl").read_text().splitlines()][:count]
     records = []
     (target / "images").mkdir(parents=True)

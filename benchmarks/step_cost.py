@@ -2,7 +2,7 @@
 
     python benchmarks/step_cost.py [--size 0.5b]
 
-1. Matrix products of the compiled prefill of one AnyRes4 picture (5 tiles, 1/9) and 60 text tokens: without Vision
+1. Matrix products of the compiled prefill of one AnyRes4 image (5 tiles, 1/9) and 60 text tokens: without Vision
    Remember, with it, and with its plain form, which projects every patch. The body of a loop counts as often as it
    runs, which XLA's `cost_analysis` does not do. Goal of issue 5: at most 4 % more (plain: 11.6 %).
 2. Tracing, lowering and compiling phase 2's train step for one device, none of it cached. Goal: 30 s on two cores."""
@@ -26,31 +26,31 @@ from vr_jax import sharding
 from vr_jax.data import anyres
 from vr_jax.model import paper
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import LlavaConfig, VisionRememberConfig
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.vision_remember import Block
-from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import KVCache, Stream
+from vr_jax.model.config import VisionRememberConfig, VlmConfig
+from vr_jax.model.qwen2 import DecoderInputs, KVCache
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.refusion.vision_remember import Block
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan.hlo_costs import program_costs
 from vr_jax.training import recipe
 from vr_jax.training.program import abstract_batch, build_program
 
 TEXT_TOKENS = 60
-PICTURE = (768, 768)  # pixels; fills AnyRes4's largest grid: four tiles and the base
+IMAGE = (768, 768)  # pixels; fills AnyRes4's largest grid: four tiles and the base
 GOAL_SHARE, GOAL_SECONDS = 0.04, 30.0
 
 
-def abstract_prompt(config: LlavaConfig) -> Batch:
-    """A prompt about PICTURE, without padding, as shapes."""
-    layout = anyres.layout(PICTURE, config.cells_per_side, config.image)
+def abstract_prompt(config: VlmConfig) -> Batch:
+    """A prompt about IMAGE, without padding, as shapes."""
+    layout = anyres.layout(IMAGE, config.cells_per_side, config.image)
     shape = BatchShape(
         rows=1, tokens=len(layout.cell) + TEXT_TOKENS, tiles=layout.tiles, tile_size=config.image.tile_size
     )
     return batch_structs(shape, SingleDeviceSharding(jax.devices()[0]), weighted_cells=False)
 
 
-def abstract_model(config: LlavaConfig) -> Llava:
-    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+def abstract_model(config: VlmConfig) -> VisionLanguageModel:
+    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 def flops_of(function, *arguments) -> float:
@@ -58,27 +58,27 @@ def flops_of(function, *arguments) -> float:
     return program_costs(jax.jit(function).lower(*arguments).compile().as_text()).flops
 
 
-def prefill_flops(config: LlavaConfig) -> float:
+def prefill_flops(config: VlmConfig) -> float:
     """From the pixels to the last token's logits and the filled cache."""
 
-    def prefill(model: Llava, batch: Batch) -> tuple[jax.Array, KVCache | None]:
+    def prefill(model: VisionLanguageModel, batch: Batch) -> tuple[jax.Array, KVCache | None]:
         hidden, cache = model(batch, model.init_cache(*batch.tokens.shape))
         return model.logits(hidden[:, -1:]), cache
 
     return flops_of(prefill, abstract_model(config), abstract_prompt(config))
 
 
-def block_flops(config: LlavaConfig) -> tuple[float, float]:
+def block_flops(config: VlmConfig) -> tuple[float, float]:
     """Cross-attention and self-attention of one insertion."""
     model, batch = abstract_model(config), abstract_prompt(config)
-    levels = jax.eval_shape(Llava.encode_images, model, batch.tile_pixels)
-    context = jax.eval_shape(Llava.vision_context, model, levels, batch)
-    stream = jax.eval_shape(Llava.stream, model, levels, batch)
+    levels = jax.eval_shape(VisionLanguageModel.encode_images, model, batch.tile_pixels)
+    context = jax.eval_shape(VisionLanguageModel.vision_context, model, levels, batch)
+    stream = jax.eval_shape(VisionLanguageModel.stream, model, levels, batch)
 
-    def bidirectional(block: Block, stream: Stream, vision: VisionContext) -> jax.Array:
-        return block.bidirectional(stream.hidden, stream, vision, *block._guide(stream.hidden, vision))
+    def bidirectional(block: Block, stream: DecoderInputs, vision: VisionContext) -> jax.Array:
+        return block.bidirectional(stream.hidden, stream, vision, *block._text_token(stream.hidden, vision))
 
-    block = model.decoder.interludes[0]
+    block = model.decoder.refusion[0]
     return flops_of(Block.cross, block, stream.hidden, context), flops_of(bidirectional, block, stream, context)
 
 
@@ -92,14 +92,14 @@ def prefill_report(size: str) -> str:
         f"{base / 1e12:.3f} TFLOP without Vision Remember"
     ]
     for form in ("absorbed", "plain"):
-        assert isinstance(remember.interlude, VisionRememberConfig)
-        interlude = dataclasses.replace(remember.interlude, cross_attention=form)
-        config = dataclasses.replace(remember, interlude=interlude)
+        assert isinstance(remember.refusion, VisionRememberConfig)
+        refusion = dataclasses.replace(remember.refusion, cross_attention=form)
+        config = dataclasses.replace(remember, refusion=refusion)
         more = prefill_flops(config) - base
         cross, attention = block_flops(config)
         goal = f"; goal: at most {GOAL_SHARE:.0%}" if form == "absorbed" else ""
         lines.append(
-            f"  {form:<9} + {more / 1e9:6.1f} GFLOP, {more / base:6.2%} ({len(interlude.insert_after)} blocks, of each "
+            f"  {form:<9} + {more / 1e9:6.1f} GFLOP, {more / base:6.2%} ({len(refusion.insert_after)} blocks, of each "
             f"cross-attention {cross / 1e9:.2f}, self-attention {attention / 1e9:.2f}){goal}"
         )
     return "\n".join(lines)

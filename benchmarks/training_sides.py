@@ -18,7 +18,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
     from flax import nnx
 
     from vr_jax.model.layout import split_stages, unflatten_params
-    from vr_jax.model.llava import Llava
+    from vr_jax.model.vlm import VisionLanguageModel
     from vr_jax.sharding import batch_sharding, make_mesh
     from vr_jax.training.flops import peak_flops, step_flops
     from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -33,7 +33,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
     schedule = make_schedule(settings, 1)
     optimizer = make_optimizer(settings, schedule, trainable)
     abstract = abstract_state(tree, optimizer, trainable, mesh, work.config.dtype)
-    model = nnx.eval_shape(lambda: Llava(work.config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VisionLanguageModel(work.config, rngs=nnx.Rngs(0)))
     model = unflatten_params(model, split_stages(weights(work.config), work.config))
     with jax.set_mesh(mesh):
         state = create_state(tree, optimizer, abstract, model, 0)
@@ -75,7 +75,7 @@ def packed(work: Work) -> Any:
             id="sample",
             tokens=tokens,
             loss_mask=sample >= work.sample_tokens - work.targets,
-            guide_mask=np.zeros(work.sample_tokens, bool),
+            text_token_mask=np.zeros(work.sample_tokens, bool),
             vision_cell=np.where(vision, sample - work.before, NO_CELL).astype(np.int32),
             tile_pixels=pixels,
             tile_image=np.ones(work.sample_tiles, np.int32),
@@ -158,7 +158,7 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
     from vr_jax.convert.tables import HEAD, TEXT, VISION, Table, mlp_projector, slots
 
     config, params = work.config, weights(work.config)
-    v, t = config.vision, config.text
+    v, t = config.encoder, config.decoder
     vision = SiglipVisionModel(SiglipVisionConfig(**(write_siglip(v) | {"vision_use_head": False})))
     text = Qwen2ForCausalLM(Qwen2Config(**write_qwen2(t)))
     projector = torch.nn.Sequential(
@@ -172,7 +172,7 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
         if unexpected or set(missing) - {"lm_head.weight"}:
             raise RuntimeError(f"{type(module).__name__}: missing {missing}, unexpected {unexpected}")
 
-    load(_inner(vision), VISION, ("vision.",))
+    load(_inner(vision), VISION, ("encoder.",))
     load(text.model, TEXT, ("decoder.embed.", "decoder.layers.", "decoder.norm."))
     if not t.tie_word_embeddings:
         load(text, HEAD, ("decoder.lm_head.",))

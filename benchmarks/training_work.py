@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from vr_jax.model import paper
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, anyres9
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, anyres9
 from vr_jax.model.layout import flatten_params, merge_stages
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 
 LEARNING_RATE, CLIP = 1e-4, 1.0
 COMPARED = 3  # updates whose losses are compared
@@ -22,10 +22,10 @@ TRAINABLE = ("decoder.*", "projector.*")  # phase 2, without the newline vector,
 
 @dataclass(frozen=True)
 class Work:
-    """`rows` packed rows of `per_row` equally long samples: text, the cells of a picture's tiles, text, of which the
+    """`rows` packed rows of `per_row` equally long samples: text, the cells of an image's tiles, text, of which the
     last `targets` tokens are learnt. micro_batch: samples that torch takes at a time, as LLaVA's scripts accumulate."""
 
-    config: LlavaConfig
+    config: VlmConfig
     rows: int
     per_row: int
     sample_tokens: int
@@ -43,12 +43,12 @@ class Work:
 
     @property
     def before(self) -> int:
-        """Text tokens in front of the picture."""
+        """Text tokens in front of the image."""
         return (self.sample_tokens - self.cells) // 2
 
     def tokens(self) -> np.ndarray:
         rng = np.random.default_rng(0)
-        return rng.integers(0, self.config.text.vocab_size, (self.samples, self.sample_tokens), np.int32)
+        return rng.integers(0, self.config.decoder.vocab_size, (self.samples, self.sample_tokens), np.int32)
 
     def pixels(self) -> np.ndarray:
         side = self.config.image.tile_size
@@ -59,11 +59,11 @@ class Work:
 def work(size: str, dtype: str, remat: str = "full") -> Work:
     """size: a key of paper.TEXTS, in about the shapes of its recipe's phase 2, or "tiny"."""
     if size == "tiny":
-        config = LlavaConfig(
-            vision=SiglipConfig(
+        config = VlmConfig(
+            encoder=SiglipConfig(
                 hidden_size=32, intermediate_size=64, num_layers=3, num_heads=2, image_size=48, patch_size=8
             ),
-            text=Qwen2Config(
+            decoder=Qwen2Config(
                 vocab_size=256, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2
             ),
             projector=ProjectorConfig(stride=3),
@@ -77,10 +77,10 @@ def work(size: str, dtype: str, remat: str = "full") -> Work:
     return Work(dataclasses.replace(config, dtype=dtype, remat=remat), **sizes)  # type: ignore[arg-type]
 
 
-def weights(config: LlavaConfig) -> dict[str, np.ndarray]:
+def weights(config: VlmConfig) -> dict[str, np.ndarray]:
     """float32 parameters by merged path (vr_jax/model/layout.py), each drawn from its path, so that two processes have
     the same."""
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     drawn = {}
     for path, leaf in jax.eval_shape(lambda model: merge_stages(flatten_params(model)), model).items():
         if path.endswith("scale"):

@@ -7,18 +7,18 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from vr_jax.model.config import (
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
     single_tile,
 )
 from vr_jax.training import recipe
 
-MODEL = LlavaConfig(
-    vision=SiglipConfig(hidden_size=72, intermediate_size=216, num_layers=3, num_heads=3, image_size=48, patch_size=8),
-    text=Qwen2Config(
+MODEL = VlmConfig(
+    encoder=SiglipConfig(hidden_size=72, intermediate_size=216, num_layers=3, num_heads=3, image_size=48, patch_size=8),
+    decoder=Qwen2Config(
         vocab_size=512,
         hidden_size=96,
         intermediate_size=288,
@@ -29,12 +29,12 @@ MODEL = LlavaConfig(
         initializer_range=0.1,
     ),
     projector=ProjectorConfig(stride=2),
-    interlude=VisionRememberConfig(insert_after=(1, 2), levels=(1, 2, 3)),
+    refusion=VisionRememberConfig(insert_after=(1, 2), levels=(1, 2, 3)),
     image=single_tile(48),
     vision_feature_layer=3,
 )
 
-UNCOMPRESSED = dataclasses.replace(MODEL, projector=ProjectorConfig(name="mlp", stride=1), interlude=None)
+UNCOMPRESSED = dataclasses.replace(MODEL, projector=ProjectorConfig(name="mlp", stride=1), refusion=None)
 
 
 def get_config(variant: str = "") -> ConfigDict:

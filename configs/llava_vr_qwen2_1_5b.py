@@ -1,6 +1,6 @@
 """LLaVA-VR with SigLIP-L/16-384 and Qwen2-1.5B-Instruct: the 2B model of the paper's abstract (section 4.1).
 
-    | phase | data       | template | picture  | lr   | batch | trained                        |
+    | phase | data       | template | image  | lr   | batch | trained                        |
     |-------|------------|----------|----------|------|-------|--------------------------------|
     | 1     | CC-558K    | plain    | one tile | 1e-3 | 256   | projector, Vision Remember     |
     | 2     | 779K       | qwen_1_5 | AnyRes9  | 2e-4 | 32    | the same, LLM, image newline   |

@@ -14,8 +14,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = load_recipe(Path(__file__).with_name("demo.py"))
     if variant:
         with config.ignore_type():
-            config.model.interlude = None
-    # A few hundred updates are all that 1200 pictures give: a higher rate than the 1e-3 of 100,000.
+            config.model.refusion = None
+    # A few hundred updates are all that 1200 images give: a higher rate than the 1e-3 of 100,000.
     config.probe = ConfigDict(
         {"layers": (1, 2, 3), "width": 128, "epochs": 20, "batch_size": 64, "seeds": 3, "lr": 1e-2}
     )

@@ -1,4 +1,4 @@
-"""A model small enough for two CPU cores, trained from scratch on real pictures with the real Qwen2 tokenizer.
+"""A model small enough for two CPU cores, trained from scratch on real images with the real Qwen2 tokenizer.
 
 Used by benchmarks/real_charts.py. Nothing here is pretrained, so phase 1 (captions) trains the encoder and the decoder
 too; phase 2 (chart questions) freezes the encoder, as the paper does. It memorises; it does not generalise."""
@@ -6,11 +6,11 @@ too; phase 2 (chart questions) freezes the encoder, as the paper does. It memori
 from ml_collections import ConfigDict
 
 from vr_jax.model.config import (
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
     anyres4,
     single_tile,
 )
@@ -24,11 +24,11 @@ TEXT = Qwen2Config(hidden_size=96, intermediate_size=256, num_layers=4, num_head
 def get_config(variant: str = "phase1") -> ConfigDict:
     if variant not in ("phase1", "phase2"):
         raise ValueError(f"no recipe {variant!r}: expected phase1 or phase2")
-    model = LlavaConfig(
-        vision=VISION,
-        text=TEXT,
+    model = VlmConfig(
+        encoder=VISION,
+        decoder=TEXT,
         projector=ProjectorConfig(name="pool", stride=3),
-        interlude=VisionRememberConfig(insert_after=(1, 3), levels=(2, 3, 4)),
+        refusion=VisionRememberConfig(insert_after=(1, 3), levels=(2, 3, 4)),
         vision_feature_layer=4,
         image=single_tile(TILE) if variant == "phase1" else anyres4(TILE),
     )

@@ -17,11 +17,11 @@ from vr_jax.data.types import Example
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config import (
     ImageConfig,
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
 )
 from vr_jax.sharding import path_of
 
@@ -43,23 +43,23 @@ def tiny_text(**changes) -> Qwen2Config:
     return dataclasses.replace(base, **changes)
 
 
-def tiny_interlude(**changes) -> VisionRememberConfig:
+def tiny_refusion(**changes) -> VisionRememberConfig:
     """Two insertions, three levels, inner width 48 in four heads."""
     return VisionRememberConfig(**{"insert_after": (1, 3), "levels": (1, 2, 3), "cross_heads": 4} | changes)
 
 
-def tiny_config(**changes) -> LlavaConfig:
-    """Tiles of 3 x 3 cells of 2 x 2 patches; with Vision Remember unless `interlude` says otherwise."""
-    vision = changes.pop("vision", tiny_vision())
+def tiny_config(**changes) -> VlmConfig:
+    """Tiles of 3 x 3 cells of 2 x 2 patches; with Vision Remember unless `refusion` says otherwise."""
+    vision = changes.pop("encoder", tiny_vision())
     base = {
-        "vision": vision,
-        "text": tiny_text(),
+        "encoder": vision,
+        "decoder": tiny_text(),
         "projector": ProjectorConfig(name="pool", stride=2),
-        "interlude": tiny_interlude(),
+        "refusion": tiny_refusion(),
         "image": ImageConfig(tile_size=vision.image_size, aspect_ratio="anyres", grids=((2, 1), (1, 2), (2, 2))),
         "vision_feature_layer": 3,
     }
-    return LlavaConfig(**base | changes)
+    return VlmConfig(**base | changes)
 
 
 def params_of(module) -> dict[str, np.ndarray]:
@@ -88,15 +88,15 @@ def randomized[Module](module: Module, seed: int = 0, scale: float = 0.3) -> Mod
 
 @dataclass(frozen=True)
 class Text:
-    """`count` random tokens; guide: the guide token may pool them; target: they are answers."""
+    """`count` random tokens; guide: the text-guided token may pool them; target: they are answers."""
 
     count: int
-    guide: bool = False
+    text_token: bool = False
     target: bool = False
 
 
 @dataclass(frozen=True)
-class Picture:
+class SampleImage:
     """One tile and a newline; or a base tile and a row of `tiles` - 1 others with a newline after each row of cells,
     of which `crop` are dropped at the top and at the bottom, as unpad does."""
 
@@ -113,22 +113,22 @@ class Picture:
         return base
 
 
-def example(config: LlavaConfig, *parts: Text | Picture, seed: int = 0) -> Example:
-    """A sample of random text and noise pictures, in the given order."""
+def example(config: VlmConfig, *parts: Text | SampleImage, seed: int = 0) -> Example:
+    """A sample of random text and noise images, in the given order."""
     rng = np.random.default_rng(seed)
-    tokens, cells, guide, target, tile_image = [], [], [], [], []
+    tokens, cells, text_token, target, tile_image = [], [], [], [], []
     for part in parts:
         if isinstance(part, Text):
             count, layout = part.count, [NO_CELL] * part.count
-            tokens += rng.integers(1, config.text.vocab_size, count).tolist()
-            guide += [part.guide] * count
+            tokens += rng.integers(1, config.decoder.vocab_size, count).tolist()
+            text_token += [part.text_token] * count
             target += [part.target] * count
         else:
             offset = len(tile_image) * config.cells_per_tile
             layout = [c + offset if c >= 0 else c for c in part.cells(config.cells_per_side)]
             tile_image += [max(tile_image, default=0) + 1] * part.tiles
             tokens += [0] * len(layout)
-            guide += [False] * len(layout)
+            text_token += [False] * len(layout)
             target += [False] * len(layout)
         cells += layout
     size = config.image.tile_size
@@ -136,7 +136,7 @@ def example(config: LlavaConfig, *parts: Text | Picture, seed: int = 0) -> Examp
         id=f"example-{seed}",
         tokens=np.array(tokens, np.int32),
         loss_mask=np.array(target, bool),
-        guide_mask=np.array(guide, bool),
+        text_token_mask=np.array(text_token, bool),
         vision_cell=np.array(cells, np.int32),
         tile_pixels=rng.integers(0, 256, (len(tile_image), size, size, 3), dtype=np.uint8),
         tile_image=np.array(tile_image, np.int32),
@@ -145,7 +145,7 @@ def example(config: LlavaConfig, *parts: Text | Picture, seed: int = 0) -> Examp
 
 
 def pack(
-    config: LlavaConfig,
+    config: VlmConfig,
     rows: Sequence[Sequence[Example]],
     *,
     tokens: int | None = None,

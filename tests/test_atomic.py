@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from vr_jax.atomic import whole_file, write_whole
+from vr_jax.atomic import atomic_write, write_whole
 
 
 def test_written_whole_with_ordinary_permissions(tmp_path):
@@ -26,7 +26,7 @@ def test_an_error_leaves_what_was_there(tmp_path):
     write_whole(path, "old")
 
     def fail():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             assert temporary.suffix == ".svg"
             temporary.write_text("half")
             raise RuntimeError

@@ -1,4 +1,4 @@
-"""Model directories: what is saved is what is loaded, on any mesh, with interludes elsewhere; nothing is half there."""
+"""Model directories: what is saved is what is loaded, on any mesh, with re-fusion blocks elsewhere; nothing is half there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import params_of, randomized, tiny_config, tiny_interlude, tiny_text, tiny_vision
+from tests.helpers import params_of, randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
 from vr_jax import model_directory
 from vr_jax.model.layout import flatten_params, merge_stages, split_stages
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import (
     ModelDirectoryError,
     load_model,
@@ -35,7 +35,7 @@ CONFIG = tiny_config()
 
 
 def abstract(config):
-    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def assert_same(found, expected):
 def test_merge_and_split_are_inverse_and_number_layers_across_stages(model):
     staged = params_of(model)
     merged = merge_stages(staged)
-    layers = CONFIG.text.num_layers
+    layers = CONFIG.decoder.num_layers
     assert merged["decoder.layers.attn.q.kernel"].shape[0] == layers
-    first, second = CONFIG.interlude.insert_after
+    first, second = CONFIG.refusion.insert_after
     for layer, (stage, index) in {
         0: (0, 0),
         first: (1, 0),
@@ -78,7 +78,7 @@ def test_merge_and_split_are_inverse_and_number_layers_across_stages(model):
 
 
 def test_split_refuses_another_depth(model):
-    deeper = tiny_config(text=CONFIG.text.__class__(**{**CONFIG.text.to_dict(), "num_layers": 5}))
+    deeper = tiny_config(decoder=CONFIG.decoder.__class__(**{**CONFIG.decoder.to_dict(), "num_layers": 5}))
     with pytest.raises(ValueError, match=r"holds 4 layers, the config has 5"):
         split_stages(merge_stages(flatten_params(model)), deeper)
 
@@ -106,37 +106,37 @@ def test_saves_from_a_sharded_model(saved, model, tmp_path):
     assert_same(params_of(load_model(tmp_path / "again")), params_of(model))
 
 
-def test_moving_the_interludes_keeps_every_layer(saved, model):
-    moved = tiny_config(interlude=tiny_interlude(insert_after=(2, 3), levels=(1, 2, 3)))
+def test_moving_the_refusion_keeps_every_layer(saved, model):
+    moved = tiny_config(refusion=tiny_refusion(insert_after=(2, 3), levels=(1, 2, 3)))
     loaded = load_model(saved, config=moved)
     assert [s.input_norm.scale.shape[0] for s in loaded.decoder.stages] == [2, 1, 1]
     assert_same(merge_stages(params_of(loaded)), merge_stages(params_of(model)))
 
 
 def test_dtype_by_path(saved, model):
-    half = lambda path: jnp.bfloat16 if path.startswith("vision.") else jnp.float32  # noqa: E731
+    half = lambda path: jnp.bfloat16 if path.startswith("encoder.") else jnp.float32  # noqa: E731
     loaded = flatten_params(load_model(saved, dtype=half))
     expected = params_of(model)
     for path, array in loaded.items():
-        wanted = jnp.bfloat16 if path.startswith("vision.") else jnp.float32
+        wanted = jnp.bfloat16 if path.startswith("encoder.") else jnp.float32
         assert array.dtype == wanted, path
         np.testing.assert_array_equal(np.asarray(array), expected[path].astype(wanted))
     assert flatten_params(load_model(saved, dtype=jnp.bfloat16))["image_newline"].dtype == jnp.bfloat16
 
 
 def test_warm_start_adds_what_the_config_adds(tmp_path):
-    """Baseline -> LLaVA-VR: the interludes are initialised as the constructor would, and reported."""
-    changes = {"vision": tiny_vision(num_layers=1), "text": tiny_text(num_layers=2), "vision_feature_layer": 1}
-    remember = tiny_config(interlude=tiny_interlude(insert_after=(1,), levels=(1,)), **changes)
-    baseline = randomized(abstract(tiny_config(interlude=None, **changes)), seed=3)
+    """Baseline -> LLaVA-VR: the re-fusion blocks are initialised as the constructor would, and reported."""
+    changes = {"encoder": tiny_vision(num_layers=1), "decoder": tiny_text(num_layers=2), "vision_feature_layer": 1}
+    remember = tiny_config(refusion=tiny_refusion(insert_after=(1,), levels=(1,)), **changes)
+    baseline = randomized(abstract(tiny_config(refusion=None, **changes)), seed=3)
     save_model(tmp_path / "baseline", baseline)
-    with pytest.raises(ModelDirectoryError, match=r"lacks parameters(.|\n)*decoder.interludes.0.ln_q.scale"):
+    with pytest.raises(ModelDirectoryError, match=r"lacks parameters(.|\n)*decoder.refusion.0.ln_q.scale"):
         load_model(tmp_path / "baseline", config=remember)
     started, report = warm_start([tmp_path / "baseline"], remember, make_mesh(fsdp=8), seed=5)
-    fresh = merge_stages(params_of(Llava(remember, rngs=nnx.Rngs(5))))
+    fresh = merge_stages(params_of(VisionLanguageModel(remember, rngs=nnx.Rngs(5))))
     kept = merge_stages(params_of(baseline))
     found = merge_stages(params_of(started))
-    assert set(report.initialised) == {path for path in fresh if path.startswith("decoder.interludes.")}
+    assert set(report.initialised) == {path for path in fresh if path.startswith("decoder.refusion.")}
     assert set(report.loaded) == set(kept)
     assert report.unused == ()
     assert_same(found, kept | {path: fresh[path] for path in report.initialised})
@@ -146,36 +146,36 @@ def test_parts_are_combined(model, tmp_path):
     """Phase 1 starts from an encoder and a decoder."""
     merged = merge_stages(flatten_params(model))
     sections = CONFIG.to_dict()
-    vision = {path: array for path, array in merged.items() if path.startswith("vision.")}
+    vision = {path: array for path, array in merged.items() if path.startswith("encoder.")}
     text = {path: array for path, array in merged.items() if path.startswith("decoder.") and "interl" not in path}
-    save_params(tmp_path / "vision", {"vision": sections["vision"]}, vision)
-    save_params(tmp_path / "text", {"text": sections["text"]}, text)
+    save_params(tmp_path / "encoder", {"encoder": sections["encoder"]}, vision)
+    save_params(tmp_path / "decoder", {"decoder": sections["decoder"]}, text)
     with pytest.raises(ModelDirectoryError, match=r"holds only parts of a model \(vision\)"):
-        read_config(tmp_path / "vision")
-    started, report = warm_start([tmp_path / "vision", tmp_path / "text"], CONFIG)
+        read_config(tmp_path / "encoder")
+    started, report = warm_start([tmp_path / "encoder", tmp_path / "decoder"], CONFIG)
     found = merge_stages(params_of(started))
     for path, array in (vision | text).items():
         np.testing.assert_array_equal(found[path], array)
     assert set(report.loaded) == set(vision | text)
     assert {path.split(".")[0] for path in report.initialised} == {"projector", "image_newline", "decoder"}
     with pytest.raises(ModelDirectoryError, match="another directory has it too"):
-        warm_start([tmp_path / "text", tmp_path / "text"], CONFIG)
+        warm_start([tmp_path / "decoder", tmp_path / "decoder"], CONFIG)
 
 
 def test_nothing_is_dropped_unless_allowed(saved):
-    baseline = tiny_config(interlude=None)
-    with pytest.raises(ModelDirectoryError, match=r"decoder.interludes.1.up.kernel \(24, 48\) of .*unused"):
+    baseline = tiny_config(refusion=None)
+    with pytest.raises(ModelDirectoryError, match=r"decoder.refusion.1.up.kernel \(24, 48\) of .*unused"):
         load_model(saved, config=baseline)
-    _, report = warm_start([saved], baseline, allow_unused=["decoder.interludes"])
+    _, report = warm_start([saved], baseline, allow_unused=["decoder.refusion"])
     assert report.initialised == ()
-    assert all(path.startswith("decoder.interludes.") for path in report.unused)
+    assert all(path.startswith("decoder.refusion.") for path in report.unused)
 
 
 def test_other_shapes_are_listed(saved):
-    two_levels = tiny_config(interlude=tiny_interlude(levels=(1, 3)))
+    two_levels = tiny_config(refusion=tiny_refusion(levels=(1, 3)))
     with pytest.raises(ModelDirectoryError) as error:
         load_model(saved, config=two_levels)
-    assert "decoder.interludes.0.ln_f.scale" in str(error.value)
+    assert "decoder.refusion.0.ln_f.scale" in str(error.value)
     assert "found (3, 16), expected (2, 16)" in str(error.value)
 
 
@@ -192,7 +192,7 @@ def test_newline_is_optional_only_where_it_is_never_read(model, tmp_path):
 
 def test_load_params_keeps_what_is_stored(tmp_path):
     params = {"image_newline": jnp.arange(4, dtype=jnp.bfloat16)}
-    save_params(tmp_path / "one", {"text": {}}, params)
+    save_params(tmp_path / "one", {"decoder": {}}, params)
     loaded = load_params(tmp_path / "one")
     assert loaded["image_newline"].dtype == jnp.bfloat16
     assert_same(loaded, params)

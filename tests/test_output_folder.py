@@ -4,11 +4,11 @@ import multiprocessing
 
 import pytest
 
-from vr_jax.output_folder import OutputError, claimed
+from vr_jax.output_folder import OutputError, directory_lock
 
 
 def hold(folder, holds, end):
-    with claimed(folder, "results.json", overwrite=False):
+    with directory_lock(folder, "results.json", overwrite=False):
         holds.set()
         end.wait(60)
         (folder / "results.json").write_text("theirs")
@@ -24,25 +24,25 @@ def test_two_processes_do_not_meet(tmp_path):
         assert holds.wait(60)
         with (
             pytest.raises(OutputError, match=r"another run is writing to .*b; choose"),
-            claimed(folder, "results.json", overwrite=True),
+            directory_lock(folder, "results.json", overwrite=True),
         ):
-            pytest.fail("claimed twice")
+            pytest.fail("held twice")
     finally:
         end.set()
         other.join(60)
     assert [path.name for path in folder.iterdir()] == ["results.json"]
     with (
         pytest.raises(OutputError, match=r"b/results\.json is there already; choose another --output, or --overwrite"),
-        claimed(folder, "results.json", overwrite=False),
+        directory_lock(folder, "results.json", overwrite=False),
     ):
         pytest.fail("would overwrite")
-    with claimed(folder, "results.json", overwrite=True):
+    with directory_lock(folder, "results.json", overwrite=True):
         assert (folder / "results.json").read_text() == "theirs"
 
 
 def test_a_killed_run_leaves_a_folder_that_can_be_used(tmp_path):
     (tmp_path / ".lock").touch()
-    with claimed(tmp_path, "results.json", overwrite=False):
+    with directory_lock(tmp_path, "results.json", overwrite=False):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -50,5 +50,5 @@ def test_a_killed_run_leaves_a_folder_that_can_be_used(tmp_path):
 def test_what_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "probe"):
-        with pytest.raises(OutputError, match="is no folder"), claimed(path, "x", overwrite=False):
-            pytest.fail("a file was claimed")
+        with pytest.raises(OutputError, match="is no folder"), directory_lock(path, "x", overwrite=False):
+            pytest.fail("a file was held")

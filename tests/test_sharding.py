@@ -11,11 +11,11 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from vr_jax import sharding
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.sva import SvaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig, VlmConfig
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.vlm import VisionLanguageModel
 
 QWEN2 = {
     "0.5B": Qwen2Config(),
@@ -38,9 +38,9 @@ def abstract_mesh(shape):
     return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def abstract_model(text, **interlude):
-    config = LlavaConfig(text=text, interlude=VisionRememberConfig(**interlude))
-    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+def abstract_model(text, **refusion):
+    config = VlmConfig(decoder=text, refusion=VisionRememberConfig(**refusion))
+    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module", params=QWEN2)
@@ -58,7 +58,7 @@ def test_each_parameter_matches_exactly_one_rule_and_every_cut_axis_divides(mode
         if ".stages." in path:
             assert spec[0] is None, f"{path}: the layer axis is never cut"
     for shape in MESHES:
-        assert sharding.undivided(model, abstract_mesh(shape)) == []
+        assert sharding.unsharded(model, abstract_mesh(shape)) == []
 
 
 def test_memory_falls_with_fsdp(model):
@@ -95,20 +95,20 @@ def test_memory_falls_with_fsdp(model):
 )
 def test_every_variant_of_vision_remember_is_in_the_table(variant):
     tree = abstract_model(QWEN2["0.5B"], **variant)
-    assert sharding.undivided(tree, abstract_mesh((1, 4, 2))) == []
+    assert sharding.unsharded(tree, abstract_mesh((1, 4, 2))) == []
 
 
 @pytest.mark.parametrize("text", QWEN2)
 @pytest.mark.parametrize(
-    "interlude",
+    "refusion",
     [SvaConfig(), DeepStackConfig(), DeepStackConfig(merger="qwen3_vl")],
     ids=["sva", "pool_mlp", "qwen3_vl"],
 )
-def test_refusion_is_in_the_table_and_divides(text, interlude):
-    config = LlavaConfig(text=QWEN2[text], interlude=interlude)
-    tree = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+def test_refusion_is_in_the_table_and_divides(text, refusion):
+    config = VlmConfig(decoder=QWEN2[text], refusion=refusion)
+    tree = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     for shape in MESHES:
-        assert sharding.undivided(tree, abstract_mesh(shape)) == []
+        assert sharding.unsharded(tree, abstract_mesh(shape)) == []
     cut = {
         sharding.path_of(key_path)
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree.decoder)
@@ -125,12 +125,12 @@ def params_paths(tree):
 @pytest.mark.parametrize("text", QWEN2)
 @pytest.mark.parametrize("name", PROJECTORS)
 def test_every_projector_is_in_the_table_and_divides(name, text):
-    projector = LlavaConfig.parse_field("projector", {"name": name, "stride": 1 if name == "mlp" else 3})
-    config = LlavaConfig(text=QWEN2[text], projector=projector)
+    projector = VlmConfig.parse_field("projector", {"name": name, "stride": 1 if name == "mlp" else 3})
+    config = VlmConfig(decoder=QWEN2[text], projector=projector)
     module = PROJECTORS[name].module
     tree = nnx.eval_shape(lambda: {"projector": module(projector, config, dtype=jnp.float32, rngs=nnx.Rngs(0))})
     for shape in MESHES:
-        assert sharding.undivided(tree, abstract_mesh(shape)) == []
+        assert sharding.unsharded(tree, abstract_mesh(shape)) == []
     mesh = abstract_mesh((1, 8, 1))
     shardings = sharding.param_shardings(tree, mesh)
     cut = sum(
@@ -142,16 +142,16 @@ def test_every_projector_is_in_the_table_and_divides(name, text):
 
 def test_so400m_is_in_the_table():
     vision = SiglipConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, patch_size=14)
-    config = LlavaConfig(vision=vision, projector=ProjectorConfig(name="mlp", stride=1))
-    tree = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
-    assert sharding.undivided(tree, abstract_mesh((1, 8, 2))) == []
+    config = VlmConfig(encoder=vision, projector=ProjectorConfig(name="mlp", stride=1))
+    tree = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    assert sharding.unsharded(tree, abstract_mesh((1, 8, 2))) == []
 
 
 def test_an_axis_that_does_not_divide_is_listed_and_kept_whole():
     mesh = sharding.make_mesh(fsdp=8)
     tree = {"projector.fc1.kernel": jax.ShapeDtypeStruct((12, 16), jnp.float32)}
     assert sharding.param_shardings(tree, mesh)["projector.fc1.kernel"].spec == P(None, "tensor")
-    (line,) = sharding.undivided(tree, mesh)
+    (line,) = sharding.unsharded(tree, mesh)
     assert line == "projector.fc1.kernel (12, 16): axis 0 is not divisible by fsdp=8"
 
 

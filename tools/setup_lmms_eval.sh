@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 venv=${1:?usage: setup_lmms_eval.sh VENV}
 
 sh tools/setup_env.sh "$venv" lmms-eval
-# Without its requirements: the extra holds those it needs for tasks with pictures.
+# Without its requirements: the extra holds those it needs for tasks with images.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt lmms-eval
 "$venv/bin/python" - <<'END'
 from lmms_eval.models import get_model

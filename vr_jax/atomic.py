@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, with its suffix, for the caller to write; it becomes `path` at the end, and is
     removed after an error. Two writers do not meet: the last one to end wins. Creates the folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,5 +30,5 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Writes a file at once; text as UTF-8. Raises OSError."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)

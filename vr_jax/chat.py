@@ -55,27 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class ChatError(ValueError):
-    """A question or picture that cannot be used; one line for the user."""
+    """A question or image that cannot be used; one line for the user."""
 
 
 class Chat:
-    """A conversation about pictures, which belong to the first question.
+    """A conversation about images, which belong to the first question.
 
     Every turn is prefilled with the whole conversation: a text-guided token may pool later questions too, so what
     Vision Remember did to the vision tokens cannot be kept from turn to turn.
 
-    Raises ChatError for a picture that cannot be used."""
+    Raises ChatError for an image that cannot be used."""
 
     def __init__(self, generator: Generator, processor: Processor, images: Sequence[Path]):
         self.generator = generator
         self.processor = processor
         self.images = tuple(images)
         self.turns: tuple[Turn, ...] = ()
-        self._prompt((user_turn("", len(images)),))  # pictures are read now, not after the first question
+        self._prompt((user_turn("", len(images)),))  # images are read now, not after the first question
 
     def ask(self, question: str, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
         """Pieces of the answer as they are decoded. A question that fails, or whose answer is not read to its end,
-        leaves no trace. Raises ChatError for placeholders that do not match the pictures, or a conversation that
+        leaves no trace. Raises ChatError for placeholders that do not match the images, or a conversation that
         became too long."""
         try:
             turn = user_turn(question, 0 if self.turns else len(self.images))
@@ -100,7 +100,7 @@ def _talk(chat: Chat, max_new_tokens: int, sampling: Sampling) -> None:
     """Reads questions line by line until the end of the input."""
     interactive = sys.stdin.isatty()
     if interactive:
-        print("Ask about the picture(s); an empty line or Ctrl-D ends.")
+        print("Ask about the image(s); an empty line or Ctrl-D ends.")
     while True:
         try:
             question = input(PROMPT if interactive else "").strip()
@@ -133,10 +133,10 @@ def _mesh(tensor: int) -> Iterator[Mesh | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.chat", description="Asks a checkpoint about pictures.")
+    parser = argparse.ArgumentParser(prog="python -m vr_jax.chat", description="Asks a checkpoint about images.")
     parser.add_argument("question", nargs="?", help="the question; without one, questions are read line by line")
     parser.add_argument("--checkpoint", type=Path, required=True, help="model directory")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture; may be given several times")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="an image; may be given several times")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
     parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling, in (0, 1]")
     parser.add_argument("--max_new_tokens", type=int, default=512)

@@ -1,4 +1,4 @@
-"""`make demo`: trains the tiny LLaVA-VR of configs/demo.py, scores it on held-out pictures and writes a report.
+"""`make demo`: trains the tiny LLaVA-VR of configs/demo.py, scores it on held-out images and writes a report.
 
     python -m vr_jax.demo --workdir=runs/demo [--steps=N] [--config=configs/demo.py]
 
@@ -88,11 +88,11 @@ def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[Scor
 
 
 def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> None:
-    print(f"\n{'held-out pictures':<20} {'items':>6} {'accuracy':>9} {'majority answer':>16}")
+    print(f"\n{'held-out images':<20} {'items':>6} {'accuracy':>9} {'majority answer':>16}")
     for row in rows:
         print(f"{row.name:<20} {row.count:>6} {row.score:>9.1%} {row.baseline:>16.1%}")
     times = rows[0].score / rows[0].baseline if rows[0].baseline else 0.0
-    print(f"\n{times:.1f} x the majority answer; {seconds:.0f} s; pictures, answers, loss curve: {report}")
+    print(f"\n{times:.1f} x the majority answer; {seconds:.0f} s; images, answers, loss curve: {report}")
 
 
 def _log_to_stderr() -> None:

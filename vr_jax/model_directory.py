@@ -1,12 +1,12 @@
 """A *model directory*: what convert writes, training exports, and training, inference and evaluation read.
 
-    config.json    {"format": "vr_jax model", "version": 1} and the sections of LlavaConfig.to_dict(); a part (only an
+    config.json    {"format": "vr_jax model", "version": 1} and the sections of VlmConfig.to_dict(); a part (only an
                    encoder, only a decoder, ...) holds only its sections
     params/        Orbax PyTree in the merged layout (`model/layout.py`), e.g. decoder.layers.attn.q.kernel
                    (layers, in, out)
     tokenizer.json, generation_config.json, ...   copied files (SIDE_FILES)
 
-A directory appears only when it is complete. It is independent of mesh, device count and interlude positions."""
+A directory appears only when it is complete. It is independent of mesh, device count and re-fusion block positions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.layout import flatten_params, merge_stages, split_stages, unflatten_params
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import param_shardings
 
 FORMAT, VERSION = "vr_jax model", 1
@@ -70,7 +70,11 @@ class WarmStart:
 
 
 def save_model(
-    directory: str | Path, model: Llava, tokenizer_dir: str | Path | None = None, *, overwrite: bool = False
+    directory: str | Path,
+    model: VisionLanguageModel,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes a whole model; all processes of a multi-host run call it together.
 
@@ -88,7 +92,7 @@ def save_params(
     *,
     overwrite: bool = False,
 ) -> None:
-    """`save_model` for merged parameters, and for a part of a model: `sections` of LlavaConfig.to_dict()."""
+    """`save_model` for merged parameters, and for a part of a model: `sections` of VlmConfig.to_dict()."""
     size = sum(array.nbytes for array in params.values())
     with complete_directory(directory, size, overwrite=overwrite) as temporary:
         tree = traverse_util.unflatten_dict(dict(params), sep=".")
@@ -118,7 +122,7 @@ def copy_side_files(source: str | Path, target: str | Path) -> None:
 
 
 def read_sections(directory: str | Path) -> dict[str, Any]:
-    """The sections of config.json; all those of a LlavaConfig, or those of a part.
+    """The sections of config.json; all those of a VlmConfig, or those of a part.
 
     Raises ModelDirectoryError for what is not a readable model directory."""
     path = Path(directory) / CONFIG_FILE
@@ -141,27 +145,27 @@ def read_sections(directory: str | Path) -> dict[str, Any]:
     return values
 
 
-def read_config(directory: str | Path) -> LlavaConfig:
+def read_config(directory: str | Path) -> VlmConfig:
     """The config of a whole model; raises ModelDirectoryError for a part of one."""
     sections = read_sections(directory)
-    if not {"vision", "text", "projector", "image"} <= set(sections):
+    if not {"encoder", "decoder", "projector", "image"} <= set(sections):
         raise ModelDirectoryError(
             f"{directory} holds only parts of a model ({', '.join(sorted(sections))}); start training from it "
             "with a config that names the other parts"
         )
-    return LlavaConfig.from_dict(sections)
+    return VlmConfig.from_dict(sections)
 
 
 def load_model(
     directory: str | Path,
     mesh: Mesh | None = None,
-    config: LlavaConfig | None = None,
+    config: VlmConfig | None = None,
     *,
     dtype: DTypeOf = None,
-) -> Llava:
+) -> VisionLanguageModel:
     """The model of a directory, each parameter restored straight into its shards on `mesh` (None: one device).
 
-    config: another than the saved one, e.g. with interludes moved or another activation dtype; every parameter must
+    config: another than the saved one, e.g. with re-fusion blocks moved or another activation dtype; every parameter must
     still be there, and be used. dtype: of the parameters, or a function of their merged path; None keeps the
     model's own (float32). Raises ModelDirectoryError naming each missing, unused or mis-shaped parameter."""
     config = config or read_config(directory)
@@ -181,19 +185,19 @@ def load_model(
 
 def warm_start(
     directories: Sequence[str | Path],
-    config: LlavaConfig,
+    config: VlmConfig,
     mesh: Mesh | None = None,
     *,
     dtype: DTypeOf = None,
     seed: int = 0,
     allow_unused: Sequence[str] = (),
-) -> tuple[Llava, WarmStart]:
-    """A model of `config` that takes what the directories hold and initialises the rest as `Llava(config,
+) -> tuple[VisionLanguageModel, WarmStart]:
+    """A model of `config` that takes what the directories hold and initialises the rest as `VisionLanguageModel(config,
     rngs=nnx.Rngs(seed))` would: phase 2 from phase 1, phase 1 from an encoder and a decoder, LLaVA-VR from LLaVA.
 
-    allow_unused: path prefixes of stored parameters that the model may lack, e.g. "decoder.interludes". Raises
+    allow_unused: path prefixes of stored parameters that the model may lack, e.g. "decoder.refusion". Raises
     ModelDirectoryError naming each unused, mis-shaped or twice-given parameter."""
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(seed)))
+    abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(seed)))
     wanted = jax.eval_shape(merge_stages, flatten_params(abstract))
     wanted = {path: _target(path, leaf, mesh, dtype) for path, leaf in wanted.items()}
     merged: dict[str, jax.Array] = {}
@@ -268,11 +272,11 @@ def _target(path: str, leaf: Any, mesh: Mesh | None, dtype: DTypeOf) -> jax.Shap
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(chosen or leaf.dtype), sharding=sharding)
 
 
-def _initialise(config: LlavaConfig, seed: int, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _initialise(config: VlmConfig, seed: int, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Only the wanted parameters are computed: the compiler drops the others."""
 
     def init() -> dict[str, jax.Array]:
-        params = merge_stages(flatten_params(Llava(config, rngs=nnx.Rngs(seed))))
+        params = merge_stages(flatten_params(VisionLanguageModel(config, rngs=nnx.Rngs(seed))))
         return {path: params[path].astype(target.dtype) for path, target in targets.items()}
 
     # Optimising hundreds of little random-number loops for the CPU takes longer than running them.

@@ -17,7 +17,7 @@ class OutputError(ValueError):
 
 
 @contextmanager
-def claimed(folder: Path, results: str, *, overwrite: bool) -> Iterator[None]:
+def directory_lock(folder: Path, results: str, *, overwrite: bool) -> Iterator[None]:
     """Holds `folder` from before the work to the end of writing, so that neither the work nor another run's results
     are lost. Creates it. results: the name of the file that says there are results.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vr_jax.atomic import whole_file
+from vr_jax.atomic import atomic_write
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
@@ -51,5 +51,5 @@ def figure_file(path: Path, size: tuple[float, float], rc: Mapping[str, Any] | N
 
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=160, metadata=_NO_DATE[path.suffix])

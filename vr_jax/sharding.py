@@ -30,9 +30,9 @@ class ShardingError(ValueError):
 # Kernels are (in, out). Inside a stage every array has one more, leading layer axis, which is never cut.
 _NORM = r"(ln_\w+|norm\d?|\w+_norm)"
 PARAM_RULES: tuple[tuple[str, P], ...] = (
-    (r"vision\.patch_embed\.kernel", P(None, "fsdp")),  # 588 inputs at patch 14: not a multiple of 8
-    (r"vision\.patch_embed\.bias", P(None)),
-    (r"vision\.position_embedding", P(None, "fsdp")),
+    (r"encoder\.patch_embed\.kernel", P(None, "fsdp")),  # 588 inputs at patch 14: not a multiple of 8
+    (r"encoder\.patch_embed\.bias", P(None)),
+    (r"encoder\.position_embedding", P(None, "fsdp")),
     (r"image_newline", P(None)),
     (r"decoder\.embed\.embedding", P("tensor", "fsdp")),
     (r"decoder\.lm_head\.kernel", P("fsdp", "tensor")),
@@ -41,20 +41,20 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".+\.(attn|cross_attn|self_attn)\.(q|k|v)\.bias", P("tensor")),
     (r".+\.(attn|cross_attn|self_attn)\.out\.kernel", P("tensor", "fsdp")),
     (r".+\.(attn|cross_attn|self_attn)\.out\.bias", P(None)),
-    # Feed-forward layers, projectors and the interlude's up and down projections.
+    # Feed-forward layers, projectors and the refusion's up and down projections.
     (r".+\.(gate|up|fc1|ffn1)\.kernel", P("fsdp", "tensor")),
     (r".+\.(gate|up|fc1|ffn1)\.bias", P("tensor")),
     (r".+\.(down|up2|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
     (r".+\.(down|up2|fc2|ffn2)\.bias", P(None)),
     # Deformable attention: offsets and weights of a head lie side by side.
-    (r"decoder\.interludes\..+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
-    (r"decoder\.interludes\..+\.(offsets|weights|value)\.bias", P("tensor")),
-    (r"decoder\.interludes\..+\.output\.kernel", P("tensor", "fsdp")),
-    (r"decoder\.interludes\..+\.output\.bias", P(None)),
-    (r"decoder\.interludes\..+\.level_embed", P()),
+    (r"decoder\.refusion\..+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
+    (r"decoder\.refusion\..+\.(offsets|weights|value)\.bias", P("tensor")),
+    (r"decoder\.refusion\..+\.output\.kernel", P("tensor", "fsdp")),
+    (r"decoder\.refusion\..+\.output\.bias", P(None)),
+    (r"decoder\.refusion\..+\.level_embed", P()),
     # Cambrian's aggregator.
-    (r"decoder\.interludes\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
-    (r"decoder\.interludes\..+\.pos_embed", P()),
+    (r"decoder\.refusion\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
+    (r"decoder\.refusion\..+\.pos_embed", P()),
     # Projections, learned queries and positions of the projectors; depthwise 3 x 3 kernels are vectors, nearly.
     (r"projector\.(q_proj|kv_proj|proj)\.kernel", P("fsdp", "tensor")),
     (r"projector\.(latents|query|position_embedding)", P(None, "fsdp")),
@@ -171,7 +171,7 @@ def param_shardings(abstract_tree: Any, mesh: Mesh) -> Any:
     """A tree of NamedSharding for a tree of parameters (anything with `shape`), by the table.
 
     An axis that its mesh axis does not divide stays whole, which costs memory and never correctness;
-    `undivided` lists those, so that a run can warn about them."""
+    `unsharded` lists those, so that a run can warn about them."""
 
     def sharding(key_path, leaf):
         path = path_of(key_path)
@@ -180,7 +180,7 @@ def param_shardings(abstract_tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
 
 
-def undivided(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
+def unsharded(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
     """One line per parameter axis that the table would cut on this mesh but that does not divide."""
     lines = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_tree):

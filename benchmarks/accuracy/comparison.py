@@ -17,7 +17,7 @@ from benchmarks.accuracy.results import Run, append
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.systems import Entry, systems
 from benchmarks.accuracy.training import Scorer, alignment_loss, answer_loss, new_model
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 
 Job = tuple[Entry, int]  # a system and a seed
 
@@ -66,19 +66,21 @@ def run_systems(
         append(results, run)
 
 
-def _train(setting: Setting, prepared: Prepared, entry: Entry, model: Llava, seed: int) -> Llava:
+def _train(
+    setting: Setting, prepared: Prepared, entry: Entry, model: VisionLanguageModel, seed: int
+) -> VisionLanguageModel:
     """The projector alone, then everything: the paper's two phases."""
     data = prepared.train
     alignment = partial(alignment_loss, config=entry.config, words=prepared.reader.head_kernel())
     aligner: Trainer[nnx.Module] = Trainer(alignment, setting.system_alignment)
     model.projector = aligner.train(model.projector, data, data.rows, seed=seed)
-    trainer: Trainer[Llava] = Trainer(answer_loss, setting.system)
+    trainer: Trainer[VisionLanguageModel] = Trainer(answer_loss, setting.system)
     return trainer.train(model, data, data.rows, seed=seed)
 
 
-def _training_free(prepared: Prepared, model: Llava) -> Llava:
+def _training_free(prepared: Prepared, model: VisionLanguageModel) -> VisionLanguageModel:
     model.projector = prepared.reader.projector
-    model.vision = prepared.encoder.vision  # VisPruner looks at the attention of its last block
+    model.encoder = prepared.encoder.vision  # VisPruner looks at the attention of its last block
     return model
 
 

@@ -1,4 +1,4 @@
-"""Pictures, dense labels and questions as arrays; a function of (split, seed, count) alone."""
+"""Images, dense labels and questions as arrays; a function of (split, seed, count) alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from benchmarks.accuracy.tasks import KINDS, PAD, PART, PROMPT, TOKEN, Mark, Page, Picture, Split, draw_picture
+from benchmarks.accuracy.tasks import KINDS, PAD, PART, PROMPT, TOKEN, Mark, Page, SampleImage, Split, draw_image
 
 QUESTIONS = 2  # asked in a row, each PROMPT tokens and its answer
 ROW = QUESTIONS * (PROMPT + 1)
@@ -16,7 +16,7 @@ ROW = QUESTIONS * (PROMPT + 1)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Kinds take turns. Every picture has `variants` rows of questions, each row another draw and order.
+    """Kinds take turns. Every image has `variants` rows of questions, each row another draw and order.
 
     parts: per patch in raster order, the parts of its mark (first, second, answer), for the encoder. marks: the tokens
     of block and answer of a highlighted patch, for the decoder. Both are padding where there is nothing.
@@ -42,18 +42,18 @@ def generate(page: Page, split: Split, count: int, *, seed: int, variants: int) 
     tokens = np.empty((count, variants, ROW), np.int16)
     for number in range(count):
         rng = Random(f"{split}/{seed}/{number}")
-        picture = draw_picture(KINDS[number % len(KINDS)], page, split, rng)
-        pixels[number] = picture.pixels
-        for mark in picture.marks:
+        image = draw_image(KINDS[number % len(KINDS)], page, split, rng)
+        pixels[number] = image.pixels
+        for mark in image.marks:
             place = mark.row * page.grid + mark.column
             parts[number, place] = PART[mark.first], PART[mark.second], PART[mark.answer]
             highlighted[number, place] = mark.highlighted
             if mark.highlighted:
                 marks[number, place] = TOKEN[mark.block], TOKEN[mark.answer]
         for variant in range(variants):
-            tokens[number, variant] = _row(picture, rng.sample(picture.highlighted, QUESTIONS))
+            tokens[number, variant] = _row(image, rng.sample(image.highlighted, QUESTIONS))
     return Dataset(pixels, np.arange(count) % len(KINDS), parts, highlighted, marks, tokens)
 
 
-def _row(picture: Picture, questions: list[Mark]) -> list[int]:
-    return [TOKEN[word] for mark in questions for word in (picture.kind, mark.block, mark.answer)]
+def _row(image: SampleImage, questions: list[Mark]) -> list[int]:
+    return [TOKEN[word] for mark in questions for word in (image.kind, mark.block, mark.answer)]

@@ -24,7 +24,7 @@ from vr_jax.model.siglip import Siglip
 
 Cached = dict[int, Float[np.ndarray, "count patches Dv"]]
 EMPTY_WEIGHT = 0.1  # of patches without a mark, which are most
-FORWARD_BATCH = 50  # pictures at a time where nothing is trained
+FORWARD_BATCH = 50  # images at a time where nothing is trained
 
 
 class PatchReader(nnx.Module):
@@ -51,7 +51,7 @@ class PatchReader(nnx.Module):
 def patch_loss(model: PatchReader, data: dict[str, Array], numbers: Int[Array, " batch"]) -> Float[Array, ""]:
     parts = data["parts"][numbers]
     weight = jnp.where(parts[..., 0] > 0, 1.0, EMPTY_WEIGHT)
-    place = jnp.divmod(jnp.arange(parts.shape[1]), model.vision.config.grid)
+    place = jnp.divmod(jnp.arange(parts.shape[1]), model.encoder.config.grid)
     targets = (
         *jnp.moveaxis(parts.astype(jnp.int32), -1, 0),
         *(jnp.broadcast_to(index, parts.shape[:2]) for index in place),
@@ -79,7 +79,7 @@ def answer_accuracy(model: PatchReader, data: Dataset) -> float:
 
 
 def encode(model: PatchReader, data: Dataset) -> Cached:
-    """Hidden states of all pictures at the kept levels, in 16 bits."""
+    """Hidden states of all images at the kept levels, in 16 bits."""
     forward = jax.jit(lambda pixels: [level.astype(model.cache_dtype) for level in model.hidden_states(pixels)])
     parts = [[np.asarray(level) for level in forward(part)] for part in _parts(data.pixels)]
     return {level: np.concatenate([part[i] for part in parts]) for i, level in enumerate(model.levels)}

@@ -16,28 +16,28 @@ from benchmarks.accuracy.dataset import Dataset, generate
 from benchmarks.accuracy.encoder import Cached, PatchReader, answer_accuracy, encode, train_encoder
 from benchmarks.accuracy.reader import train_reader
 from benchmarks.accuracy.settings import Setting
-from benchmarks.accuracy.training import CachedPictures, new_model, size_of
-from vr_jax.model.llava import Llava
+from benchmarks.accuracy.training import CachedImages, new_model, size_of
+from vr_jax.model.vlm import VisionLanguageModel
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    train: CachedPictures
+    train: CachedImages
     held_out: Dataset
-    held_out_cached: CachedPictures
+    held_out_cached: CachedImages
     encoder: PatchReader
-    reader: Llava  # the uncompressed model
+    reader: VisionLanguageModel  # the uncompressed model
 
 
 def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
     """Loads from `workdir` what is there and makes the rest. Raises ValueError if it holds another setting's work."""
     _claim(setting, workdir)
     start = time.perf_counter()
-    train = generate(setting.page, "train", setting.pictures, seed=0, variants=setting.variants)
+    train = generate(setting.page, "train", setting.images, seed=0, variants=setting.variants)
     held_out = generate(setting.page, "held_out", setting.held_out, seed=0, variants=setting.variants)
-    log(f"{len(train)} + {len(held_out)} pictures in {time.perf_counter() - start:.0f} s")
+    log(f"{len(train)} + {len(held_out)} images in {time.perf_counter() - start:.0f} s")
 
     encoder = nnx.eval_shape(lambda: PatchReader(setting, rngs=nnx.Rngs(0)))
     encoder = _stored(workdir / "encoder.npz", encoder, lambda: train_encoder(setting, train, seed=0, log=log))
@@ -46,7 +46,7 @@ def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
     ]
     log(f"encoder: {answer_accuracy(encoder, held_out):.4f} of the held-out patches read right")
 
-    cached, held_out_cached = CachedPictures.of(train, levels[0]), CachedPictures.of(held_out, levels[1])
+    cached, held_out_cached = CachedImages.of(train, levels[0]), CachedImages.of(held_out, levels[1])
     reader = nnx.eval_shape(lambda: new_model(size_of(setting), seed=0))
     reader = _stored(workdir / "reader.npz", reader, lambda: train_reader(setting, cached, seed=0, log=log))
     return Prepared(cached, held_out, held_out_cached, encoder, reader)

@@ -4,9 +4,9 @@ Looking a patch up by a word of the question is a circuit that forms late in tra
 bring it forward: keys start equal to queries (`_match_contents`), the projector first says each patch in the decoder's
 own words (`alignment_loss`), and the decoder finds answers among few patches (`focus_loss`) before among all.
 
-In the last stage half of the pictures arrive only after a few layers (`reading_loss`). A decoder this shallow otherwise
-does all its looking up in its first layers, where whatever an interlude adds comes too late; a pretrained LLM reads the
-picture in many of its layers."""
+In the last stage half of the images arrive only after a few layers (`reading_loss`). A decoder this shallow otherwise
+does all its looking up in its first layers, where whatever a re-fusion block adds comes too late; a pretrained LLM reads the
+image in many of its layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.accuracy.optimization import Loss, Trainer
 from benchmarks.accuracy.settings import Schedule, Setting
 from benchmarks.accuracy.tasks import PROMPT
 from benchmarks.accuracy.training import (
-    CachedPictures,
+    CachedImages,
     alignment_loss,
     answer_and_naming_loss,
     answer_loss,
@@ -32,56 +32,58 @@ from benchmarks.accuracy.training import (
     window_levels,
 )
 from vr_jax.model.config import VisionRememberConfig
-from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.vlm import VisionLanguageModel
 
 
-def _alignment_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Float[Array, ""]:
+def _alignment_loss(model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"]) -> Float[Array, ""]:
     return alignment_loss(model.projector, data, numbers, config=model.config, words=model.head_kernel())
 
 
-def focus_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"], *, kept: int) -> Float[Array, ""]:
+def focus_loss(
+    model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"], *, kept: int
+) -> Float[Array, ""]:
     """The questions, with only `kept` of the patches to look through: those asked about, and others at random."""
-    pictures, variants = jnp.divmod(numbers, data.tokens.shape[1])
-    text = data.tokens[pictures, variants]
-    wanted = jnp.any(data.marks[pictures][:, :, None, 0] == text[:, None, PROMPT - 1 :: PROMPT + 1], axis=-1)
+    images, variants = jnp.divmod(numbers, data.tokens.shape[1])
+    text = data.tokens[images, variants]
+    wanted = jnp.any(data.marks[images][:, :, None, 0] == text[:, None, PROMPT - 1 :: PROMPT + 1], axis=-1)
     noise = jax.random.uniform(jax.random.key(numbers[0]), wanted.shape)
     _, cells = jax.lax.top_k(wanted + noise, kept)
     return answer_loss(model, data, numbers, cells=jnp.sort(cells, axis=1))
 
 
-def reading_loss(model: Llava, data: CachedPictures, numbers: Int[Array, " B"]) -> Float[Array, ""]:
+def reading_loss(model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"]) -> Float[Array, ""]:
     """As `answer_loss`; but in every second row, drawn at random, the vision tokens are empty in the decoder's first
     stage and get their projected patches where the second one begins."""
     config = model.config
-    pictures, text, batch = question_batch(config, data, numbers)
-    projected = model.embed(batch, window_levels(config, data.levels, pictures))
+    images, text, batch = question_batch(config, data, numbers)
+    projected = model.embed(batch, window_levels(config, data.levels, images))
     late = jax.random.bernoulli(jax.random.key(numbers[0]), 0.5, (len(text), 1, 1))
     held_back = jnp.where((batch.vision_cell >= 0)[..., None] & late, projected, 0)
 
-    def arrive(stage: int, stream: Stream) -> Stream:
+    def arrive(stage: int, stream: DecoderInputs) -> DecoderInputs:
         return stream.replace(hidden=stream.hidden + held_back) if stage == 1 else stream
 
-    stream = Stream(hidden=projected - held_back, positions=batch.positions, segment_ids=batch.segment_ids)
+    stream = DecoderInputs(hidden=projected - held_back, positions=batch.positions, segment_ids=batch.segment_ids)
     hidden, _ = model.decoder(stream, None, arrive)
-    return answer_and_naming_loss(model, hidden, text, data.marks[pictures])
+    return answer_and_naming_loss(model, hidden, text, data.marks[images])
 
 
-def _match_contents(model: Llava) -> None:
+def _match_contents(model: VisionLanguageModel) -> None:
     """Keys start as queries do, so that attention prefers equal contents from the first step: a question's word finds
     the patches that say the same ("mimetic initialization", Trockman and Kolter, arXiv 2305.09828)."""
-    text = model.config.text
+    text = model.config.decoder
     for stage in model.decoder.stages:
         layers, width, _ = stage.attn.q.kernel.shape
         by_group = stage.attn.q.kernel[...].reshape(layers, width, text.num_kv_heads, -1, text.head_dim)
         stage.attn.k.kernel[...] = by_group[:, :, :, 0].reshape(layers, width, -1)
 
 
-def train_reader(setting: Setting, data: CachedPictures, *, seed: int, log: Callable[[str], None]) -> Llava:
-    # The interlude never acts; it cuts the decoder where pictures arrive late.
+def train_reader(setting: Setting, data: CachedImages, *, seed: int, log: Callable[[str], None]) -> VisionLanguageModel:
+    # The re-fusion block never acts; it cuts the decoder where images arrive late.
     levels = tuple(setting.levels[level] for level in (7, 15, 23))
     cut = VisionRememberConfig(insert_after=(setting.late_arrival,), levels=levels, cross_heads=setting.cross_heads)
-    model = new_model(dataclasses.replace(size_of(setting), interlude=cut), seed=seed)
+    model = new_model(dataclasses.replace(size_of(setting), refusion=cut), seed=seed)
     _match_contents(model)
     stages: list[tuple[str, Loss, Schedule]] = [
         ("alignment", _alignment_loss, setting.alignment),
@@ -89,7 +91,7 @@ def train_reader(setting: Setting, data: CachedPictures, *, seed: int, log: Call
         ("reading", reading_loss, setting.reading),
     ]
     for name, loss, schedule in stages:
-        trainer: Trainer[Llava] = Trainer(loss, schedule)
+        trainer: Trainer[VisionLanguageModel] = Trainer(loss, schedule)
         model = trainer.train(model, data, data.rows, seed=seed, log=partial(_prefixed, log, name))
     reader = new_model(size_of(setting), seed=seed, decoder=model)
     reader.projector = model.projector

@@ -17,7 +17,7 @@ UNCOMPRESSED = ("table4", "uncompressed")
 
 
 def tables(setting: Setting, runs: Iterable[Run]) -> str:
-    """Markdown: mean and sample standard deviation over seeds, per cent of right answers on held-out pictures."""
+    """Markdown: mean and sample standard deviation over seeds, per cent of right answers on held-out images."""
     known, by_system = systems(setting), _by_system(runs)
     return "\n\n".join(_table(name, known, by_system) for name in TABLES) + "\n"
 
@@ -65,7 +65,7 @@ def gains(setting: Setting, runs: Iterable[Run]) -> dict[int, float]:
 
 
 def plot(setting: Setting, runs: Iterable[Run], path: Path) -> None:
-    """Accuracy against compression, as a picture; needs matplotlib, which only this function does."""
+    """Accuracy against compression, as an image; needs matplotlib, which only this function does."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,7 +90,7 @@ def plot(setting: Setting, runs: Iterable[Run], path: Path) -> None:
     if full := by_system.get(rows[UNCOMPRESSED]):
         axes.axhline(100 * mean(run.overall for run in full), color="grey", linestyle="--", label="uncompressed")
     axes.set_xticks(list(RATIOS), [f"1/{ratio}" for ratio in RATIOS])
-    axes.set(xlabel="vision tokens that are left", ylabel="right answers, held-out pictures (%)", ylim=(0, 100))
+    axes.set(xlabel="vision tokens that are left", ylabel="right answers, held-out images (%)", ylim=(0, 100))
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

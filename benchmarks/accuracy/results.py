@@ -10,9 +10,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One system trained from one seed. Scores are shares of right answers on held-out pictures, 0..1.
+    """One system trained from one seed. Scores are shares of right answers on held-out images, 0..1.
 
-    parameters: without the encoder, which all share. added: of projector and interlude alone. seconds: training."""
+    parameters: without the encoder, which all share. added: of projector and re-fusion block alone. seconds: training."""
 
     system: str
     seed: int

@@ -13,7 +13,7 @@ from vr_jax.model.config import Qwen2Config, SiglipConfig
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     steps: int
-    batch: int  # pictures
+    batch: int  # images
     learning_rate: float  # AdamW's peak; linear warm-up over a twentieth of the steps, then cosine to zero
     muon: bool = False  # kernels by Muon at ten times the rate: finds the look-up circuits in half the steps
 
@@ -28,15 +28,15 @@ class Setting:
     cross_heads: int  # of Vision Remember
     # The paper's insertion layers, of 24 -> this decoder's, where it is shallower; every third layer becomes every one.
     insertions: Mapping[int, int] | None = None
-    pictures: int  # training pictures, the same for all stages
-    held_out: int  # pictures, of contents that never occur in training
-    variants: int  # rows of questions per picture
+    images: int  # training images, the same for all stages
+    held_out: int  # images, of contents that never occur in training
+    variants: int  # rows of questions per image
     encoder: Schedule
     alignment: Schedule  # of the uncompressed model, see `reader`
     focus: Schedule
     focus_patches: int
     reading: Schedule
-    late_arrival: int  # layers without the picture in half of the reader's last stage
+    late_arrival: int  # layers without the image in half of the reader's last stage
     system_alignment: Schedule  # of every other system: its projector alone, then everything but the encoder
     system: Schedule
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -83,7 +83,7 @@ SETTINGS = {
             levels={7: 2, 12: 1, 15: 3, 16: 2, 22: 3, 23: 4},
             cross_heads=8,
             insertions={1: 1, 4: 2, 7: 3},
-            pictures=20_000,
+            images=20_000,
             held_out=1_000,
             variants=4,
             encoder=Schedule(steps=800, batch=64, learning_rate=3e-3),
@@ -102,7 +102,7 @@ SETTINGS = {
             text=Qwen2Config(vocab_size=len(VOCABULARY)),  # Qwen2-0.5B but for the vocabulary
             levels={7: 4, 12: 6, 15: 8, 16: 9, 22: 11, 23: 12},
             cross_heads=24,
-            pictures=40_000,
+            images=40_000,
             held_out=2_000,
             variants=4,
             encoder=Schedule(steps=4_000, batch=128, learning_rate=5e-4),
@@ -131,7 +131,7 @@ SETTINGS = {
             levels={7: 2, 12: 1, 15: 3, 16: 2, 22: 3, 23: 4},
             cross_heads=4,
             insertions={1: 1, 4: 2, 7: 3},
-            pictures=20,
+            images=20,
             held_out=10,
             variants=1,
             encoder=Schedule(steps=2, batch=5, learning_rate=1e-3),

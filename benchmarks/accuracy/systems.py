@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.training import size_of
-from vr_jax.model.config import ConfigError, LlavaConfig
+from vr_jax.model.config import ConfigError, VlmConfig
 from vr_jax.model.paper import TABLES, Fields, System
 
 
@@ -16,7 +16,7 @@ class Entry:
     """name: table/row where it appears first. A pruned system is the uncompressed model, pruned: nothing is trained."""
 
     name: str
-    config: LlavaConfig
+    config: VlmConfig
 
     @property
     def is_trained(self) -> bool:
@@ -31,7 +31,7 @@ class Systems:
 
 
 def systems(setting: Setting) -> Systems:
-    by_config: dict[LlavaConfig, Entry] = {}
+    by_config: dict[VlmConfig, Entry] = {}
     rows, refused = {}, {}
     for table, row, system in all_rows():
         try:
@@ -52,12 +52,12 @@ def all_rows() -> Iterator[tuple[str, str, System]]:
 
 def _at_depth(system: System, setting: Setting) -> System:
     """The row with its insertions at about the paper's relative depth."""
-    interlude = system.interlude
-    if setting.insertions is None or interlude is None:
+    refusion = system.refusion
+    if setting.insertions is None or refusion is None:
         return system
-    if "insert_after" in interlude:
-        after = tuple(setting.insertions[layer] for layer in interlude["insert_after"])
-        return replace(system, interlude={**interlude, "insert_after": after})
+    if "insert_after" in refusion:
+        after = tuple(setting.insertions[layer] for layer in refusion["insert_after"])
+        return replace(system, refusion={**refusion, "insert_after": after})
     return replace(system, insert_every=1) if system.insert_every else system
 
 

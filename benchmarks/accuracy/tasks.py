@@ -3,7 +3,7 @@
 Glyphs, bar tops and markers are one patch wide, so a window of s x s patches holds several of them. One of every block
 of 4 x 4 patches is highlighted by a pale yellow ground; a question names a block, the answer is the one character (or
 height) that is highlighted there. An average over a window says which characters it holds, not which of them is
-highlighted: the more patches, the less is left. Contents of held-out pictures (their words, tables, bars, lines) never
+highlighted: the more patches, the less is left. Contents of held-out images (their words, tables, bars, lines) never
 occur in training."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BLOCK = 4  # patches per side of the blocks of which each holds at most one high
 BLOCKS = tuple(f"block {row},{column}" for row in range(6) for column in range(6))
 VOCABULARY = (PAD, *KINDS, *LETTERS, *DIGITS, *BLOCKS)
 TOKEN = {name: number for number, name in enumerate(VOCABULARY)}
-PROMPT = 2  # tokens of a question, the picture's kind and a block; the answer is one token
+PROMPT = 2  # tokens of a question, the image's kind and a block; the answer is one token
 
 PAPER, INK, SHADE, RULE = (255, 255, 255), (25, 25, 25), (214, 224, 236), (120, 120, 120)
 HIGHLIGHT = (255, 246, 170)
@@ -77,7 +77,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Page:
-    """The size of a picture: `grid` x `grid` patches of `patch` pixels."""
+    """The size of an image: `grid` x `grid` patches of `patch` pixels."""
 
     grid: int = 12
     patch: int = 8
@@ -88,7 +88,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SampleImage:
     kind: str
     content: tuple  # what the answers depend on
     pixels: UInt8[np.ndarray, "side side 3"]
@@ -126,7 +126,7 @@ class Canvas:
         self.pixels[top:bottom, left:right] = colour
 
 
-def draw_picture(kind: str, page: Page, split: Split, rng: Random) -> Picture:
+def draw_image(kind: str, page: Page, split: Split, rng: Random) -> SampleImage:
     canvas = Canvas(page, rng)
     lay_out, draw = _KINDS[kind]
     marks = _highlight(list(lay_out(page.grid, split, rng)), rng)
@@ -135,7 +135,7 @@ def draw_picture(kind: str, page: Page, split: Split, rng: Random) -> Picture:
             canvas.box((mark.row, mark.row + 1), (mark.column, mark.column + 1), HIGHLIGHT)
     draw(canvas, marks)
     content = tuple((mark.first, mark.second, mark.answer) for mark in marks)
-    return Picture(kind, content, canvas.pixels, marks)
+    return SampleImage(kind, content, canvas.pixels, marks)
 
 
 def _highlight(marks: list[Mark], rng: Random) -> tuple[Mark, ...]:

@@ -15,7 +15,7 @@ from benchmarks.accuracy.encoder import PatchReader
 from benchmarks.accuracy.results import Run
 from benchmarks.accuracy.settings import SETTINGS
 from benchmarks.accuracy.systems import all_rows, systems
-from benchmarks.accuracy.tasks import KINDS, NOTHING, PART, PROMPT, TOKEN, WORD, Page, draw_picture
+from benchmarks.accuracy.tasks import KINDS, NOTHING, PART, PROMPT, TOKEN, WORD, Page, draw_image
 from benchmarks.accuracy.training import new_model, size_of, window_levels
 
 TOY = SETTINGS["toy"]
@@ -50,12 +50,12 @@ def test_held_out_contents_never_occur_in_training():
     contents = {"train": set(), "held_out": set()}
     for split in ("train", "held_out"):
         for number in range(200):
-            picture = draw_picture(KINDS[number % len(KINDS)], page, split, Random(number))
-            answers = "".join(mark.answer for mark in picture.marks if mark.answer != NOTHING)
-            if picture.kind in ("word", "text"):
+            image = draw_image(KINDS[number % len(KINDS)], page, split, Random(number))
+            answers = "".join(mark.answer for mark in image.marks if mark.answer != NOTHING)
+            if image.kind in ("word", "text"):
                 words[split] |= {answers[i : i + WORD] for i in range(0, len(answers), WORD)}
             else:
-                contents[split].add(picture.content)
+                contents[split].add(image.content)
     assert len(words["train"]) > 1000
     assert len(contents["train"]) == 120
     assert not words["train"] & words["held_out"]
@@ -67,13 +67,13 @@ def test_held_out_contents_never_occur_in_training():
 def test_every_question_has_one_answer(kind, grid):
     """A block is asked about by name: it holds one highlighted patch if it holds an answer at all."""
     for seed in range(10):
-        picture = draw_picture(kind, Page(grid=grid), "train", Random(seed))
-        asked = [mark.block for mark in picture.highlighted]
+        image = draw_image(kind, Page(grid=grid), "train", Random(seed))
+        asked = [mark.block for mark in image.highlighted]
         assert len(asked) == len(set(asked)) >= QUESTIONS
-        assert set(asked) == {mark.block for mark in picture.marks if mark.answer != NOTHING}
-        assert len({(mark.row, mark.column) for mark in picture.marks}) == len(picture.marks)
-        assert {part for mark in picture.marks for part in (mark.first, mark.second, mark.answer)} <= set(PART)
-        assert {word for mark in picture.highlighted for word in (kind, mark.block, mark.answer)} <= set(TOKEN)
+        assert set(asked) == {mark.block for mark in image.marks if mark.answer != NOTHING}
+        assert len({(mark.row, mark.column) for mark in image.marks}) == len(image.marks)
+        assert {part for mark in image.marks for part in (mark.first, mark.second, mark.answer)} <= set(PART)
+        assert {word for mark in image.highlighted for word in (kind, mark.block, mark.answer)} <= set(TOKEN)
 
 
 def test_data_set_is_a_function_of_its_arguments():
@@ -81,11 +81,11 @@ def test_data_set_is_a_function_of_its_arguments():
     np.testing.assert_array_equal(one.pixels, again.pixels)
     np.testing.assert_array_equal(one.tokens, again.tokens)
     assert (one.pixels != other.pixels).any()
-    for picture in range(10):
+    for image in range(10):
         # Marks are the highlighted patches, with their block and answer; every question is about one of them.
-        assert (one.highlighted[picture] == (one.marks[picture, :, 0] > 0)).all()
-        marks = {tuple(mark) for mark in one.marks[picture]}
-        for row in one.tokens[picture]:
+        assert (one.highlighted[image] == (one.marks[image, :, 0] > 0)).all()
+        marks = {tuple(mark) for mark in one.marks[image]}
+        for row in one.tokens[image]:
             assert {tuple(question[1:]) for question in row.reshape(QUESTIONS, PROMPT + 1)} <= marks
 
 
@@ -98,7 +98,7 @@ def test_cached_states_give_what_pixels_give():
     raster = dict(zip(encoder.levels, encoder.hidden_states(data.pixels), strict=True))
     levels = window_levels(config, raster, jnp.arange(2))
     encoder.vision.stride = config.projector.stride
-    model.vision = encoder.vision
+    model.encoder = encoder.vision
     direct = model.encode_images(jnp.asarray(data.pixels[:, None]))
     assert sorted(levels) == sorted(direct)
     for level in levels:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vr_jax.model.batch import BatchShape
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def samples(packing):
 def test_the_mixture_is_as_large_as_llava_nexts(packing, samples):
     assert sum(part.thousands for part in packing.MIXTURE) == 779
     assert samples == packing.mixture(1500), "the same samples every time"
-    text_only = [sample for sample in samples if sample.picture is None]
+    text_only = [sample for sample in samples if sample.image is None]
     assert len(text_only) / len(samples) == pytest.approx(40 / 779, abs=0.02)
     assert max(sample.text for sample in text_only) <= packing.LONGEST_TEXT
 
@@ -36,7 +36,7 @@ def test_the_mixture_is_as_large_as_llava_nexts(packing, samples):
 def test_rows_of_phase_2_are_full(packing, samples, stride):
     """Goal of issue 5: 95 % of the token slots; and the number of updates fits the number of samples in one."""
     config = packing.config_of(stride, "0.5b", "phase2")
-    model = LlavaConfig.from_dict(config.model.to_dict())
+    model = VlmConfig.from_dict(config.model.to_dict())
     sizes = [sample.size(model) for sample in samples]
     assert {tiles for _, tiles in sizes} >= {0, 3, 5, 7, 10}
     shape = BatchShape(rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=0)

@@ -40,12 +40,12 @@ ONEVISION_7B = {
 
 
 def test_llavas_own_config():
-    config = read_llava(ONEVISION_7B, FILE, own_layers=26, vision=None, text=None)
-    assert config.vision == SiglipConfig(
+    config = read_llava(ONEVISION_7B, FILE, own_layers=26, encoder=None, decoder=None)
+    assert config.encoder == SiglipConfig(
         hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14
     )
     assert config.vision_feature_layer == 26  # LLaVA deletes block 27 and takes what is left, not post-normalised
-    assert config.text == Qwen2Config(
+    assert config.decoder == Qwen2Config(
         vocab_size=152064,
         hidden_size=3584,
         intermediate_size=18944,
@@ -60,15 +60,15 @@ def test_llavas_own_config():
     same = set(ONEVISION_7B) - {"model_type", "mm_vision_select_layer", "mm_resampler_type", "rope_scaling"}
     same -= {"mm_use_im_start_end", "sliding_window"}
     assert {name: written[name] for name in same} == {name: ONEVISION_7B[name] for name in same}
-    assert read_llava(written, FILE, own_layers=26, vision=None, text=None) == config
+    assert read_llava(written, FILE, own_layers=26, encoder=None, decoder=None) == config
 
 
 def test_llava_next_pinpoints_in_their_order():
     pinpoints = "[(384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152)]"
     values = ONEVISION_7B | {"image_aspect_ratio": "anyres", "image_grid_pinpoints": pinpoints}
-    config = read_llava(values, FILE, own_layers=0, vision=SiglipConfig(), text=None)
+    config = read_llava(values, FILE, own_layers=0, encoder=SiglipConfig(), decoder=None)
     assert config.image == anyres4()
-    assert (config.vision.num_layers, config.vision_feature_layer) == (24, 23)
+    assert (config.encoder.num_layers, config.vision_feature_layer) == (24, 23)
 
 
 @pytest.mark.parametrize(

@@ -193,27 +193,27 @@ def test_bin_without_torch(checkpoint, refused, monkeypatch):
 
 def test_parts_of_the_wrong_kind(hf_dirs, refused, tmp_path, convert):
     siglip, qwen2 = hf_dirs("siglip_vision")[1], hf_dirs("qwen2")[1]
-    assert "--vision" in refused(qwen2, "--vision", qwen2)
-    assert "only complete a directory" in refused(qwen2, "--vision", siglip)
+    assert "--encoder" in refused(qwen2, "--encoder", qwen2)
+    assert "only complete a directory" in refused(qwen2, "--encoder", siglip)
     status, _, err = convert("import", "--to", tmp_path / "out")
-    assert (status, err) == (1, "error: nothing to import: give --from, or --vision and --text\n")
+    assert (status, err) == (1, "error: nothing to import: give --from, or --encoder and --decoder\n")
 
 
 def test_llava_without_its_parts(hf_dirs, tmp_path, refused):
     config, tensors = llava_layout(hf_dirs("onevision")[0])
     siglip, qwen2 = hf_dirs("siglip_vision")[1], hf_dirs("qwen2")[1]
     whole = write_checkpoint(tmp_path / "whole", config, tensors)
-    assert "mm_vision_tower 'google/siglip-tiny' is unknown, give its directory with --vision" in refused(whole)
-    assert "already holds a Qwen2; leave --text out" in refused(whole, "--vision", siglip, "--text", qwen2)
+    assert "mm_vision_tower 'google/siglip-tiny' is unknown, give its directory with --encoder" in refused(whole)
+    assert "already holds a Qwen2; leave --decoder out" in refused(whole, "--encoder", siglip, "--decoder", qwen2)
     projector = {name: tensor for name, tensor in tensors.items() if "mm_projector" in name}
     part = write_checkpoint(tmp_path / "part", config, projector)
-    assert "holds no SigLIP; give that it was trained with: --vision DIR" in refused(part)
-    assert "holds no Qwen2; give that it was trained with: --text DIR" in refused(part, "--vision", siglip)
+    assert "holds no SigLIP; give that it was trained with: --encoder DIR" in refused(part)
+    assert "holds no Qwen2; give that it was trained with: --decoder DIR" in refused(part, "--encoder", siglip)
     # With unpad the newline is a parameter like any other.
-    err = refused(part, "--vision", siglip, "--text", qwen2, lines=2)
+    err = refused(part, "--encoder", siglip, "--decoder", qwen2, lines=2)
     assert f"missing     model.image_newline: expected ({TEXT['hidden_size']},)" in err
     odd = write_checkpoint(tmp_path / "odd", config | {"mm_projector_type": "linear"}, tensors)
-    assert "mm_projector_type = 'linear' is not supported, expected 'mlp2x_gelu'" in refused(odd, "--vision", siglip)
+    assert "mm_projector_type = 'linear' is not supported, expected 'mlp2x_gelu'" in refused(odd, "--encoder", siglip)
 
 
 def test_a_name_given_twice(hf_dirs, tmp_path, refused):
@@ -279,7 +279,7 @@ def test_export_of_what_is_no_model(hf_dirs, convert, converted, tmp_path):
     status, _, err = convert("export", "--from", siglip, "--to", tmp_path / "out")
     assert status == 1
     assert "is not a vr_jax model's" in err
-    converted("import", "--vision", siglip, "--text", qwen2, "--to", tmp_path / "parts")
+    converted("import", "--encoder", siglip, "--decoder", qwen2, "--to", tmp_path / "parts")
     status, _, err = convert("export", "--from", tmp_path / "parts", "--to", tmp_path / "out")
     assert status == 1
     assert "holds parts of a model (text, vision)" in err
@@ -288,5 +288,5 @@ def test_export_of_what_is_no_model(hf_dirs, convert, converted, tmp_path):
     assert (status, "needs a whole model" in err) == (1, True)
     save_model(tmp_path / "remember", randomized(abstract(tiny_config())))
     status, _, err = convert("export", "--from", tmp_path / "remember", "--layout", "hf", "--to", tmp_path / "out")
-    assert (status, "no model with interlude 'vision_remember'" in err) == (1, True)
+    assert (status, "no model with re-fusion block 'vision_remember'" in err) == (1, True)
     assert not (tmp_path / "out").exists()

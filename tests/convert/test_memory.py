@@ -37,8 +37,8 @@ def write_synthetic(directory: Path, text: dict, shard_bytes: int) -> int:
     directory.mkdir()
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **text}
     (directory / "config.json").write_text(json.dumps(config))
-    shapes = abstract_params({"text": read_qwen2(config, directory).to_dict()})
-    places = slots(QWEN2.table(["text"], {}), shapes)
+    shapes = abstract_params({"decoder": read_qwen2(config, directory).to_dict()})
+    places = slots(QWEN2.table(["decoder"], {}), shapes)
     rng = np.random.default_rng(0)
 
     def noise(name: str) -> np.ndarray:

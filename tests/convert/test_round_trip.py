@@ -107,12 +107,12 @@ def test_siglip_lists_what_it_leaves_out(hf_dirs, tmp_path, converted):
 def test_config_of_onevision_and_next(hf_dirs, tmp_path, converted):
     converted("import", "--from", hf_dirs("onevision")[1], "--to", tmp_path / "onevision")
     config = read_config(tmp_path / "onevision")
-    assert (config.vision.num_layers, config.vision_feature_layer) == (3, 3)  # -1
-    assert (config.projector.name, config.projector.stride, config.interlude) == ("mlp", 1, None)
+    assert (config.encoder.num_layers, config.vision_feature_layer) == (3, 3)  # -1
+    assert (config.projector.name, config.projector.stride, config.refusion) == ("mlp", 1, None)
     assert (config.image.aspect_ratio, config.image.max_tiles, config.image.unpad) == ("anyres_max", 9, True)
     assert config.image.grids == tuple((width // 24, height // 24) for height, width in PINPOINTS)
     assert config.image.unpad_rounding == "round7"
-    assert config.text.rope_theta == 10000.0
+    assert config.decoder.rope_theta == 10000.0
     converted("import", "--from", hf_dirs("next")[1], "--to", tmp_path / "next")
     config = read_config(tmp_path / "next")
     assert (config.image.aspect_ratio, config.vision_feature_layer) == ("anyres", 2)  # -2
@@ -173,13 +173,13 @@ def test_lm_head_that_copies_the_tied_embedding(hf_dirs, tmp_path, converted):
     out = converted("import", "--from", write_checkpoint(tmp_path / "other", config, other), "--to", tmp_path / "b")
     assert "they are not tied" in out
     np.testing.assert_array_equal(load_params(tmp_path / "b")["decoder.lm_head.kernel"], other["lm_head.weight"].T)
-    assert not read_sections(tmp_path / "b")["text"]["tie_word_embeddings"]
+    assert not read_sections(tmp_path / "b")["decoder"]["tie_word_embeddings"]
 
 
 def truncated_tower(model) -> dict[str, np.ndarray]:
     expected = expected_params(model)
     kept = VISION["num_hidden_layers"] - 1
-    return {path: v[:kept] if path.startswith("vision.layers") else v for path, v in expected.items()}
+    return {path: v[:kept] if path.startswith("encoder.layers") else v for path, v in expected.items()}
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "sharded bin"])
@@ -199,11 +199,11 @@ def test_llava_layout(form, hf_dirs, tmp_path, converted):
         if form == "sharded bin":
             weight_map = {name: file for file, part in zip(files, halves, strict=True) for name in part}
             (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    # The tower is in the checkpoint; --vision only says what an unknown tower looks like.
-    converted("import", "--from", directory, "--vision", siglip, "--to", tmp_path / "ours")
+    # The tower is in the checkpoint; --encoder only says what an unknown tower looks like.
+    converted("import", "--from", directory, "--encoder", siglip, "--to", tmp_path / "ours")
     assert_same(load_params(tmp_path / "ours"), truncated_tower(model))
     config = read_config(tmp_path / "ours")
-    assert (config.vision.num_layers, config.vision_feature_layer) == (2, 2)
+    assert (config.encoder.num_layers, config.vision_feature_layer) == (2, 2)
     assert config.image.grids == tuple((i, j) for i in (1, 2, 3) for j in (1, 2, 3))
     assert config.image.unpad_rounding == "truncate"
 
@@ -226,23 +226,23 @@ def test_llava_stage_1(hf_dirs, tmp_path, converted):
     projector = {name: torch.from_numpy(t).bfloat16() for name, t in tensors.items() if "mm_projector" in name}
     torch.save(projector, stage1 / "mm_projector.bin")
     siglip, qwen2 = hf_dirs("siglip"), hf_dirs("qwen2")
-    converted("import", "--from", stage1, "--vision", siglip[1], "--text", qwen2[1], "--to", tmp_path / "ours")
+    converted("import", "--from", stage1, "--encoder", siglip[1], "--decoder", qwen2[1], "--to", tmp_path / "ours")
     params = load_params(tmp_path / "ours")
     bfloat16 = ml_dtypes.bfloat16
     expected = expected_params(siglip[0]) | expected_params(qwen2[0])
     expected |= {p: v.astype(bfloat16) for p, v in expected_params(model).items() if p.startswith("projector.")}
     assert_same(params, expected)
     config = read_config(tmp_path / "ours")
-    assert (config.vision.num_layers, config.vision_feature_layer) == (3, 2)
+    assert (config.encoder.num_layers, config.vision_feature_layer) == (3, 2)
     assert (config.image.aspect_ratio, config.image.unpad) == ("square", False)
     load_model(tmp_path / "ours")  # complete: no newline is read without unpad
 
 
 def test_parts_for_phase_1(hf_dirs, tmp_path, converted):
     siglip, qwen2 = hf_dirs("siglip"), hf_dirs("qwen2_tied")
-    converted("import", "--vision", siglip[1], "--text", qwen2[1], "--to", tmp_path / "parts")
+    converted("import", "--encoder", siglip[1], "--decoder", qwen2[1], "--to", tmp_path / "parts")
     assert_same(load_params(tmp_path / "parts"), expected_params(siglip[0]) | expected_params(qwen2[0]))
-    assert set(read_sections(tmp_path / "parts")) == {"vision", "text"}
+    assert set(read_sections(tmp_path / "parts")) == {"encoder", "decoder"}
 
 
 def test_onevision_runs_as_a_llava(hf_dirs, tmp_path, converted):

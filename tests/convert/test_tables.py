@@ -12,45 +12,45 @@ from safetensors.numpy import load_file
 
 from tests.convert import independent_mapping
 from tests.golden.discovery import Case, cases
-from tests.helpers import randomized, tiny_config, tiny_interlude, tiny_text, tiny_vision
+from tests.helpers import randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
 from vr_jax.convert.architectures import LLAVA
 from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.sva import SvaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.layout import flatten_params, merge_stages
-from vr_jax.model.llava import Llava
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import patchify, to_raster
 from vr_jax.model_directory import load_params, read_config, save_model
 
 VARIANTS = {
-    "default": tiny_interlude(),
-    "mlp up": tiny_interlude(up="mlp"),
-    "tanh gates, ffn": tiny_interlude(residual_gate="tanh", init="torch_default", ffn_multiplier=2),
-    "one shared block": tiny_interlude(shared_weights=True),
-    "cross-attention only, one level": tiny_interlude(self_attention=False, levels=(2,)),
-    "features not normalised": tiny_interlude(feature_norm="none"),
-    "joint norm": tiny_interlude(feature_norm="joint"),
-    "global": tiny_interlude(interaction="global"),
-    "deformable": tiny_interlude(interaction="deformable", points=2),
-    "deformable, mlp up": tiny_interlude(interaction="deformable", up="mlp", feature_norm="none"),
+    "default": tiny_refusion(),
+    "mlp up": tiny_refusion(up="mlp"),
+    "tanh gates, ffn": tiny_refusion(residual_gate="tanh", init="torch_default", ffn_multiplier=2),
+    "one shared block": tiny_refusion(shared_weights=True),
+    "cross-attention only, one level": tiny_refusion(self_attention=False, levels=(2,)),
+    "features not normalised": tiny_refusion(feature_norm="none"),
+    "joint norm": tiny_refusion(feature_norm="joint"),
+    "global": tiny_refusion(interaction="global"),
+    "deformable": tiny_refusion(interaction="deformable", points=2),
+    "deformable, mlp up": tiny_refusion(interaction="deformable", up="mlp", feature_norm="none"),
     "deepstack": DeepStackConfig(insert_after=(1, 2), levels=(1, 3)),
     "deepstack, patch merger": DeepStackConfig(insert_after=(1, 2), levels=(1, 3), merger="qwen3_vl"),
     "sva": SvaConfig(insert_after=(1, 3), levels=(3,), width=16, heads=4, depth=2),
-    "no interlude": None,
+    "no refusion": None,
 }
 
 
-def random_model(config: LlavaConfig) -> Llava:
-    return randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+def random_model(config: VlmConfig) -> VisionLanguageModel:
+    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
     check_round_trip(
-        tiny_config(interlude=VARIANTS[variant], text=tiny_text(tie_word_embeddings=variant != "joint norm")),
+        tiny_config(refusion=VARIANTS[variant], decoder=tiny_text(tie_word_embeddings=variant != "joint norm")),
         tmp_path,
         converted,
     )
@@ -63,16 +63,16 @@ PROJECTOR_FIELDS = {"token_packer": {"levels": (1, 3), "heads": 2}}
 @pytest.mark.parametrize("name", sorted(set(PROJECTORS) - {"mlp"}))
 def test_every_projector_exports_and_imports_itself(name, tmp_path, converted):
     projector = {"name": name, "stride": 2} | PROJECTOR_FIELDS.get(name, {})
-    config = tiny_config(projector=LlavaConfig.parse_field("projector", projector), interlude=None)
+    config = tiny_config(projector=VlmConfig.parse_field("projector", projector), refusion=None)
     check_round_trip(config, tmp_path, converted)
 
 
-def check_round_trip(config: LlavaConfig, tmp_path, converted):
+def check_round_trip(config: VlmConfig, tmp_path, converted):
     model = random_model(config)
     save_model(tmp_path / "ours", model)
     converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out", "--shard-gb", "0.00002")
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert LlavaConfig.from_dict(exported["vr_jax"]) == config
+    assert VlmConfig.from_dict(exported["vr_jax"]) == config
     converted("import", "--from", tmp_path / "out", "--to", tmp_path / "again")
     assert read_config(tmp_path / "again") == config
     expected, found = merge_stages(flatten_params(model)), load_params(tmp_path / "again")
@@ -86,7 +86,7 @@ def test_vision_remember_has_the_names_of_the_reference(case: Case):
     theirs = independent_mapping.under(case.weights, "vr.0.") if case.kind == "llm" else case.weights
     ours = independent_mapping.vision_remember(theirs)
     theirs = {f"0.{name}": value for name, value in theirs.items()}
-    ours = {f"decoder.interludes.0.{path}": value for path, value in ours.items()}
+    ours = {f"decoder.refusion.0.{path}": value for path, value in ours.items()}
     places = slots(VISION_REMEMBER, ours)
     assert {name: slot.shape for name, slot in places.items()} == {name: value.shape for name, value in theirs.items()}
     placed = {path: np.full_like(value, np.nan) for path, value in ours.items()}
@@ -98,7 +98,7 @@ def test_vision_remember_has_the_names_of_the_reference(case: Case):
 
 
 def test_patch_kernel_is_torchs_convolution():
-    """A convolution of stride p over the picture is our patchify and a matrix product."""
+    """A convolution of stride p over the image is our patchify and a matrix product."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     kernel, pixels = rng.normal(size=(5, 3, 4, 4)), rng.normal(size=(8, 8, 3))
@@ -118,11 +118,11 @@ def test_a_parameter_without_a_name_is_an_error():
 
 def test_packed_projections_are_in_the_order_q_k_v():
     params = {
-        f"decoder.interludes.3.self_attn.{x}.{kind}": np.full((2, 2) if kind == "kernel" else 2, k, np.float32)
+        f"decoder.refusion.3.self_attn.{x}.{kind}": np.full((2, 2) if kind == "kernel" else 2, k, np.float32)
         for k, x in enumerate("qkv")
         for kind in ("kernel", "bias")
     }
-    params |= {f"decoder.interludes.3.self_attn.out.{k}": np.zeros((2,) * n) for k, n in (("kernel", 2), ("bias", 1))}
+    params |= {f"decoder.refusion.3.self_attn.out.{k}": np.zeros((2,) * n) for k, n in (("kernel", 2), ("bias", 1))}
     packed = slots(prefixed("model.vision_remember.", VISION_REMEMBER), params)
     weight = packed["model.vision_remember.3.self_attn.in_proj_weight"].take(params)
     np.testing.assert_array_equal(weight[:, 0], [0, 0, 1, 1, 2, 2])
@@ -132,7 +132,7 @@ def test_packed_projections_are_in_the_order_q_k_v():
 
 def test_layout_of_a_plain_llava(tmp_path, convert, converted):
     """hf is refused with the reason where transformers has no such model; llava writes LLaVA's names."""
-    save_model(tmp_path / "ours", random_model(tiny_config(interlude=None)))
+    save_model(tmp_path / "ours", random_model(tiny_config(refusion=None)))
     status, _, err = convert("export", "--from", tmp_path / "ours", "--layout", "hf", "--to", tmp_path / "out")
     assert status == 1
     assert "transformers has no model with projector 'pool'; use --layout llava" in err

@@ -1,4 +1,4 @@
-"""A model of 32-pixel tiles with 2 x 2 cells each, the demo's tokenizer, and pictures drawn on the spot."""
+"""A model of 32-pixel tiles with 2 x 2 cells each, the demo's tokenizer, and images drawn on the spot."""
 
 import io
 
@@ -10,23 +10,27 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.types import Conversation, Turn
 from vr_jax.model.config import (
     ImageConfig,
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
 )
 
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))
 
 
-def tiny_config(*, image: ImageConfig | None = None, text_pool: str | None = "first_turn") -> LlavaConfig:
-    interlude = VisionRememberConfig(insert_after=(1,), levels=(1,), text_pool=text_pool) if text_pool else None
-    return LlavaConfig(
-        vision=SiglipConfig(hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1, image_size=32, patch_size=8),
-        text=Qwen2Config(vocab_size=512, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1, num_kv_heads=1),
+def tiny_config(*, image: ImageConfig | None = None, text_pool: str | None = "first_turn") -> VlmConfig:
+    refusion = VisionRememberConfig(insert_after=(1,), levels=(1,), text_pool=text_pool) if text_pool else None
+    return VlmConfig(
+        encoder=SiglipConfig(
+            hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1, image_size=32, patch_size=8
+        ),
+        decoder=Qwen2Config(
+            vocab_size=512, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1, num_kv_heads=1
+        ),
         projector=ProjectorConfig(name="pool", stride=2),
-        interlude=interlude,
+        refusion=refusion,
         image=image or ImageConfig(tile_size=32, aspect_ratio="anyres", grids=GRIDS),
         vision_feature_layer=1,
     )

@@ -96,7 +96,7 @@ def test_layouts_are_shared_and_read_only():
 
 @pytest.mark.parametrize("size", [(100, 30), (30, 100), (64, 64), (7, 300), (1, 1), (97, 31)])
 def test_tiles_are_the_pasted_canvas_cut_up(size):
-    """Against the official two steps, done with PIL: paste the resized picture on black, crop the tiles."""
+    """Against the official two steps, done with PIL: paste the resized image on black, crop the tiles."""
     config = ImageConfig(tile_size=32, aspect_ratio="anyres", grids=((1, 1), (2, 1), (1, 3), (3, 2)))
     pixels = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(pixels)

@@ -22,7 +22,7 @@ def examples(tokenizer):
 
 
 def test_each_example_is_found_again_in_its_row(examples):
-    """Cutting a row at its segments and counting cells and pictures from the segment's start gives each back."""
+    """Cutting a row at its segments and counting cells and images from the segment's start gives each back."""
     rows = [[examples[1], examples[0], examples[2]], [examples[2]]]
     host = collate(rows, SHAPE)
     batch = host.batch
@@ -31,7 +31,7 @@ def test_each_example_is_found_again_in_its_row(examples):
         for segment, example in enumerate(row, start=1):
             here = batch.segment_ids[r] == segment
             np.testing.assert_array_equal(batch.positions[r, here], np.arange(len(example.tokens)))
-            for name in ("tokens", "loss_mask", "guide_mask"):
+            for name in ("tokens", "loss_mask", "text_token_mask"):
                 np.testing.assert_array_equal(getattr(batch, name)[r, here], getattr(example, name))
             tiles = np.flatnonzero(batch.tile_segment[r] == segment)
             cell = batch.vision_cell[r, here]
@@ -39,7 +39,7 @@ def test_each_example_is_found_again_in_its_row(examples):
             np.testing.assert_array_equal(np.where(cell >= 0, cell - 4 * first, cell), example.vision_cell)
             np.testing.assert_array_equal(batch.tile_pixels[r, tiles], example.tile_pixels)
     np.testing.assert_array_equal(batch.tile_image[0, :6], [1, 1, 1, 1, 2, 3][: len(batch.tile_image[0, :6])])
-    assert batch.tile_image[0].max() == 3  # pictures are numbered through the row
+    assert batch.tile_image[0].max() == 3  # images are numbered through the row
 
 
 def test_empty_slots(examples):

@@ -33,9 +33,9 @@ def text_of(tokenizer, found, mask):
         ("all", "What is this?\nOne word.A\ncarAnd now?Gone."),
     ],
 )
-def test_guide_text(tokenizer, pool, expected):
+def test_text_token_text(tokenizer, pool, expected):
     found = encode(tokenizer, pool=pool)
-    assert text_of(tokenizer, found, found.guide_mask) == expected
+    assert text_of(tokenizer, found, found.text_token_mask) == expected
 
 
 @pytest.mark.parametrize(
@@ -50,30 +50,30 @@ def test_guide_text(tokenizer, pool, expected):
         ("<image>\nWhat is <|im_end|> here?", "What is  here?"),
     ],
 )
-def test_guide_holds_the_question_behind_the_picture(tokenizer, question, expected):
+def test_text_token_holds_the_question_behind_the_image(tokenizer, question, expected):
     found = encode(tokenizer, (Turn("user", question), Turn("assistant", "Yes")))
-    assert text_of(tokenizer, found, found.guide_mask) == expected
+    assert text_of(tokenizer, found, found.text_token_mask) == expected
 
 
-def test_guide_without_pictures_is_the_first_question(tokenizer):
+def test_text_token_without_images_is_the_first_question(tokenizer):
     found = encode(tokenizer, (Turn("user", "Hi there"), Turn("assistant", "Yes")), has_image=False)
-    assert text_of(tokenizer, found, found.guide_mask) == "Hi there"
+    assert text_of(tokenizer, found, found.text_token_mask) == "Hi there"
 
 
-def test_guide_is_the_same_in_training_and_when_asked(tokenizer):
+def test_text_token_is_the_same_in_training_and_when_asked(tokenizer):
     trained = encode(tokenizer, TURNS[:2])
     asked = encode(tokenizer, TURNS[:2], prompt=True)
     n = len(asked.tokens)
     np.testing.assert_array_equal(trained.tokens[:n], asked.tokens)
-    np.testing.assert_array_equal(trained.guide_mask[:n], asked.guide_mask)
-    assert not trained.guide_mask[n:].any()
+    np.testing.assert_array_equal(trained.text_token_mask[:n], asked.text_token_mask)
+    assert not trained.text_token_mask[n:].any()
     assert not asked.loss_mask.any()
 
 
-def test_guide_never_sees_answers_or_later_turns(tokenizer):
+def test_text_token_never_sees_answers_or_later_turns(tokenizer):
     found = encode(tokenizer)
-    assert set(found.turns[found.guide_mask]) == {0}
-    assert set(found.roles[found.guide_mask]) == {Role.USER}
+    assert set(found.turns[found.text_token_mask]) == {0}
+    assert set(found.roles[found.text_token_mask]) == {Role.USER}
 
 
 def test_roles_and_turns(tokenizer):
@@ -97,11 +97,11 @@ def test_targets_with_and_without_the_quirk(tokenizer):
     np.testing.assert_array_equal(quirk.loss_mask, expected)
 
 
-def test_plain_has_no_guide_text_unless_it_leaks(tokenizer):
+def test_plain_has_no_text_token_text_unless_it_leaks(tokenizer):
     turns = (Turn("user", "Describe it.\n<image>"), Turn("assistant", "A car."))
     for pool, expected in [("first_turn", ""), ("all_human", ""), ("all", "A car.")]:
         found = encode(tokenizer, turns, template="plain", pool=pool)
-        assert text_of(tokenizer, found, found.guide_mask) == expected
+        assert text_of(tokenizer, found, found.text_token_mask) == expected
     assert found.tokens[0] == IMAGE_TOKEN
     assert text_of(tokenizer, found, found.loss_mask) == "A car.\n"
     asked = encode(tokenizer, turns, template="plain", prompt=True)
@@ -111,7 +111,7 @@ def test_plain_has_no_guide_text_unless_it_leaks(tokenizer):
 def test_a_system_turn_replaces_the_default(tokenizer):
     found = encode(tokenizer, (Turn("system", "Be brief."), *TURNS))
     assert tokenizer.decode(found.tokens[found.roles == Role.SYSTEM]) == "<|im_start|>system\nBe brief.<|im_end|>\n"
-    assert text_of(tokenizer, found, found.guide_mask) == "What is this?\nOne word."
+    assert text_of(tokenizer, found, found.text_token_mask) == "What is this?\nOne word."
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_unusable_conversations(tokenizer, turns, reason):
 
 @pytest.mark.parametrize(
     ("turns", "has_image"),
-    [(TURNS, True), (TURNS[:2], False), ((Turn("user", "no picture"), Turn("assistant", "A")), True)],
+    [(TURNS, True), (TURNS[:2], False), ((Turn("user", "no image"), Turn("assistant", "A")), True)],
 )
 def test_plain_rejects_what_is_no_caption(tokenizer, turns, has_image):
     with pytest.raises(SkipRecord) as caught:

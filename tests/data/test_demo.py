@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from vr_jax.data.demo.drawing import draw_text, text_mask
 from vr_jax.data.demo.export import write_chartqa, write_llava
-from vr_jax.data.demo.pictures import COLUMN_LETTERS, INKS, PAPER, ROW_LETTERS, SHADE, SUBJECTS, TEXT, WORDS
+from vr_jax.data.demo.images import COLUMN_LETTERS, INKS, PAPER, ROW_LETTERS, SHADE, SUBJECTS, TEXT, WORDS
 from vr_jax.data.demo.source import HELD_OUT_SHARE, DemoSource, encode_png, is_held_out
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.types import IMAGE_PLACEHOLDER
@@ -42,7 +42,7 @@ def test_records_depend_on_split_seed_and_index_alone():
     assert len({conversation.id for conversation in in_order}) == 40
 
 
-def test_first_pictures_are_the_recorded_ones():
+def test_first_images_are_the_recorded_ones():
     """Guards the fixed seed: a change of Python's or of our drawing of lots would change every number of the demo."""
     samples = [DemoSource("train", 3, seed=0).sample(i) for i in range(3)]
     assert [sample.subject for sample in samples] == ["chart", "table", "word"]
@@ -73,11 +73,11 @@ def test_splits_share_no_content(name):
     content = contents[0]
     assert subject.questions(content) == subject.questions(content)
 
-    pictures = {
+    images = {
         split: {DemoSource(split, 600, seed).sample(i).png for seed in (0, 1) for i in range(600)}
         for split in ("train", "held_out")
     }
-    assert not pictures["train"] & pictures["held_out"]
+    assert not images["train"] & images["held_out"]
 
 
 def test_every_kind_and_no_dominant_answer():
@@ -102,7 +102,7 @@ def test_errors_name_what_was_given():
         draw_text(np.zeros((8, 8, 3), np.uint8), "wolf", 20, 0, 0, TEXT)
 
 
-# --- pictures: the answer can be read from the pixels
+# --- images: the answer can be read from the pixels
 
 
 def test_chart_shows_its_answers():

@@ -18,7 +18,7 @@ def example(index: int, tokens: int, tiles: int) -> Example:
         id=str(index),
         tokens=np.zeros(tokens, np.int32),
         loss_mask=nothing,
-        guide_mask=nothing,
+        text_token_mask=nothing,
         vision_cell=np.full(tokens, -1, np.int32),
         tile_pixels=np.zeros((tiles, 2, 2, 3), np.uint8),
         tile_image=np.ones(tiles, np.int32),

@@ -13,7 +13,7 @@ import pytest
 from tests.data.conftest import chat, png, tiny_config
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
-from vr_jax.data.skips import SkipLedger, TooManySkips
+from vr_jax.data.skips import SkipStatistics, TooManySkips
 from vr_jax.data.types import Conversation, HostBatch, Skip
 from vr_jax.model.batch import BatchShape
 
@@ -23,7 +23,7 @@ BAD = {4: "broken_image", 11: "malformed_record", 12: "image_count"}
 
 
 class Numbers:
-    """Small chats; some about a picture or two, some unusable."""
+    """Small chats; some about an image or two, some unusable."""
 
     def __init__(self, count: int = COUNT, bad: dict[int, str] = BAD, blocks: list[int] | None = None):
         self.count = count
@@ -40,7 +40,7 @@ class Numbers:
             return Skip(name, reason, "made up")
         images = tuple(png(20 + 7 * (index % 5), 20, seed=index + k) for k in range(index % 3))
         if reason == "broken_image":
-            images = (b"no picture",)
+            images = (b"no image",)
         if reason == "image_count":
             images = (png(), png())
         question = "<image>" * (1 if reason else len(images)) + "\nQ" + "x" * (index % 7)
@@ -191,15 +191,15 @@ def test_nothing_usable_at_all(processor, num_epochs):
     iterator.close()
 
 
-def test_ledger_of_a_run(processor, two_epochs):
-    ledger = SkipLedger(max_fraction=0.2)
+def test_skip_statistics_of_a_run(processor, two_epochs):
+    skip_statistics = SkipStatistics(max_fraction=0.2)
     for batch in two_epochs[0]:
-        ledger.update(batch)
-    assert (ledger.used, ledger.skipped) == (2 * (COUNT - len(BAD)), 2 * len(BAD))
-    ledger.check(final=True)
-    ledger.max_fraction = 0.1
+        skip_statistics.update(batch)
+    assert (skip_statistics.used, skip_statistics.skipped) == (2 * (COUNT - len(BAD)), 2 * len(BAD))
+    skip_statistics.check(final=True)
+    skip_statistics.max_fraction = 0.1
     with pytest.raises(TooManySkips, match="6 of 46 samples"):
-        ledger.check(final=True)
+        skip_statistics.check(final=True)
 
 
 def test_state_of_another_pipeline_is_refused(processor, two_epochs):
@@ -236,11 +236,11 @@ def shared_memory() -> set[str]:
 
 
 def test_worker_processes_change_nothing_and_leave_nothing(tokenizer):
-    """The same batches from two workers as from none, also resumed; pictures big enough to go through shared memory."""
+    """The same batches from two workers as from none, also resumed; images big enough to go through shared memory."""
     config = tiny_config()
     config = dataclasses.replace(
         config,
-        vision=dataclasses.replace(config.vision, image_size=192),
+        encoder=dataclasses.replace(config.encoder, image_size=192),
         projector=dataclasses.replace(config.projector, stride=12),
         image=dataclasses.replace(config.image, tile_size=192),
     )

@@ -82,7 +82,7 @@ def test_damaged_chunks_become_skips(folder):
 
 
 def test_unusable_records_are_left_out_and_listed(folder, capsys):
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     records = [*RECORDS, {"id": "bad", "image": "broken.png", "conversations": TALK}, {"id": "gone", "image": "x.png"}]
     (folder / "data.json").write_text(json.dumps(records))
     arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set")]
@@ -114,7 +114,7 @@ def test_errors_are_one_line(folder, capsys, arguments, message):
 
 def test_beam_writes_the_same_records(folder, capsys):
     pytest.importorskip("apache_beam", reason="the beam extra is not installed")
-    (folder / "x.png").write_bytes(b"no picture")
+    (folder / "x.png").write_bytes(b"no image")
     records = [*RECORDS, {"id": "bad", "image": "x.png", "conversations": TALK}]
     (folder / "data.json").write_text(json.dumps(records))
     arguments = ["--from", str(folder / "data.json"), "--beam", "--to"]

@@ -25,9 +25,9 @@ def decode(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
-def test_one_picture(processor, tokenizer):
-    picture = png(70, 30)
-    example = processor.example(chat("<image>\nWhat?", "A car", images=(picture,)))
+def test_one_image(processor, tokenizer):
+    image = png(70, 30)
+    example = processor.example(chat("<image>\nWhat?", "A car", images=(image,)))
     expected = anyres.layout((70, 30), 2, processor.config.image)
     vision = example.vision_cell != NO_CELL
     np.testing.assert_array_equal(example.vision_cell[vision], expected.cell)
@@ -39,9 +39,9 @@ def test_one_picture(processor, tokenizer):
         "<|im_start|>assistant\nA car<|im_end|>\n"
     )
     assert not np.any(example.loss_mask & vision)
-    assert not np.any(example.guide_mask & vision)
-    assert tokenizer.decode(example.tokens[example.guide_mask]) == "What?"
-    np.testing.assert_array_equal(example.tile_pixels, anyres.tiles(decode(picture), processor.config.image))
+    assert not np.any(example.text_token_mask & vision)
+    assert tokenizer.decode(example.tokens[example.text_token_mask]) == "What?"
+    np.testing.assert_array_equal(example.tile_pixels, anyres.tiles(decode(image), processor.config.image))
     np.testing.assert_array_equal(example.tile_image, [1] * expected.tiles)
     assert example.cells_per_tile == 4
     assert example.vision_cells is None
@@ -49,7 +49,7 @@ def test_one_picture(processor, tokenizer):
     assert {name: getattr(example, name).dtype for name in kinds} == {k: np.dtype(v) for k, v in kinds.items()}
 
 
-def test_several_pictures_get_one_padded_tile_each(processor):
+def test_several_images_get_one_padded_tile_each(processor):
     first, second = png(70, 30), png(20, 50, seed=1)
     example = processor.example(chat("<image> or <image>?", "A", images=(first, second)))
     cells = example.vision_cell[example.vision_cell != NO_CELL]
@@ -67,7 +67,7 @@ def test_text_only(processor):
     assert np.all(example.vision_cell == NO_CELL)
 
 
-def test_several_turns_with_pictures_in_two_of_them(processor):
+def test_several_turns_with_images_in_two_of_them(processor):
     conversation = chat("<image>\nA?", "a", "Now <image> B?", "b", images=(png(), png(seed=1)))
     example = processor.example(conversation)
     assert example.tile_image.tolist() == [1, 2]
@@ -86,7 +86,7 @@ def test_bilinear_branch_carries_four_cells_per_token(tokenizer):
     np.testing.assert_array_equal(example.vision_weights[vision], expected.weights)
     real = example.vision_cell >= 0
     np.testing.assert_allclose(example.vision_weights.sum(axis=1), real, atol=1e-6)
-    # Several pictures: tokens of one cell each, the second picture's cells behind the first's.
+    # Several images: tokens of one cell each, the second image's cells behind the first's.
     both = processor.example(chat("<image><image>", "A", images=(png(), png())))
     real = both.vision_cell >= 0
     np.testing.assert_array_equal(both.vision_cells[real], np.repeat(np.arange(8)[:, None], 4, axis=1))
@@ -102,11 +102,11 @@ def test_prompt_ends_with_the_assistant_header(processor, tokenizer):
     assert not asked.loss_mask.any()
     trained = processor.example(conversation)
     n = len(asked.tokens)
-    for name in ("tokens", "vision_cell", "guide_mask"):
+    for name in ("tokens", "vision_cell", "text_token_mask"):
         np.testing.assert_array_equal(getattr(trained, name)[:n], getattr(asked, name))
 
 
-def test_pictures_of_other_modes_and_formats(processor):
+def test_images_of_other_modes_and_formats(processor):
     for mode in ("L", "RGBA", "RGB"):
         encoded = png(40, 30, mode=mode)
         example = processor.example(chat("<image>", "A", images=(encoded,)))
@@ -129,9 +129,9 @@ def bomb() -> bytes:
 UNUSABLE = {
     "no placeholder": (chat("What?", "A", images=(png(),)), "image_count"),
     "two placeholders": (chat("<image><image>", "A", images=(png(),)), "image_count"),
-    "no picture": (chat("<image>\nWhat?", "A"), "image_count"),
+    "no image": (chat("<image>\nWhat?", "A"), "image_count"),
     "placeholder in the answer": (chat("<image>", "A <image>", images=(png(),)), "image_count"),
-    "not a picture": (chat("<image>", "A", images=(b"hello",)), "broken_image"),
+    "not an image": (chat("<image>", "A", images=(b"hello",)), "broken_image"),
     "empty file": (chat("<image>", "A", images=(b"",)), "broken_image"),
     "cut off": (chat("<image>", "A", images=(png(60, 60)[:-4000],)), "broken_image"),
     "postscript": (
@@ -143,7 +143,7 @@ UNUSABLE = {
     "unknown role": (Conversation("x", (Turn("tool", "Q"), Turn("assistant", "A"))), "unknown_role"),
     "no turns": (Conversation("x", ()), "empty_conversation"),
     "too long": (chat("Q " * 300, "A"), "too_long"),
-    "too long with its picture": (chat("<image>" + "Q" * 190, "A", images=(png(90, 30),)), "too_long"),
+    "too long with its image": (chat("<image>" + "Q" * 190, "A", images=(png(90, 30),)), "too_long"),
     "too many tiles": (chat("<image>" * 6, "A", images=(png(),) * 6), "too_many_tiles"),
 }
 
@@ -219,7 +219,7 @@ def test_processors_travel_to_workers(processor):
 
 def test_vocabulary_must_hold_the_tokenizer(tokenizer):
     config = tiny_config()
-    small = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=100))
+    small = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=100))
     with pytest.raises(ConfigError, match=r"tokenizer has \d+ tokens, text.vocab_size is 100"):
         Processor(tokenizer, small)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vr_jax.data.collate import collate
-from vr_jax.data.skips import SkipLedger, TooManySkips
+from vr_jax.data.skips import SkipStatistics, TooManySkips
 from vr_jax.data.types import HostBatch, Skip
 from vr_jax.model.batch import BatchShape
 
@@ -20,12 +20,12 @@ BROKEN, LONG = Skip("a", "broken_image", "a.png: cut off"), Skip("b", "too_long"
 
 
 def test_counts_by_reason_and_names_each_once(caplog):
-    ledger = SkipLedger()
+    skip_statistics = SkipStatistics()
     with caplog.at_level(logging.WARNING, "vr_jax.data"):
         for _ in range(3):  # three epochs
-            ledger.update(batch(50, BROKEN, LONG))
-    assert ledger.counts == {"broken_image": 3, "too_long": 3}
-    assert ledger.used == 150
+            skip_statistics.update(batch(50, BROKEN, LONG))
+    assert skip_statistics.counts == {"broken_image": 3, "too_long": 3}
+    assert skip_statistics.used == 150
     assert [record.getMessage() for record in caplog.records] == [
         "skipped sample a (broken_image): a.png: cut off",
         "skipped sample b (too_long): 900 tokens, a row holds 800",
@@ -33,38 +33,38 @@ def test_counts_by_reason_and_names_each_once(caplog):
 
 
 def test_stops_above_the_fraction_with_the_list():
-    ledger = SkipLedger(max_fraction=0.01)
-    ledger.update(batch(99, BROKEN))
-    ledger.check()  # exactly one per cent is allowed
-    ledger.update(batch(0, LONG))
+    skip_statistics = SkipStatistics(max_fraction=0.01)
+    skip_statistics.update(batch(99, BROKEN))
+    skip_statistics.check()  # exactly one per cent is allowed
+    skip_statistics.update(batch(0, LONG))
     with pytest.raises(TooManySkips) as caught:
-        ledger.check()
+        skip_statistics.check()
     message = str(caught.value)
     assert "2 of 101 samples could not be used (1.98%, allowed 1.00%)" in message
     assert "broken_image (1):\n  a: a.png: cut off\ntoo_long (1):\n  b: 900 tokens" in message
 
 
 def test_says_nothing_before_the_minimum_unless_the_run_is_over():
-    ledger = SkipLedger(min_samples=100)
-    ledger.update(batch(50, BROKEN, LONG))
-    ledger.check()
+    skip_statistics = SkipStatistics(min_samples=100)
+    skip_statistics.update(batch(50, BROKEN, LONG))
+    skip_statistics.check()
     with pytest.raises(TooManySkips):
-        ledger.check(final=True)
+        skip_statistics.check(final=True)
 
 
 def test_long_lists_are_cut():
-    ledger = SkipLedger()
-    ledger.update(batch(0, *(Skip(f"s{k}", "missing_image", "gone") for k in range(150))))
+    skip_statistics = SkipStatistics()
+    skip_statistics.update(batch(0, *(Skip(f"s{k}", "missing_image", "gone") for k in range(150))))
     with pytest.raises(TooManySkips, match=r"\.\.\. and 130 more"):
-        ledger.check()
+        skip_statistics.check()
 
 
 def test_state_survives_json(caplog):
-    ledger = SkipLedger()
-    ledger.update(batch(60, BROKEN))
-    resumed = SkipLedger()
-    resumed.set_state(json.loads(json.dumps(ledger.get_state())))
-    assert resumed == ledger
+    skip_statistics = SkipStatistics()
+    skip_statistics.update(batch(60, BROKEN))
+    resumed = SkipStatistics()
+    resumed.set_state(json.loads(json.dumps(skip_statistics.get_state())))
+    assert resumed == skip_statistics
     caplog.clear()
     with caplog.at_level(logging.WARNING, "vr_jax.data"):
         resumed.update(batch(60, BROKEN))

@@ -21,13 +21,13 @@ from vr_jax.efficiency.plot import draw
 from vr_jax.efficiency.report import JSON, MARKDOWN, PLOT
 from vr_jax.efficiency.results import EfficiencyError, Settings
 from vr_jax.efficiency.scores import parse_scores
-from vr_jax.efficiency.systems import Source, System, is_vision, picture_size, prompt, systems
+from vr_jax.efficiency.systems import Source, System, image_size, is_vision, prompt, systems
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
 from vr_jax.evaluation.overall import overall_summary
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator
-from vr_jax.model.config import LlavaConfig, anyres4, anyres9, single_tile
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig, anyres4, anyres9, single_tile
+from vr_jax.model.vlm import VisionLanguageModel
 
 REPEATS, NEW_TOKENS, ROWS = 3, 4, 2
 FLAGS = [f"--repeats={REPEATS}", "--warmup=1", f"--new_tokens={NEW_TOKENS}", f"--batch_size={ROWS}", "--text_tokens=40"]
@@ -121,7 +121,7 @@ def test_the_cache_behind_a_pruner_has_no_room_for_what_it_dropped(found, config
 
 
 def tiny_model(fields):
-    return nnx.eval_shape(lambda: Llava(LlavaConfig.from_dict(fields), rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: VisionLanguageModel(VlmConfig.from_dict(fields), rngs=nnx.Rngs(0)))
 
 
 def test_table_and_plot(run, found):
@@ -184,9 +184,9 @@ def test_paper_rows_and_layouts():
     def only(text, image):
         return systems([Source("config", text)], image)[0].config
 
-    assert picture_size(anyres4()) == (768, 768)
-    assert picture_size(anyres9()) == (1152, 1152)
-    assert picture_size(single_tile(96)) == (96, 96)
+    assert image_size(anyres4()) == (768, 768)
+    assert image_size(anyres9()) == (1152, 1152)
+    assert image_size(single_tile(96)) == (96, 96)
     assert only("configs/llava_vr_qwen2_0_5b.py:phase1", "anyres4").image == anyres4()
     assert only("configs/llava_vr_qwen2_0_5b.py:phase1", "recipe").image == single_tile()
     assert only("configs/tables/paper.py:table5c/after_1/0.5b/phase2", "recipe").image == anyres4()

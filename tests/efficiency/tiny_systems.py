@@ -7,19 +7,19 @@ from pathlib import Path
 CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
-from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_interlude
+from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_refusion
 from vr_jax.model.config import ProjectorConfig, single_tile
 from vr_jax.training import recipe
 
-COMMON = dict(vision=tiny_vision(num_layers=2), vision_feature_layer=2, text=tiny_text(vocab_size=320, num_layers=2),
+COMMON = dict(encoder=tiny_vision(num_layers=2), vision_feature_layer=2, decoder=tiny_text(vocab_size=320, num_layers=2),
               image=single_tile(24))
-REMEMBER = tiny_interlude(insert_after=(1,), levels=(1, 2))
+REMEMBER = tiny_refusion(insert_after=(1,), levels=(1, 2))
 UNCOMPRESSED = ProjectorConfig(name="mlp", stride=1)
 MODELS = {
-    "baseline": tiny_config(**COMMON, interlude=None),
-    "remember": tiny_config(**COMMON, interlude=REMEMBER),
-    "uncompressed": tiny_config(**COMMON, interlude=None, projector=UNCOMPRESSED),
-    "fastv": tiny_config(**COMMON, interlude=None, projector=UNCOMPRESSED),
+    "baseline": tiny_config(**COMMON, re-fusion block=None),
+    "remember": tiny_config(**COMMON, re-fusion block=REMEMBER),
+    "uncompressed": tiny_config(**COMMON, re-fusion block=None, projector=UNCOMPRESSED),
+    "fastv": tiny_config(**COMMON, re-fusion block=None, projector=UNCOMPRESSED),
 }
 
 

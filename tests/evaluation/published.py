@@ -99,8 +99,8 @@ FOLDERS = {"gqa": "testdev_balanced_instructions", "scienceqa": "ScienceQA-IMG",
 IMAGES = "testdev_balanced_images"
 
 
-def pictures(name, i):
-    """The columns of row i with its pictures' contents."""
+def images(name, i):
+    """The columns of row i with its images' contents."""
     if name == "mmmu":
         return {f"image_{k}": png(8, 8, 10 * i + k) if k <= 2 - i else None for k in range(1, 8)}
     return {"image": png(8, 8, 0 if name == "gqa" else i)}
@@ -124,14 +124,14 @@ def write(folder, split, rows, shards=1):
 
 
 def publish(name, folder, rows=None):
-    """The layout on the hub; `rows` without pictures."""
+    """The layout on the hub; `rows` without images."""
     rows = ROWS[name] if rows is None else rows
     split = get_benchmark(name).published.split
     if name == "gqa":
         write(folder / IMAGES, split, [{"id": "n1", "image": cell(png(8, 8, 0))}])
         write(folder / FOLDERS[name], split, rows)
     else:
-        full = [row | {k: cell(v) for k, v in pictures(name, i).items()} for i, row in enumerate(rows)]
+        full = [row | {k: cell(v) for k, v in images(name, i).items()} for i, row in enumerate(rows)]
         write(folder / FOLDERS.get(name, "data"), split, full, shards=len(rows))
     if name == "mmstar":
         first, second = sorted(folder.rglob("*.parquet"))
@@ -147,7 +147,7 @@ def write_jsonl(name, folder, rows=None):
     lines = []
     for i, row in enumerate(ROWS[name] if rows is None else rows):
         names = {}
-        for column, content in pictures(name, i).items():
+        for column, content in images(name, i).items():
             if content is not None:
                 names[column] = f"images/{i}_{column}.png"
                 (folder / names[column]).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Items, summaries and pictures for the tests of the report."""
+"""Items, summaries and images for the tests of the report."""
 
 import io
 from typing import Any

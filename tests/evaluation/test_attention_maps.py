@@ -1,4 +1,4 @@
-"""Heat maps: where a patch of a tile lies on the original picture, and the whole way from items to maps."""
+"""Heat maps: where a patch of a tile lies on the original image, and the whole way from items to maps."""
 
 import dataclasses
 import io
@@ -19,15 +19,15 @@ from vr_jax.evaluation.report import heat_png
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator
 from vr_jax.model.config import ImageConfig, ProjectorConfig
-from vr_jax.model.interludes.vision_remember import Reread
-from vr_jax.model.llava import Llava
+from vr_jax.model.refusion.vision_remember import Reread
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_windows
 from vr_jax.sharding import make_mesh, param_shardings
 
 # Tiles of 48 pixels, 4 x 4 cells of 3 x 3 patches of 4 pixels.
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))
 CONFIG = tiny_config(
-    vision=tiny_vision(image_size=48),
+    encoder=tiny_vision(image_size=48),
     projector=ProjectorConfig(name="pool", stride=3),
     image=ImageConfig(tile_size=48, aspect_ratio="anyres", grids=GRIDS),
 )
@@ -49,15 +49,15 @@ def with_image(**changes):
 
 def values_of_tiles(tiles: np.ndarray, config) -> np.ndarray:
     """Mean of the red channel of each patch: (T, G, G)."""
-    grid, patch = config.vision.grid, config.vision.patch_size
+    grid, patch = config.encoder.grid, config.encoder.patch_size
     red = tiles[..., 0].astype(np.float64)[:, : grid * patch, : grid * patch]
     return red.reshape(-1, grid, patch, grid, patch).mean(axis=(2, 4))
 
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("mode", ["grid", "base", "first of several", "square", "pad"])
-def test_patches_lie_where_the_picture_shows_them(name: str, mode: str):
-    """Pictures whose grey is the horizontal, then the vertical place: the patches of the tiles that the processor
+def test_patches_lie_where_the_image_shows_them(name: str, mode: str):
+    """Images whose grey is the horizontal, then the vertical place: the patches of the tiles that the processor
     makes, put back by the map, show it again."""
     config = with_image(aspect_ratio=mode) if mode in ("square", "pad") else CONFIG
     alone, size = mode != "first of several", SIZES[name]
@@ -66,9 +66,9 @@ def test_patches_lie_where_the_picture_shows_them(name: str, mode: str):
     def shown(pixels: np.ndarray) -> np.ndarray:
         grey = np.broadcast_to(pixels.round().astype(np.uint8), size[::-1])
         tiles = anyres.tiles(Image.fromarray(np.repeat(grey[..., None], 3, axis=2)), config.image, alone=alone)
-        return maps.on_picture(values_of_tiles(tiles, config), place, size, config)
+        return maps.on_image(values_of_tiles(tiles, config), place, size, config)
 
-    # An edge patch mixes picture and padding, by shares that two plain pictures tell.
+    # An edge patch mixes image and padding, by shares that two plain images tell.
     dark, bright = shown(np.full((1, 1), 40.0)), shown(np.full((1, 1), 240.0))
     share = (bright - dark) / 200
     assert share.min() >= 0  # every place has a patch
@@ -78,9 +78,9 @@ def test_patches_lie_where_the_picture_shows_them(name: str, mode: str):
     for axis, extent in ((1, place.width), (0, place.height)):
         count = dark.shape[axis]
         places = (40 + 200 * (np.arange(n) + 0.5) / n for n in (size[1 - axis], count))
-        picture, expected = (np.expand_dims(ramp, 1 - axis) for ramp in places)
-        found = 40 + (shown(picture) - dark) / np.maximum(share, 1e-9)
-        one_patch = 200 * config.vision.patch_size / extent
+        image, expected = (np.expand_dims(ramp, 1 - axis) for ramp in places)
+        found = 40 + (shown(image) - dark) / np.maximum(share, 1e-9)
+        one_patch = 200 * config.encoder.patch_size / extent
         inside = share > 0.5
         assert inside.mean() > 0.5
         error = np.abs(found - expected)[inside]
@@ -101,7 +101,7 @@ def test_one_patch_lands_on_its_pixels_and_cropped_cells_are_empty(name: str):
     chosen = int(layout.cell[layout.cell >= 16][len(layout.cell) // 5])  # some cell of the grid
     raster[chosen] = np.eye(9)[5]  # the middle row, right
     weights = raster.reshape(layout.tiles, 16, 9)
-    found = maps.on_picture(maps.relative_weights(weights), anyres.placement(size, CONFIG.image), size, CONFIG)
+    found = maps.on_image(maps.relative_weights(weights), anyres.placement(size, CONFIG.image), size, CONFIG)
 
     tile, cell = divmod(chosen, 16)
     left = (tile - 1) % columns * 48 + cell % 4 * 12 + 8
@@ -113,7 +113,7 @@ def test_one_patch_lands_on_its_pixels_and_cropped_cells_are_empty(name: str):
             for place, extent, whole, pad in zip((x, y), found.shape[::-1], size, padding, strict=True)
         ]
         near = min(min(abs(a - edge) for edge in range(0, 145, 4)) for a in at)
-        if near < 0.6:  # the fitted picture is up to a pixel larger, and not exactly in the middle
+        if near < 0.6:  # the fitted image is up to a pixel larger, and not exactly in the middle
             continue
         cell_at = (1 + at[1] // 48 * columns + at[0] // 48) * 16 + at[1] % 48 // 12 * 4 + at[0] % 48 // 12
         if int(cell_at) not in tokens:
@@ -133,9 +133,9 @@ def test_window_order_and_pixels_that_no_patch_sees():
     windows = np.asarray(to_windows(raster, 3))[..., 0]
     np.testing.assert_array_equal(maps.relative_weights(windows).reshape(-1), 9 * raster.reshape(-1))
     config = dataclasses.replace(
-        CONFIG, vision=tiny_vision(image_size=50), image=ImageConfig(tile_size=50, aspect_ratio="square")
+        CONFIG, encoder=tiny_vision(image_size=50), image=ImageConfig(tile_size=50, aspect_ratio="square")
     )
-    found = maps.on_picture(np.ones((1, 12, 12)), anyres.placement((100, 100), config.image), (100, 100), config)
+    found = maps.on_image(np.ones((1, 12, 12)), anyres.placement((100, 100), config.image), (100, 100), config)
     assert np.isnan(found).all(axis=0).sum() == np.isnan(found).all(axis=1).sum() == round(len(found) * 2 / 50)
     assert np.isnan(found[:, -1]).all()
     assert np.isnan(found[-1]).all()
@@ -146,33 +146,31 @@ def test_notes_and_colours():
     weights[1, 2], weights[2] = np.eye(9)[0], 0
     update = np.zeros((3, 16), np.float32)
     update[0], update[1] = 9.0, np.linspace(0.01, 0.16, 16)
-    config = dataclasses.replace(CONFIG, interlude=dataclasses.replace(CONFIG.interlude, insert_after=(2,)))
+    config = dataclasses.replace(CONFIG, refusion=dataclasses.replace(CONFIG.refusion, insert_after=(2,)))
     one = Reread(weights=weights, update=update)
     (of_grid,) = maps.heat_maps([one], (96, 48), config)
     assert of_grid.label == "after layer 2"
     assert of_grid.note == "at most 9.00 x uniform; update 8.5% of a token's state, at most 16.0%"
-    expected = maps.on_picture(
-        maps.relative_weights(weights), anyres.placement((96, 48), config.image), (96, 48), config
-    )
+    expected = maps.on_image(maps.relative_weights(weights), anyres.placement((96, 48), config.image), (96, 48), config)
     assert np.isnan(expected[:, expected.shape[1] // 2 :]).all()
     assert of_grid.png == heat_png(expected)
-    picture = np.asarray(Image.open(io.BytesIO(of_grid.png)).convert("RGBA"))
-    assert (picture[..., 3] > 0).any()
-    assert (picture[np.isnan(expected), 3] == 0).all()
+    image = np.asarray(Image.open(io.BytesIO(of_grid.png)).convert("RGBA"))
+    assert (image[..., 3] > 0).any()
+    assert (image[np.isnan(expected), 3] == 0).all()
     (of_base,) = maps.heat_maps([one], (96, 48), config, base=True)
     assert of_base.note.startswith("at most 1.00 x uniform; update 900.0%")
-    (of_several,) = maps.heat_maps([one], (96, 48), config, pictures=2)
-    assert of_several.note.startswith("first of 2 pictures; at most 1.00")
+    (of_several,) = maps.heat_maps([one], (96, 48), config, images=2)
+    assert of_several.note.startswith("first of 2 images; at most 1.00")
 
 
 @pytest.mark.parametrize("size", [(2000, 31), (9, 800)])
-def test_a_picture_whose_grid_is_all_cropped_shows_its_base_tile(size):
+def test_a_image_whose_grid_is_all_cropped_shows_its_base_tile(size):
     layout = anyres.layout(size, CONFIG.cells_per_side, CONFIG.image)
     assert layout.cell.max() < 16
     weights = np.zeros((layout.tiles, 16, 9), np.float32)
     weights[0] = 1 / 9
     one = Reread(weights=weights, update=np.ones((layout.tiles, 16), np.float32))
-    config = dataclasses.replace(CONFIG, interlude=dataclasses.replace(CONFIG.interlude, insert_after=(2,)))
+    config = dataclasses.replace(CONFIG, refusion=dataclasses.replace(CONFIG.refusion, insert_after=(2,)))
     assert maps.heat_maps([one], size, config) == maps.heat_maps([one], size, config, base=True)
 
 
@@ -190,7 +188,7 @@ def items() -> list[Item]:
     return [
         item("wide", tiny.png(48, 24, 1)),
         item("text"),
-        item("broken", b"no picture"),
+        item("broken", b"no image"),
         item("two", tiny.png(24, 24, 3), tiny.png(30, 20, 4)),
         item("bad", tiny.png(24, 24, 3), problem="no answer"),
         item("tall", tiny.png(20, 48, 5)),
@@ -198,12 +196,12 @@ def items() -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def model() -> Llava:
+def model() -> VisionLanguageModel:
     return random_model(tiny.config())
 
 
-def random_model(config) -> Llava:
-    return randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+def random_model(config) -> VisionLanguageModel:
+    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
 
 
 def test_every_item_that_can_be_asked_has_its_maps(model):
@@ -215,7 +213,7 @@ def test_every_item_that_can_be_asked_has_its_maps(model):
     (alone,) = maps.rereads(generator, prompts, rows=2).values()
     assert found[5] == maps.heat_maps(alone, (20, 48), model.config)
     assert Image.open(io.BytesIO(found[5][0].png)).size == (40, maps.MIN_SIDE)
-    assert found[3][0].note.startswith("first of 2 pictures; ")
+    assert found[3][0].note.startswith("first of 2 images; ")
 
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
@@ -231,5 +229,5 @@ def tiny_prompt(processor: Processor, item: Item):
 def test_a_model_without_local_attention_is_refused():
     generator = Generator(random_model(tiny.config(vision_remember=False)), tiny.TOKENIZER, tiny.BUCKETS)
     processor = Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
-    with pytest.raises(EvaluationError, match=r"heat maps: only Vision Remember .* no interlude"):
+    with pytest.raises(EvaluationError, match=r"heat maps: only Vision Remember .* no refusion"):
         maps.attention_maps(generator, processor, Asked(), items(), progress=False)

@@ -75,7 +75,7 @@ def test_both_layouts_give_the_same_items(chartqa, jsonl, parquet):
             '{"type": "x", "question": 3, "answer": "1", "image": "images/0.png"}',
             "question: expected a text, found int",
         ),
-        ('{"type": "x", "question": "a?", "answer": "1"}', "missing_image: the row has no picture"),
+        ('{"type": "x", "question": "a?", "answer": "1"}', "missing_image: the row has no image"),
         ('{"type": "x", "question": "a?", "answer": "1", "image": "../x.png"}', "outside_folder"),
         ('{"type": "x", ', "malformed_record: test.jsonl, line 4"),
         ("[1]", "malformed_record"),

@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation.published import (
     FOLDERS,
     ROWS,
-    pictures,
+    images,
     publish,
     table,
     write,
@@ -40,7 +40,7 @@ def test_damaged_rows_stay_with_their_problem(name, tmp_path):
         "{",
         "null",
         json.dumps(first),
-        json.dumps(first | dict.fromkeys(pictures(name, 0), "images/no.png")),
+        json.dumps(first | dict.fromkeys(images(name, 0), "images/no.png")),
     ]
     path.write_text(path.read_text() + "\n".join(more) + "\n")
     items = benchmark.items(folder)
@@ -102,7 +102,7 @@ def test_special_problems(tmp_path):
     assert problem("docvqa", answers=[]) == "no_answer: the list of answers is empty"
     assert problem("mmmu", options="['a'").startswith("malformed_record: options: expected the text of a Python list")
     assert problem("mmmu", options="3").startswith("malformed_record: options: expected the text of a Python list")
-    assert problem("mmmu", question="<image 5>?") == "missing_image: image_5: the row has no such picture"
+    assert problem("mmmu", question="<image 5>?") == "missing_image: image_5: the row has no such image"
     assert problem("mmmu", question_type="essay").endswith("expected multiple-choice or open, found 'essay'")
     assert problem("mme", answer="Maybe") == "malformed_record: answer: expected Yes or No, found 'Maybe'"
     assert problem("ai2d", answer="7") == "malformed_record: answer: expected an index of 4 choices, found 7"
@@ -147,7 +147,7 @@ def test_files_of_two_downloads_are_refused(tmp_path):
 def test_a_column_that_every_row_of_a_jsonl_lacks_is_named(name, tmp_path):
     benchmark = get_benchmark(name)
     required = [column.name for column in benchmark.columns if not column.optional]
-    for column in (*required, *list(pictures(name, 0))[:1]):
+    for column in (*required, *list(images(name, 0))[:1]):
         folder = write_jsonl(name, tmp_path / column)
         path = next(folder.glob("*.jsonl"))
         rows = [json.loads(line) for line in path.read_text().splitlines()]

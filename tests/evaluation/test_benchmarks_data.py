@@ -11,7 +11,7 @@ from tests.evaluation.published import (
     IMAGES,
     ROWS,
     cell,
-    pictures,
+    images,
     publish,
     table,
     write,
@@ -38,7 +38,7 @@ def test_both_layouts_give_the_same_items(name, tmp_path):
             b.category,
             b.fields,
         )
-        expected = [content for content in pictures(name, i).values() if content is not None]
+        expected = [content for content in images(name, i).values() if content is not None]
         assert list(a.images) == [path.read_bytes() for path in b.images] == expected
         assert benchmark.prompt(a) == benchmark.prompt(b)
     split = benchmark.published.split
@@ -58,7 +58,7 @@ def test_a_reference_as_the_reply_is_right(name, tmp_path):
     assert statistics.value(estimates.overall) == pytest.approx(overall)
 
 
-def test_questions_about_one_picture_share_its_bytes(tmp_path):
+def test_questions_about_one_image_share_its_bytes(tmp_path):
     gqa = get_benchmark("gqa").items(publish("gqa", tmp_path / "gqa"))
     assert gqa[0].images[0] is gqa[1].images[0]
     rows = [row | {"image": cell(png(8, 8, 3))} for row in ROWS["docvqa"]]
@@ -67,7 +67,7 @@ def test_questions_about_one_picture_share_its_bytes(tmp_path):
     assert first.images[0] is second.images[0]
 
 
-def test_gqa_without_pictures(tmp_path):
+def test_gqa_without_images(tmp_path):
     rows = [*ROWS["gqa"], ROWS["gqa"][0] | {"imageId": "n9"}]
     publish("gqa", tmp_path, rows)
     items = get_benchmark("gqa").items(tmp_path)
@@ -102,7 +102,7 @@ def test_folders_side_by_side_are_told_apart_by_their_columns(tmp_path):
     publish("ai2d", tmp_path / "c")
     with pytest.raises(EvaluationError, match=r"several folders hold test-\*\.parquet: \['a/data', 'c/data'\]"):
         get_benchmark("ai2d").items(tmp_path)
-    rows = [row | {k: cell(v) for k, v in pictures("mmmu", 0).items()} for row in ROWS["mmmu"]]
+    rows = [row | {k: cell(v) for k, v in images("mmmu", 0).items()} for row in ROWS["mmmu"]]
     for subject, row in zip(("Art", "Math"), rows, strict=True):
         write(tmp_path / "mmmu" / subject, "validation", [row])
     assert [item.category for item in get_benchmark("mmmu").items(tmp_path / "mmmu")] == ["Art_Theory", "Math"]
@@ -177,7 +177,7 @@ def test_real_items(name, file):
 
 
 @needs_data("mmmu", "samples.jsonl")
-def test_real_items_with_several_pictures():
+def test_real_items_with_several_images():
     items = get_benchmark("mmmu").items(DATA_ROOT / "mmmu" / "samples.jsonl")
     for item in items:
         assert len(item.images) == len(get_benchmark("mmmu").image_names(item)) > 0

@@ -1,4 +1,4 @@
-"""The part of the lmms-eval model that needs no lmms-eval: settings, pictures, batches of mixed requests, likelihoods.
+"""The part of the lmms-eval model that needs no lmms-eval: settings, images, batches of mixed requests, likelihoods.
 
 `test_lmms_eval_host.py` runs it inside the real package."""
 
@@ -138,7 +138,7 @@ def test_arguments_without_effect_are_told(caplog):
     ]
 
 
-# --- pictures
+# --- images
 
 
 def files() -> dict[str, bytes]:
@@ -166,19 +166,19 @@ def files() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("converted", [False, True], ids=["as-opened", "converted"])
 @pytest.mark.parametrize("name", files())
-def test_pictures_keep_every_pixel(name, converted):
-    """A task hands out the opened picture, or its RGB version; vr_jax's own benchmarks read the file."""
+def test_images_keep_every_pixel(name, converted):
+    """A task hands out the opened image, or its RGB version; vr_jax's own benchmarks read the file."""
     file = files()[name]
-    picture = Image.open(io.BytesIO(file))
+    image = Image.open(io.BytesIO(file))
     if converted:
-        picture = picture.convert("RGB")
-    with open_image(encoded(picture)) as image:
-        again = np.asarray(image)
+        image = image.convert("RGB")
+    with open_image(encoded(image)) as reopened:
+        again = np.asarray(reopened)
     np.testing.assert_array_equal(again, np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
 
     processor = Processor(tiny.TOKENIZER, tiny.config())
     own, hosted = (
-        processor.prompt(Conversation("x", (user_turn("What?", 1),), (source,))) for source in (file, encoded(picture))
+        processor.prompt(Conversation("x", (user_turn("What?", 1),), (source,))) for source in (file, encoded(image))
     )
     for part in ("tokens", "vision_cell", "tile_pixels"):
         np.testing.assert_array_equal(getattr(own, part), getattr(hosted, part))
@@ -202,7 +202,7 @@ def answerer(generator, processor):
     return Answerer(generator, processor, batch_size=4, progress=False)
 
 
-def picture(seed: int, width: int = 30, height: int = 15) -> Image.Image:
+def image(seed: int, width: int = 30, height: int = 15) -> Image.Image:
     return Image.open(io.BytesIO(tiny.png(width, height, seed)))
 
 
@@ -212,18 +212,18 @@ def raises():
 
 LONG = "Which colour is the tallest bar? abcdefghijkl"
 GOOD = {
-    "short": ("What?", lambda: [picture(1)]),
-    "long": (LONG, lambda: [picture(2)]),
+    "short": ("What?", lambda: [image(1)]),
+    "long": (LONG, lambda: [image(2)]),
     "text": ("What is the word?", lambda: None),
-    "two": ("Which?", lambda: [picture(3, 24, 24), picture(4)]),
-    "inside": ("Here <image> and <image>?", lambda: [picture(5, 24, 24), picture(6, 24, 24)]),
+    "two": ("Which?", lambda: [image(3, 24, 24), image(4)]),
+    "inside": ("Here <image> and <image>?", lambda: [image(5, 24, 24), image(6, 24, 24)]),
     "none": ("What is it?", lambda: []),
-    "another": ("What is it?", lambda: picture(7)),
+    "another": ("What is it?", lambda: image(7)),
 }
 BAD = {
-    "too-long": ("x" * 500, lambda: [picture(1)], "too_long"),
-    "placeholders": ("<image> <image>?", lambda: [picture(1)], "image_count"),
-    "video": ("What?", lambda: ["clip.mp4"], "malformed_record: expected a picture, found str"),
+    "too-long": ("x" * 500, lambda: [image(1)], "too_long"),
+    "placeholders": ("<image> <image>?", lambda: [image(1)], "image_count"),
+    "video": ("What?", lambda: ["clip.mp4"], "malformed_record: expected an image, found str"),
     "raises": ("What?", raises, "malformed_record: doc_to_visual raised KeyError: 'no such column'"),
     "truncated": ("What?", lambda: [Image.open(io.BytesIO(tiny.png(30, 15)[:200]))], "broken_image"),
 }
@@ -275,7 +275,7 @@ def test_sizes_are_measured_without_decoding(processor, answerer, mixed, monkeyp
     names, questions, _ = mixed
 
     def decoded(*args):
-        raise AssertionError("a picture was decoded")
+        raise AssertionError("an image was decoded")
 
     monkeypatch.setattr(Image.Image, "convert", decoded)
     monkeypatch.setattr("vr_jax.evaluation.lmms_eval.questions.decode_rgb", decoded)

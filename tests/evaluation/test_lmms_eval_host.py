@@ -53,9 +53,9 @@ from PIL import Image
 
 
 def visuals(doc):
-    if doc["pictures"] == ["clip.mp4"]:
+    if doc["images"] == ["clip.mp4"]:
         return ["clip.mp4"]
-    return [Image.open(name) for name in doc["pictures"]]
+    return [Image.open(name) for name in doc["images"]]
 
 
 def text(doc):
@@ -94,7 +94,7 @@ def chartqa_rows() -> list[dict]:
 
 
 def write_chartqa(folder: Path, rows: list[dict]) -> None:
-    """The published layout: one parquet file with the pictures inside, and the features in its metadata."""
+    """The published layout: one parquet file with the images inside, and the features in its metadata."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([*((name, pa.string()) for name in FEATURES), ("image", image)])
     features = FEATURES | {"image": {"_type": "Image"}}
@@ -149,8 +149,8 @@ class Own:
                 progress=False,
             )
 
-    def reply(self, question: str, pictures: list[str]) -> str:
-        images = tuple(Path(name) for name in pictures)
+    def reply(self, question: str, images: list[str]) -> str:
+        images = tuple(Path(name) for name in images)
         prompt = self.processor.prompt(Conversation("x", (user_turn(question, len(images)),), images))
         with jax.set_mesh(self.mesh):
             return self.generator.generate([prompt], max_new_tokens=NEW_TOKENS, rows=BATCH_SIZE)[0].text
@@ -161,7 +161,7 @@ class Own:
         with jax.set_mesh(self.mesh):
             answerer = Answerer(self.generator, self.processor, batch_size=BATCH_SIZE, progress=False)
             asked = [
-                Question("x", row["question"], lambda row=row: [Image.open(name) for name in row["pictures"]])
+                Question("x", row["question"], lambda row=row: [Image.open(name) for name in row["images"]])
                 for row in rows
                 for _ in row["choices"]
             ]
@@ -212,19 +212,19 @@ def hosted(tmp_path_factory):
         (tasks / f"{i}.png").write_bytes(tiny.png(20 + 8 * i, 30, i))
     names = [str(tasks / f"{i}.png") for i in range(5)]
     words = [
-        {"question": "What is it?", "pictures": names[:1]},
-        {"question": "What is the word?", "pictures": []},
-        {"question": "Too many <image> <image>?", "pictures": names[:1]},
-        {"question": "Which is larger?", "pictures": names[1:3]},
-        {"question": "Look: <image> then <image>. Which?", "pictures": names[3:5]},
-        {"question": "word " * 40_000, "pictures": names[:1]},
-        {"question": "What moves?", "pictures": ["clip.mp4"]},
-        {"question": "What is missing?", "pictures": [str(tasks / "no.png")]},
+        {"question": "What is it?", "images": names[:1]},
+        {"question": "What is the word?", "images": []},
+        {"question": "Too many <image> <image>?", "images": names[:1]},
+        {"question": "Which is larger?", "images": names[1:3]},
+        {"question": "Look: <image> then <image>. Which?", "images": names[3:5]},
+        {"question": "word " * 40_000, "images": names[:1]},
+        {"question": "What moves?", "images": ["clip.mp4"]},
+        {"question": "What is missing?", "images": [str(tasks / "no.png")]},
     ]
     bad = {2: "image_count", 5: "too_long", 6: "malformed_record", 7: "malformed_record"}
     for i, row in enumerate(words):
         row["problem"] = bad.get(i, "")
-        row["answer"] = "" if i in bad else own.reply(row["question"], row["pictures"])
+        row["answer"] = "" if i in bad else own.reply(row["question"], row["images"])
     words[3]["reply"], words[3]["answer"] = words[3]["answer"], "something else"
     words = [{"reply": row["answer"], **row} for row in words]
     functions = {"doc_to_visual": "visuals", "doc_to_text": "text"}
@@ -243,7 +243,7 @@ def hosted(tmp_path_factory):
         },
     )
     choices = [
-        {"question": f"Which colour? {i}", "pictures": names[: i % 3], "choices": ["red", "dark green", "blue 17"]}
+        {"question": f"Which colour? {i}", "images": names[: i % 3], "choices": ["red", "dark green", "blue 17"]}
         for i in range(6)
     ]
     losses = own.losses(choices)
@@ -293,7 +293,7 @@ def test_chartqa_scores_are_the_same_and_neither_none_nor_all(hosted):
 
 
 def test_a_task_over_local_data(hosted):
-    """Several pictures, none, placeholders inside the text; `until` does not cut."""
+    """Several images, none, placeholders inside the text; `until` does not cut."""
     samples = hosted.samples("vr_jax_words")
     replies = [_only(sample["filtered_resps"]).strip() for sample in samples]
     assert replies == [row["reply"].strip() for row in hosted.words]
@@ -366,7 +366,7 @@ def test_mistakes_are_one_line(hosted):
         "nowhere": ("SystemExit", "nowhere is not a model directory"),
         "unknown": ("SystemExit", "model_args: unknown ['size']"),
         "mesh": ("SystemExit", "mesh replica=1 x fsdp=-1 x tensor=3"),
-        "pruning": ("SystemExit", "pruning 'fastv' with interlude"),
+        "pruning": ("SystemExit", "pruning 'fastv' with refusion"),
         "rounds": ("NotImplementedError", "vr_jax does not answer tasks of several rounds (talk)"),
         "world": ("SystemExit", "start lmms_eval with python, not with torchrun or accelerate launch"),
     }

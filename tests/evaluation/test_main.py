@@ -21,7 +21,7 @@ from vr_jax.evaluation.benchmarks import PAPER
 from vr_jax.evaluation.main import EvalOptions, _Interrupt, fingerprint, main, options_of, run
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.recipes import RecipeError
 
 COUNT = 150  # so many that the process cannot end before it is killed
@@ -29,17 +29,17 @@ COUNT = 150  # so many that the process cannot end before it is killed
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model directory and ChartQA's layout, of which one picture is missing."""
+    """A model directory and ChartQA's layout, of which one image is missing."""
     folder = tmp_path_factory.mktemp("eval")
     tiny.save(folder / "model")
     (folder / "chartqa" / "images").mkdir(parents=True)
     lines = []
     for i in range(COUNT):
         kind = "human_test" if i % 2 else "augmented_test"
-        picture = f"images/{i}.png"
+        image = f"images/{i}.png"
         if i != 7:
-            (folder / "chartqa" / picture).write_bytes(tiny.png(30, 15, i))
-        lines.append({"type": kind, "question": f"What is number {i}?", "answer": str(i), "image": picture})
+            (folder / "chartqa" / image).write_bytes(tiny.png(30, 15, i))
+        lines.append({"type": kind, "question": f"What is number {i}?", "answer": str(i), "image": image})
     (folder / "chartqa" / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -114,7 +114,7 @@ def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
     flags = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa"), "limit": 5}
     chosen = options_of(flags, recipe)
     assert (chosen.limit, chosen.batch_size, chosen.output) == (5, 4, tmp_path)
-    assert chosen.model == LlavaConfig.from_dict(tiny.config().to_dict() | {"remat": "full"})
+    assert chosen.model == VlmConfig.from_dict(tiny.config().to_dict() | {"remat": "full"})
     found = run(chosen)
     assert not caplog.records
     assert results(tmp_path / "chartqa") == results(folder / "model" / "eval" / "chartqa")[:5]
@@ -123,7 +123,7 @@ def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
 
 @pytest.fixture(scope="module")
 def both(folder):
-    """ChartQA under its repository's name, DocVQA under ours; one of the DocVQA pictures does not decode."""
+    """ChartQA under its repository's name, DocVQA under ours; one of the DocVQA images does not decode."""
     both = folder / "both"
     for name, split in (("ChartQA", "test"), ("docvqa", "validation")):
         (both / name).mkdir(parents=True)

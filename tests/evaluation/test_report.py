@@ -20,7 +20,7 @@ from vr_jax.evaluation.report import (
     with_baselines,
     write_report,
 )
-from vr_jax.evaluation.report.pictures import MAP_LEVELS, embed, key_of, largest_share
+from vr_jax.evaluation.report.images import MAP_LEVELS, embed, key_of, largest_share
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def test_texts_are_escaped_and_shown(page):
     assert "7 of 3,404 items" in page
 
 
-def test_pictures(page):
-    assert page.count("picture cannot be shown: broken_image: 4 bytes: not a picture") == 1
-    assert page.count("data-same=") == 1, "the shared picture is there once"
-    assert "and 1 more pictures" in page
+def test_images(page):
+    assert page.count("image cannot be shown: broken_image: 4 bytes: not an image") == 1
+    assert page.count("data-same=") == 1, "the shared image is there once"
+    assert "and 1 more images" in page
     assert len(re.findall(r'<img class="map"', page)) == 4
     assert len(re.findall(r'<img (?:class="small" style="width:\d+px" )?alt=""', page)) == 3 + 8
 
@@ -128,7 +128,7 @@ def test_bars_are_to_scale(page):
 
 
 def test_no_paper_rows_for_benchmarks_of_no_group(tmp_path):
-    one = [ReportItem("a", "kind", "?", ("3",), "3", 0.5, (b"no picture",), "demo")]
+    one = [ReportItem("a", "kind", "?", ("3",), "3", 0.5, (b"no image",), "demo")]
     found = {"benchmarks": {"demo": {"title": "Demo", "score": 50.0, "items": 1, "categories": {}}}}
     found = with_baselines(found, "demo", score_rows(one))
     assert found["benchmarks"]["demo"]["baseline"] == 100
@@ -165,7 +165,7 @@ def test_scores_beside_the_best_constant_answer():
         score_rows([])
 
 
-# --- pictures and their budget
+# --- images and their budget
 
 
 def test_small_files_are_kept_and_large_ones_share_what_is_left():
@@ -185,7 +185,7 @@ def test_largest_share(sizes, budget, share):
     assert sum(min(size, share) for size in sizes) <= budget
 
 
-def test_pictures_are_shown_as_the_model_sees_them():
+def test_images_are_shown_as_the_model_sees_them():
     """Neither turned by EXIF nor see-through, which browsers would do with the files as they are."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     turned = Image.Exif()
@@ -244,7 +244,7 @@ def test_worst_case_keeps_to_the_size(tmp_path):
     ],
 )
 def test_texts_alone_keep_to_the_size(tmp_path, count, limit, length, all_of_them):
-    """Texts get shorter first, and only then items are left out; pictures keep some room."""
+    """Texts get shorter first, and only then items are left out; images keep some room."""
     hostile = '"' * 3000
     shown = [
         ReportItem(str(n), hostile + str(n), hostile, (hostile,) * 30, hostile, 0.0, (plain(9, 9),), error=hostile)
@@ -260,7 +260,7 @@ def test_texts_alone_keep_to_the_size(tmp_path, count, limit, length, all_of_the
     assert max(map(len, re.findall('data-category="([^"]*)"', text))) <= 200 * len("&quot;")
 
 
-def test_one_picture_has_one_key(tmp_path):
+def test_one_image_has_one_key(tmp_path):
     (tmp_path / "a.png").write_bytes(plain(3, 3))
     assert key_of(plain(3, 3)) == key_of(plain(3, 3)) != key_of(plain(4, 3))
     assert key_of(tmp_path / "a.png") != key_of(tmp_path / "b.png")

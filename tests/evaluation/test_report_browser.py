@@ -135,11 +135,11 @@ def test_categories_depend_on_the_benchmark(found):
     assert found["ofChartqa"] == ["all", "human_test (2)", "augmented_test (1)"]
 
 
-def test_pictures_and_maps_show(found):
+def test_images_and_maps_show(found):
     assert len(found["decoded"]) == 3 + 8 + 4
     assert all(found["decoded"])
     assert found["problems"] == [
-        "picture cannot be shown: broken_image: 4 bytes: not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM, AVIF)"
+        "image cannot be shown: broken_image: 4 bytes: not an image (PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM, AVIF)"
     ]
     assert found["allMaps"] == ["after layer 4"] * 2
     assert found["oneMap"] == ["after layer 1"]

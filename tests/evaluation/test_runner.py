@@ -79,7 +79,7 @@ def test_answers_are_those_of_each_item_alone(generator, processor, finished, it
 
 
 def test_each_bucket_is_compiled_once(generator, processor, finished, items, tmp_path):
-    """Other batches of the same shapes compile nothing, also with other pictures and texts."""
+    """Other batches of the same shapes compile nothing, also with other images and texts."""
     assert len({key[2] for key in generator.compilations if key[0] == "prefill"}) > 1, "several buckets"
     assert set(generator.compilations.values()) == {1}
     with compilations() as compiled:
@@ -148,7 +148,7 @@ def test_report_items_show_what_was_asked_and_answered(generator, processor, fin
         )
         assert (entry.prediction, entry.error, entry.images) == (result.prediction, result.error, item.images)
         assert entry.cut_off == (result.finish == "length")
-        # One heat map for each insertion, where there is a picture that could be read.
+        # One heat map for each insertion, where there is an image that could be read.
         assert len(entry.maps) == (1 if item.images and item.id not in words.BAD else 0)
 
 
@@ -248,7 +248,7 @@ def test_items_that_make_no_run(generator, processor, items, tmp_path):
 def test_sizes_are_those_of_the_prompts(processor):
     for item in ITEMS:
         size = plan.prompt_size(processor, BENCHMARK, item)
-        if item.id in ("placeholders", "no-picture", "half-a-character"):
+        if item.id in ("placeholders", "no-image", "half-a-character"):
             assert size == (0, 0)
         elif item.id != "broken":
             prompt = plan.prompt_of(processor, BENCHMARK, item)

@@ -29,7 +29,7 @@ GOOD = 9
 
 
 def items() -> list[Item]:
-    """Nine of two lengths, one of them without picture; five that cannot be asked."""
+    """Nine of two lengths, one of them without image; five that cannot be asked."""
     long = "Which colour is the tallest bar? abcdefghijkl"
     good = [
         Item(f"good-{i}", long if i % 3 == 0 else "What?", ("x",), "even" if i % 2 == 0 else "odd", (png(30, 15, i),))
@@ -38,7 +38,7 @@ def items() -> list[Item]:
     good.append(Item("text-only", "What?", ("x",), "even"))
     bad = [
         Item("broken", "What?", ("x",), "odd", (png(30, 15)[:60],)),
-        Item("no-picture", "What?", ("x",), "odd", problem="missing_image: the row has no picture"),
+        Item("no-image", "What?", ("x",), "odd", problem="missing_image: the row has no image"),
         Item("placeholders", "<image> <image>?", ("x",), "odd", (png(8, 8),)),
         Item("too-long", "x" * 500, ("x",), "odd", (png(8, 8),)),
         Item("half-a-character", "What is \ud83d?", ("x",), "odd", (png(8, 8),)),
@@ -48,7 +48,7 @@ def items() -> list[Item]:
 
 BAD = {
     "broken": "broken_image",
-    "no-picture": "missing_image",
+    "no-image": "missing_image",
     "placeholders": "image_count",
     "too-long": "too_long",
     "half-a-character": "malformed_text",

@@ -76,7 +76,7 @@ def test_bilinear_branch(case: Entry):
 
 
 @pytest.mark.parametrize("case", entries("anyres", "images"))
-def test_tiles_of_pictures(case: Entry):
+def test_tiles_of_images(case: Entry):
     with Image.open(case.folder / case.value["file"]) as file:
         image = file.convert("RGB")
     assert image.size == tuple(case.value["size_wh"])
@@ -91,7 +91,7 @@ def test_tiles_of_pictures(case: Entry):
         if "tiles_png_stacked_vertically" in expected:
             with Image.open(case.folder / expected["tiles_png_stacked_vertically"]) as stacked:
                 np.testing.assert_array_equal(found.reshape(-1, config.tile_size, 3), np.asarray(stacked))
-        several = anyres.tiles(image, config, alone=False)  # one picture of a multi-image sample
+        several = anyres.tiles(image, config, alone=False)  # one image of a multi-image sample
         assert [hashlib.sha256(tile.tobytes()).hexdigest() for tile in several] == [case.value["pad_square_sha256"]]
     side = config.tile_size
     for aspect_ratio, key in (("square", "square_sha256"), ("pad", "pad_square_sha256")):
@@ -104,14 +104,14 @@ def test_splice(case: Entry):
     """The official batch call, with embeddings that say what they are; it also truncates, which vr_jax does not."""
     spec, u = case.value, case.value["u"]
     config = image_config(case, spec["mode"])
-    pictures = list(zip(spec["image_sizes_wh"], spec["tiles_per_image"], strict=True))
+    images = list(zip(spec["image_sizes_wh"], spec["tiles_per_image"], strict=True))
     offset = 0
     for row, kind in enumerate(spec["kinds"]):
         ids = np.asarray(spec["input_ids"][row])
         labels = np.asarray(spec["labels"][row])
         count = int(np.count_nonzero(ids == IMAGE_TOKEN))
-        # A text-only sample consumes one dummy picture.
-        mine, pictures = pictures[: max(1, count)], pictures[max(1, count) :]
+        # A text-only sample consumes one dummy image.
+        mine, images = images[: max(1, count)], images[max(1, count) :]
         layouts = [anyres.layout(tuple(size), u, config, alone=count == 1) for size, _ in mine[:count]]
         assert [one.tiles for one in layouts] == [tiles for _, tiles in mine[:count]], kind
         nothing = np.zeros(len(ids), bool)

@@ -13,8 +13,8 @@ from transformers.models.deformable_detr.modeling_deformable_detr import MultiSc
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
 from vr_jax.convert.tables import VISION_REMEMBER
-from vr_jax.model.interludes.deformable import DeformableAttention, sample, sampling_locations
 from vr_jax.model.layers import split_heads
+from vr_jax.model.refusion.deformable import DeformableAttention, sample, sampling_locations
 
 POINTS = 4
 
@@ -36,7 +36,7 @@ def new(case: Case) -> DeformableAttention:
 def test_matches_official_output(case: Case):
     shapes, x = shapes_of(case), case.inputs
     named = {f"0.cross_attn.{name}": value for name, value in case.weights.items()}
-    prefix = "decoder.interludes.0.cross_attn."
+    prefix = "decoder.refusion.0.cross_attn."
     attention = torch_weights.load(nnx.eval_shape(lambda: new(case)), VISION_REMEMBER, named, prefix)
 
     @jax.jit

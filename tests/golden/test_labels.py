@@ -23,7 +23,7 @@ def tokenizer():
 def assert_recorded(found, ids, labels):
     np.testing.assert_array_equal(found.tokens, ids)
     expected = np.asarray(labels)
-    # Labels of the placeholders themselves vanish when the picture is spliced in (methods.md 12).
+    # Labels of the placeholders themselves vanish when the image is spliced in (methods.md 12).
     expected = np.where(np.asarray(ids) == IMAGE_TOKEN, IGNORED, expected)
     np.testing.assert_array_equal(np.where(found.loss_mask, found.tokens, IGNORED), expected)
 
@@ -65,7 +65,7 @@ def test_plain_training(case: Entry, tokenizer):
     encoder = ChatEncoder(tokenizer, "plain", label_quirk=True, text_pool="first_turn")
     found = encoder.sample(turns_of(case.value["sample"]), has_image=True)
     assert_recorded(found, case.value["input_ids"], case.value["labels"])
-    assert not found.guide_mask.any()
+    assert not found.text_token_mask.any()
 
 
 @pytest.mark.parametrize("case", entries("labels", "inference_qwen_1_5"))

@@ -11,7 +11,7 @@ from flax import nnx
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
 from vr_jax.convert.method_tables import PROJECTORS as NAMES
-from vr_jax.model.config import LlavaConfig, Qwen2Config, SiglipConfig, single_tile
+from vr_jax.model.config import Qwen2Config, SiglipConfig, VlmConfig, single_tile
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.windows import to_raster, to_windows
 
@@ -39,17 +39,17 @@ KINDS = {
 }
 
 
-def tiny_model(grid: int, vision_width: int, text_width: int, projector: dict) -> LlavaConfig:
-    return LlavaConfig(
-        vision=SiglipConfig(hidden_size=vision_width, num_heads=1, num_layers=8, image_size=grid, patch_size=1),
-        text=Qwen2Config(vocab_size=1, hidden_size=text_width, num_layers=2, num_heads=1, num_kv_heads=1),
-        projector=LlavaConfig.parse_field("projector", projector),
+def tiny_model(grid: int, vision_width: int, text_width: int, projector: dict) -> VlmConfig:
+    return VlmConfig(
+        encoder=SiglipConfig(hidden_size=vision_width, num_heads=1, num_layers=8, image_size=grid, patch_size=1),
+        decoder=Qwen2Config(vocab_size=1, hidden_size=text_width, num_layers=2, num_heads=1, num_kv_heads=1),
+        projector=VlmConfig.parse_field("projector", projector),
         image=single_tile(grid),
         vision_feature_layer=0,
     )
 
 
-def abstract_projector(config: LlavaConfig):
+def abstract_projector(config: VlmConfig):
     module = PROJECTORS[config.projector.name].module
     return nnx.eval_shape(lambda: module(config.projector, config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 

@@ -16,15 +16,15 @@ from tests.helpers import tiny_vision
 from vr_jax.convert.tables import TEXT, VISION
 from vr_jax.data import anyres
 from vr_jax.model.batch import NO_CELL, Batch
-from vr_jax.model.config import ImageConfig, LlavaConfig, ProjectorConfig, PrunerConfig, Qwen2Config, SiglipConfig
+from vr_jax.model.config import ImageConfig, ProjectorConfig, PrunerConfig, Qwen2Config, SiglipConfig, VlmConfig
 from vr_jax.model.config_base import PromptSize
-from vr_jax.model.llava import Llava
 from vr_jax.model.pruning.dropping import last_token_attention
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig, select, selected
-from vr_jax.model.qwen2 import Decoder, Stream
+from vr_jax.model.qwen2 import Decoder, DecoderInputs
 from vr_jax.model.siglip import Siglip
+from vr_jax.model.vlm import VisionLanguageModel
 
 KINDS = ("vispruner", "siglip", "vispruner_pack", "fastv", "pdrop")
 
@@ -96,9 +96,11 @@ def test_vispruner_in_the_encoder(case: Case):
         patch_size=c["patch"],
     )
     pruning = VisPrunerConfig(tokens=c["T"], important_ratio=c["r"])
-    config = LlavaConfig(
-        vision=vision,
-        text=Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2, num_kv_heads=1),
+    config = VlmConfig(
+        encoder=vision,
+        decoder=Qwen2Config(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2, num_kv_heads=1
+        ),
         projector=ProjectorConfig(name="mlp", stride=1),
         pruning=pruning,
         image=ImageConfig(tile_size=c["image"], aspect_ratio="square"),
@@ -108,7 +110,7 @@ def test_vispruner_in_the_encoder(case: Case):
 
     def tower(bounds):
         build = lambda: Siglip(vision, stride=1, bounds=bounds, dtype=jnp.float32, rngs=nnx.Rngs(0))  # noqa: E731
-        return torch_weights.load(nnx.eval_shape(build), VISION, case.weights, "vision.")
+        return torch_weights.load(nnx.eval_shape(build), VISION, case.weights, "encoder.")
 
     @jax.jit
     def hidden_states(siglip, patches):
@@ -129,7 +131,7 @@ def test_vispruner_in_the_encoder(case: Case):
     np.testing.assert_array_equal(case.outputs["features"], case.outputs[f"hidden_states_{c['layers'] - 1}"])
 
     choose = jax.jit(lambda siglip, hidden: selected(pruning, siglip, hidden, hidden))
-    for siglip in (tower(config.vision_bounds), tower((0, c["layers"]))):  # the last stage may hold more
+    for siglip in (tower(config.encoder_bounds), tower((0, c["layers"]))):  # the last stage may hold more
         hidden = states[-2][:, :, None]
         received = siglip.received_attention(hidden)[..., 0]
         np.testing.assert_allclose(received, case.outputs["attentions"], **tolerance)
@@ -146,7 +148,7 @@ def pruner_of(case: Case) -> PrunerConfig:
     return PyramidDropConfig(layers=tuple(c["layer_list"]), ratios=tuple(c["ratios"]))
 
 
-def recorded_model(case: Case, pruning: PrunerConfig | None) -> Llava:
+def recorded_model(case: Case, pruning: PrunerConfig | None) -> VisionLanguageModel:
     """The recorded decoder in a model whose encoder is not used."""
     qwen, vision = case.spec["qwen"], tiny_vision(num_layers=1)
     text = Qwen2Config(
@@ -157,18 +159,18 @@ def recorded_model(case: Case, pruning: PrunerConfig | None) -> Llava:
     )
     assert text.head_dim == qwen["head_dim"]
     assert text.tie_word_embeddings
-    config = LlavaConfig(
-        vision=vision,
-        text=text,
+    config = VlmConfig(
+        encoder=vision,
+        decoder=text,
         projector=ProjectorConfig(name="mlp", stride=1),
         pruning=pruning,
         image=ImageConfig(tile_size=vision.image_size, aspect_ratio="square"),
         vision_feature_layer=1,
     )
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     weights = {name.removeprefix("model."): value for name, value in case.weights.items()}
     model.decoder = torch_weights.load(model.decoder, TEXT, weights, "decoder.")
-    model.vision = model.projector = model.image_newline = None
+    model.encoder = model.projector = model.image_newline = None
     return model
 
 
@@ -182,7 +184,7 @@ def batch_of(case: Case) -> Batch:
         positions=np.arange(length, dtype=np.int32)[None],
         segment_ids=ones,
         loss_mask=ones < 0,
-        guide_mask=ones < 0,
+        text_token_mask=ones < 0,
         vision_cell=cell,
         tile_pixels=np.zeros((1, 1, 24, 24, 3), np.uint8),
         tile_segment=ones[:, :1],
@@ -190,21 +192,21 @@ def batch_of(case: Case) -> Batch:
     )
 
 
-def prefill(model: Llava, embeds, batch: Batch, lengths, steps: int):
+def prefill(model: VisionLanguageModel, embeds, batch: Batch, lengths, steps: int):
     """Hidden states, cache, and before each stage: its input's slots in the row, and the ranking where it stands."""
     seen = []
-    between = model.between({}, batch, lengths)
+    stage_hook = model.stage_hook({}, batch, lengths)
     slots = jnp.arange(embeds.shape[1])[None]
 
-    def watched(k, stream):
-        after = between(k, stream)
-        seen.append((after, last_token_attention(model.decoder, k, stream)))
+    def watched(k, inputs):
+        after = stage_hook(k, inputs)
+        seen.append((after, last_token_attention(model.decoder, k, inputs)))
         return after
 
     length = embeds.shape[1]
     cache = model.init_cache(1, [n + steps for n in lengths] if lengths else length + steps)
-    stream = Stream(hidden=embeds, positions=slots, segment_ids=batch.segment_ids)
-    hidden, cache = model.decoder(stream, cache, watched if between else None)
+    inputs = DecoderInputs(hidden=embeds, positions=slots, segment_ids=batch.segment_ids)
+    hidden, cache = model.decoder(inputs, cache, watched if stage_hook else None)
     return model.logits(hidden), cache, seen
 
 
@@ -280,8 +282,8 @@ def test_without_pruning(case: Case):
     tokens = case.outputs["greedy_tokens"]
     embeds = jnp.concatenate([case.inputs["inputs_embeds"], model.embed(tokens[None])], axis=1)
     positions = jnp.arange(embeds.shape[1])[None]
-    hidden, _ = jax.jit(lambda model, stream: model(stream))(
-        model, Stream(hidden=embeds, positions=positions, segment_ids=jnp.ones_like(positions))
+    hidden, _ = jax.jit(lambda model, inputs: model(inputs))(
+        model, DecoderInputs(hidden=embeds, positions=positions, segment_ids=jnp.ones_like(positions))
     )
     logits = hidden[0] @ model.embed.embedding[...].T
     np.testing.assert_allclose(logits, case.outputs["logits_noprune"], **case.tolerance("logits"))

@@ -13,11 +13,11 @@ from tests.golden.discovery import Case, cases
 from vr_jax.convert.method_tables import DEEPSTACK, SVA
 from vr_jax.convert.tables import TEXT
 from vr_jax.model.batch import NEWLINE, NO_CELL
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, single_tile
-from vr_jax.model.config_base import InterludeConfig
-from vr_jax.model.interludes import deepstack, sva
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.qwen2 import Decoder, Stream
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
+from vr_jax.model.config_base import RefusionConfig
+from vr_jax.model.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.refusion import deepstack, sva
+from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.windows import to_windows
 
 KINDS = ("sva_layer", "sva_full", "merger", "deepstack_llm")
@@ -29,17 +29,17 @@ def of_kind(kind: str) -> list:
 
 
 def model_config(
-    interlude: InterludeConfig, *, hidden_size: int, width: int = 8, stride: int = 1, side: int = 1, **text
-) -> LlavaConfig:
-    """A model around an interlude: encoder of the given width, `side` cells of `stride` patches a side."""
+    refusion: RefusionConfig, *, hidden_size: int, width: int = 8, stride: int = 1, side: int = 1, **text
+) -> VlmConfig:
+    """A model around a re-fusion block: encoder of the given width, `side` cells of `stride` patches a side."""
     text = {"num_layers": 5, "num_heads": 1, "num_kv_heads": 1, "vocab_size": 1, "intermediate_size": 1} | text
-    return LlavaConfig(
-        vision=SiglipConfig(
+    return VlmConfig(
+        encoder=SiglipConfig(
             hidden_size=width, num_heads=1, num_layers=4, image_size=side * stride, patch_size=1, intermediate_size=1
         ),
-        text=Qwen2Config(hidden_size=hidden_size, **text),
+        decoder=Qwen2Config(hidden_size=hidden_size, **text),
         projector=ProjectorConfig(stride=stride),
-        interlude=interlude,
+        refusion=refusion,
         image=single_tile(side * stride),
         vision_feature_layer=0,
     )
@@ -51,7 +51,7 @@ def sampler(weights, *, hidden_size: int, width: int, stride: int, depth: int = 
     model = model_config(config, hidden_size=hidden_size, stride=stride)
     block = nnx.eval_shape(lambda: sva.Block(config, model, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     named = {f"vision_sampler_layers.0.{name}": value for name, value in weights.items()}
-    return torch_weights.load(block, SVA, named, "decoder.interludes.0.")
+    return torch_weights.load(block, SVA, named, "decoder.refusion.0.")
 
 
 @jax.jit
@@ -82,7 +82,7 @@ def test_sva_layer(case: Case):
 
 
 def unpadded(grid: int, wide: int, high: int) -> tuple[slice, slice]:
-    """Rows and columns of a square grid that a picture of wide x high, centred on it, fills (LLaVA's unpad)."""
+    """Rows and columns of a square grid that an image of wide x high, centred on it, fills (LLaVA's unpad)."""
     if wide > high:
         crop = (grid - int(high * (grid / wide))) // 2
         return slice(crop, grid - crop), slice(grid)
@@ -101,18 +101,18 @@ def test_sva_from_features_to_the_last_layer(case: Case):
     model = model_config(config, hidden_size=c["D"], width=c["Dv"], stride=stride, side=side, num_layers=c["layers"])
     prepare = nnx.eval_shape(lambda: sva.Features(config, model, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     aux = {name: value for name, value in weights.items() if name.startswith("mm_projector_aux_0")}
-    prepare = torch_weights.load(prepare, SVA, aux, "decoder.interlude_features.")
+    prepare = torch_weights.load(prepare, SVA, aux, "decoder.refusion_features.")
     features = jax.jit(prepare)((to_windows(case.inputs["features"], stride)[:, None],))
 
-    pictures = len(c["image_sizes_wh"])
-    shown = np.zeros((pictures, grid, grid), bool)
+    images = len(c["image_sizes_wh"])
+    shown = np.zeros((images, grid, grid), bool)
     cells = np.arange(side * side).reshape(side, side)
     kept = []
-    for picture, (wide, high) in enumerate(c["image_sizes_wh"]):
-        shown[picture][unpadded(grid, wide, high)] = True
+    for image, (wide, high) in enumerate(c["image_sizes_wh"]):
+        shown[image][unpadded(grid, wide, high)] = True
         kept.append(cells[unpadded(side, wide, high)])
     assert [list(k.shape) for k in kept] == out["final_size_hw"].tolist()
-    valid = to_windows(shown.reshape(pictures, -1, 1), stride)[:, None, ..., 0]
+    valid = to_windows(shown.reshape(images, -1, 1), stride)[:, None, ..., 0]
     valid = valid | ~valid.any(axis=-1, keepdims=True)
 
     def chosen(x):
@@ -121,7 +121,7 @@ def test_sva_from_features_to_the_last_layer(case: Case):
     tolerance = case.tolerance()
     np.testing.assert_allclose(chosen(features.windows[:, 0]), out["aux_windows"], **tolerance)
     np.testing.assert_array_equal(chosen(valid[:, 0]), out["aux_window_mask"])
-    context = np.broadcast_to(features.context, (pictures, side * side, width))
+    context = np.broadcast_to(features.context, (images, side * side, width))
     np.testing.assert_allclose(chosen(context)[:, None], out["global_context"], **tolerance)
 
     embedded = embed(case, features, valid, kept)
@@ -137,24 +137,24 @@ def test_sva_from_features_to_the_last_layer(case: Case):
         features=features._replace(valid=jnp.asarray(valid)),
         vision_cell=jnp.asarray(embedded[1]),
         segment_ids=jnp.ones_like(embedded[1]),
-        guide_mask=jnp.zeros(embedded[1].shape, bool),
-        tile_segment=jnp.ones((pictures, 1), jnp.int32),
-        tile_image=jnp.ones((pictures, 1), jnp.int32),
+        text_token_mask=jnp.zeros(embedded[1].shape, bool),
+        tile_segment=jnp.ones((images, 1), jnp.int32),
+        tile_image=jnp.ones((images, 1), jnp.int32),
         cells_per_tile=side * side,
     )
     positions = jnp.broadcast_to(jnp.arange(embedded[0].shape[1]), embedded[0].shape[:2])
-    stream = Stream(hidden=jnp.asarray(embedded[0]), positions=positions, segment_ids=vision.segment_ids)
-    run = jax.jit(lambda block, stream, vision: block(stream, vision))
+    inputs = DecoderInputs(hidden=jnp.asarray(embedded[0]), positions=positions, segment_ids=vision.segment_ids)
+    run = jax.jit(lambda block, inputs, vision: block(inputs, vision))
     for layer in range(c["layers"]):
         kernel, bias = (weights[f"layers.{layer}.{name}"] for name in ("weight", "bias"))
-        stream = stream.replace(hidden=stream.hidden + jnp.tanh(stream.hidden @ kernel.T + bias))
+        inputs = inputs.replace(hidden=inputs.hidden + jnp.tanh(inputs.hidden @ kernel.T + bias))
         if layer + 1 in insert_after:
-            before, stream = stream, run(blocks[insert_after.index(layer + 1)], stream, vision)
-            changed = (np.asarray(before.hidden) != np.asarray(stream.hidden)).any(axis=-1)
+            before, inputs = inputs, run(blocks[insert_after.index(layer + 1)], inputs, vision)
+            changed = (np.asarray(before.hidden) != np.asarray(inputs.hidden)).any(axis=-1)
             np.testing.assert_array_equal(changed, np.asarray(vision.is_vision))
         name = f"hidden_before_layer{layer + 1}" if layer + 1 < c["layers"] else "hidden_final"
         real = embedded[2]
-        np.testing.assert_allclose(np.asarray(stream.hidden)[real], out[name][real], **tolerance, err_msg=name)
+        np.testing.assert_allclose(np.asarray(inputs.hidden)[real], out[name][real], **tolerance, err_msg=name)
 
 
 def embed(case: Case, features: sva.SvaFeatures, valid, kept):
@@ -173,11 +173,11 @@ def embed(case: Case, features: sva.SvaFeatures, valid, kept):
     first, second = ((weights[f"mm_projector.{i}.weight"].T, weights[f"mm_projector.{i}.bias"]) for i in (0, 2))
     tokens = np.asarray(jax.nn.gelu(read @ first[0] + first[1], approximate=False) @ second[0] + second[1])
     rows, cells = [], []
-    for picture, cell in enumerate(kept):
+    for number, cell in enumerate(kept):
         layout = np.concatenate([cell, np.full((len(cell), 1), NEWLINE)], axis=1).reshape(-1)
-        image = np.where((layout >= 0)[:, None], tokens[picture][np.maximum(layout, 0)], weights["image_newline"])
+        image = np.where((layout >= 0)[:, None], tokens[number][np.maximum(layout, 0)], weights["image_newline"])
         at = c["image_position"]
-        ids = case.inputs["input_ids"][picture]
+        ids = case.inputs["input_ids"][number]
         text = weights["embed_tokens.weight"][np.maximum(ids, 0)]
         rows.append(np.concatenate([text[:at], image, text[at + 1 :]]))
         cells.append(np.concatenate([np.full(at, NO_CELL), layout, np.full(len(ids) - at - 1, NO_CELL)]))
@@ -199,7 +199,7 @@ def test_patch_merger(case: Case):
         )
     )
     named = {f"deepstack_merger_list.0.{name}": value for name, value in case.weights.items()}
-    merger = torch_weights.load(merger, DEEPSTACK, named, "decoder.interludes.0.merger.")
+    merger = torch_weights.load(merger, DEEPSTACK, named, "decoder.refusion.0.merger.")
     raster = case.inputs["x_raster"]
     windows = to_windows(raster.reshape(raster.shape[0], -1, c["Dv"]), c["s"])
     np.testing.assert_array_equal(windows.reshape(-1, c["Dv"]), case.outputs["x_window_order"])
@@ -231,10 +231,10 @@ def test_deepstack_in_the_decoder(case: Case):
     )
     decoder = nnx.eval_shape(
         lambda: Decoder(
-            model.text,
+            model.decoder,
             bounds=model.decoder_bounds,
-            interludes=[],
-            interlude_features=None,
+            refusion=[],
+            refusion_features=None,
             attention_backend="xla",
             remat="none",
             dtype=jnp.float32,
@@ -250,7 +250,7 @@ def test_deepstack_in_the_decoder(case: Case):
         features=tuple(jnp.asarray(level)[None, None, :, None] for level in features),
         vision_cell=jnp.asarray(cell),
         segment_ids=ones,
-        guide_mask=jnp.zeros(cell.shape, bool),
+        text_token_mask=jnp.zeros(cell.shape, bool),
         tile_segment=jnp.ones((1, 1), jnp.int32),
         tile_image=jnp.ones((1, 1), jnp.int32),
         cells_per_tile=features.shape[1],
@@ -260,20 +260,20 @@ def test_deepstack_in_the_decoder(case: Case):
         block.merger = Merged()
 
     @jax.jit
-    def run(decoder, stream, vision):
+    def run(decoder, inputs, vision):
         seen = []
 
-        def between(k, stream):
+        def stage_hook(k, inputs):
             if k:
-                stream = blocks[k - 1](stream, vision)
-                seen.append(stream.hidden)
-            return stream
+                inputs = blocks[k - 1](inputs, vision)
+                seen.append(inputs.hidden)
+            return inputs
 
-        return decoder(stream, None, between)[0], seen
+        return decoder(inputs, None, stage_hook)[0], seen
 
     positions = jnp.arange(cell.shape[1])[None]
-    stream = Stream(hidden=jnp.asarray(case.inputs["inputs_embeds"]), positions=positions, segment_ids=ones)
-    hidden, seen = run(decoder, stream, vision)
+    inputs = DecoderInputs(hidden=jnp.asarray(case.inputs["inputs_embeds"]), positions=positions, segment_ids=ones)
+    hidden, seen = run(decoder, inputs, vision)
     assert len(seen) == levels
     for layer, states in enumerate(seen):
         np.testing.assert_allclose(states, case.outputs[f"hidden_after_{layer}"], **case.tolerance())

@@ -15,16 +15,16 @@ from tests.golden.discovery import Case, cases
 from vr_jax.convert.tables import HEAD, TEXT, VISION_REMEMBER
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import (
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
     single_tile,
 )
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.vision_remember import Block, Features
-from vr_jax.model.qwen2 import Decoder, Stream
+from vr_jax.model.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.refusion.vision_remember import Block, Features
 from vr_jax.model.windows import to_windows
 
 VISION_KIND, NEWLINE_KIND = 2, 3  # in.kind; 0 is padding, 1 text
@@ -38,15 +38,15 @@ def of_kind(kind: str) -> list:
     ]
 
 
-def model_config(case: Case, cross_attention: str) -> LlavaConfig:
+def model_config(case: Case, cross_attention: str) -> VlmConfig:
     c = case.config
     qwen = c.get("qwen", {"hidden_size": c["Dt"], "num_attention_heads": c["heads_self"], "num_hidden_layers": 2})
     layers = c.get("after_layers", [0])
-    return LlavaConfig(
-        vision=SiglipConfig(
+    return VlmConfig(
+        encoder=SiglipConfig(
             hidden_size=c["Dv"], num_heads=1, num_layers=c["levels"], image_size=c["n"] * c["s"], patch_size=1
         ),
-        text=Qwen2Config(
+        decoder=Qwen2Config(
             vocab_size=qwen.get("vocab_size", 1),
             hidden_size=qwen["hidden_size"],
             intermediate_size=qwen.get("intermediate_size", 1),
@@ -58,7 +58,7 @@ def model_config(case: Case, cross_attention: str) -> LlavaConfig:
             tie_word_embeddings=qwen.get("tie_word_embeddings", True),
         ),
         projector=ProjectorConfig(stride=c["s"]),
-        interlude=VisionRememberConfig(
+        refusion=VisionRememberConfig(
             insert_after=tuple(layer + 1 for layer in layers),
             levels=tuple(range(c["levels"])),
             interaction=c.get("interaction", "local"),
@@ -78,8 +78,8 @@ def model_config(case: Case, cross_attention: str) -> LlavaConfig:
 class Recorded:
     """A case's inputs as our types, one sample per row."""
 
-    config: LlavaConfig
-    stream: Stream
+    config: VlmConfig
+    inputs: DecoderInputs
     vision: VisionContext
 
 
@@ -106,30 +106,30 @@ def recorded(case: Case, cross_attention: str) -> Recorded:
         levels[:, b, : stop - start] = windows[:, start:stop]
         image, tile, row, column = index[b, kind[b] == VISION_KIND].T
         vision_cell[b, kind[b] == VISION_KIND] = (tile - start) * cells + row * config.cells_per_side + column
-        for t in range(start, stop):  # a tile that unpad cropped away belongs to the picture before it
+        for t in range(start, stop):  # a tile that unpad cropped away belongs to the image before it
             tile_image[b, t - start] = 1 + image[tile <= t].max() - image.min()
     segments = (kind > 0).astype(np.int32)
-    prepare = Features(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    prepare = Features(config.refusion, config, dtype=jnp.float32, rngs=nnx.Rngs(0))
     features = jax.jit(prepare)(tuple(levels))
     vision = VisionContext(
         features=features,
         vision_cell=jnp.asarray(vision_cell),
         segment_ids=jnp.asarray(segments),
-        guide_mask=jnp.asarray(case.inputs["text_select"]),
+        text_token_mask=jnp.asarray(case.inputs["text_select"]),
         tile_segment=jnp.asarray((tile_image > 0).astype(np.int32)),
         tile_image=jnp.asarray(tile_image),
         cells_per_tile=cells,
     )
-    stream = Stream(
+    inputs = DecoderInputs(
         hidden=jnp.asarray(case.inputs["hidden"]),
         positions=jnp.asarray(np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))),
         segment_ids=jnp.asarray(segments),
     )
-    return Recorded(config, stream, vision)
+    return Recorded(config, inputs, vision)
 
 
 def one_row(data: Recorded) -> Recorded:
-    """All samples packed into one row: segments, tiles, cells and pictures are numbered on."""
+    """All samples packed into one row: segments, tiles, cells and images are numbered on."""
     v = data.vision
     rows, slots = v.tile_image.shape
     number = np.arange(rows, dtype=np.int32)[:, None]
@@ -144,31 +144,31 @@ def one_row(data: Recorded) -> Recorded:
         features=join(v.features),
         vision_cell=join(np.where(v.vision_cell >= 0, v.vision_cell + number * cells, v.vision_cell)),
         segment_ids=segments,
-        guide_mask=join(v.guide_mask),
+        text_token_mask=join(v.text_token_mask),
         tile_segment=join(np.where(v.tile_segment > 0, number + 1, 0)),
         tile_image=join(np.where(v.tile_image > 0, v.tile_image + number * slots, 0)),
         cells_per_tile=v.cells_per_tile,
     )
-    stream = Stream(hidden=join(data.stream.hidden), positions=join(data.stream.positions), segment_ids=segments)
-    return Recorded(data.config, stream, vision)
+    inputs = DecoderInputs(hidden=join(data.inputs.hidden), positions=join(data.inputs.positions), segment_ids=segments)
+    return Recorded(data.config, inputs, vision)
 
 
-def block_of(config: LlavaConfig, weights: dict[str, np.ndarray]) -> Block:
-    assert config.interlude is not None
-    if not config.interlude.self_attention:  # recorded, and of no effect
+def block_of(config: VlmConfig, weights: dict[str, np.ndarray]) -> Block:
+    assert config.refusion is not None
+    if not config.refusion.self_attention:  # recorded, and of no effect
         weights = {name: value for name, value in weights.items() if not name.startswith(("ln_s", "self_attn"))}
-    block = nnx.eval_shape(lambda: Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     named = {f"0.{name}": value for name, value in weights.items()}
-    return torch_weights.load(block, VISION_REMEMBER, named, "decoder.interludes.0.")
+    return torch_weights.load(block, VISION_REMEMBER, named, "decoder.refusion.0.")
 
 
 @jax.jit
-def run_block(block: Block, stream: Stream, vision: VisionContext):
-    """The block's result, its guide tokens, and each sub-layer by itself."""
-    guide, exists = block._guide(stream.hidden, vision)
-    cross = block.cross(stream.hidden, vision)
-    bidirectional = block.bidirectional(stream.hidden, stream, vision, guide, exists)
-    return block(stream, vision).hidden, guide, exists, cross, bidirectional
+def run_block(block: Block, inputs: DecoderInputs, vision: VisionContext):
+    """The block's result, its text-guided tokens, and each sub-layer by itself."""
+    text_token, exists = block._text_token(inputs.hidden, vision)
+    cross = block.cross(inputs.hidden, vision)
+    bidirectional = block.bidirectional(inputs.hidden, inputs, vision, text_token, exists)
+    return block(inputs, vision).hidden, text_token, exists, cross, bidirectional
 
 
 @pytest.mark.parametrize("cross_attention", ["absorbed", "plain"])
@@ -176,15 +176,15 @@ def run_block(block: Block, stream: Stream, vision: VisionContext):
 def test_block(case: Case, cross_attention: str):
     data = recorded(case, cross_attention)
     block = block_of(data.config, case.weights)
-    results = run_block(block, data.stream, data.vision)
-    hidden, guide, exists, after_cross, after_self = (np.asarray(x) for x in results)
+    results = run_block(block, data.inputs, data.vision)
+    hidden, text_token, exists, after_cross, after_self = (np.asarray(x) for x in results)
     np.testing.assert_allclose(hidden, case.outputs["hidden"], **case.tolerance())
 
     is_vision = case.inputs["kind"] == VISION_KIND
     np.testing.assert_array_equal(hidden[~is_vision], case.inputs["hidden"][~is_vision])
     for b in np.flatnonzero(is_vision.any(axis=1)):
         assert exists[b, 0] == case.inputs["text_select"][b].any()
-        np.testing.assert_array_equal(guide[b, 0], case.outputs["t"][b])
+        np.testing.assert_array_equal(text_token[b, 0], case.outputs["t"][b])
     for name, found in {"after_cross": after_cross, "after_self": after_self}.items():
         if name in case.outputs:
             np.testing.assert_allclose(found[is_vision], case.outputs[name], **case.tolerance())
@@ -193,7 +193,7 @@ def test_block(case: Case, cross_attention: str):
 @pytest.mark.parametrize("case", of_kind("block"))
 def test_samples_packed_into_one_row(case: Case):
     data = one_row(recorded(case, "absorbed"))
-    hidden = run_block(block_of(data.config, case.weights), data.stream, data.vision)[0]
+    hidden = run_block(block_of(data.config, case.weights), data.inputs, data.vision)[0]
     np.testing.assert_allclose(hidden.reshape(case.outputs["hidden"].shape), case.outputs["hidden"], **case.tolerance())
 
 
@@ -208,14 +208,14 @@ def test_decoder(case: Case, cross_attention: str):
     head = weights.get("lm_head.weight", weights["embed_tokens.weight"]).T
 
     def build() -> Decoder:
-        assert config.interlude is not None
+        assert config.refusion is not None
         rngs = nnx.Rngs(0)
-        blocks = [Block(config.interlude, config, 0, dtype=jnp.float32, rngs=rngs) for _ in range(count)]
+        blocks = [Block(config.refusion, config, 0, dtype=jnp.float32, rngs=rngs) for _ in range(count)]
         return Decoder(
-            config.text,
+            config.decoder,
             bounds=config.decoder_bounds,
-            interludes=blocks,
-            interlude_features=None,
+            refusion=blocks,
+            refusion_features=None,
             attention_backend="xla",
             remat="none",
             dtype=jnp.float32,
@@ -224,23 +224,23 @@ def test_decoder(case: Case, cross_attention: str):
 
     decoder = torch_weights.load(nnx.eval_shape(build), TEXT + HEAD + VISION_REMEMBER, weights, "decoder.")
     steps = len(case.outputs["greedy_tokens"])
-    length = data.stream.hidden.shape[1]
+    length = data.inputs.hidden.shape[1]
 
     @jax.jit
-    def prefill(decoder, stream, vision):
+    def prefill(decoder, inputs, vision):
         seen = []
 
-        def between(k, stream):
+        def stage_hook(k, inputs):
             if k == 0:
-                return stream
-            after = decoder.interludes[k - 1](stream, vision)
-            seen.append((stream.hidden, after.hidden))
+                return inputs
+            after = decoder.refusion[k - 1](inputs, vision)
+            seen.append((inputs.hidden, after.hidden))
             return after
 
-        hidden, cache = decoder(stream, decoder.init_cache(1, length + steps), between)
+        hidden, cache = decoder(inputs, decoder.init_cache(1, length + steps), stage_hook)
         return hidden, cache, seen
 
-    hidden, cache, seen = prefill(decoder, data.stream, data.vision)
+    hidden, cache, seen = prefill(decoder, data.inputs, data.vision)
     assert len(seen) == count
     for i, (before, after) in enumerate(seen):
         np.testing.assert_allclose(before, case.outputs[f"hidden_before_vr{i}"], **case.tolerance())

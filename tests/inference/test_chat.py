@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     tiny.save(folder / "model")
     (folder / "wide.png").write_bytes(tiny.png(60, 30, 1))
     (folder / "tall.png").write_bytes(tiny.png(24, 48, 2))
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
@@ -45,25 +45,25 @@ def expected(generator, loaded, turns, images):
     return generator.generate([prompt], max_new_tokens=6)[0].text
 
 
-def test_a_question_about_a_picture(folder, generator, loaded, capsys):
+def test_a_question_about_a_image(folder, generator, loaded, capsys):
     status, out, err = run(folder, "--image", folder / "wide.png", "What is the word?", capsys=capsys)
     turns = [Turn("user", "<image>\nWhat is the word?")]
     assert (status, out) == (0, expected(generator, loaded, turns, [folder / "wide.png"]) + "\n")
     assert err == ""
 
 
-def test_several_pictures_and_turns_from_standard_input(folder, generator, loaded, capsys, monkeypatch):
+def test_several_images_and_turns_from_standard_input(folder, generator, loaded, capsys, monkeypatch):
     """A question that cannot be asked is reported and leaves the conversation as it was."""
     monkeypatch.setattr("sys.stdin", io.StringIO("Which?\nIs <image> it?\nWhat?\n"))
-    pictures = [folder / "wide.png", folder / "tall.png"]
-    status, out, err = run(folder, "--image", pictures[0], "--image", pictures[1], capsys=capsys)
+    images = [folder / "wide.png", folder / "tall.png"]
+    status, out, err = run(folder, "--image", images[0], "--image", images[1], capsys=capsys)
     turns = [Turn("user", "<image> <image>\nWhich?")]
-    first = expected(generator, loaded, turns, pictures)
+    first = expected(generator, loaded, turns, images)
     turns += [Turn("assistant", first), Turn("user", "What?")]
-    second = expected(generator, loaded, turns, pictures)
+    second = expected(generator, loaded, turns, images)
     assert (status, out) == (0, f"{first}\n{second}\n")
     assert err.count("\n") == 1
-    assert "1 <image> placeholder(s) for 0 picture(s)" in err
+    assert "1 <image> placeholder(s) for 0 image(s)" in err
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_several_pictures_and_turns_from_standard_input(folder, generator, loade
         (["--checkpoint", "{}/absent", "Hi"], "absent is not a model directory"),
         (["--checkpoint", "{}", "Hi"], "is not a model directory: it has no config.json"),
         (["--image", "{}/absent.png", "Hi"], "absent.png: no such file"),
-        (["--image", "{}/text.png", "Hi"], "text.png: not a picture"),
-        (["--image", "{}/wide.png", "<image> <image>?"], "2 <image> placeholder(s) for 1 picture(s)"),
-        (["What is <image>?"], "1 <image> placeholder(s) for 0 picture(s)"),
+        (["--image", "{}/text.png", "Hi"], "text.png: not an image"),
+        (["--image", "{}/wide.png", "<image> <image>?"], "2 <image> placeholder(s) for 1 image(s)"),
+        (["What is <image>?"], "1 <image> placeholder(s) for 0 image(s)"),
         (["--max_new_tokens", "0", "Hi"], "max_new_tokens = 0"),
         (["--tensor", "99", "Hi"], "needs 99 devices"),
         (["x" * 40000], "the largest bucket holds 32768"),

@@ -76,7 +76,7 @@ def extended(prompt, tokens):
         prompt,
         tokens=np.append(prompt.tokens, np.asarray(tokens, np.int32)),
         loss_mask=more(prompt.loss_mask, False),
-        guide_mask=more(prompt.guide_mask, False),
+        text_token_mask=more(prompt.text_token_mask, False),
         vision_cell=more(prompt.vision_cell, NO_CELL),
     )
 
@@ -163,7 +163,7 @@ def test_cache_is_donated(generator, prompts):
     state = generator.prefill(generator.batch({0: prompts[1]}, 1), NEW_TOKENS)
     after = generator.decode(state, 2)
     before, now = ([leaf for stage in s.cache for leaf in (*stage.keys, *stage.values)] for s in (state, after))
-    assert len(before) == 2 * generator.model.config.text.num_layers
+    assert len(before) == 2 * generator.model.config.decoder.num_layers
     assert all(leaf.is_deleted() for leaf in before)
     assert not any(leaf.is_deleted() for leaf in now)
 

@@ -59,7 +59,7 @@ def test_placeholders_go_in_front_unless_given():
     assert user_turn("What?", 1).text == "<image>\nWhat?"
     assert user_turn("What?", 2).text == "<image> <image>\nWhat?"
     assert user_turn("Is <image> like <image>?", 2).text == "Is <image> like <image>?"
-    with pytest.raises(PromptError, match=rf"1 {IMAGE_PLACEHOLDER} placeholder\(s\) for 2 picture\(s\)"):
+    with pytest.raises(PromptError, match=rf"1 {IMAGE_PLACEHOLDER} placeholder\(s\) for 2 image\(s\)"):
         user_turn("Is <image>?", 2)
-    with pytest.raises(PromptError, match="for 0 picture"):
+    with pytest.raises(PromptError, match="for 0 image"):
         user_turn("Is <image>?", 0)

@@ -1,4 +1,4 @@
-"""A tiny model with the demo's tokenizer, and prompts of different lengths, pictures and turns."""
+"""A tiny model with the demo's tokenizer, and prompts of different lengths, images and turns."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from tests.helpers import randomized, tiny_config, tiny_interlude, tiny_text, tiny_vision
+from tests.helpers import randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.inference.buckets import Buckets
-from vr_jax.model.config import ImageConfig, LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import save_model
 
 TOKENIZER = demo_tokenizer()
 BUCKETS = Buckets(tokens=(48, 112), tiles=(4,))
 
 
-def config(vision_remember: bool = True) -> LlavaConfig:
+def config(vision_remember: bool = True) -> VlmConfig:
     return tiny_config(
-        vision=tiny_vision(num_layers=2),
-        text=tiny_text(vocab_size=len(TOKENIZER) + 5, num_layers=3),  # more rows than tokens, as Qwen2 has
-        interlude=tiny_interlude(insert_after=(1,), levels=(1, 2)) if vision_remember else None,
+        encoder=tiny_vision(num_layers=2),
+        decoder=tiny_text(vocab_size=len(TOKENIZER) + 5, num_layers=3),  # more rows than tokens, as Qwen2 has
+        refusion=tiny_refusion(insert_after=(1,), levels=(1, 2)) if vision_remember else None,
         image=ImageConfig(tile_size=24, aspect_ratio="anyres", grids=((2, 1), (1, 2))),
         vision_feature_layer=2,
     )
 
 
-def model(config: LlavaConfig, seed: int = 0) -> Llava:
-    return randomized(Llava(config, rngs=nnx.Rngs(seed)), seed)
+def model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:
+    return randomized(VisionLanguageModel(config, rngs=nnx.Rngs(seed)), seed)
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -45,7 +45,7 @@ def png(width: int, height: int, seed: int = 0) -> bytes:
 
 
 def conversations() -> dict[str, Conversation]:
-    """Text only, one tile, several tiles, several pictures, several turns."""
+    """Text only, one tile, several tiles, several images, several turns."""
 
     def user(text: str) -> Turn:
         return Turn("user", text)
@@ -63,7 +63,7 @@ def conversations() -> dict[str, Conversation]:
     }
 
 
-def prompts(config: LlavaConfig) -> dict[str, Example]:
+def prompts(config: VlmConfig) -> dict[str, Example]:
     processor = Processor(TOKENIZER, config)
     return {name: processor.prompt(conversation) for name, conversation in conversations().items()}
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from tests.helpers import tiny_config, tiny_interlude, tiny_vision
+from tests.helpers import tiny_config, tiny_refusion, tiny_vision
 from vr_jax.kernels.window_attention import BackendError, api, window_attention
-from vr_jax.model.config import ConfigError, LlavaConfig
-from vr_jax.model.interludes import interactions
-from vr_jax.model.interludes.interactions import LocalAttention
+from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.refusion import interactions
+from vr_jax.model.refusion.interactions import LocalAttention
 from vr_jax.sharding import make_mesh
 
 BACKENDS = ("reference", "pallas_tpu")  # pallas_gpu: test_pallas_gpu.py
@@ -267,17 +267,17 @@ def test_shapes_that_do_not_fit():
 
 
 def test_the_model_takes_the_backend_of_its_config(monkeypatch):
-    model = tiny_config(vision=tiny_vision(hidden_size=128), interlude=tiny_interlude(cross_heads=3))
+    model = tiny_config(encoder=tiny_vision(hidden_size=128), refusion=tiny_refusion(cross_heads=3))
     features = jax.random.normal(jax.random.key(0), (1, 2, 9, 4, 3 * 128))
     query = jax.random.normal(jax.random.key(1), (1, 2 * 9, 3 * 128))
 
     def run(kernel: str) -> jax.Array:
-        config = dataclasses.replace(model.interlude, kernel=kernel)
+        config = dataclasses.replace(model.refusion, kernel=kernel)
         attention = LocalAttention(config, model, 3 * 128, out_init=None, dtype=jnp.float32, rngs=nnx.Rngs(0))
         return attention(query, features, None)
 
     reference = run("reference")
-    with pytest.raises(ConfigError, match=r"interlude.kernel = 'pallas_tpu': .* this program is for 'cpu'; use 'auto'"):
+    with pytest.raises(ConfigError, match=r"refusion.kernel = 'pallas_tpu': .* this program is for 'cpu'; use 'auto'"):
         run("pallas_tpu")
     seen = []
 
@@ -292,5 +292,5 @@ def test_the_model_takes_the_backend_of_its_config(monkeypatch):
 
 def test_a_checkpoint_from_before_the_field():
     values = tiny_config().to_dict()
-    del values["interlude"]["kernel"]
-    assert LlavaConfig.from_dict(values).interlude.kernel == "auto"
+    del values["refusion"]["kernel"]
+    assert VlmConfig.from_dict(values).refusion.kernel == "auto"

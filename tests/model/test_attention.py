@@ -10,7 +10,7 @@ import vr_jax.model.attention as attention_module
 import vr_jax.model.attention_cpu as attention_cpu
 from tests.helpers import tiny_config
 from vr_jax.model.attention import attention, cached_attention
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import make_mesh
 
 BACKENDS = [
@@ -35,11 +35,11 @@ def reference(query, key, value, query_segments, key_segments, causal):
     return out
 
 
-def inputs(guides: int):
+def inputs(text_tokens: int):
     """Rows of two and three segments and padding; `guides` more keys, of which the last matches nothing."""
     rng = np.random.default_rng(0)
     segments = np.array([[1] * 9 + [2] * 120 + [0] * 8, [1] * 5 + [2] * 25 + [3] * 107])
-    keys = np.concatenate([segments, np.tile([1, 2, -1][:guides], (B, 1)).astype(int)], axis=1)
+    keys = np.concatenate([segments, np.tile([1, 2, -1][:text_tokens], (B, 1)).astype(int)], axis=1)
     shape = (B, keys.shape[1], G, K)
     query, key, value = (rng.normal(size=s) for s in ((B, N, H, K), shape, shape))
     return query, key, value, segments, keys
@@ -47,11 +47,11 @@ def inputs(guides: int):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("causal", "guides"), [(True, 0), (False, 0), (False, 3)])
-def test_matches_the_loop(backend: str, causal: bool, guides: int, monkeypatch):
+def test_matches_the_loop(backend: str, causal: bool, text_tokens: int, monkeypatch):
     monkeypatch.setattr(attention_module, "SPLASH_BLOCK", 128)  # so that a row takes two blocks
     monkeypatch.setattr(attention_cpu, "KEY_BLOCK", 32)  # so that some blocks meet and others do not
     monkeypatch.setattr(attention_cpu, "QUERY_ROWS", 40)
-    query, key, value, segments, keys = inputs(guides)
+    query, key, value, segments, keys = inputs(text_tokens)
     expected = reference(query, key, value, segments, keys, causal)
     weight = np.random.default_rng(1).normal(size=expected.shape) * (segments > 0)[..., None, None]
 
@@ -163,5 +163,5 @@ def test_auto_suits_the_platform_it_is_compiled_for(platform, dtype, lengths, wi
 
 
 def test_a_backend_by_name_is_the_encoders_too():
-    model = nnx.eval_shape(lambda: Llava(tiny_config(attention="xla"), rngs=nnx.Rngs(0)))
-    assert {stage.attn.backend for stage in model.vision.stages} == {model.decoder.attention_backend} == {"xla"}
+    model = nnx.eval_shape(lambda: VisionLanguageModel(tiny_config(attention="xla"), rngs=nnx.Rngs(0)))
+    assert {stage.attn.backend for stage in model.encoder.stages} == {model.decoder.attention_backend} == {"xla"}

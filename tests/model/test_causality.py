@@ -1,6 +1,6 @@
 """Nothing computed for a position may depend on a later answer or turn (methods.md 5.5, design decision 9).
 
-Exact, by gradients, over real conversations; a deliberately leaky guide token shows that the test can fail."""
+Exact, by gradients, over real conversations; a deliberately leaky text-guided token shows that the test can fail."""
 
 import dataclasses
 import io
@@ -14,16 +14,16 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from tests.helpers import pack, randomized, tiny_config, tiny_interlude, tiny_text
+from tests.helpers import pack, randomized, tiny_config, tiny_refusion, tiny_text
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Turn
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 
 TEXT = tiny_text(vocab_size=320)
 
 
-def picture(width: int, height: int, seed: int) -> bytes:
+def image(width: int, height: int, seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -32,20 +32,20 @@ def picture(width: int, height: int, seed: int) -> bytes:
 
 CONVERSATIONS = (
     Conversation(
-        id="two turns, a picture in each",
+        id="two turns, an image in each",
         turns=(
             Turn("user", "<image>\nWhat is it?"),
             Turn("assistant", "a cat"),
             Turn("user", "<image>\nAnd now?"),
             Turn("assistant", "a dog"),
         ),
-        images=(picture(40, 20, 1), picture(24, 24, 2)),
+        images=(image(40, 20, 1), image(24, 24, 2)),
     ),
     Conversation(id="text only", turns=(Turn("user", "Hi?"), Turn("assistant", "yes"))),
     Conversation(
-        id="one picture",
+        id="one image",
         turns=(Turn("user", "<image>\nWhich?"), Turn("assistant", "red")),
-        images=(picture(20, 40, 3),),
+        images=(image(20, 40, 3),),
     ),
 )
 
@@ -55,9 +55,9 @@ class Dependence(NamedTuple):
 
     on: np.ndarray
     answer: np.ndarray
-    guide: np.ndarray
+    text_token: np.ndarray
     segment: np.ndarray
-    picture: np.ndarray  # number, 0 if it is no vision token
+    image: np.ndarray  # number, 0 if it is no vision token
 
     @property
     def forward(self) -> np.ndarray:
@@ -65,11 +65,11 @@ class Dependence(NamedTuple):
         return np.triu(self.on, 1)
 
     @property
-    def within_picture(self) -> np.ndarray:
-        """Both positions lie between the first and the last vision token of one picture (newlines included)."""
+    def within_image(self) -> np.ndarray:
+        """Both positions lie between the first and the last vision token of one image (newlines included)."""
         inside = np.zeros_like(self.on)
-        for number in set(self.picture) - {0}:
-            at = np.flatnonzero(self.picture == number)
+        for number in set(self.image) - {0}:
+            at = np.flatnonzero(self.image == number)
             inside[at[0] : at[-1] + 1, at[0] : at[-1] + 1] = True
         return inside
 
@@ -81,19 +81,19 @@ class Dependence(NamedTuple):
 
 @pytest.fixture(scope="module")
 def dependence():
-    """text_pool -> Dependence. One model and one compilation: the guide token's text is a matter of the data."""
-    interlude = tiny_interlude(levels=(2, 3), insert_after=(1, 2))
-    config = tiny_config(text=dataclasses.replace(TEXT, num_layers=3), interlude=interlude)
-    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
-    original = Llava.embed
+    """text_pool -> Dependence. One model and one compilation: the text-guided token's text is a matter of the data."""
+    refusion = tiny_refusion(levels=(2, 3), insert_after=(1, 2))
+    config = tiny_config(decoder=dataclasses.replace(TEXT, num_layers=3), refusion=refusion)
+    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    original = VisionLanguageModel.embed
 
     @jax.jit
     def compute(model, batch):
-        shape = (*batch.tokens.shape, config.text.hidden_size)
-        direction = jax.random.normal(jax.random.key(0), (*shape[:2], config.text.vocab_size))
+        shape = (*batch.tokens.shape, config.decoder.hidden_size)
+        direction = jax.random.normal(jax.random.key(0), (*shape[:2], config.decoder.vocab_size))
 
         def score(delta, position):
-            with mock.patch.object(Llava, "embed", lambda *args: original(*args) + delta):
+            with mock.patch.object(VisionLanguageModel, "embed", lambda *args: original(*args) + delta):
                 hidden, _ = model(batch)
             return jnp.sum(model.logits(hidden[0, position]) * direction[0, position])
 
@@ -103,7 +103,7 @@ def dependence():
         return jax.lax.map(row, jnp.arange(shape[1]))
 
     def of(text_pool: str) -> Dependence:
-        asks = dataclasses.replace(config, interlude=dataclasses.replace(interlude, text_pool=text_pool))
+        asks = dataclasses.replace(config, refusion=dataclasses.replace(refusion, text_pool=text_pool))
         processor = Processor(demo_tokenizer(), asks, label_quirk=False)
         batch = pack(config, [[processor.example(conversation) for conversation in CONVERSATIONS]])
         cell = np.asarray(batch.vision_cell[0])
@@ -111,9 +111,9 @@ def dependence():
         return Dependence(
             on=np.asarray(compute(model, batch)),
             answer=np.asarray(batch.loss_mask[0]),
-            guide=np.asarray(batch.guide_mask[0]),
+            text_token=np.asarray(batch.text_token_mask[0]),
             segment=np.asarray(batch.segment_ids[0]),
-            picture=np.where(cell >= 0, image, 0),
+            image=np.where(cell >= 0, image, 0),
         )
 
     return of
@@ -123,36 +123,36 @@ def test_no_position_depends_on_a_later_answer_or_turn(dependence):
     found = dependence("first_turn")
     assert found.answer.sum() >= 3 * 3
     assert not found.leaked.any()
-    # What does look ahead: pictures within themselves, and into the first question (and what that question has read).
+    # What does look ahead: images within themselves, and into the first question (and what that question has read).
     order = np.arange(len(found.answer))
     question = np.zeros_like(found.answer)
-    for segment in set(found.segment[found.guide]):
+    for segment in set(found.segment[found.text_token]):
         here = found.segment == segment
-        question |= here & (order <= order[here & found.guide].max())
-        assert order[here & found.guide].max() < order[here & found.answer].min()
-    assert not (found.forward & ~found.within_picture & ~question).any()
-    assert (found.forward & ~found.within_picture & found.guide).any()
-    assert (found.forward & found.within_picture).any()
+        question |= here & (order <= order[here & found.text_token].max())
+        assert order[here & found.text_token].max() < order[here & found.answer].min()
+    assert not (found.forward & ~found.within_image & ~question).any()
+    assert (found.forward & ~found.within_image & found.text_token).any()
+    assert (found.forward & found.within_image).any()
 
 
 def test_no_sample_depends_on_another(dependence):
-    found = dependence("all")  # even with the leaky guide token
+    found = dependence("all")  # even with the leaky text-guided token
     assert not (found.on & (found.segment[:, None] != found.segment)).any()
     same = (found.segment[:, None] == found.segment) & np.tri(len(found.segment), dtype=bool)
     assert found.on[same].mean() > 0.99
 
 
-def test_without_text_pictures_look_ahead_within_themselves_only(dependence):
+def test_without_text_images_look_ahead_within_themselves_only(dependence):
     found = dependence("none")
-    assert not found.guide.any()
-    assert not (found.forward & ~found.within_picture).any()
+    assert not found.text_token.any()
+    assert not (found.forward & ~found.within_image).any()
 
 
 @pytest.mark.parametrize("text_pool", ["all", "all_human"])
 def test_leaky_variants_fail(dependence, text_pool: str):
-    """Pooling every message tells the pictures what will be answered. Pooling every question does so, too, where
+    """Pooling every message tells the images what will be answered. Pooling every question does so, too, where
     several turns are: at the second insertion a later question has read the answers before it."""
     found = dependence(text_pool)
     assert found.leaked[found.segment == 1].any()  # two turns
-    assert not found.leaked[found.segment == 2].any()  # no picture
+    assert not found.leaked[found.segment == 2].any()  # no image
     assert found.leaked[found.segment == 3].any() == (text_pool == "all")  # one turn

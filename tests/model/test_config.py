@@ -6,42 +6,42 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from tests.helpers import tiny_config, tiny_interlude, tiny_text, tiny_vision
+from tests.helpers import tiny_config, tiny_refusion, tiny_text, tiny_vision
 from vr_jax.model.config import (
     ConfigError,
     ImageConfig,
-    LlavaConfig,
     ProjectorConfig,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
     anyres4,
     anyres9,
     anyres9_all36,
     single_tile,
 )
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 
 
-@pytest.mark.parametrize("config", [LlavaConfig(), tiny_config(), tiny_config(interlude=None)], ids=repr)
-def test_json_round_trip(config: LlavaConfig):
-    assert LlavaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+@pytest.mark.parametrize("config", [VlmConfig(), tiny_config(), tiny_config(refusion=None)], ids=repr)
+def test_json_round_trip(config: VlmConfig):
+    assert VlmConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 ERRORS = {
     "unknown field": (
-        lambda: LlavaConfig.from_dict({"vision": {"width": 3}}),
+        lambda: VlmConfig.from_dict({"encoder": {"width": 3}}),
         ["SiglipConfig", "'width'", "hidden_size"],
     ),
-    "unknown top field": (lambda: LlavaConfig.from_dict({"visoin": {}}), ["LlavaConfig", "'visoin'", "vision"]),
+    "unknown top field": (lambda: VlmConfig.from_dict({"visoin": {}}), ["VlmConfig", "'visoin'", "encoder"]),
     "stride": (lambda: tiny_config(projector=ProjectorConfig(stride=4)), ["stride = 4", "6 x 6", "[1, 2, 3, 6]"]),
     "stride below one": (lambda: ProjectorConfig(stride=0), ["stride = 0", ">= 1"]),
     "mlp with stride": (lambda: ProjectorConfig(name="mlp", stride=2), ["'mlp'", "stride", "found 2"]),
     "insert_after": (
-        lambda: tiny_config(interlude=tiny_interlude(insert_after=(1, 4))),
+        lambda: tiny_config(refusion=tiny_refusion(insert_after=(1, 4))),
         ["insert_after = (1, 4)", "[4]", "1..3"],
     ),
     "insert_after order": (lambda: VisionRememberConfig(insert_after=(4, 1)), ["insert_after = (4, 1)", "increasing"]),
-    "levels": (lambda: tiny_config(interlude=tiny_interlude(levels=(1, 5))), ["interlude.levels", "5", "0..4"]),
+    "levels": (lambda: tiny_config(refusion=tiny_refusion(levels=(1, 5))), ["refusion.levels", "5", "0..4"]),
     "levels empty": (lambda: VisionRememberConfig(levels=()), ["levels = ()", "at least one"]),
     "feature layer": (lambda: tiny_config(vision_feature_layer=-1), ["vision_feature_layer", "-1", "0..4"]),
     "bilinear grids": (lambda: tiny_config(image=anyres9_all36(24)), ["vision_remember", "bilinear", "anyres9"]),
@@ -72,12 +72,12 @@ PARTS = {
         ["projector.name = 'pol'", "'mlp'", "'pool'"],
     ),
     "cross_heads": (
-        lambda: tiny_config(interlude=tiny_interlude(cross_heads=5)),
-        ["interlude.cross_heads = 5", "48"],
+        lambda: tiny_config(refusion=tiny_refusion(cross_heads=5)),
+        ["refusion.cross_heads = 5", "48"],
     ),
-    "self_heads": (lambda: tiny_config(interlude=tiny_interlude(self_heads=7)), ["interlude.self_heads = 7", "24"]),
+    "self_heads": (lambda: tiny_config(refusion=tiny_refusion(self_heads=7)), ["refusion.self_heads = 7", "24"]),
     "closed gate": (
-        lambda: tiny_config(interlude=tiny_interlude(residual_gate="tanh")),
+        lambda: tiny_config(refusion=tiny_refusion(residual_gate="tanh")),
         ["residual_gate 'tanh'", "zero_out", "torch_default"],
     ),
 }
@@ -87,7 +87,7 @@ PARTS = {
 def test_parts_that_do_not_fit(name: str):
     config, words = PARTS[name]
     with pytest.raises(ConfigError) as error:
-        nnx.eval_shape(lambda: Llava(config(), rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: VisionLanguageModel(config(), rngs=nnx.Rngs(0)))
     assert [word for word in words if word not in str(error.value)] == []
 
 
@@ -106,9 +106,9 @@ def test_presets():
 
 
 def test_derived_sizes():
-    config = LlavaConfig(interlude=VisionRememberConfig())
-    assert (config.vision.grid, config.cells_per_side, config.cells_per_tile) == (24, 8, 64)
+    config = VlmConfig(refusion=VisionRememberConfig())
+    assert (config.encoder.grid, config.cells_per_side, config.cells_per_tile) == (24, 8, 64)
     assert config.feature_levels == (7, 15, 23)
-    assert config.vision_bounds == (0, 7, 15, 23, 24)
+    assert config.encoder_bounds == (0, 7, 15, 23, 24)
     assert config.decoder_bounds == (0, 1, 4, 24)
     assert jnp.dtype(config.dtype) == jnp.float32

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, with_params
+from tests.helpers import (
+    SampleImage,
+    Text,
+    example,
+    pack,
+    params_of,
+    randomized,
+    tiny_config,
+    tiny_refusion,
+    with_params,
+)
 from vr_jax.model.layers import Embedding
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 
-FULL = tiny_config(interlude=tiny_interlude(ffn_multiplier=1, self_positions="rope"))
+FULL = tiny_config(refusion=tiny_refusion(ffn_multiplier=1, self_positions="rope"))
 HALF = dataclasses.replace(FULL, dtype="bfloat16")
 WIDE, NARROW = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 
@@ -28,13 +38,13 @@ def equations(jaxpr):
 
 
 @pytest.fixture(scope="module")
-def model() -> Llava:
-    return randomized(nnx.eval_shape(lambda: Llava(HALF, rngs=nnx.Rngs(0))), scale=0.15)
+def model() -> VisionLanguageModel:
+    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(HALF, rngs=nnx.Rngs(0))), scale=0.15)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return pack(HALF, [[example(HALF, Text(2), Picture(2), Text(4, guide=True), Text(3, target=True))]])
+    return pack(HALF, [[example(HALF, Text(2), SampleImage(2), Text(4, text_token=True), Text(3, target=True))]])
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +110,7 @@ def test_gradients_of_a_repeated_token_add_up_in_float32():
 
 def test_close_to_float32(model, batch):
     run = jax.jit(lambda model, batch: model(batch)[0])
-    exact = with_params(nnx.eval_shape(lambda: Llava(FULL, rngs=nnx.Rngs(0))), params_of(model))
+    exact = with_params(nnx.eval_shape(lambda: VisionLanguageModel(FULL, rngs=nnx.Rngs(0))), params_of(model))
     half, full = np.asarray(run(model, batch), np.float32), np.asarray(run(exact, batch))
     error = np.sqrt(np.mean((half - full) ** 2) / np.mean(full**2))
     assert 1e-4 < error < 0.03

@@ -12,12 +12,12 @@ from transformers import Qwen2Config as TorchConfig
 from transformers import Qwen2ForCausalLM
 
 from tests import torch_weights
-from tests.helpers import Picture, Text, example, pack, randomized, tiny_config, tiny_interlude, tiny_text
+from tests.helpers import SampleImage, Text, example, pack, randomized, tiny_config, tiny_refusion, tiny_text
 from tests.model.test_qwen2 import LENGTH, build, stream_of
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.llava import Llava
 from vr_jax.model.pruning.fastv import FastVConfig
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.vlm import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -86,29 +86,31 @@ def by_hand(model, batch):
     """The stream after every decoder layer, one layer at a time, and after every block."""
     config = model.config
     levels = model.encode_images(batch.tile_pixels)
-    features = model.decoder.interlude_features(tuple(levels[level] for level in config.interlude.levels))
+    features = model.decoder.refusion_features(tuple(levels[level] for level in config.refusion.levels))
     context = VisionContext.of(batch, features, config.cells_per_tile)
-    stream = Stream(hidden=model.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
+    inputs = DecoderInputs(hidden=model.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
     after, resumed = {}, {}
     for k, (stage, (start, stop)) in enumerate(
         zip(model.decoder.stages, itertools.pairwise(config.decoder_bounds), strict=True)
     ):
         if k:
-            stream = model.decoder.interludes[k - 1](stream, context)
-            resumed[start] = stream.hidden
+            inputs = model.decoder.refusion[k - 1](inputs, context)
+            resumed[start] = inputs.hidden
         for i in range(stop - start):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], stage)
-            stream, _ = model.decoder._run_stage(layer, stream, None)
-            after[start + i + 1] = stream.hidden
+            inputs, _ = model.decoder._run_stage(layer, inputs, None)
+            after[start + i + 1] = inputs.hidden
     return after, resumed
 
 
 def test_vision_tokens_around_vision_remember():
     """Against one decoder layer after the other with the blocks between them; the last layer, final-normed, is what the
     forward pass returns."""
-    config = tiny_config(interlude=tiny_interlude(insert_after=(1, 3)))
-    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
-    batch = pack(config, [[example(config, Text(3), Picture(), Text(4, guide=True), seed=row)] for row in range(2)])
+    config = tiny_config(refusion=tiny_refusion(insert_after=(1, 3)))
+    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    batch = pack(
+        config, [[example(config, Text(3), SampleImage(), Text(4, text_token=True), seed=row)] for row in range(2)]
+    )
     cells = np.asarray(batch.vision_cell)
 
     @jax.jit
@@ -133,7 +135,7 @@ def test_vision_tokens_around_vision_remember():
 
 
 def test_a_pruner_is_refused():
-    config = tiny_config(interlude=None, pruning=FastVConfig(layer=2))
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    config = tiny_config(refusion=None, pruning=FastVConfig(layer=2))
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="pruner 'fastv' drops vision tokens"):
         model.hidden_states({}, None, (1,))

@@ -1,6 +1,6 @@
 """The whole LLaVA-OneVision against transformers: pixels and prompt in, logits and greedy tokens out.
 
-Weights travel through a saved checkpoint and `vr_jax.convert`; pictures and text through `vr_jax.data`."""
+Weights travel through a saved checkpoint and `vr_jax.convert`; images and text through `vr_jax.data`."""
 
 import io
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Turn
 from vr_jax.model.batch import BatchShape
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import load_model
 
 NEW_TOKENS = 6
 SYSTEM = "You are a helpful assistant."
-# Writes what the template published with the llava-onevision-qwen2 checkpoints writes: pictures before text.
+# Writes what the template published with the llava-onevision-qwen2 checkpoints writes: images before text.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
@@ -49,7 +49,7 @@ class Chat:
     turns: tuple[str, ...]
     images: tuple[tuple[tuple[int, int], ...], ...] = ()  # per user turn
 
-    def pictures(self) -> list[Image.Image]:
+    def opened(self) -> list[Image.Image]:
         rng = np.random.default_rng(0)
         sizes = [size for turn in self.images for size in turn]
         # Smooth and structured: noise would hide resampling errors in its average.
@@ -74,9 +74,9 @@ class Chat:
             count = len(self.images[i // 2]) if i % 2 == 0 and self.images else 0
             turns.append(Turn(("user", "assistant")[i % 2], "<image>\n" * count + text))
         encoded = []
-        for picture in self.pictures():
+        for image in self.opened():
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
+            image.save(buffer, "PNG")
             encoded.append(buffer.getvalue())
         return Conversation(id=self.turns[0], turns=tuple(turns), images=tuple(encoded))
 
@@ -88,7 +88,7 @@ CHATS = {
     "bilinear": Chat(("What is the word?",), (((150, 139),),)),  # 6 x 6 tiles, more than nine
     "bilinear, wide": Chat(("And here?",), (((160, 60),),)),
     "thin": Chat(("What?",), (((120, 3),),)),
-    "two pictures": Chat(("Which is it?",), (((40, 30), (20, 50)),)),
+    "two images": Chat(("Which is it?",), (((40, 30), (20, 50)),)),
     "two turns": Chat(("What is it?", "red", "And why?"), (((50, 50),), ())),
     "text only": Chat(("What is red?",)),
 }
@@ -126,8 +126,8 @@ def torch_answer(model, tokenizer, image_processor, chat: Chat):
     image_token = model.config.image_token_id
     inputs, lengths = {}, iter(())
     if chat.images:
-        # A list in a list: the pictures of one prompt. Several pictures get one tile each.
-        inputs = dict(image_processor([chat.pictures()], return_tensors="pt"))
+        # A list in a list: the images of one prompt. Several images get one tile each.
+        inputs = dict(image_processor([chat.opened()], return_tensors="pt"))
         inputs["pixel_values"] = inputs["pixel_values"].float()
         lengths = iter([len(features) for features in model.get_image_features(**inputs).pooler_output])
     expanded = [token for id in ids for token in ([id] * next(lengths) if id == image_token else [id])]
@@ -140,7 +140,7 @@ def torch_answer(model, tokenizer, image_processor, chat: Chat):
     return expanded, logits, output[0, -NEW_TOKENS:].tolist()
 
 
-def our_answers(model: Llava, processor: Processor, conversations: list[Conversation]):
+def our_answers(model: VisionLanguageModel, processor: Processor, conversations: list[Conversation]):
     """Prompt tokens, logits and greedy tokens of every conversation, as one right-aligned batch."""
     examples = [processor.prompt(conversation) for conversation in conversations]
     length, tiles = max(len(e.tokens) for e in examples), max(1, *(len(e.tile_image) for e in examples))
@@ -220,7 +220,7 @@ def answers(request, tmp_path_factory):
     theirs.save_pretrained(folder / "torch")
     import_checkpoint(folder / "torch", folder / "ours", report=lambda line: None)
     model = load_model(folder / "ours")
-    assert model.config.text.tie_word_embeddings == request.param
+    assert model.config.decoder.tie_word_embeddings == request.param
     found = our_answers(model, Processor(demo_tokenizer(), model.config), [c.conversation() for c in CHATS.values()])
     expected = [torch_answer(theirs, tokenizer, image_processor, chat) for chat in CHATS.values()]
     return dict(zip(CHATS, zip(expected, found, strict=True), strict=True)), image_token
@@ -237,7 +237,7 @@ def test_the_cases_are_what_they_say(answers):
     pairs, image_token = answers
     counts = {name: pairs[name][0][0].count(image_token) for name in CHATS}
     assert counts["text only"] == 0
-    assert counts["two pictures"] == 2 * (36 + 1)
+    assert counts["two images"] == 2 * (36 + 1)
     assert counts["square"] == 36 + 6 * 7
     assert 36 + 18 * 17 <= counts["bilinear"] <= 36 + 19 * 18  # not 36 * 37
     assert len({tuple(pairs[name][0][2]) for name in CHATS}) > len(CHATS) // 2
@@ -246,7 +246,7 @@ def test_the_cases_are_what_they_say(answers):
 @pytest.mark.slow
 @needs_data("qwen2_tokenizer", "vocab.json")
 def test_full_size(tmp_path, capsys):
-    """SigLIP-so400m/14-384 (26 blocks) and Qwen2-0.5B shapes, random weights, the real tokenizer, one picture."""
+    """SigLIP-so400m/14-384 (26 blocks) and Qwen2-0.5B shapes, random weights, the real tokenizer, one image."""
     tokenizer = AutoTokenizer.from_pretrained(DATA_ROOT / "qwen2_tokenizer")
     tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
@@ -268,7 +268,7 @@ def test_full_size(tmp_path, capsys):
         "vocab_size": 151936,
         "tie_word_embeddings": True,
     }
-    chat = Chat(("What is shown in this picture?",), (((500, 380),),))
+    chat = Chat(("What is shown in this image?",), (((500, 380),),))
     theirs = torch_model(vision, text, pinpoints, image_token)
     theirs.save_pretrained(tmp_path / "torch")
     image_processor = torch_image_processor(384, pinpoints)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, with_params
-from vr_jax.model.llava import Llava
+from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, with_params
+from vr_jax.model.vlm import VisionLanguageModel
 
 VR = tiny_config()
-CONFIGS = {"baseline": dataclasses.replace(VR, interlude=None), "vision_remember": VR}
+CONFIGS = {"baseline": dataclasses.replace(VR, refusion=None), "vision_remember": VR}
 BACKENDS = [
     "xla",
     pytest.param("cudnn", marks=pytest.mark.skip(reason="cuDNN attention needs an NVIDIA GPU; tests run on the CPU")),
@@ -19,27 +19,34 @@ BACKENDS = [
 ]
 
 SAMPLES = [
-    # Several turns, two pictures in one turn.
+    # Several turns, two images in one turn.
     example(
         VR,
-        *(Text(2), Picture(3, crop=1), Picture(1), Text(3, guide=True), Text(2, target=True)),
+        *(Text(2), SampleImage(3, crop=1), SampleImage(1), Text(3, text_token=True), Text(2, target=True)),
         *(Text(2), Text(3, target=True)),
         seed=1,
     ),
-    example(VR, Text(4, guide=True), Text(3, target=True), Text(2), Text(2, target=True), seed=2),  # text only
-    # A picture in each turn.
+    example(VR, Text(4, text_token=True), Text(3, target=True), Text(2), Text(2, target=True), seed=2),  # text only
+    # An image in each turn.
     example(
         VR,
-        *(Picture(2), Text(2, guide=True), Text(2, target=True), Picture(1), Text(1), Text(1, target=True)),
+        *(
+            SampleImage(2),
+            Text(2, text_token=True),
+            Text(2, target=True),
+            SampleImage(1),
+            Text(1),
+            Text(1, target=True),
+        ),
         seed=3,
     ),
-    example(VR, Text(5), Text(2, target=True), seed=4),  # no guide token
-    example(VR, Text(1), Picture(5), Text(4, target=True), seed=5),  # a picture without a question
+    example(VR, Text(5), Text(2, target=True), seed=4),  # no text-guided token
+    example(VR, Text(1), SampleImage(5), Text(4, target=True), seed=5),  # an image without a question
 ]
 
 
 @jax.jit
-def logits_of(model: Llava, batch):
+def logits_of(model: VisionLanguageModel, batch):
     return model.logits(model(batch)[0])
 
 
@@ -57,7 +64,7 @@ def unpacked(batch, values) -> dict[str, np.ndarray]:
 def alone(request):
     """The model, and each sample's logits from a row of its own without any padding token before or after."""
     config = CONFIGS[request.param]
-    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
     found = {}
     for sample in SAMPLES:
         batch = pack(config, [[sample]])
@@ -65,9 +72,9 @@ def alone(request):
     return config, model, found
 
 
-def with_backend(config, model, backend: str) -> Llava:
+def with_backend(config, model, backend: str) -> VisionLanguageModel:
     other = dataclasses.replace(config, attention=backend)
-    return with_params(nnx.eval_shape(lambda: Llava(other, rngs=nnx.Rngs(0))), params_of(model))
+    return with_params(nnx.eval_shape(lambda: VisionLanguageModel(other, rngs=nnx.Rngs(0))), params_of(model))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

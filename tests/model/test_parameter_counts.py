@@ -6,12 +6,12 @@ import jax
 import pytest
 from flax import nnx
 
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, VisionRememberConfig
-from vr_jax.model.config_base import InterludeConfig
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.sva import SvaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, VisionRememberConfig, VlmConfig
+from vr_jax.model.config_base import RefusionConfig
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.vlm import VisionLanguageModel
 
 TEXTS = {
     "0.5B": Qwen2Config(),
@@ -34,13 +34,13 @@ def count(tree) -> int:
 
 @pytest.fixture(scope="module", params=TEXTS)
 def model(request):
-    config = LlavaConfig(text=TEXTS[request.param], interlude=VisionRememberConfig())
-    return request.param, nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    config = VlmConfig(decoder=TEXTS[request.param], refusion=VisionRememberConfig())
+    return request.param, nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 def test_vision_tower(model):
     _, llava = model
-    vision = llava.vision
+    vision = llava.encoder
     assert count(vision) == pytest.approx(303.69e6, abs=5e3)  # 24 blocks, without the pooling head
     assert count(vision.stages) / 24 == pytest.approx(12.596e6, abs=5e2)
     assert count(vision) - count(vision.stages) / 24 == pytest.approx(291.09e6, abs=5e3)  # the official tower's 23
@@ -51,7 +51,7 @@ def test_decoder(model):
     decoder = llava.decoder
     total, layers = {"0.5B": (494.03, 357.90), "1.5B": (1543.7, 1310.3), "7B": (7615.6, 6525.6)}[name]
     tolerance = 0.005 if name == "0.5B" else 0.05
-    assert count(decoder) - count(decoder.interludes) == pytest.approx(total * 1e6, abs=tolerance * 1e6)
+    assert count(decoder) - count(decoder.refusion) == pytest.approx(total * 1e6, abs=tolerance * 1e6)
     assert count(decoder.stages) == pytest.approx(layers * 1e6, abs=tolerance * 1e6)
     assert hasattr(decoder, "lm_head") == (name == "7B")
 
@@ -64,7 +64,7 @@ def test_projector(model):
 
 def test_vision_remember(model):
     name, llava = model
-    blocks = llava.decoder.interludes
+    blocks = llava.decoder.refusion
     assert len(blocks) == 2
     assert count(blocks) == pytest.approx({"0.5B": 93.0, "1.5B": 113.3, "7B": 222.4}[name] * 1e6, abs=5e4)
     if name == "0.5B":
@@ -80,46 +80,48 @@ def test_vision_remember(model):
     ],
 )
 def test_vision_remember_variants(changes, per_block):
-    config = LlavaConfig(interlude=VisionRememberConfig(**changes))
-    llava = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
-    blocks = llava.decoder.interludes
+    config = VlmConfig(refusion=VisionRememberConfig(**changes))
+    llava = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    blocks = llava.decoder.refusion
     assert len(blocks) == (1 if changes.get("shared_weights") else 2)
     assert count(blocks[0]) == per_block
 
 
-def interlude_parts(config: InterludeConfig, text: str = "0.5B"):
+def refusion_parts(config: RefusionConfig, text: str = "0.5B"):
     """The features' module and the blocks."""
-    llava = nnx.eval_shape(lambda: Llava(LlavaConfig(text=TEXTS[text], interlude=config), rngs=nnx.Rngs(0)))
-    return llava.decoder.interlude_features, llava.decoder.interludes
+    llava = nnx.eval_shape(
+        lambda: VisionLanguageModel(VlmConfig(decoder=TEXTS[text], refusion=config), rngs=nnx.Rngs(0))
+    )
+    return llava.decoder.refusion_features, llava.decoder.refusion
 
 
 # methods.md 9.1, in millions
 @pytest.mark.parametrize(("text", "per_layer"), [("0.5B", 9.19), ("1.5B", 10.50), ("7B", 14.70)])
 def test_sva(text, per_layer):
-    features, blocks = interlude_parts(SvaConfig(), text)
+    features, blocks = refusion_parts(SvaConfig(), text)
     assert count(features) == pytest.approx(2.10e6, abs=5e3)
     assert [count(block) for block in blocks] == [pytest.approx(per_layer * 1e6, abs=5e3)] * 2
 
 
 def test_deepstack_with_the_pooled_merger():
-    features, blocks = interlude_parts(DeepStackConfig())
+    features, blocks = refusion_parts(DeepStackConfig())
     assert (count(features), len(blocks)) == (0, 3)
     assert count(blocks) == pytest.approx(5.17e6, abs=5e3)
 
 
 @pytest.mark.parametrize(("text", "total"), [("0.5B", 279.7), ("1.5B", 297.4), ("7B", 354.0)])
 def test_deepstack_with_the_published_merger(text, total):
-    _, blocks = interlude_parts(DeepStackConfig(merger="qwen3_vl"), text)
+    _, blocks = refusion_parts(DeepStackConfig(merger="qwen3_vl"), text)
     assert count(blocks) == pytest.approx(total * 1e6, abs=5e4)
 
 
 def test_interactions():
     """Table 5b: global has the parameters of local; the deformable block of methods.md 6 is counted without its
     self-attention (3.2M)."""
-    _, local = interlude_parts(VisionRememberConfig())
-    _, tile = interlude_parts(VisionRememberConfig(interaction="global"))
+    _, local = refusion_parts(VisionRememberConfig())
+    _, tile = refusion_parts(VisionRememberConfig(interaction="global"))
     assert count(tile) == count(local)
-    _, sampled = interlude_parts(VisionRememberConfig(interaction="deformable", self_attention=False))
+    _, sampled = refusion_parts(VisionRememberConfig(interaction="deformable", self_attention=False))
     assert [count(block) for block in sampled] == [pytest.approx(4.5e6, abs=5e4)] * 2
 
 
@@ -132,15 +134,17 @@ def test_the_ladder_of_table_5a():
         three | {"text_pool": "none"},
         three | {"text_pool": "first_turn"},
     ]
-    sizes = [count(interlude_parts(VisionRememberConfig(**step))[1][0]) for step in steps]
+    sizes = [count(refusion_parts(VisionRememberConfig(**step))[1][0]) for step in steps]
     self_attention = 4 * (896**2 + 896) + 2 * 896
     assert sizes[0] + self_attention == pytest.approx(9.25e6, abs=1e4)
     assert sizes[1:] == [46_494_592 - self_attention, 46_494_592, 46_494_592]
 
 
 def test_the_uncompressed_projector_has_the_same_size():
-    config = LlavaConfig(projector=ProjectorConfig(name="mlp", stride=1))
-    assert count(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))).projector) == pytest.approx(1.722e6, abs=5e2)
+    config = VlmConfig(projector=ProjectorConfig(name="mlp", stride=1))
+    assert count(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))).projector) == pytest.approx(
+        1.722e6, abs=5e2
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_the_uncompressed_projector_has_the_same_size():
 )
 @pytest.mark.parametrize("text", TEXTS)
 def test_projectors(projector, millions, text):
-    config = LlavaConfig(text=TEXTS[text], projector=LlavaConfig.parse_field("projector", projector))
+    config = VlmConfig(decoder=TEXTS[text], projector=VlmConfig.parse_field("projector", projector))
     module = PROJECTORS[config.projector.name].module
     tree = nnx.eval_shape(lambda: module(config.projector, config, dtype="float32", rngs=nnx.Rngs(0)))
     counted = count(tree) - (count((tree.fc1, tree.fc2)) if projector["name"] == "perceiver" else 0)

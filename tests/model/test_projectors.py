@@ -12,7 +12,7 @@ from flax import nnx
 
 from tests import torch_weights
 from tests.helpers import (
-    Picture,
+    SampleImage,
     Text,
     example,
     pack,
@@ -20,18 +20,18 @@ from tests.helpers import (
     quick,
     randomized,
     tiny_config,
-    tiny_interlude,
+    tiny_refusion,
     tiny_text,
     tiny_vision,
 )
 from tests.training.test_flops import dot_flops
 from vr_jax.convert.tables import mlp_projector, norm
-from vr_jax.model.config import ConfigError, LlavaConfig, ProjectorConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import ConfigError, ProjectorConfig, VlmConfig
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.projectors.perceiver import PerceiverConfig
 from vr_jax.model.projectors.resampler import bicubic
 from vr_jax.model.projectors.token_packer import shrink
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_windows
 
 torch = pytest.importorskip("torch", reason="the references are torch's")
@@ -48,17 +48,17 @@ COMPRESSING = sorted(set(PROJECTORS) - {"mlp"})
 
 def fields(name: str, stride: int = 2, **changes) -> ProjectorConfig:
     values = {"name": name, "stride": 1 if name == "mlp" else stride} | FIELDS.get(name, {}) | changes
-    return LlavaConfig.parse_field("projector", values)
+    return VlmConfig.parse_field("projector", values)
 
 
-def projector_of(config: LlavaConfig):
+def projector_of(config: VlmConfig):
     module = PROJECTORS[config.projector.name].module
     return nnx.eval_shape(lambda: module(config.projector, config, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(0)))
 
 
-def abstract_levels(config: LlavaConfig, *batch: int) -> list[jax.ShapeDtypeStruct]:
+def abstract_levels(config: VlmConfig, *batch: int) -> list[jax.ShapeDtypeStruct]:
     stride = config.projector.stride
-    shape = (*batch, (config.vision.grid // stride) ** 2, stride**2, config.vision.hidden_size)
+    shape = (*batch, (config.encoder.grid // stride) ** 2, stride**2, config.encoder.hidden_size)
     levels = config.projector.feature_levels(config)
     return [jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype)) for _ in levels]
 
@@ -68,17 +68,17 @@ def abstract_levels(config: LlavaConfig, *batch: int) -> list[jax.ShapeDtypeStru
 def test_shapes_and_precision(name, stride):
     """Any leading axes; activations stay in the model's precision."""
     vision = tiny_vision(image_size=48)
-    config = tiny_config(vision=vision, projector=fields(name, stride), interlude=None, dtype="bfloat16")
+    config = tiny_config(encoder=vision, projector=fields(name, stride), refusion=None, dtype="bfloat16")
     tokens = jax.eval_shape(lambda p, x: p(*x), projector_of(config), abstract_levels(config, 2, 3))
     assert (tokens.shape, tokens.dtype) == ((2, 3, (12 // stride) ** 2, 24), jnp.bfloat16)
 
 
 def test_more_latents_than_windows():
-    """A Perceiver without an interlude may make any square number of tokens."""
-    config = tiny_config(projector=fields("perceiver", 2, latents=16), interlude=None)
+    """A Perceiver without a re-fusion block may make any square number of tokens."""
+    config = tiny_config(projector=fields("perceiver", 2, latents=16), refusion=None)
     assert (config.cells_per_side, config.cells_per_tile) == (4, 16)
-    batch = pack(config, [[example(config, Text(2), Picture(1), Text(2))]])
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    batch = pack(config, [[example(config, Text(2), SampleImage(1), Text(2))]])
+    abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     hidden, _ = jax.eval_shape(lambda m, b: m(b), abstract, batch)
     assert hidden.shape == (1, 2 + 16 + 1 + 2, 24)
 
@@ -91,15 +91,17 @@ WITHOUT_GRADIENT = {"token_packer": {"attn.k.bias", "keys.norm.bias"}, "resample
 def test_gradient_inside_the_whole_model(name):
     """Every parameter of the projector learns, with Vision Remember and without; one compilation for both."""
     sizes = {
-        "vision": tiny_vision(num_layers=2),
-        "text": tiny_text(num_layers=2),
+        "encoder": tiny_vision(num_layers=2),
+        "decoder": tiny_text(num_layers=2),
         "projector": fields(name),
         "vision_feature_layer": 2,
     }
-    interlude = tiny_interlude(insert_after=(1,), levels=(1, 2), cross_heads=2)
-    configs = [tiny_config(interlude=i, **sizes) for i in (interlude, None)]
-    models = [randomized(nnx.eval_shape(lambda c=c: Llava(c, rngs=nnx.Rngs(0)))) for c in configs]
-    batch = pack(configs[0], [[example(configs[0], Text(2), Picture(3), Text(3, guide=True), Text(3, target=True))]])
+    refusion = tiny_refusion(insert_after=(1,), levels=(1, 2), cross_heads=2)
+    configs = [tiny_config(refusion=i, **sizes) for i in (refusion, None)]
+    models = [randomized(nnx.eval_shape(lambda c=c: VisionLanguageModel(c, rngs=nnx.Rngs(0)))) for c in configs]
+    batch = pack(
+        configs[0], [[example(configs[0], Text(2), SampleImage(3), Text(3, text_token=True), Text(3, target=True))]]
+    )
 
     def loss(model):
         hidden, _ = model(batch)
@@ -125,17 +127,17 @@ GIGA_FLOPS = {  # methods.md 9.2
 
 @pytest.mark.parametrize("name", GIGA_FLOPS)
 def test_operations_of_the_paper_sizes(name):
-    config = LlavaConfig(projector=ProjectorConfig(name=name, stride=3))
+    config = VlmConfig(projector=ProjectorConfig(name=name, stride=3))
     assert config.projector.flops_per_tile(config) / 1e9 == GIGA_FLOPS[name]
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
 def test_operations_equal_the_products_of_the_module(name):
-    config = tiny_config(projector=fields(name), interlude=None)
+    config = tiny_config(projector=fields(name), refusion=None)
     traced = jax.make_jaxpr(lambda p, x: p(*x))(projector_of(config), abstract_levels(config, 5))
     expected = 5 * config.projector.flops_per_tile(config)
     if name == "resampler":
-        expected += 2 * config.cells_per_tile * config.text.hidden_size**2  # the queries, once for all tiles
+        expected += 2 * config.cells_per_tile * config.decoder.hidden_size**2  # the queries, once for all tiles
     assert dot_flops(traced.jaxpr) == expected
 
 
@@ -165,7 +167,7 @@ def test_pixel_shuffle_is_that_of_transformers():
     internvl = pytest.importorskip("transformers.models.internvl.modeling_internvl")
     from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
-    config = tiny_config(projector=fields("pixel_shuffle"), interlude=None)
+    config = tiny_config(projector=fields("pixel_shuffle"), refusion=None)
     reference = internvl.InternVLMultiModalProjector(
         InternVLConfig(
             vision_config=InternVLVisionConfig(hidden_size=16),
@@ -195,7 +197,7 @@ ERRORS = {
     "stride": (lambda: tiny_config(projector=fields("ldpv2", 4)), ["stride = 4", "6 x 6", "[1, 2, 3, 6]"]),
     "latents": (lambda: PerceiverConfig(latents=60), ["latents = 60", "square", "Vision Remember", "49 or 64"]),
     "no latents": (lambda: PerceiverConfig(latents=0), ["latents = 0", "square"]),
-    "latents with interlude": (
+    "latents with refusion": (
         lambda: tiny_config(projector=fields("perceiver", 2, latents=16)),
         ["'vision_remember'", "'perceiver' makes 4 x 4 tokens", "stride 2 makes 3 x 3 windows"],
     ),
@@ -209,7 +211,9 @@ ERRORS = {
     "heads": (lambda: tiny_config(projector=fields("token_packer", heads=5)), ["projector.heads = 5", "width 12"]),
     "resampler heads": (lambda: tiny_config(projector=fields("resampler", heads=5)), ["heads = 5", "width 24"]),
     "resampler width": (
-        lambda: tiny_config(projector=fields("resampler"), text=tiny_text(hidden_size=18, num_heads=2), interlude=None),
+        lambda: tiny_config(
+            projector=fields("resampler"), decoder=tiny_text(hidden_size=18, num_heads=2), refusion=None
+        ),
         ["text.hidden_size = 18", "divisible by 4"],
     ),
     "unknown field": (lambda: fields("perceiver", levels=(1,)), ["PerceiverConfig", "'levels'", "latents"]),

@@ -6,35 +6,35 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, quick, randomized, tiny_config, tiny_interlude, tiny_text
+from tests.helpers import SampleImage, Text, example, pack, quick, randomized, tiny_config, tiny_refusion, tiny_text
 from vr_jax import sharding
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.layout import flatten_params
-from vr_jax.model.llava import Llava
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.vlm import VisionLanguageModel
 
 SIZES = {"token_packer": {"levels": (1, 2), "width": 32, "heads": 4}, "resampler": {"heads": 4}}
 # `pool` is what the tests of Vision Remember, of packing and of the training step use; `mlp` is the same with s = 1.
 NAMES = sorted(set(PROJECTORS) - {"pool", "mlp"})
 
 
-def model_config(name: str) -> LlavaConfig:
+def model_config(name: str) -> VlmConfig:
     projector = PROJECTORS[name].config.from_dict({"name": name, "stride": 2, **SIZES.get(name, {})})
-    interlude = tiny_interlude(init="torch_default", insert_after=(1,))
-    return tiny_config(projector=projector, interlude=interlude, text=tiny_text(hidden_size=32, num_layers=2))
+    refusion = tiny_refusion(init="torch_default", insert_after=(1,))
+    return tiny_config(projector=projector, refusion=refusion, decoder=tiny_text(hidden_size=32, num_layers=2))
 
 
-def samples(config: LlavaConfig):
-    """Two with pictures, one base tile and one of a 2 x 1 grid that lost rows to unpad, and one of text only."""
-    question, answer = Text(3, guide=True), Text(4, target=True)
+def samples(config: VlmConfig):
+    """Two with images, one base tile and one of a 2 x 1 grid that lost rows to unpad, and one of text only."""
+    question, answer = Text(3, text_token=True), Text(4, target=True)
     return [
-        example(config, Text(2), Picture(tiles=1), question, answer, seed=1),
-        example(config, Text(1), Picture(tiles=3, crop=1), question, answer, seed=2),
-        example(config, Text(5, guide=True), answer, seed=3),
+        example(config, Text(2), SampleImage(tiles=1), question, answer, seed=1),
+        example(config, Text(1), SampleImage(tiles=3, crop=1), question, answer, seed=2),
+        example(config, Text(5, text_token=True), answer, seed=3),
     ]
 
 
-def loss(model: Llava, batch):
+def loss(model: VisionLanguageModel, batch):
     hidden, _ = model(batch)
     weights = jnp.cos(jnp.arange(hidden.shape[-1]))
     score = jnp.einsum("bnd,d->bn", hidden, weights)
@@ -48,7 +48,7 @@ def test_packing_anyres_and_sharding(name: str):
     shape = {"tokens": sum(len(one.tokens) for one in (first, second, text)) + 3, "tiles": 5}
     packed = pack(config, [[first, second, text], [text, second], [first], [second, first]], **shape)
     alone = pack(config, [[first], [second], [text], [first]], **shape)
-    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))), scale=0.15)
+    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))), scale=0.15)
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     (value, hidden), gradient = run(model, packed)

@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, randomized, tiny_config, tiny_interlude, tiny_text
+from tests.helpers import SampleImage, Text, example, pack, randomized, tiny_config, tiny_refusion, tiny_text
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
 from vr_jax.model.config import (
     ConfigError,
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
+    VlmConfig,
     anyres9_all36,
 )
 from vr_jax.model.config_base import PromptSize
 from vr_jax.model.layout import flatten_params, merge_stages
-from vr_jax.model.llava import Llava
 from vr_jax.model.pruning.dropping import drop
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.training.state import ModelTree
 
 PRUNINGS = {
@@ -39,9 +39,9 @@ PRUNINGS = {
 STEPS = 3
 
 
-def config_with(pruning, **changes) -> LlavaConfig:
+def config_with(pruning, **changes) -> VlmConfig:
     """36 vision tokens per tile."""
-    return tiny_config(projector=ProjectorConfig(name="mlp", stride=1), interlude=None, pruning=pruning, **changes)
+    return tiny_config(projector=ProjectorConfig(name="mlp", stride=1), refusion=None, pruning=pruning, **changes)
 
 
 def prompt_sizes(batch: Batch) -> list[PromptSize]:
@@ -67,8 +67,8 @@ class Rows(NamedTuple):
 def rows() -> Rows:
     config = config_with(None)
     prompts = [
-        example(config, Text(3), Picture(), Text(6), seed=1),
-        example(config, Text(5), Picture(tiles=3, crop=1), Text(4), seed=2),
+        example(config, Text(3), SampleImage(), Text(6), seed=1),
+        example(config, Text(5), SampleImage(tiles=3, crop=1), Text(4), seed=2),
         example(config, Text(9), seed=3),
     ]
 
@@ -78,13 +78,13 @@ def rows() -> Rows:
     return Rows(packed([[p] for p in prompts]), packed([[prompts[1]], [], [prompts[0]]]))
 
 
-def model_with(pruning) -> Llava:
+def model_with(pruning) -> VisionLanguageModel:
     """The same weights for every pruner: stages differ, layers do not."""
     config = config_with(pruning)
-    base = randomized(Llava(config_with(None), rngs=nnx.Rngs(0)))
-    layers = {"vision": base.vision.stages, "decoder": base.decoder.stages}
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
-    for name, bounds in {"vision": config.vision_bounds, "decoder": config.decoder_bounds}.items():
+    base = randomized(VisionLanguageModel(config_with(None), rngs=nnx.Rngs(0)))
+    layers = {"encoder": base.encoder.stages, "decoder": base.decoder.stages}
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    for name, bounds in {"encoder": config.encoder_bounds, "decoder": config.decoder_bounds}.items():
         whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *layers[name])
         stages = [jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], whole) for a, b in itertools.pairwise(bounds)]
         getattr(base, name).stages = nnx.List(stages)
@@ -96,7 +96,7 @@ def model_with(pruning) -> Llava:
 class Found(NamedTuple):
     """Of one pruner: last logits of the prefill, those of every decoded token, what is left before each stage."""
 
-    model: Llava
+    model: VisionLanguageModel
     lengths: tuple[int, ...]
     prefill: jax.Array
     decoded: jax.Array
@@ -107,27 +107,27 @@ ANSWERS = np.random.default_rng(5).integers(1, 40, (3, STEPS)).astype(np.int32)
 
 
 @jax.jit
-def masked(model: Llava, batch: Batch, answers):
+def masked(model: VisionLanguageModel, batch: Batch, answers):
     return _generate(model, batch, None, answers)
 
 
-def _generate(model: Llava, batch: Batch, lengths, answers):
+def _generate(model: VisionLanguageModel, batch: Batch, lengths, answers):
     levels = model.encode_images(batch.tile_pixels)
-    between, kept = model.between(levels, batch, lengths), []
+    stage_hook, kept = model.stage_hook(levels, batch, lengths), []
 
-    def watched(k, stream):
-        kept.append(between(k, stream))
+    def watched(k, inputs):
+        kept.append(stage_hook(k, inputs))
         return kept[-1]
 
     rows, length = batch.tokens.shape
     slots = length + STEPS if lengths is None else [n + STEPS for n in lengths]
-    stream = Stream(hidden=model.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
-    hidden, cache = model.decoder(stream, model.init_cache(rows, slots), watched)
+    inputs = DecoderInputs(hidden=model.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
+    hidden, cache = model.decoder(inputs, model.init_cache(rows, slots), watched)
     prefill, decoded = model.logits(hidden[:, -1]), []
     for i in range(STEPS):
         hidden, cache = model.decode(answers[:, i : i + 1], batch.positions[:, -1:] + 1 + i, cache)
         decoded.append(model.logits(hidden[:, 0]))
-    return prefill, jnp.stack(decoded, axis=1), [stream.segment_ids > 0 for stream in kept]
+    return prefill, jnp.stack(decoded, axis=1), [inputs.segment_ids > 0 for inputs in kept]
 
 
 @pytest.fixture(scope="module", params=PRUNINGS)
@@ -172,20 +172,20 @@ def test_cached_decoding_equals_recomputation(found, rows):
     hidden = found.model.embed(batch, levels)
     positions = batch.positions[:, -1:] + 1 + np.arange(STEPS)
     answers = jnp.ones((3, STEPS), bool)
-    stream = Stream(
+    inputs = DecoderInputs(
         hidden=jnp.concatenate([hidden, found.model.decoder.embed(ANSWERS)], axis=1),
         positions=jnp.concatenate([batch.positions, positions], axis=1),
         segment_ids=jnp.concatenate([batch.segment_ids, answers], axis=1),
     )
     keep = [jnp.concatenate([used, answers], axis=1) for used in found.kept]
 
-    def recompute(model, stream):
+    def recompute(model, inputs):
         hidden, _ = model.decoder(
-            stream, None, lambda k, s: drop(s, keep[k], renumber=renumber and bool(config.decoder_bounds[k] or not k))
+            inputs, None, lambda k, s: drop(s, keep[k], renumber=renumber and bool(config.decoder_bounds[k] or not k))
         )
         return model.logits(hidden[:, -STEPS - 1 :])
 
-    expected = jax.jit(recompute)(found.model, stream)
+    expected = jax.jit(recompute)(found.model, inputs)
     np.testing.assert_allclose(found.prefill, expected[:, 0], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(found.decoded, expected[:, 1:], atol=1e-5, rtol=1e-5)
     assert float(jnp.std(expected)) > 0.1
@@ -211,7 +211,7 @@ def test_pruning_changes_the_answer_and_adds_no_parameters(found, rows):
 def test_bfloat16(found, rows):
     # Same cuts, other dtype: the modules hold it, so the model is built anew.
     config = dataclasses.replace(found.model.config, dtype="bfloat16")
-    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
     _, decoded, kept = masked(model, rows.batch, ANSWERS)
     assert np.all(np.isfinite(decoded))
     if config.pruning.name != "vispruner":  # where the crop hides some
@@ -223,10 +223,10 @@ def test_bfloat16(found, rows):
 TILE = PromptSize(text=0, cells=576, newlines=0, tiles=1)
 
 
-def model_of(layers: int, **changes) -> LlavaConfig:
-    """A LlavaConfig of the paper's encoder with an uncompressed projector."""
+def model_of(layers: int, **changes) -> VlmConfig:
+    """A VlmConfig of the paper's encoder with an uncompressed projector."""
     text = dataclasses.replace(Qwen2Config(), num_layers=layers)
-    return LlavaConfig(text=text, projector=ProjectorConfig(name="mlp", stride=1), **changes)
+    return VlmConfig(decoder=text, projector=ProjectorConfig(name="mlp", stride=1), **changes)
 
 
 def average(pruning, layers: int, prompt: PromptSize = TILE) -> float:
@@ -284,7 +284,7 @@ def test_a_rounding_that_only_float64_products_give():
 def test_json_round_trip():
     for pruning in PRUNINGS.values():
         config = config_with(pruning)
-        assert LlavaConfig.from_dict(config.to_dict()) == config
+        assert VlmConfig.from_dict(config.to_dict()) == config
 
 
 # --- refusals
@@ -293,7 +293,7 @@ def test_json_round_trip():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LlavaConfig.parse_field("pruning", {"name": "fast"}), r"\['fastv', 'pyramid_drop', 'vispruner'\]"),
+        (lambda: VlmConfig.parse_field("pruning", {"name": "fast"}), r"\['fastv', 'pyramid_drop', 'vispruner'\]"),
         (lambda: FastVConfig(keep=1.5), "keep = 1.5"),
         (lambda: FastVConfig(budget="mean"), "budget = 'mean'"),
         (lambda: model_of(24, pruning=FastVConfig(layer=24)), r"layer = 24 outside the decoder; expected .* 1..23"),
@@ -319,10 +319,13 @@ def test_json_round_trip():
         (lambda: model_of(24, pruning=VisPrunerConfig(tokens=62)), r"545 patches \(576 - 31 important\)"),
         (lambda: model_of(24, pruning=VisPrunerConfig(tokens=8)), "remove 8 of 6"),
         (
-            lambda: tiny_config(interlude=None, pruning=VisPrunerConfig(tokens=4)),
+            lambda: tiny_config(refusion=None, pruning=VisPrunerConfig(tokens=4)),
             "needs the projector 'mlp', one token per patch, found 'pool' with stride 2",
         ),
-        (lambda: tiny_config(interlude=tiny_interlude(), pruning=FastVConfig()), "with interlude 'vision_remember'"),
+        (
+            lambda: tiny_config(refusion=tiny_refusion(), pruning=FastVConfig()),
+            "with re-fusion block 'vision_remember'",
+        ),
         (lambda: model_of(24, pruning=FastVConfig(), image=anyres9_all36()), "bilinear branch"),
         (lambda: ModelTree(config_with(FastVConfig())), "pruners act at inference only; train without one"),
     ],
@@ -339,6 +342,8 @@ def test_what_vispruner_accepts():
 
 
 def test_lengths_without_a_pruner_are_refused(rows):
-    model = nnx.eval_shape(lambda: Llava(config_with(None, text=tiny_text(num_layers=2)), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: VisionLanguageModel(config_with(None, decoder=tiny_text(num_layers=2)), rngs=nnx.Rngs(0))
+    )
     with pytest.raises(ValueError, match="expected none without a pruner"):
-        model.between({}, rows.batch, (5,))
+        model.stage_hook({}, rows.batch, (5,))

@@ -15,7 +15,7 @@ from tests import torch_weights
 from tests.helpers import tiny_text
 from vr_jax.convert.tables import HEAD, TEXT
 from vr_jax.model.config import Qwen2Config
-from vr_jax.model.qwen2 import Decoder, Stream
+from vr_jax.model.qwen2 import Decoder, DecoderInputs
 
 CONFIGS = {
     "grouped, tied": tiny_text(),
@@ -59,8 +59,8 @@ def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "n
         lambda: Decoder(
             config,
             bounds=bounds,
-            interludes=[],
-            interlude_features=None,
+            refusion=[],
+            refusion_features=None,
             attention_backend="xla",
             remat=remat,
             dtype=jnp.float32,
@@ -70,9 +70,9 @@ def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "n
     return torch_weights.load(decoder, TEXT + HEAD, weights, "decoder.")
 
 
-def stream_of(decoder: Decoder, tokens) -> Stream:
+def stream_of(decoder: Decoder, tokens) -> DecoderInputs:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return Stream(hidden=decoder.embed(tokens), positions=positions, segment_ids=jnp.ones_like(tokens))
+    return DecoderInputs(hidden=decoder.embed(tokens), positions=positions, segment_ids=jnp.ones_like(tokens))
 
 
 def head(decoder: Decoder):

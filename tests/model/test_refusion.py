@@ -12,11 +12,11 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchMerger
 
 from tests import torch_weights
-from tests.helpers import tiny_config, tiny_interlude
+from tests.helpers import tiny_config, tiny_refusion
 from vr_jax.convert.method_tables import DEEPSTACK
-from vr_jax.model.config import ConfigError, InterludeConfig, LlavaConfig
-from vr_jax.model.interludes.deepstack import DeepStackConfig, PatchMerger
-from vr_jax.model.interludes.sva import SvaConfig
+from vr_jax.model.config import ConfigError, RefusionConfig, VlmConfig
+from vr_jax.model.refusion.deepstack import DeepStackConfig, PatchMerger
+from vr_jax.model.refusion.sva import SvaConfig
 
 
 @pytest.mark.parametrize("norm_per_patch", [False, True])
@@ -31,7 +31,7 @@ def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
         lambda: PatchMerger(width, stride**2, out, norm_per_patch=norm_per_patch, dtype=jnp.float32, rngs=nnx.Rngs(0))
     )
     named = {f"deepstack_merger_list.3.{name}": value for name, value in torch_weights.state_dict(official).items()}
-    ours = torch_weights.load(ours, DEEPSTACK, named, "decoder.interludes.3.merger.")
+    ours = torch_weights.load(ours, DEEPSTACK, named, "decoder.refusion.3.merger.")
     windows = np.random.default_rng(0).normal(size=(5, stride**2, width)).astype(np.float32)
     windows[0] *= 1e-3  # shows the epsilon
     expected = official(torch.from_numpy(windows)).detach().numpy()
@@ -40,15 +40,15 @@ def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
 
 def test_every_third_layer():
     """Cambrian's own positions: eight samplers of a Qwen2-0.5B."""
-    config = LlavaConfig(interlude=SvaConfig(insert_after=tuple(range(1, 24, 3))))
+    config = VlmConfig(refusion=SvaConfig(insert_after=tuple(range(1, 24, 3))))
     assert config.decoder_bounds == (0, 1, 4, 7, 10, 13, 16, 19, 22, 24)
-    assert config.interlude.blocks == 8
+    assert config.refusion.blocks == 8
 
 
 def test_json_round_trip():
-    for interlude in (SvaConfig(depth=2), DeepStackConfig(merger="qwen3_vl")):
-        config = LlavaConfig(interlude=interlude)
-        assert LlavaConfig.from_dict(config.to_dict()) == config
+    for refusion in (SvaConfig(depth=2), DeepStackConfig(merger="qwen3_vl")):
+        config = VlmConfig(refusion=refusion)
+        assert VlmConfig.from_dict(config.to_dict()) == config
 
 
 ERRORS = {
@@ -61,24 +61,24 @@ ERRORS = {
     "heads of sva": (lambda: SvaConfig(heads=15), ["heads = 15", "width = 1024"]),
     "depth of sva": (lambda: SvaConfig(depth=0), ["depth = 0", ">= 1"]),
     "layers": (
-        lambda: tiny_config(interlude=SvaConfig(levels=(3,))),
+        lambda: tiny_config(refusion=SvaConfig(levels=(3,))),
         ["insert_after = (1, 4)", "[4]", "1..3"],
     ),
     "hidden states": (
-        lambda: tiny_config(interlude=DeepStackConfig()),
-        ["interlude.levels", "hidden state 7", "0..4"],
+        lambda: tiny_config(refusion=DeepStackConfig()),
+        ["refusion.levels", "hidden state 7", "0..4"],
     ),
     "name": (
-        lambda: tiny_config(interlude=InterludeConfig(name="flamingo")),
-        ["interlude.name = 'flamingo'", "deepstack", "sva", "vision_remember"],
+        lambda: tiny_config(refusion=RefusionConfig(name="flamingo")),
+        ["refusion.name = 'flamingo'", "deepstack", "sva", "vision_remember"],
     ),
     "interaction": (
-        lambda: tiny_interlude(interaction="windowed"),
+        lambda: tiny_refusion(interaction="windowed"),
         ["interaction = 'windowed'", "local", "deformable", "global"],
     ),
-    "points": (lambda: tiny_interlude(points=0), ["points = 0", ">= 1"]),
+    "points": (lambda: tiny_refusion(points=0), ["points = 0", ">= 1"]),
     "heads of the deformable attention": (
-        lambda: tiny_config(interlude=tiny_interlude(interaction="deformable", cross_heads=6)),
+        lambda: tiny_config(refusion=tiny_refusion(interaction="deformable", cross_heads=6)),
         ["cross_heads = 6", "16"],
     ),
 }

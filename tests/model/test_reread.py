@@ -9,15 +9,25 @@ import pytest
 import torch
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, with_params
+from tests.helpers import (
+    SampleImage,
+    Text,
+    example,
+    pack,
+    params_of,
+    randomized,
+    tiny_config,
+    tiny_refusion,
+    with_params,
+)
 from tests.model.test_vision_remember_options import Reference, inputs, samples
 from vr_jax.model.config import ConfigError
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.vision_remember import Block, Features
-from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.vision_remember import Block, Features
 from vr_jax.model.reread import reread, reread_refusal
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import batch_sharding, make_mesh, param_shardings
 
 CONFIG = tiny_config()
@@ -48,16 +58,16 @@ def torch_weights(reference: Reference, query: torch.Tensor, keys: torch.Tensor)
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_weights_and_updates_match_torch(name: str):
-    """A packed row with cropped cells, several pictures and a sample without any."""
-    config = tiny_config(interlude=tiny_interlude(**OPTIONS[name]))
-    block = randomized(nnx.eval_shape(lambda: Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    """A packed row with cropped cells, several images and a sample without any."""
+    config = tiny_config(refusion=tiny_refusion(**OPTIONS[name]))
+    block = randomized(nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     batch, hidden, levels = inputs(config)
 
     @jax.jit
     def run(block, hidden, levels):
-        features = Features(config.interlude, config, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
-        stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
-        return block.reread(stream, VisionContext.of(batch, features, config.cells_per_tile))
+        features = Features(config.refusion, config, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
+        inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+        return block.reread(inputs, VisionContext.of(batch, features, config.cells_per_tile))
 
     found = run(block, hidden, levels)
     assert found.weights.dtype == found.update.dtype == jnp.float32
@@ -67,14 +77,14 @@ def test_weights_and_updates_match_torch(name: str):
         at, tiles = slice(begin, begin + len(one.tokens)), slice(first, first + len(one.tile_image))
         x = torch.from_numpy(hidden[0, at]).double()
         memory = reference.memory([torch.from_numpy(level[0, tiles]).double() for level in levels])
-        if config.interlude.order == "self_cross":
-            guide = x[one.guide_mask].amax(0) if one.guide_mask.any() else None
-            x = reference.bidirectional(x, one.vision_cell, one.tile_image, guide)
+        if config.refusion.order == "self_cross":
+            text_token = x[one.text_token_mask].amax(0) if one.text_token_mask.any() else None
+            x = reference.bidirectional(x, one.vision_cell, one.tile_image, text_token)
         after = reference.cross(x, one.vision_cell, memory)
         for token in np.flatnonzero(one.vision_cell >= 0):
             tile, cell = divmod(int(one.vision_cell[token]), config.cells_per_tile)
             query = reference.linear("up", reference.norm("ln_q", x[token][None]))
-            if config.interlude.up == "mlp":
+            if config.refusion.up == "mlp":
                 query = reference.linear("up2", torch.nn.functional.gelu(query))
             weights[first + tile, cell] = torch_weights(reference, query, memory[tile, cell])[0]
             update[first + tile, cell] = (after[token] - x[token]).norm() / x[token].norm()
@@ -85,18 +95,18 @@ def test_weights_and_updates_match_torch(name: str):
 
 
 @pytest.fixture(scope="module")
-def model() -> Llava:
-    return randomized(nnx.eval_shape(lambda: Llava(CONFIG, rngs=nnx.Rngs(0))))
+def model() -> VisionLanguageModel:
+    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0))))
 
 
 @pytest.fixture(scope="module")
 def batch():
     rows = [
         [
-            example(CONFIG, Text(3), Picture(3, crop=1), Text(4, guide=True), seed=1),
-            example(CONFIG, Text(5, guide=True), seed=2),
+            example(CONFIG, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), seed=1),
+            example(CONFIG, Text(5, text_token=True), seed=2),
         ],
-        [example(CONFIG, Text(2), Picture(2), Text(3, guide=True), seed=4)],
+        [example(CONFIG, Text(2), SampleImage(2), Text(3, text_token=True), seed=4)],
     ]
     return pack(CONFIG, rows, tokens=60, tiles=4)
 
@@ -108,7 +118,7 @@ def found(model, batch):
 
 def test_the_weights_of_a_token_sum_to_one_and_others_have_none(found, batch):
     cells = np.asarray(batch.vision_cell)
-    assert len(found) == len(CONFIG.interlude.insert_after)
+    assert len(found) == len(CONFIG.refusion.insert_after)
     for one in found:
         total = np.asarray(one.weights).sum(axis=-1)
         has_token = np.zeros((len(cells), total[0].size), bool)
@@ -124,14 +134,14 @@ def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
     @jax.jit
     def whole(model, batch):
         levels, seen = model.encode_images(batch.tile_pixels), []
-        context, between = model.vision_context(levels, batch), model.between(levels, batch)
+        context, stage_hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
 
-        def watched(k, stream):
+        def watched(k, inputs):
             if k:
-                seen.append(model.decoder.interludes[k - 1].reread(stream, context))
-            return between(k, stream)
+                seen.append(model.decoder.refusion[k - 1].reread(inputs, context))
+            return stage_hook(k, inputs)
 
-        hidden, _ = model.decoder(model.stream(levels, batch), None, watched)
+        hidden, _ = model.decoder(model.inputs(levels, batch), None, watched)
         return hidden, seen
 
     _, expected = whole(model, batch)
@@ -142,31 +152,33 @@ def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
 
 
 def test_plain_equals_absorbed_and_later_layers_do_not_run(model, batch, found):
-    plain = dataclasses.replace(CONFIG, interlude=tiny_interlude(cross_attention="plain"))
+    plain = dataclasses.replace(CONFIG, refusion=tiny_refusion(cross_attention="plain"))
     params = params_of(model)
     for name, value in params.items():
         if name.startswith(f"decoder.stages.{len(found)}."):
             params[name] = np.full_like(value, np.nan)
-    other = jax.jit(reread)(with_params(nnx.eval_shape(lambda: Llava(plain, rngs=nnx.Rngs(0))), params), batch)
+    other = jax.jit(reread)(
+        with_params(nnx.eval_shape(lambda: VisionLanguageModel(plain, rngs=nnx.Rngs(0))), params), batch
+    )
     for one, two in zip(found, other, strict=True):
         np.testing.assert_allclose(one.weights, two.weights, atol=1e-5)
         np.testing.assert_allclose(one.update, two.update, rtol=1e-4)
     # An encoder's stage per level read, and the rest of it; the decoder's up to the last insertion.
     scans = str(jax.make_jaxpr(reread)(model, batch)).count(" scan[")
-    assert scans == len(CONFIG.vision_bounds) - 2 + len(CONFIG.interlude.insert_after)
+    assert scans == len(CONFIG.encoder_bounds) - 2 + len(CONFIG.refusion.insert_after)
 
 
 def test_a_patch_moves_the_weights_of_its_own_cell_only(model, batch):
-    block, hidden = model.decoder.interludes[0], jax.random.normal(jax.random.key(0), (2, 60, 24))
+    block, hidden = model.decoder.refusion[0], jax.random.normal(jax.random.key(0), (2, 60, 24))
 
     @jax.jit
     def run(block, levels, patch):
-        features = model.decoder.interlude_features(levels)
+        features = model.decoder.refusion_features(levels)
         features = features.at[patch].multiply(-2)
-        stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
-        return block.reread(stream, VisionContext.of(batch, features, CONFIG.cells_per_tile)).weights
+        inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+        return block.reread(inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)).weights
 
-    shape = (2, 4, CONFIG.cells_per_tile, CONFIG.projector.stride**2, CONFIG.vision.hidden_size)
+    shape = (2, 4, CONFIG.cells_per_tile, CONFIG.projector.stride**2, CONFIG.encoder.hidden_size)
     levels = tuple(jax.random.normal(jax.random.key(i), shape) for i in range(3))
     before = np.asarray(run(block, levels, (2, 0, 0, 0)))  # no such row: nothing changes
     for patch in ((0, 1, 4, 2), (1, 0, 8, 0)):
@@ -187,16 +199,16 @@ def test_eight_devices_equal_one(model, batch, found):
 
 
 @pytest.mark.parametrize(
-    ("interlude", "reason"),
+    ("refusion", "reason"),
     [
-        (None, "no interlude"),
+        (None, "no refusion"),
         (DeepStackConfig(insert_after=(1,), levels=(2,)), "'deepstack'"),
-        (tiny_interlude(interaction="global"), "'global' has no weights"),
-        (tiny_interlude(interaction="deformable"), "'deformable' has no weights"),
+        (tiny_refusion(interaction="global"), "'global' has no weights"),
+        (tiny_refusion(interaction="deformable"), "'deformable' has no weights"),
     ],
 )
-def test_others_are_refused(interlude, reason: str, batch):
-    config = dataclasses.replace(CONFIG, interlude=interlude)
+def test_others_are_refused(refusion, reason: str, batch):
+    config = dataclasses.replace(CONFIG, refusion=refusion)
     assert reason in reread_refusal(config)
     with pytest.raises(ConfigError, match=reason):
-        jax.eval_shape(reread, nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))), batch)
+        jax.eval_shape(reread, nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))), batch)

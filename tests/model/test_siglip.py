@@ -47,7 +47,7 @@ def reference(image_size: int, patch_size: int):
 
 def build(config, weights, stride: int, bounds: tuple[int, ...]) -> Siglip:
     siglip = nnx.eval_shape(lambda: Siglip(config, stride=stride, bounds=bounds, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    return torch_weights.load(siglip, VISION, weights, "vision.")
+    return torch_weights.load(siglip, VISION, weights, "encoder.")
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), SIZES)

@@ -8,35 +8,45 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, with_params
-from vr_jax.model.interludes.context import VisionContext
+from tests.helpers import (
+    SampleImage,
+    Text,
+    example,
+    pack,
+    params_of,
+    randomized,
+    tiny_config,
+    tiny_refusion,
+    with_params,
+)
 from vr_jax.model.layout import merge_stages, split_stages
-from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.vlm import VisionLanguageModel
 
 CONFIG = tiny_config()
 
 
-def abstract(config) -> Llava:
-    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+def abstract(config) -> VisionLanguageModel:
+    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
-def model() -> Llava:
+def model() -> VisionLanguageModel:
     """Random everywhere: no layer of it is an identity."""
     return randomized(abstract(CONFIG))
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Two rows: several pictures in a sample, cropped tiles, a text-only sample, padding, unused tile slots."""
+    """Two rows: several images in a sample, cropped tiles, a text-only sample, padding, unused tile slots."""
     rows = [
         [
-            example(CONFIG, Text(3), Picture(3, crop=1), Text(4, guide=True), Text(3, target=True), seed=1),
-            example(CONFIG, Text(5, guide=True), Text(2, target=True), seed=2),
-            example(CONFIG, Text(2), Picture(1), Text(1), Picture(2), Text(3, guide=True), seed=3),
+            example(CONFIG, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), Text(3, target=True), seed=1),
+            example(CONFIG, Text(5, text_token=True), Text(2, target=True), seed=2),
+            example(CONFIG, Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True), seed=3),
         ],
-        [example(CONFIG, Text(2), Picture(2), Text(3), Text(2, target=True), seed=4)],
+        [example(CONFIG, Text(2), SampleImage(2), Text(3), Text(2, target=True), seed=4)],
     ]
     return pack(CONFIG, rows, tokens=90)
 
@@ -48,19 +58,19 @@ def inside(model, batch):
     @jax.jit
     def meet(model, batch):
         levels = model.encode_images(batch.tile_pixels)
-        features = model.decoder.interlude_features(tuple(levels[level] for level in CONFIG.interlude.levels))
-        stream = Stream(
+        features = model.decoder.refusion_features(tuple(levels[level] for level in CONFIG.refusion.levels))
+        inputs = DecoderInputs(
             hidden=model.embed(batch, levels),
             positions=batch.positions,
             segment_ids=batch.segment_ids,
         )
-        return stream, VisionContext.of(batch, features, CONFIG.cells_per_tile)
+        return inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)
 
-    return (model.decoder.interludes[0], *meet(model, batch))
+    return (model.decoder.refusion[0], *meet(model, batch))
 
 
 @jax.jit
-def hidden_states(model: Llava, batch):
+def hidden_states(model: VisionLanguageModel, batch):
     return model(batch)[0]
 
 
@@ -69,11 +79,11 @@ def hidden_states(model: Llava, batch):
 
 def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
     """Random everywhere except where the block itself starts at zero."""
-    fresh = params_of(jax.jit(lambda: Llava(CONFIG, rngs=nnx.Rngs(0)))())
+    fresh = params_of(jax.jit(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0)))())
     zeros = {
-        name for name, value in fresh.items() if "interludes" in name and name.endswith("kernel") and not value.any()
+        name for name, value in fresh.items() if "refusion" in name and name.endswith("kernel") and not value.any()
     }
-    assert zeros == {f"decoder.interludes.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
+    assert zeros == {f"decoder.refusion.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
     params = params_of(model)
     for name in zeros:
         for array in (name, name.replace("kernel", "bias")):
@@ -81,8 +91,8 @@ def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
             params[array] = fresh[array]
     ours = hidden_states(with_params(model, params), batch)
 
-    plain = dataclasses.replace(CONFIG, interlude=None)
-    kept = {name: value for name, value in params.items() if "interludes" not in name}
+    plain = dataclasses.replace(CONFIG, refusion=None)
+    kept = {name: value for name, value in params.items() if "refusion" not in name}
     baseline = with_params(abstract(plain), split_stages(merge_stages(kept), plain))
     np.testing.assert_array_equal(ours, hidden_states(baseline, batch))
     assert (hidden_states(model, batch) != ours).any()
@@ -94,65 +104,63 @@ def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
 @pytest.mark.parametrize("cross_attention", ["absorbed", "plain"])
 def test_a_window_reaches_its_own_token_and_no_other(inside, batch, cross_attention: str):
     """Every window of a row, one at a time: tiles do not see each other, cropped and unused ones reach nobody."""
-    block, stream, vision = inside
+    block, inputs, vision = inside
     block = with_params(block, params_of(block))
     block.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
     tiles, cells = vision.features.shape[1:3]
 
     @jax.jit
-    def perturbed(block, stream, vision):
+    def perturbed(block, inputs, vision):
         def one(window):
             hit = (jnp.arange(tiles * cells) == window).reshape(tiles, cells)
             features = jnp.where(hit[None, :, :, None, None], vision.features[..., ::-1] + 1, vision.features)
-            return block.cross(stream.hidden, dataclasses.replace(vision, features=features))
+            return block.cross(inputs.hidden, dataclasses.replace(vision, features=features))
 
         # One loop over all windows, -1 being none, so that equal inputs give equal bits.
         return jax.lax.map(one, jnp.arange(-1, tiles * cells))
 
-    reference, *changed = np.asarray(perturbed(block, stream, vision))
+    reference, *changed = np.asarray(perturbed(block, inputs, vision))
     for window, states in enumerate(changed):
         expected = np.asarray(batch.vision_cell) == window
         np.testing.assert_array_equal((states != reference).any(axis=-1), expected)
 
 
 def test_other_states_are_untouched_exactly(inside, batch):
-    block, stream, vision = inside
-    after = np.asarray(jax.jit(lambda *x: x[0](*x[1:]).hidden)(block, stream, vision))
-    changed = (after != np.asarray(stream.hidden)).any(axis=-1)
+    block, inputs, vision = inside
+    after = np.asarray(jax.jit(lambda *x: x[0](*x[1:]).hidden)(block, inputs, vision))
+    changed = (after != np.asarray(inputs.hidden)).any(axis=-1)
     np.testing.assert_array_equal(changed, np.asarray(batch.vision_cell) >= 0)
 
 
-def test_the_self_attention_joins_the_tiles_of_a_picture_and_nothing_else(inside, batch):
-    """Which states the update of each token depends on, by gradients: its picture, and its sample's guide tokens."""
-    block, stream, vision = inside
+def test_the_self_attention_joins_the_tiles_of_a_image_and_nothing_else(inside, batch):
+    """Which states the update of each token depends on, by gradients: its image, and its sample's text-guided tokens."""
+    block, inputs, vision = inside
     block = with_params(block, params_of(block))
 
     @jax.jit
-    def dependence(block, stream, vision):
-        direction = jax.random.normal(jax.random.key(0), stream.hidden.shape)
+    def dependence(block, inputs, vision):
+        direction = jax.random.normal(jax.random.key(0), inputs.hidden.shape)
 
         def update(hidden, token):
-            after = block(stream.replace(hidden=hidden), vision).hidden - hidden
+            after = block(inputs.replace(hidden=hidden), vision).hidden - hidden
             return jnp.sum((after * direction)[0, token])
 
         return jax.lax.map(
-            lambda token: jnp.any(jax.grad(update)(stream.hidden, token) != 0, axis=-1),
-            jnp.arange(stream.hidden.shape[1]),
+            lambda token: jnp.any(jax.grad(update)(inputs.hidden, token) != 0, axis=-1),
+            jnp.arange(inputs.hidden.shape[1]),
         )
 
-    found = np.asarray(dependence(block, stream, vision))
-    cell, guide, segment = (np.asarray(x) for x in (batch.vision_cell, batch.guide_mask, batch.segment_ids))
-    picture = np.where(
-        cell[0] >= 0, np.asarray(batch.tile_image)[0][np.maximum(cell[0], 0) // CONFIG.cells_per_tile], 0
-    )
-    same_picture = (picture[:, None] == picture) & (picture > 0)
-    same_sample = (picture[:, None] > 0) & (segment[0][:, None] == segment[0])
+    found = np.asarray(dependence(block, inputs, vision))
+    cell, text_token, segment = (np.asarray(x) for x in (batch.vision_cell, batch.text_token_mask, batch.segment_ids))
+    image = np.where(cell[0] >= 0, np.asarray(batch.tile_image)[0][np.maximum(cell[0], 0) // CONFIG.cells_per_tile], 0)
+    same_image = (image[:, None] == image) & (image > 0)
+    same_sample = (image[:, None] > 0) & (segment[0][:, None] == segment[0])
     assert not found[:, 1].any()  # the other row
-    np.testing.assert_array_equal(found[:, 0] & ~guide[0], same_picture)
-    # Channel-wise maximum: each guide token may win some channels; never one of another sample.
-    assert not (found[:, 0] & guide[0] & ~same_sample).any()
-    for token in np.flatnonzero(picture):
-        assert (found[token, 0] & guide[0]).any() == (guide[0] & same_sample[token]).any()
+    np.testing.assert_array_equal(found[:, 0] & ~text_token[0], same_image)
+    # Channel-wise maximum: each text-guided token may win some channels; never one of another sample.
+    assert not (found[:, 0] & text_token[0] & ~same_sample).any()
+    for token in np.flatnonzero(image):
+        assert (found[token, 0] & text_token[0]).any() == (text_token[0] & same_sample[token]).any()
 
 
 # --- absorbed equals plain
@@ -160,18 +168,18 @@ def test_the_self_attention_joins_the_tiles_of_a_picture_and_nothing_else(inside
 
 def test_absorbed_equals_plain(inside):
     """Values, and gradients with respect to every parameter and the states, in float32."""
-    block, stream, vision = inside
-    direction = jnp.asarray(np.random.default_rng(0).normal(size=stream.hidden.shape), jnp.float32)
+    block, inputs, vision = inside
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=inputs.hidden.shape), jnp.float32)
 
     def run(cross_attention: str):
         variant = with_params(block, params_of(block))
         variant.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
 
         def loss(variant, hidden):
-            after = variant(stream.replace(hidden=hidden), vision).hidden
+            after = variant(inputs.replace(hidden=hidden), vision).hidden
             return jnp.mean(after * direction), after
 
-        (_, after), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variant, stream.hidden)
+        (_, after), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variant, inputs.hidden)
         return after, params_of(gradients[0]) | {"hidden": np.asarray(gradients[1])}
 
     (absorbed, absorbed_gradients), (plain, plain_gradients) = run("absorbed"), run("plain")
@@ -189,22 +197,22 @@ def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
     closed = with_params(model, params_of(model) | silent)
     gradient = jax.jit(jax.grad(lambda model, batch: jnp.sum(model(batch)[0] ** 2)))
     for candidate, reached in ((model, True), (closed, False)):
-        gradients = params_of(gradient(candidate, batch).vision)
+        gradients = params_of(gradient(candidate, batch).encoder)
         assert gradients["stages.0.attn.q.kernel"].any() == reached
 
 
 # --- cache
 
 
-@pytest.mark.parametrize("interlude", [True, False], ids=["vision_remember", "baseline"])
-def test_prefill_and_decode_equal_recomputation(interlude: bool):
-    """Right-aligned prompts of different lengths and numbers of pictures; five more tokens, one at a time."""
-    config = CONFIG if interlude else dataclasses.replace(CONFIG, interlude=None)
+@pytest.mark.parametrize("refusion", [True, False], ids=["vision_remember", "baseline"])
+def test_prefill_and_decode_equal_recomputation(refusion: bool):
+    """Right-aligned prompts of different lengths and numbers of images; five more tokens, one at a time."""
+    config = CONFIG if refusion else dataclasses.replace(CONFIG, refusion=None)
     model = randomized(abstract(config), seed=1)
     prompts = [
-        (Text(3), Picture(3, crop=1), Text(4, guide=True)),
-        (Text(6, guide=True),),
-        (Text(2), Picture(1), Text(1), Picture(2), Text(3, guide=True)),
+        (Text(3), SampleImage(3, crop=1), Text(4, text_token=True)),
+        (Text(6, text_token=True),),
+        (Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True)),
     ]
     steps = 5
     rows = [[example(config, *parts, Text(steps), seed=i)] for i, parts in enumerate(prompts)]
@@ -229,10 +237,10 @@ def test_prefill_and_decode_equal_recomputation(interlude: bool):
 
 
 def test_shared_weights_are_one_block_used_twice(model, batch):
-    config = dataclasses.replace(CONFIG, interlude=tiny_interlude(shared_weights=True))
+    config = dataclasses.replace(CONFIG, refusion=tiny_refusion(shared_weights=True))
     params = params_of(model)
-    shared = {name: value for name, value in params.items() if "interludes.1" not in name}
-    twice = {name: params[name.replace("interludes.1", "interludes.0")] for name in params}
+    shared = {name: value for name, value in params.items() if "refusion.1" not in name}
+    twice = {name: params[name.replace("refusion.1", "refusion.0")] for name in params}
     np.testing.assert_array_equal(
         hidden_states(with_params(abstract(config), shared), batch), hidden_states(with_params(model, twice), batch)
     )

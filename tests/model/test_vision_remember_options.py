@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude
+from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion
 from vr_jax.model.batch import NEWLINE, Batch
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.vision_remember import Block, Features
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.refusion.vision_remember import Block, Features
 
 OPTIONS = {
     "default": {},
@@ -67,9 +67,9 @@ ELSEWHERE = {"name", "kernel", "insert_after", "shared_weights", "cross_heads", 
 class Reference:
     """One sample at a time: hidden (n, D), features per level (tiles, cells, patches, D_v), float64."""
 
-    def __init__(self, config: LlavaConfig, params: dict[str, np.ndarray]):
-        assert config.interlude is not None
-        self.model, self.config = config, config.interlude
+    def __init__(self, config: VlmConfig, params: dict[str, np.ndarray]):
+        assert config.refusion is not None
+        self.model, self.config = config, config.refusion
         self.p = {name: torch.tensor(value, dtype=torch.float64) for name, value in params.items()}
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ class Reference:
             attended += (found * weights[:, None, level]).sum(-1)
         return self.linear("cross_attn.output", attended.flatten())
 
-    def bidirectional(self, x: torch.Tensor, cell, tile_image, guide: torch.Tensor | None) -> torch.Tensor:
+    def bidirectional(self, x: torch.Tensor, cell, tile_image, text_token: torch.Tensor | None) -> torch.Tensor:
         if not self.config.self_attention:
             return x
         tile, groups = None, {}
@@ -143,13 +143,13 @@ class Reference:
             if c >= 0 or (c == NEWLINE and self.config.newline_in_self):
                 key = tile if self.config.self_scope == "tile" else tile_image[tile]
                 groups.setdefault(key, []).append(token)
-        heads, out = self.config.self_heads or self.model.text.num_heads, x.clone()
+        heads, out = self.config.self_heads or self.model.decoder.num_heads, x.clone()
         for tokens in groups.values():
-            states = x[tokens] if guide is None else torch.cat([x[tokens], guide[None]])
+            states = x[tokens] if text_token is None else torch.cat([x[tokens], text_token[None]])
             z = self.norm("ln_s", states)
             turn = lambda y, of: y  # noqa: E731
             if self.config.self_positions == "rope":
-                positions = torch.tensor([*tokens, *([0] if guide is not None else [])])
+                positions = torch.tensor([*tokens, *([0] if text_token is not None else [])])
                 turn = lambda y, of: self.rotate(y, positions[: y.shape[-2]])  # noqa: E731, B023
             out[tokens] += self.gate("gate_self") * self.attend("self_attn", z[: len(tokens)], z, heads, turn)
         return out
@@ -157,18 +157,18 @@ class Reference:
     def rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Channels i and i + half turn together by position / theta^(i / half)."""
         half = x.shape[-1] // 2
-        angle = positions[:, None] * self.model.text.rope_theta ** (-torch.arange(half).double() / half)
+        angle = positions[:, None] * self.model.decoder.rope_theta ** (-torch.arange(half).double() / half)
         pairs = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat([pairs.real, pairs.imag], -1)
 
-    def __call__(self, x, cell, guide_mask, tile_image, levels) -> torch.Tensor:
-        pooled = guide_mask.any() and self.config.text_pool != "none"
-        guide = x[guide_mask].amax(0) if pooled else None
+    def __call__(self, x, cell, text_token_mask, tile_image, levels) -> torch.Tensor:
+        pooled = text_token_mask.any() and self.config.text_pool != "none"
+        text_token = x[text_token_mask].amax(0) if pooled else None
         memory = self.memory(levels)
         if self.config.order == "cross_self":
-            x = self.bidirectional(self.cross(x, cell, memory), cell, tile_image, guide)
+            x = self.bidirectional(self.cross(x, cell, memory), cell, tile_image, text_token)
         else:
-            x = self.cross(self.bidirectional(x, cell, tile_image, guide), cell, memory)
+            x = self.cross(self.bidirectional(x, cell, tile_image, text_token), cell, memory)
         if self.config.ffn_multiplier:
             x, at = x.clone(), np.flatnonzero(cell >= 0)
             update = self.linear("ffn2", F.gelu(self.linear("ffn1", self.norm("ln_ffn", x[at]))))
@@ -176,36 +176,36 @@ class Reference:
         return x
 
 
-def samples(config: LlavaConfig):
+def samples(config: VlmConfig):
     return [
-        example(config, Text(2), Picture(3, crop=1), Text(4, guide=True), Text(2, target=True), seed=1),
-        example(config, Text(3, guide=True), seed=2),
-        example(config, Picture(1), Text(1), Picture(2), Text(3), seed=3),
+        example(config, Text(2), SampleImage(3, crop=1), Text(4, text_token=True), Text(2, target=True), seed=1),
+        example(config, Text(3, text_token=True), seed=2),
+        example(config, SampleImage(1), Text(1), SampleImage(2), Text(3), seed=3),
     ]
 
 
-def inputs(config: LlavaConfig):
+def inputs(config: VlmConfig):
     """A packed row of three samples, its states, and features of very different scales."""
     batch = pack(config, [samples(config)], tokens=80)
     rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(1, 80, config.text.hidden_size)).astype(np.float32)
-    shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.vision.hidden_size)
-    assert config.interlude is not None
-    levels = tuple((rng.normal(size=shape) * 10.0**-i).astype(np.float32) for i in range(len(config.interlude.levels)))
+    hidden = rng.normal(size=(1, 80, config.decoder.hidden_size)).astype(np.float32)
+    shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.encoder.hidden_size)
+    assert config.refusion is not None
+    levels = tuple((rng.normal(size=shape) * 10.0**-i).astype(np.float32) for i in range(len(config.refusion.levels)))
     return batch, hidden, levels
 
 
 def run(block: Block, hidden, levels, batch: Batch):
-    stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
-    model = tiny_config(interlude=block.config)
+    inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+    model = tiny_config(refusion=block.config)
     features = Features(block.config, model, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
-    return block(stream, VisionContext.of(batch, features, model.cells_per_tile)).hidden
+    return block(inputs, VisionContext.of(batch, features, model.cells_per_tile)).hidden
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_matches_torch_and_trains(name: str):
-    config = tiny_config(interlude=tiny_interlude(**OPTIONS[name]))
-    block = randomized(nnx.eval_shape(lambda: Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    config = tiny_config(refusion=tiny_refusion(**OPTIONS[name]))
+    block = randomized(nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     batch, hidden, levels = inputs(config)
 
     def loss(block, hidden):
@@ -220,7 +220,7 @@ def test_matches_torch_and_trains(name: str):
         at, tiles = slice(begin, begin + len(one.tokens)), slice(tile, tile + len(one.tile_image))
         states = torch.from_numpy(expected[at])
         features = [torch.from_numpy(level[0, tiles]).double() for level in levels]
-        expected[at] = reference(states, one.vision_cell, one.guide_mask, one.tile_image, features).numpy()
+        expected[at] = reference(states, one.vision_cell, one.text_token_mask, one.tile_image, features).numpy()
         begin, tile = at.stop, tiles.stop
     np.testing.assert_allclose(found[0], expected, atol=2e-5, rtol=1e-5)
     for path, gradient in params_of(gradients).items():
@@ -230,8 +230,8 @@ def test_matches_torch_and_trains(name: str):
 
 def test_every_choice_is_covered():
     """A new field or choice of VisionRememberConfig must be added to OPTIONS (or named in ELSEWHERE)."""
-    fields = {f.name for f in dataclasses.fields(tiny_interlude())} - ELSEWHERE
-    tried = {name: {getattr(tiny_interlude(**options), name) for options in OPTIONS.values()} for name in fields}
+    fields = {f.name for f in dataclasses.fields(tiny_refusion())} - ELSEWHERE
+    tried = {name: {getattr(tiny_refusion(**options), name) for options in OPTIONS.values()} for name in fields}
     assert {name for name, values in tried.items() if len(values) < 2} == set()
 
 
@@ -248,11 +248,11 @@ def test_every_choice_is_covered():
     ],
 )
 def test_what_it_adds_at_its_initial_values(options, identity: bool):
-    config = tiny_config(interlude=tiny_interlude(**options))
+    config = tiny_config(refusion=tiny_refusion(**options))
     batch, hidden, levels = inputs(config)
 
     @jax.jit
     def fresh():
-        return run(Block(config.interlude, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)), hidden, levels, batch)
+        return run(Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)), hidden, levels, batch)
 
     assert (np.asarray(fresh()) == hidden).all() == identity

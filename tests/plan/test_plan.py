@@ -19,8 +19,8 @@ from vr_jax.data.collate import collate
 from vr_jax.inference.generate import PromptBatch
 from vr_jax.inference.sampling import Sampling
 from vr_jax.model.batch import BatchShape
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan import __main__ as command
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
@@ -70,7 +70,7 @@ def program(recipe, topology):
 def real(program):
     """A state and a batch, as train.py has them."""
     with jax.set_mesh(program.mesh):
-        model = Llava(program.model, rngs=nnx.Rngs(0))
+        model = VisionLanguageModel(program.model, rngs=nnx.Rngs(0))
         state = create_state(program.tree, program.optimizer, program.abstract, model, 0)
     return state, put_batch(noise_batch(0), program.mesh)
 
@@ -127,7 +127,7 @@ def test_operations_of_the_paper_s_recipe_are_the_analytic_ones():
     )
     forward = forward_flops(program.model)
     repeated = tokens * (forward["decoder"] + tokens * forward["attention"])
-    repeated += tiles * forward["interludes"]
+    repeated += tiles * forward["refusion"]
     assert config.model.remat == "full"
     assert found == pytest.approx(needed + repeated, rel=0.05)
 
@@ -162,7 +162,7 @@ def test_decoding_is_planned_with_the_programs_of_generation(topology, recipe):
     request = Request(batch=4, text_tokens=8, new_tokens=8)
     config = _with(recipe, **{"mesh.fsdp": 4, "mesh.tensor": 2})
     found = plan_inference("tiny", config, topology, "decode", request)
-    text, layers = config.model.text, 2
+    text, layers = config.model.decoder, 2
     slots = found.settings["cache_tokens"]
     assert slots == found.settings["prompt_tokens"] + 8 == 4 + 8 + 8
     whole = 2 * layers * 4 * slots * text.num_kv_heads * (text.hidden_size // text.num_heads) * 2
@@ -186,7 +186,7 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(recipe):
         )
         with pytest.raises(AttributeError):  # nothing was compiled
             plan_inference("tiny", config, topology, "prefill", asked)
-    model = Llava(LlavaConfig.from_dict(config.model.to_dict()), rngs=nnx.Rngs(0))
+    model = VisionLanguageModel(VlmConfig.from_dict(config.model.to_dict()), rngs=nnx.Rngs(0))
     shape = BatchShape(rows=1, tokens=4 + 12, tiles=1, tile_size=16)
     with jax.set_mesh(sharding.mesh_of(config.mesh, devices=topology.devices)):
         generator = abstract_generator(model)

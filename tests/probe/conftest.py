@@ -1,4 +1,4 @@
-"""One tiny model directory and one generated data set, three pictures of which cannot be read."""
+"""One tiny model directory and one generated data set, three images of which cannot be read."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ QUICK = {"layers": LAYERS, "width": 32, "heads": 4, "epochs": 8, "batch_size": 6
 class Setting:
     checkpoint: Path
     data: Path
-    broken: tuple[str, str, str]  # a training picture, then two of validation
+    broken: tuple[str, str, str]  # a training image, then two of validation
 
 
 @pytest.fixture(scope="session")

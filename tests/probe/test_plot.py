@@ -16,11 +16,11 @@ def tap(name, kind, layer=None, accuracies=(0.5, 0.6)):
     return TapResult(name, kind, layer, name, 9, 16, accuracies, (1.0, 1.1))
 
 
-def result(label, *, interlude):
+def result(label, *, refusion):
     taps = [tap("encoder", "encoder"), tap("compressor", "compressor"), tap("projector", "projector")]
     taps.append(tap("layer 1", "layer", 1))
-    if interlude:
-        taps.append(tap("layer 1 + vision_remember", "interlude", 1, (0.7, 0.9)))
+    if refusion:
+        taps.append(tap("layer 1 + vision_remember", "refusion", 1, (0.7, 0.9)))
     taps += [tap("layer 4", "layer", 4), tap("layer 12", "layer", 12)]
     data = {"classes": 4, "train": 8, "val": 10, "path": label}
     settings = {"data": data, "heads": {"lr": 1e-3}}
@@ -29,14 +29,14 @@ def result(label, *, interlude):
 
 @pytest.fixture
 def folders(tmp_path):
-    for name, interlude in (("base", False), ("vr", True)):
+    for name, refusion in (("base", False), ("vr", True)):
         (tmp_path / name).mkdir()
-        write_results(tmp_path / name, result(name, interlude=interlude))
+        write_results(tmp_path / name, result(name, refusion=refusion))
     return [tmp_path / "base", tmp_path / "vr"]
 
 
 def test_taps_stand_in_the_order_of_the_forward_pass():
-    taps = result("vr", interlude=True).taps
+    taps = result("vr", refusion=True).taps
     assert sorted(taps, key=plot.position_of) == list(taps)
     assert [plot._tick(one) for one in taps][3:] == ["1", "1\n+VR", "4", "12"]
 
@@ -52,11 +52,11 @@ def test_two_models_in_one_figure(folders, tmp_path, capsys):
 
 
 def test_what_is_drawn(monkeypatch):
-    """Every tap of every model at its place; a model without interlude skips the places of one with it."""
+    """Every tap of every model at its place; a model without re-fusion block skips the places of one with it."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots()
-    base, vr = result("base", interlude=False), result("vr", interlude=True)
+    base, vr = result("base", refusion=False), result("vr", refusion=True)
     plot._fill(axes, [base, vr], ["one", "two"])
     lines = [line for line in axes.lines if len(line.get_xdata()) > 2]
     assert [list(line.get_xdata()) for line in lines if line.get_linestyle() == "-"] == [
@@ -71,7 +71,7 @@ def test_what_is_drawn(monkeypatch):
 
 
 def test_results_of_different_settings_get_a_word(folders, tmp_path, capsys):
-    other = result("vr", interlude=True)
+    other = result("vr", refusion=True)
     settings = {**other.settings, "data": {**other.settings["data"], "train": 80}}
     write_results(folders[1], dataclasses.replace(other, settings=settings))
     assert plot.main([*map(str, folders), f"--output={tmp_path / 'a.svg'}"]) == 0
@@ -79,7 +79,7 @@ def test_results_of_different_settings_get_a_word(folders, tmp_path, capsys):
 
 
 def test_equal_labels_get_their_paths():
-    both = [result("same", interlude=False)] * 2
+    both = [result("same", refusion=False)] * 2
     paths = [plot.Path("a/probe"), plot.Path("b/probe")]
     assert plot.labels_of(both, paths) == ["same (a/probe)", "same (b/probe)"]
     with pytest.raises(ProbeError, match=r"--labels has 1 name\(s\) for 2 result\(s\)"):
@@ -116,14 +116,14 @@ def test_an_unknown_kind_of_file(folders, capsys):
 
 
 def test_written_and_read_back(folders):
-    assert read_results(folders[1]) == result("vr", interlude=True)
+    assert read_results(folders[1]) == result("vr", refusion=True)
     assert json.loads((folders[1] / "results.json").read_text())["chance"] == 0.25
 
 
 def test_the_table():
-    lines = table(result("vr", interlude=True)).splitlines()
-    assert lines[0] == "vr: 4 classes, 8 training and 10 validation pictures"
+    lines = table(result("vr", refusion=True)).splitlines()
+    assert lines[0] == "vr: 4 classes, 8 training and 10 validation images"
     assert lines[6] == "layer 1 + vision_remember          9 x 16   80.0 ± 14.1 %"
     assert lines[9].split() == ["chance", "25.0", "%"]
     assert lines[10] == "left out: x (not there)"
-    assert lines[11] == "1 val picture(s) could not be read and count as wrong, e.g. a (b)"
+    assert lines[11] == "1 val image(s) could not be read and count as wrong, e.g. a (b)"

@@ -19,11 +19,11 @@ from tests.probe.conftest import LAYERS, QUICK
 from vr_jax.evaluation.main import fingerprint
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.model.config import single_tile
-from vr_jax.output_folder import claimed
+from vr_jax.output_folder import directory_lock
 from vr_jax.probe import tiny_imagenet
 from vr_jax.probe.head import make_heads
+from vr_jax.probe.images import Reader
 from vr_jax.probe.main import ProbeOptions, main, options_of
-from vr_jax.probe.pictures import Reader
 from vr_jax.probe.results import read_results
 from vr_jax.probe.taps import QUESTION, one_tile, prompt_batch, taps_of
 from vr_jax.probe.training import FitOptions, _count, fit
@@ -58,7 +58,7 @@ def test_everything_that_decides_the_numbers_is_written(result, setting):
     assert encoder["accuracy_spread"] == pytest.approx(np.std(encoder["accuracies"], ddof=1))
 
 
-def test_unreadable_pictures_are_named_and_validation_counts_them(result, setting):
+def test_unreadable_images_are_named_and_validation_counts_them(result, setting):
     found, _ = result
     assert found.unreadable["train"].keys() == {setting.broken[0]}
     assert found.unreadable["val"].keys() == set(setting.broken[1:])
@@ -67,7 +67,7 @@ def test_unreadable_pictures_are_named_and_validation_counts_them(result, settin
             assert accuracy * 64 == pytest.approx(round(accuracy * 64), abs=1e-9), "of all 64, not of the 62 readable"
 
 
-def test_an_unreadable_picture_is_wrong_whatever_the_head_says(setting):
+def test_an_unreadable_image_is_wrong_whatever_the_head_says(setting):
     data = tiny_imagenet.read(setting.data)
     (batch,) = Reader(data.folder, single_tile(24)).batches(data.val, 72)
     head = make_heads(5, 4, jax.numpy.arange(1), width=8, heads=2)
@@ -177,7 +177,7 @@ def test_a_mesh_that_does_not_exist(setting, tmp_path, capsys):
 
 def test_a_folder_that_another_run_writes_to(setting, tmp_path, capsys):
     flags = {"checkpoint": str(setting.checkpoint), "data": str(setting.data), "output": tmp_path}
-    with claimed(tmp_path, "results.json", overwrite=False):
+    with directory_lock(tmp_path, "results.json", overwrite=False):
         assert main(flags | {"overwrite": True}, None) == 1
     assert f"another run is writing to {tmp_path}; choose" in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_the_command_line_with_random_weights(command, setting, tmp_path, capfd)
     out, err = capfd.readouterr()
     assert status == 0, err[-3000:]
     lines = out.splitlines()
-    assert lines[0] == "tried out: 4 classes, 8 training and 8 validation pictures"
+    assert lines[0] == "tried out: 4 classes, 8 training and 8 validation images"
     assert [line.split("  ")[0] for line in lines[2:7]] == ["encoder", "compressor", "projector", "layer 2", "chance"]
     assert "2/2" in err, "no progress bar"
     found = read_results(tmp_path)

@@ -16,7 +16,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
 from vr_jax.inference.prompts import user_turn
 from vr_jax.model.config import ProjectorConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_raster
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.head import make_heads
@@ -35,7 +35,7 @@ def encoded(pixels) -> bytes:
 
 @pytest.fixture(scope="module")
 def tapped():
-    """Tokens of all taps, and what the model itself makes of the same pictures in the ordinary way."""
+    """Tokens of all taps, and what the model itself makes of the same images in the ordinary way."""
     model, processor = tiny.model(CONFIG), Processor(tiny.TOKENIZER, CONFIG)
     taps, _ = taps_of(CONFIG, (1, 2, 3))
     prompt = prompt_batch(processor, QUESTION)
@@ -110,9 +110,9 @@ def test_no_gradient_reaches_the_model():
     [("pixel_shuffle", 64), ("ldpv2", 24), ("perceiver", 16)],
 )
 def test_other_projectors_name_what_stands_for_the_compressor(projector, width):
-    config = dataclasses.replace(CONFIG, projector=ProjectorConfig(name=projector, stride=2), interlude=None)
+    config = dataclasses.replace(CONFIG, projector=ProjectorConfig(name=projector, stride=2), refusion=None)
     taps, left_out = taps_of(config, (1,))
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     prompt = prompt_batch(Processor(tiny.TOKENIZER, config), QUESTION)
     shapes = jax.eval_shape(lambda model: tapped_tokens(model, prompt, PIXELS, taps), model)
     assert shapes["compressor"].shape == (2, 9, width)
@@ -122,7 +122,7 @@ def test_other_projectors_name_what_stands_for_the_compressor(projector, width):
 
 
 def test_a_compressor_that_does_not_exist_is_left_out_by_name():
-    config = dataclasses.replace(CONFIG, projector=ProjectorConfig(name="mlp", stride=1), interlude=None)
+    config = dataclasses.replace(CONFIG, projector=ProjectorConfig(name="mlp", stride=1), refusion=None)
     taps, left_out = taps_of(config, (1,))
     assert [tap.name for tap in taps] == ["encoder", "projector", "layer 1"]
     assert left_out == {"compressor": "the projector 'mlp' does not compress: it would repeat the encoder"}

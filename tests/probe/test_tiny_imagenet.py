@@ -10,8 +10,8 @@ from PIL import Image
 from vr_jax.model.config import single_tile
 from vr_jax.probe import stand_in, tiny_imagenet
 from vr_jax.probe.errors import ProbeError
-from vr_jax.probe.pictures import Reader
-from vr_jax.probe.tiny_imagenet import Picture, subset
+from vr_jax.probe.images import Reader
+from vr_jax.probe.tiny_imagenet import LabelledImage, subset
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def test_the_stand_in_has_the_published_layout(generated):
         with Image.open(path) as image:
             assert (image.format, image.size) == ("JPEG", (64, 64))
             modes[image.mode] += 1
-    assert modes == {"RGB": 3 * 53, "L": 3}, "one grey-scale picture in each class"
+    assert modes == {"RGB": 3 * 53, "L": 3}, "one grey-scale image in each class"
 
 
 def test_labels_follow_folders_and_annotations(generated):
     data = tiny_imagenet.read(generated)
     assert (len(data.classes), len(data.train), len(data.val)) == (3, 150, 12)
-    for picture in data.train:
-        assert picture.name.split("/")[1] == data.classes[picture.label]
+    for image in data.train:
+        assert image.name.split("/")[1] == data.classes[image.label]
     annotated = dict(
         line.split("\t")[:2] for line in (generated / "val" / "val_annotations.txt").read_text().splitlines()
     )
@@ -116,9 +116,9 @@ DAMAGES = {
         "line 13: val_2.JPEG has an annotation already",
     ),
     "no annotations": (lambda d: (d / "val/val_annotations.txt").write_text("\n"), "val_annotations.txt is empty"),
-    "picture without annotation": (
+    "image without annotation": (
         lambda d: shutil.copy(d / "val/images/val_0.JPEG", d / "val/images/val_77.JPEG"),
-        "has pictures without annotation: 'val_77.JPEG'",
+        "has images without annotation: 'val_77.JPEG'",
     ),
 }
 
@@ -139,15 +139,15 @@ def test_no_folder():
 
 
 def test_a_subset_takes_as_many_of_every_class():
-    pictures = tuple(Picture(f"{label}/{k}", label) for label in range(4) for k in range(20))
-    counts = Counter(picture.label for picture in subset(pictures, 30, seed=3))
+    images = tuple(LabelledImage(f"{label}/{k}", label) for label in range(4) for k in range(20))
+    counts = Counter(image.label for image in subset(images, 30, seed=3))
     assert sorted(counts.values()) == [7, 7, 8, 8]
-    assert subset(pictures, 30, seed=3) == subset(pictures, 30, seed=3) != subset(pictures, 30, seed=4)
-    assert subset(pictures, 0, seed=3) == pictures
-    uneven = (*pictures, *(Picture(f"4/{k}", 4) for k in range(2)))
-    assert Counter(picture.label for picture in subset(uneven, 42, seed=0)) == {0: 10, 1: 10, 2: 10, 3: 10, 4: 2}
-    with pytest.raises(ProbeError, match="81 pictures are asked for, the data has 80"):
-        subset(pictures, 81, seed=0)
+    assert subset(images, 30, seed=3) == subset(images, 30, seed=3) != subset(images, 30, seed=4)
+    assert subset(images, 0, seed=3) == images
+    uneven = (*images, *(LabelledImage(f"4/{k}", 4) for k in range(2)))
+    assert Counter(image.label for image in subset(uneven, 42, seed=0)) == {0: 10, 1: 10, 2: 10, 3: 10, 4: 2}
+    with pytest.raises(ProbeError, match="81 images are asked for, the data has 80"):
+        subset(images, 81, seed=0)
 
 
 def test_batches_are_full_in_order_and_name_what_cannot_be_read(folder):
@@ -171,7 +171,7 @@ def test_batches_are_full_in_order_and_name_what_cannot_be_read(folder):
     assert reader.unreadable[data.val[2].name].startswith("missing_image: ")
 
 
-def test_grey_pictures_become_three_equal_channels(generated):
+def test_grey_images_become_three_equal_channels(generated):
     data = tiny_imagenet.read(generated)
     (grey,) = [p for p in data.train if p.name.endswith("n10000000_49.JPEG")]
     (batch,) = Reader(generated, single_tile(64)).batches([grey], 1)

@@ -8,17 +8,17 @@ from flax import nnx
 
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import (
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
     single_tile,
 )
-from vr_jax.model.config_base import InterludeConfig
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.sva import SvaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config_base import RefusionConfig
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, peak_flops, step_flops
 
 GIGA = 1e9
@@ -27,23 +27,23 @@ GIGA = 1e9
 def test_counts_of_the_paper_models():
     """methods.md 9.2: forward GFLOP per tile and token."""
     plain = VisionRememberConfig(cross_attention="plain", insert_after=(1,))
-    got = forward_flops(LlavaConfig(interlude=plain))
+    got = forward_flops(VlmConfig(refusion=plain))
     assert got["encoder"] / GIGA == pytest.approx(365.6, abs=0.1)  # 23 blocks run
-    assert forward_flops(LlavaConfig(vision_feature_layer=24))["encoder"] / GIGA == pytest.approx(381.4, abs=0.1)
+    assert forward_flops(VlmConfig(vision_feature_layer=24))["encoder"] / GIGA == pytest.approx(381.4, abs=0.1)
     assert got["projector"] / GIGA == pytest.approx(0.22, abs=0.01)
-    assert got["interludes"] / GIGA == pytest.approx(25.3, abs=0.05)
+    assert got["refusion"] / GIGA == pytest.approx(25.3, abs=0.05)
     assert got["decoder"] / GIGA == pytest.approx(0.716, abs=0.001)
-    sva = forward_flops(LlavaConfig(interlude=SvaConfig(insert_after=(1,))))["interludes"]
-    both = forward_flops(LlavaConfig(interlude=SvaConfig()))["interludes"]
+    sva = forward_flops(VlmConfig(refusion=SvaConfig(insert_after=(1,))))["refusion"]
+    both = forward_flops(VlmConfig(refusion=SvaConfig()))["refusion"]
     aux = 2 * sva - both
     # Cambrian projects a tile's context for each of its 64 queries, we once.
     assert (sva - aux + 63 * 2 * 1024**2) / GIGA == pytest.approx(3.3, abs=0.05)
     assert aux / GIGA == pytest.approx(2.4, abs=0.05)
-    assert forward_flops(LlavaConfig(interlude=DeepStackConfig()))["interludes"] / GIGA == pytest.approx(0.66, abs=0.01)
-    mergers = forward_flops(LlavaConfig(interlude=DeepStackConfig(merger="qwen3_vl")))["interludes"]
+    assert forward_flops(VlmConfig(refusion=DeepStackConfig()))["refusion"] / GIGA == pytest.approx(0.66, abs=0.01)
+    mergers = forward_flops(VlmConfig(refusion=DeepStackConfig(merger="qwen3_vl")))["refusion"]
     assert mergers / GIGA == pytest.approx(35.8, abs=0.05)
     large = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4)
-    assert forward_flops(LlavaConfig(text=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
+    assert forward_flops(VlmConfig(text=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
 
 
 def dot_flops(jaxpr, times=1):
@@ -71,19 +71,19 @@ def dot_flops(jaxpr, times=1):
     return total
 
 
-def tiny(other: InterludeConfig | None = None, **options):
-    interlude = other
+def tiny(other: RefusionConfig | None = None, **options):
+    refusion = other
     if options:
-        interlude = VisionRememberConfig(insert_after=(1, 3), levels=(1, 2), **options)
-    return LlavaConfig(
-        vision=SiglipConfig(
+        refusion = VisionRememberConfig(insert_after=(1, 3), levels=(1, 2), **options)
+    return VlmConfig(
+        encoder=SiglipConfig(
             hidden_size=16, intermediate_size=40, num_layers=3, num_heads=2, image_size=16, patch_size=2
         ),
-        text=Qwen2Config(
+        decoder=Qwen2Config(
             vocab_size=50, hidden_size=24, intermediate_size=56, num_layers=4, num_heads=3, num_kv_heads=1
         ),
         projector=ProjectorConfig(stride=4),
-        interlude=interlude,
+        refusion=refusion,
         image=single_tile(16),
         vision_feature_layer=2,
     )
@@ -98,7 +98,7 @@ def full_row(config, tokens=16, tiles=2):
         positions=jnp.arange(tokens)[None],
         segment_ids=ones,
         loss_mask=ones > 0,
-        guide_mask=ones > 0,
+        text_token_mask=ones > 0,
         vision_cell=jnp.asarray(cells),
         tile_pixels=jnp.zeros((1, tiles, 16, 16, 3), jnp.uint8),
         tile_segment=jnp.ones((1, tiles), jnp.int32),
@@ -107,7 +107,7 @@ def full_row(config, tokens=16, tiles=2):
 
 
 @pytest.mark.parametrize(
-    "interlude",
+    "refusion",
     [
         {},
         {"cross_attention": "plain"},
@@ -124,38 +124,38 @@ def full_row(config, tokens=16, tiles=2):
         {"other": SvaConfig(insert_after=(1, 3), levels=(2,), width=32, heads=4, depth=2)},
     ],
 )
-def test_counts_equal_the_dot_products_of_the_model(interlude):
-    config = tiny(**interlude)
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+def test_counts_equal_the_dot_products_of_the_model(refusion):
+    config = tiny(**refusion)
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     batch = full_row(config)
     traced = dot_flops(jax.make_jaxpr(lambda m, b: m.logits(m(b)[0]))(model, batch).jaxpr)
 
     got = forward_flops(config)
     tiles, tokens = 2, 16
-    expected = tiles * (got["encoder"] + got["projector"] + got["interludes"])
+    expected = tiles * (got["encoder"] + got["projector"] + got["refusion"])
     # The traced model computes every pair of the row and every position's logits.
     expected += tokens * (got["decoder"] + got["head"]) + tokens**2 * got["attention"]
-    if getattr(config.interlude, "self_attention", False):
-        blocks, width = len(config.interlude.insert_after), config.text.hidden_size
+    if getattr(config.refusion, "self_attention", False):
+        blocks, width = len(config.refusion.insert_after), config.decoder.hidden_size
         scores = 4 * tokens * (tokens + tiles) * width  # left out of the count: attention among vision tokens
         other_tokens = 8 * (tokens - tiles * config.cells_per_tile) * width**2  # computed in token space, not needed
-        guide_kv = 4 * tiles * width**2
-        expected += blocks * (scores + other_tokens + guide_kv)
-    if interlude.get("cross_attention") == "absorbed":
-        inner = 2 * config.vision.hidden_size
+        text_token_kv = 4 * tiles * width**2
+        expected += blocks * (scores + other_tokens + text_token_kv)
+    if refusion.get("cross_attention") == "absorbed":
+        inner = 2 * config.encoder.hidden_size
         expected += 2 * 2 * inner**2  # folding the norm's bias into the value bias, once per block
-    if interlude.get("ffn_multiplier"):
-        expected += 2 * 4 * (tokens - tiles * config.cells_per_tile) * 4 * config.text.hidden_size**2
+    if refusion.get("ffn_multiplier"):
+        expected += 2 * 4 * (tokens - tiles * config.cells_per_tile) * 4 * config.decoder.hidden_size**2
     assert traced == expected
 
 
 def test_backward_costs_follow_what_is_trained():
     config, unit = tiny(cross_attention="plain"), {"tiles": 3, "tokens": 7, "pairs": 28, "targets": 2}
     forward = forward_flops(config)
-    phase1 = step_flops(config, ["projector.fc1.kernel", "decoder.interludes.0.up.kernel"])
+    phase1 = step_flops(config, ["projector.fc1.kernel", "decoder.refusion.0.up.kernel"])
     assert phase1.per_token == 2 * forward["decoder"]
     assert phase1.per_target == 2 * forward["head"]
-    assert phase1.per_tile == forward["encoder"] + 3 * (forward["projector"] + forward["interludes"])
+    assert phase1.per_tile == forward["encoder"] + 3 * (forward["projector"] + forward["refusion"])
     phase2 = step_flops(config, ["projector.fc1.kernel", "decoder.stages.0.mlp.up.kernel", "decoder.embed.embedding"])
     assert phase2.per_token == 3 * forward["decoder"]
     assert phase2.per_target == 3 * forward["head"]

@@ -241,7 +241,7 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path, capsys):
 
 
 def test_another_model_does_not_continue_a_run(copy, capsys):
-    config = tiny_recipe(**{"model.text.intermediate_size": 72})
+    config = tiny_recipe(**{"model.decoder.intermediate_size": 72})
     with pytest.raises(SystemExit) as stop:
         cli.run(config, copy, open_inputs=noise_inputs())
     assert stop.value.code == 2
@@ -295,6 +295,6 @@ def test_tensorboard_has_the_numbers(tmp_path):
 
 
 def test_frozen_parameters_are_exported_in_their_own_precision(whole):
-    vision = arrays(whole)["vision.patch_embed.kernel"]
+    vision = arrays(whole)["encoder.patch_embed.kernel"]
     assert vision.dtype == jnp.float32
     np.testing.assert_array_equal(vision, vision.astype(jnp.bfloat16).astype(jnp.float32))

@@ -139,7 +139,7 @@ def test_targets_stay_inside_their_sample():
     batch = Batch(
         **{**fields, "loss_mask": fields["loss_mask"].astype(bool)},
         positions=fields["tokens"],
-        guide_mask=fields["tokens"],
+        text_token_mask=fields["tokens"],
         vision_cell=fields["tokens"],
         tile_pixels=jnp.zeros((1, 0, 2, 2, 3)),
         tile_segment=jnp.zeros((1, 0)),

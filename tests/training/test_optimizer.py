@@ -14,14 +14,14 @@ SHAPES = {
     "projector.fc1.kernel": (4, 3),
     "projector.fc1.bias": (3,),
     "decoder.stages.0.input_norm.scale": (2, 3),
-    "vision.patch_embed.kernel": (3, 5),
+    "encoder.patch_embed.kernel": (3, 5),
 }
 STEPS = 25
 
 
 def test_trajectory_equals_torch_adamw_with_clipping_groups_and_cosine():
     config = OptimizerConfig(
-        lr=3e-2, weight_decay=0.1, clip_norm=1.0, warmup_ratio=0.1, lr_groups=(("vision.*", 2e-3),)
+        lr=3e-2, weight_decay=0.1, clip_norm=1.0, warmup_ratio=0.1, lr_groups=(("encoder.*", 2e-3),)
     )
     rng = np.random.default_rng(0)
     start = {k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
@@ -34,7 +34,7 @@ def test_trajectory_equals_torch_adamw_with_clipping_groups_and_cosine():
             {
                 "params": [w],
                 "weight_decay": 0.1 if decays(k) else 0.0,
-                "lr": 2e-3 if k.startswith("vision.") else 3e-2,
+                "lr": 2e-3 if k.startswith("encoder.") else 3e-2,
             }
             for k, w in weights.items()
         ],
@@ -66,7 +66,7 @@ def test_no_decay_on_biases_and_norms():
         "projector.fc1.kernel": True,
         "projector.fc1.bias": False,
         "decoder.stages.0.input_norm.scale": False,
-        "vision.patch_embed.kernel": True,
+        "encoder.patch_embed.kernel": True,
     }
 
 

@@ -14,7 +14,7 @@ from vr_jax.training.program import abstract_batch, build_program, parts_of, tot
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_abstract_batch_is_that_of_collate_and_put_batch(weighted):
-    model = tiny_config(**({"image": anyres9_all36(16), "interlude": None} if weighted else {}))
+    model = tiny_config(**({"image": anyres9_all36(16), "refusion": None} if weighted else {}))
     mesh = sharding.make_mesh()
     shape = BatchShape(rows=8, tokens=24, tiles=2, tile_size=16)
     real = put_batch(collate([], shape, weighted_cells=model.image.may_interpolate).batch, mesh)

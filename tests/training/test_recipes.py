@@ -8,7 +8,7 @@ import pytest
 
 from vr_jax import sharding
 from vr_jax.model import paper
-from vr_jax.model.config import ConfigError, LlavaConfig
+from vr_jax.model.config import ConfigError, VlmConfig
 from vr_jax.training import recipe
 from vr_jax.training.inputs import InputError, check_batch
 from vr_jax.training.optimizer import OptimizerConfig
@@ -29,7 +29,7 @@ def get_config(name, *variant):
 @pytest.mark.parametrize("name", PAPER)
 def test_trained_parameters(name, variant):
     config = get_config(name, variant)
-    tree = ModelTree(LlavaConfig.from_dict(config.model.to_dict()))
+    tree = ModelTree(VlmConfig.from_dict(config.model.to_dict()))
     trained = sum(math.prod(tree.shapes[path].shape) for path in tree.trainable(config.trainable)) / 1e6
     expected = PROJECTOR[name] + (0 if variant.endswith("baseline") else BLOCKS[name])
     if variant.startswith("phase2"):
@@ -47,8 +47,8 @@ def test_the_papers_table(name):
     grids = phase2.model.image.grids
     assert (phase2.model.image.aspect_ratio, max(w * h for w, h in grids)) == ("anyres_max", 9)
     for config in (phase1, phase2):
-        assert tuple(config.model.interlude.insert_after) == (1, 4)
-        assert tuple(config.model.interlude.levels) == (7, 15, 23)
+        assert tuple(config.model.refusion.insert_after) == (1, 4)
+        assert tuple(config.model.refusion.levels) == (7, 15, 23)
         assert config.model.projector.to_dict() == {"name": "pool", "stride": 3}
         assert config.model.dtype == "bfloat16"
         assert (config.epochs, config.steps, config.data.packing) == (1.0, 0, True)
@@ -62,7 +62,7 @@ def test_the_papers_table(name):
 def test_every_recipe_can_be_built():
     for name, *variant in (("demo",), ("real_charts", "phase1"), ("real_charts", "phase2")):
         config = get_config(name, *variant)
-        ModelTree(LlavaConfig.from_dict(config.model.to_dict())).trainable(config.trainable)
+        ModelTree(VlmConfig.from_dict(config.model.to_dict())).trainable(config.trainable)
         OptimizerConfig(**config.optimizer.to_dict())
 
 
@@ -95,14 +95,14 @@ def test_every_row_of_the_papers_tables_builds(row):
     for size, text in paper.TEXTS.items():
         for phase in recipe.PHASES:
             config = get_config("tables.paper", f"{row}/{size}/{phase}")
-            model = LlavaConfig.from_dict(config.model.to_dict())
-            assert (model.text, model.pruning) == (text, None)
+            model = VlmConfig.from_dict(config.model.to_dict())
+            assert (model.decoder, model.pruning) == (text, None)
             assert model.projector.name == system.projector["name"]
-            assert (model.interlude and model.interlude.name) == (system.interlude and system.interlude["name"])
+            assert (model.refusion and model.refusion.name) == (system.refusion and system.refusion["name"])
             grids = 4 if row.startswith("table5") else 9
             assert phase == "phase1" or model.image.max_tiles_per_image == 1 + grids
             assert ("eval" in config and "pruning" in config.eval) == (system.pruning is not None)
-            # The largest picture and a question fit into a row.
+            # The largest image and a question fit into a row.
             newlines = model.cells_per_side * grids
             assert phase == "phase1" or config.batch.tokens >= (1 + grids) * model.cells_per_tile + newlines + 512
             assert config.batch.tiles >= model.image.max_tiles_per_image

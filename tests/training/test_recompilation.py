@@ -17,7 +17,7 @@ WARM_UP = 2
 
 
 class PackedNoise:
-    """Samples of many lengths, with a picture and without, packed and collated as the pipeline does it. Notes what was
+    """Samples of many lengths, with an image and without, packed and collated as the pipeline does it. Notes what was
     compiled by the time that each batch was asked for."""
 
     def __init__(self, config, compiled):
@@ -42,7 +42,7 @@ class PackedNoise:
             id=str(self.number),
             tokens=self.rng.integers(1, VOCABULARY, len(cells) + text).astype(np.int32),
             loss_mask=np.arange(len(cells) + text) > len(cells) + 1,
-            guide_mask=np.arange(len(cells) + text) == len(cells),
+            text_token_mask=np.arange(len(cells) + text) == len(cells),
             vision_cell=np.append(cells, np.full(text, -1)).astype(np.int32),
             tile_pixels=self.rng.integers(0, 256, (len(cells) // CELLS, TILE, TILE, 3)).astype(np.uint8),
             tile_image=np.ones(len(cells) // CELLS, np.int32),

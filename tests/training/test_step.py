@@ -12,7 +12,7 @@ from flax import nnx
 from tests.helpers import quick
 from tests.training.tiny import noise_batch, tiny_config
 from vr_jax import sharding
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import warm_start
 from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vr_jax.training.state import (
@@ -26,7 +26,7 @@ from vr_jax.training.state import (
 from vr_jax.training.step import batch_counts, make_train_step, split_micro_batches
 
 PHASE2 = ("decoder.*", "projector.*", "image_newline")
-PHASE1 = ("decoder.interludes.*", "projector.*")
+PHASE1 = ("decoder.refusion.*", "projector.*")
 STEPS = 5
 
 
@@ -121,13 +121,13 @@ def test_one_step_equals_plain_full_logits_training(single):
 def test_only_the_trainable_subset_moves_has_moments_and_gradients():
     phase1 = run((1, 2, 1), globs=PHASE1, frozen_dtype="bfloat16", batches=2)
     state, start = phase1.state, phase1.start
-    assert all(p.startswith(("projector.", "decoder.interludes.")) for p in state.params)
+    assert all(p.startswith(("projector.", "decoder.refusion.")) for p in state.params)
     assert {x.dtype for x in state.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in state.params.values()} == {jnp.dtype(jnp.float32)}
     jax.tree.map(np.testing.assert_array_equal, state.frozen, start.frozen)
     moved = [p for p in state.params if np.any(state.params[p] != start.params[p])]
     # With absorbed keys the key bias cancels in the softmax: it has no gradient.
-    assert set(state.params) - set(moved) <= {"decoder.interludes.0.cross_attn.k.bias"}
+    assert set(state.params) - set(moved) <= {"decoder.refusion.0.cross_attn.k.bias"}
     trained = sum(x.size for x in state.params.values())
     held = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
     assert held == 2 * trained
@@ -165,15 +165,15 @@ def test_a_batch_without_targets_changes_nothing(single):
 
 def test_model_tree_is_the_model():
     config = tiny_config()
-    tree, model = ModelTree(config), Llava(config, rngs=nnx.Rngs(3))
+    tree, model = ModelTree(config), VisionLanguageModel(config, rngs=nnx.Rngs(3))
     rebuilt = tree.build(tree.flatten(model))
     assert jax.tree.structure(rebuilt) == jax.tree.structure(model)
     assert all(a is b for a, b in zip(jax.tree.leaves(rebuilt), jax.tree.leaves(model), strict=True))
 
 
 def test_trainable_globs_that_match_nothing_are_named():
-    tree = ModelTree(tiny_config(interlude=None))
-    with pytest.raises(TrainableError, match=r"'decoder\.interludes\.\*' matches no parameter.*projector\.fc1"):
+    tree = ModelTree(tiny_config(refusion=None))
+    with pytest.raises(TrainableError, match=r"'decoder\.refusion\.\*' matches no parameter.*projector\.fc1"):
         tree.trainable(PHASE1)
     with pytest.raises(TrainableError, match="empty"):
         tree.trainable([])

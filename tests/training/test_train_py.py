@@ -30,15 +30,15 @@ def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
     done = train(
         *("--config=configs/demo.py", f"--workdir={tmp_path}", "--config.steps=2", "--config.optimizer.lr=0.5"),
         *("--config.optimizer.warmup_ratio=0.0", "--config.batch.rows=4", "--config.tensorboard=False"),
-        *("--config.model.interlude.insert_after=(1,)", "--config.model.interlude.cross_heads=2"),
+        *("--config.model.refusion.insert_after=(1,)", "--config.model.refusion.cross_heads=2"),
         "--config.trainable=('projector.*', 'decoder.*')",
     )
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [1, 2]
     assert records[0]["lr"] == pytest.approx(0.5)
-    interlude = read_config(tmp_path / "model").interlude
-    assert (interlude.insert_after, interlude.cross_heads) == ((1,), 2)
+    refusion = read_config(tmp_path / "model").refusion
+    assert (refusion.insert_after, refusion.cross_heads) == ((1,), 2)
     assert "step 2 of 2" in done.stderr
 
 

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from vr_jax.data.types import HostBatch
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import (
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
     VisionRememberConfig,
+    VlmConfig,
     single_tile,
 )
 from vr_jax.training import recipe
@@ -24,13 +24,13 @@ from vr_jax.training.inputs import Inputs
 TILE, CELLS, VOCABULARY = 16, 4, 64
 
 
-def tiny_config(**changes) -> LlavaConfig:
+def tiny_config(**changes) -> VlmConfig:
     """Every width is a multiple of 8, so that each mesh of 8 devices divides it."""
     fields = {
-        "vision": SiglipConfig(
+        "encoder": SiglipConfig(
             hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, image_size=TILE, patch_size=4
         ),
-        "text": Qwen2Config(
+        "decoder": Qwen2Config(
             vocab_size=VOCABULARY,
             hidden_size=32,
             intermediate_size=64,
@@ -39,22 +39,22 @@ def tiny_config(**changes) -> LlavaConfig:
             num_kv_heads=2,
         ),
         "projector": ProjectorConfig(stride=2),
-        "interlude": VisionRememberConfig(insert_after=(1,), levels=(1, 2), init="torch_default"),
+        "refusion": VisionRememberConfig(insert_after=(1,), levels=(1, 2), init="torch_default"),
         "image": single_tile(TILE),
         "vision_feature_layer": 2,
     }
-    return LlavaConfig(**{**fields, **changes})
+    return VlmConfig(**{**fields, **changes})
 
 
 def noise_batch(seed: int, rows: int = 8, tokens: int = 24) -> Batch:
-    """Each row: two samples of a picture and some text, and padding; numbers of targets differ among rows."""
+    """Each row: two samples of an image and some text, and padding; numbers of targets differ among rows."""
     rng = np.random.default_rng(seed)
     fields = {
         "tokens": rng.integers(1, VOCABULARY, (rows, tokens)).astype(np.int32),
         "positions": np.zeros((rows, tokens), np.int32),
         "segment_ids": np.zeros((rows, tokens), np.int32),
         "loss_mask": np.zeros((rows, tokens), bool),
-        "guide_mask": np.zeros((rows, tokens), bool),
+        "text_token_mask": np.zeros((rows, tokens), bool),
         "vision_cell": np.full((rows, tokens), NO_CELL, np.int32),
         "tile_pixels": rng.integers(0, 256, (rows, 2, TILE, TILE, 3)).astype(np.uint8),
         "tile_segment": np.tile(np.int32([1, 2]), (rows, 1)),
@@ -67,7 +67,7 @@ def noise_batch(seed: int, rows: int = 8, tokens: int = 24) -> Batch:
             fields["positions"][row, begin:end] = np.arange(end - begin)
             fields["segment_ids"][row, begin:end] = segment + 1
             fields["vision_cell"][row, begin : begin + CELLS] = segment * CELLS + np.arange(CELLS)
-            fields["guide_mask"][row, begin + CELLS] = True
+            fields["text_token_mask"][row, begin + CELLS] = True
             fields["loss_mask"][row, begin + CELLS + 1 : end] = True
             begin = end
     return Batch(**fields)

@@ -44,12 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="directory of SigLIP, Qwen2, LLaVA-OneVision, LLaVA-NeXT or a LLaVA in its own layout",
     )
-    incoming.add_argument("--vision", type=Path, help="SigLIP directory, for what --from lacks, or with --text alone")
-    incoming.add_argument("--text", type=Path, help="Qwen2 directory, likewise")
+    incoming.add_argument("--encoder", type=Path, help="SigLIP directory, for what --from lacks, or with --decoder alone")
+    incoming.add_argument("--decoder", type=Path, help="Qwen2 directory, likewise")
     incoming.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: that of each tensor")
     incoming.set_defaults(
         run=lambda o: import_checkpoint(
-            o.source, o.to, vision=o.vision, text=o.text, dtype=o.dtype, overwrite=o.overwrite
+            o.source, o.to, encoder=o.encoder, decoder=o.decoder, dtype=o.dtype, overwrite=o.overwrite
         )
     )
 

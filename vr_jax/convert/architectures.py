@@ -25,13 +25,13 @@ from vr_jax.convert.tables import (
 from vr_jax.convert.weights import Checkpoint, Tensor, read_json
 from vr_jax.model_directory import FORMAT
 
-# The sections of a LlavaConfig that own parameters, by the beginning of their merged paths (first match counts).
+# The sections of a VlmConfig that own parameters, by the beginning of their merged paths (first match counts).
 SECTION_OF = (
-    ("vision.", "vision"),
+    ("encoder.", "encoder"),
     ("projector.", "projector"),
     ("image_newline", "projector"),
-    ("decoder.interlude", "interlude"),  # the blocks, and what prepares the features for them
-    ("decoder.", "text"),
+    ("decoder.refusion", "refusion"),  # the blocks, and what prepares the features for them
+    ("decoder.", "decoder"),
 )
 
 
@@ -73,7 +73,7 @@ SIGLIP = Architecture(
     name="SigLIP",
     classes=("SiglipModel", "SiglipVisionModel"),
     model_types=("siglip", "siglip_vision_model"),
-    tables={"vision": prefixed("vision_model.", VISION)},
+    tables={"encoder": prefixed("vision_model.", VISION)},
     renames=((r"^(embeddings|encoder|post_layernorm|head)\.", r"vision_model.\1."),),
     ignored=(
         _HEAD,
@@ -86,7 +86,7 @@ QWEN2 = Architecture(
     name="Qwen2",
     classes=("Qwen2ForCausalLM",),
     model_types=("qwen2",),
-    tables={"text": (*prefixed("model.", TEXT), *HEAD)},
+    tables={"decoder": (*prefixed("model.", TEXT), *HEAD)},
     ignored=(_BUFFERS,),
 )
 HF_LLAVA = Architecture(
@@ -94,8 +94,8 @@ HF_LLAVA = Architecture(
     classes=("LlavaOnevisionForConditionalGeneration", "LlavaNextForConditionalGeneration"),
     model_types=("llava_onevision", "llava_next"),
     tables={
-        "vision": prefixed("vision_tower.vision_model.", VISION),
-        "text": (*prefixed("language_model.model.", TEXT), *prefixed("language_model.", HEAD)),
+        "encoder": prefixed("vision_tower.vision_model.", VISION),
+        "decoder": (*prefixed("language_model.model.", TEXT), *prefixed("language_model.", HEAD)),
         "projector": (
             *mlp_projector("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
             *newline("image_newline"),
@@ -116,14 +116,14 @@ LLAVA = Architecture(
     classes=("LlavaQwenForCausalLM",),
     model_types=("llava_qwen",),
     tables={
-        "vision": prefixed(f"{_TOWER}vision_model.", VISION),
-        "text": (*prefixed("model.", TEXT), *HEAD),
+        "encoder": prefixed(f"{_TOWER}vision_model.", VISION),
+        "decoder": (*prefixed("model.", TEXT), *HEAD),
         "projector": newline("model.image_newline"),
-        "interlude": (),
+        "refusion": (),
     },
     methods={
         "projector": LLAVA_PROJECTORS,
-        "interlude": {
+        "refusion": {
             "deepstack": prefixed("model.", DEEPSTACK),
             "sva": prefixed("model.", SVA),
             "vision_remember": prefixed("model.vision_remember.", VISION_REMEMBER),

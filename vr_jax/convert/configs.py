@@ -1,4 +1,4 @@
-"""config.json of the foreign formats to and from the sections of LlavaConfig.
+"""config.json of the foreign formats to and from the sections of VlmConfig.
 
 Only what our model computes is accepted: a field that would change the function and that we lack stops the import."""
 
@@ -14,10 +14,10 @@ from typing import Any
 from vr_jax.convert.errors import ConvertError
 from vr_jax.model.config import (
     ImageConfig,
-    LlavaConfig,
     ProjectorConfig,
     Qwen2Config,
     SiglipConfig,
+    VlmConfig,
 )
 
 IMAGE_TOKEN = 151646  # `<image>` of the llava-onevision-qwen2 tokenizers
@@ -134,7 +134,7 @@ def write_qwen2(config: Qwen2Config) -> dict[str, Any]:
     }
 
 
-def read_hf_llava(values: Mapping[str, Any], file: Path) -> LlavaConfig:
+def read_hf_llava(values: Mapping[str, Any], file: Path) -> VlmConfig:
     """LlavaOnevisionForConditionalGeneration and LlavaNextForConditionalGeneration, SigLIP and Qwen2 inside."""
     from transformers import LlavaNextConfig, LlavaOnevisionConfig
 
@@ -158,19 +158,19 @@ def read_hf_llava(values: Mapping[str, Any], file: Path) -> LlavaConfig:
     aspect = full.vision_aspect_ratio if onevision else "anyres"
     pinpoints = [(width, height) for height, width in full.image_grid_pinpoints]
     image = _image_config(aspect, pinpoints, vision.image_size, unpad=True, rounding="round7", file=file)
-    return LlavaConfig(
-        vision=vision,
-        text=read_qwen2(text, file),
+    return VlmConfig(
+        encoder=vision,
+        decoder=read_qwen2(text, file),
         projector=ProjectorConfig(name="mlp", stride=1),
         image=image,
         vision_feature_layer=_hidden_state(full.vision_feature_layer, vision.num_layers, file),
     )
 
 
-def hf_llava_obstacle(config: LlavaConfig) -> str | None:
+def hf_llava_obstacle(config: VlmConfig) -> str | None:
     """Why transformers has no class for this model; None if it has."""
-    if config.interlude is not None:
-        return f"interlude {config.interlude.name!r}"
+    if config.refusion is not None:
+        return f"re-fusion block {config.refusion.name!r}"
     if config.projector.name != "mlp":
         return f"projector {config.projector.name!r}"
     if not (config.image.is_anyres and config.image.unpad):
@@ -178,20 +178,20 @@ def hf_llava_obstacle(config: LlavaConfig) -> str | None:
     return None
 
 
-def write_hf_llava(config: LlavaConfig, image_token: int = IMAGE_TOKEN) -> dict[str, Any]:
+def write_hf_llava(config: VlmConfig, image_token: int = IMAGE_TOKEN) -> dict[str, Any]:
     onevision = config.image.aspect_ratio == "anyres_max"
     tile = config.image.tile_size
     name = "LlavaOnevision" if onevision else "LlavaNext"
-    text = write_qwen2(config.text)
+    text = write_qwen2(config.decoder)
     return {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": "llava_onevision" if onevision else "llava_next",
-        "vision_config": write_siglip(config.vision),
+        "vision_config": write_siglip(config.encoder),
         "text_config": text,
-        "tie_word_embeddings": config.text.tie_word_embeddings,
+        "tie_word_embeddings": config.decoder.tie_word_embeddings,
         "image_token_index": image_token,
         "image_grid_pinpoints": [[rows * tile, columns * tile] for columns, rows in config.image.grids],
-        "vision_feature_layer": config.vision_feature_layer - config.vision.num_layers - 1,
+        "vision_feature_layer": config.vision_feature_layer - config.encoder.num_layers - 1,
         "vision_feature_select_strategy": "full",
         "projector_hidden_act": "gelu",
         **(
@@ -207,47 +207,47 @@ def read_llava(
     file: Path,
     *,
     own_layers: int,
-    vision: SiglipConfig | None,
-    text: Qwen2Config | None,
-) -> LlavaConfig:
+    encoder: SiglipConfig | None,
+    decoder: Qwen2Config | None,
+) -> VlmConfig:
     """LLaVA's own config.json (LlavaQwenForCausalLM), or one of our exports.
 
-    own_layers: encoder blocks in the checkpoint itself, 0 for none. vision, text: of separately given parts."""
+    own_layers: encoder blocks in the checkpoint itself, 0 for none. encoder, decoder: of separately given parts."""
     if "vr_jax" in values:
-        return LlavaConfig.from_dict(values["vr_jax"])
+        return VlmConfig.from_dict(values["vr_jax"])
     _require(values, _LLAVA_FIXED, file)
-    if vision is None:
-        vision = _tower(values, file)
-    depth = vision.num_layers
+    if encoder is None:
+        encoder = _tower(values, file)
+    depth = encoder.num_layers
     if own_layers:
-        vision = replace(vision, num_layers=own_layers)
+        encoder = replace(encoder, num_layers=own_layers)
     aspect = values.get("image_aspect_ratio") or "square"
     unpad = values.get("mm_patch_merge_type") == "spatial_unpad"
-    pinpoints = _pinpoints(values.get("image_grid_pinpoints"), vision.image_size, file)
-    return LlavaConfig(
-        vision=vision,
-        text=text or read_qwen2(values, file),
+    pinpoints = _pinpoints(values.get("image_grid_pinpoints"), encoder.image_size, file)
+    return VlmConfig(
+        encoder=encoder,
+        decoder=decoder or read_qwen2(values, file),
         projector=ProjectorConfig(name="mlp", stride=1),
-        image=_image_config(aspect, pinpoints, vision.image_size, unpad=unpad, rounding="truncate", file=file),
+        image=_image_config(aspect, pinpoints, encoder.image_size, unpad=unpad, rounding="truncate", file=file),
         # LLaVA deletes the last block and takes the output of what is left (siglip_encoder.py).
         vision_feature_layer=depth - 1,
     )
 
 
-def write_llava(config: LlavaConfig) -> dict[str, Any]:
+def write_llava(config: VlmConfig) -> dict[str, Any]:
     """LLaVA's fields for its own tools; `vr_jax` holds the whole config, and is what our import reads."""
     image, tile = config.image, config.image.tile_size
     # LLaVA's own tower lacks the last block.
-    depths = {name: replace(config.vision, num_layers=known.num_layers) for name, known in _TOWERS.items()}
+    depths = {name: replace(config.encoder, num_layers=known.num_layers) for name, known in _TOWERS.items()}
     tower = next((name for name, known in _TOWERS.items() if known == depths[name]), "siglip")
     return {
-        **write_qwen2(config.text),
+        **write_qwen2(config.decoder),
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "llava_qwen",
         "mm_vision_tower": f"google/{tower}",
-        "mm_hidden_size": config.vision.hidden_size,
+        "mm_hidden_size": config.encoder.hidden_size,
         "mm_projector_type": "mlp2x_gelu" if config.projector.name in ("mlp", "pool") else config.projector.name,
-        "mm_vision_select_layer": config.vision_feature_layer - config.vision.num_layers - 1,
+        "mm_vision_select_layer": config.vision_feature_layer - config.encoder.num_layers - 1,
         "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "spatial_unpad" if image.unpad else "flat",
         "image_aspect_ratio": f"anyres_max_{image.max_tiles}"
@@ -288,7 +288,7 @@ def _tower(values: Mapping[str, Any], file: Path) -> SiglipConfig:
     known = _TOWERS.get(name.rstrip("/").rsplit("/", 1)[-1])
     if known is None:
         raise ConvertError(
-            f"{file}: mm_vision_tower {name!r} is unknown, give its directory with --vision; "
+            f"{file}: mm_vision_tower {name!r} is unknown, give its directory with --encoder; "
             f"known: {', '.join(_TOWERS)}"
         )
     return known

@@ -21,7 +21,7 @@ from vr_jax.convert.configs import (
 from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
-from vr_jax.model.config import LlavaConfig, Qwen2Config, SiglipConfig
+from vr_jax.model.config import Qwen2Config, SiglipConfig, VlmConfig
 from vr_jax.model_directory import complete_directory, copy_side_files, load_params, read_sections
 
 SHARD_BYTES = 5_000_000_000
@@ -61,15 +61,15 @@ def export_model(
 def _choose(sections: Mapping[str, Any], source: Path, layout: str | None) -> tuple[Architecture, dict[str, Any]]:
     """The format and its config.json."""
     parts = {name: value for name, value in sections.items() if value is not None}
-    if set(parts) in ({"vision"}, {"text"}):
+    if set(parts) in ({"encoder"}, {"decoder"}):
         if layout == "llava":
             raise ConvertError(f"{source} holds only {next(iter(parts))}: layout 'llava' needs a whole model")
-        if "vision" in parts:
-            return SIGLIP, write_siglip(SiglipConfig.from_dict(parts["vision"]))
-        return QWEN2, write_qwen2(Qwen2Config.from_dict(parts["text"]))
+        if "encoder" in parts:
+            return SIGLIP, write_siglip(SiglipConfig.from_dict(parts["encoder"]))
+        return QWEN2, write_qwen2(Qwen2Config.from_dict(parts["decoder"]))
     if "image" not in parts:
         raise ConvertError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
-    config = LlavaConfig.from_dict(dict(sections))
+    config = VlmConfig.from_dict(dict(sections))
     obstacle = hf_llava_obstacle(config)
     if layout == "hf" and obstacle:
         raise ConvertError(f"{source}: transformers has no model with {obstacle}; use --layout llava")

@@ -16,9 +16,9 @@ from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_s
 from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
-from vr_jax.model.config import LlavaConfig, ProjectorConfig, Qwen2Config, SiglipConfig, single_tile
+from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
 from vr_jax.model.layout import flatten_params, merge_stages
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import check_target, save_params
 
 Sections = dict[str, Any]
@@ -28,23 +28,23 @@ def import_checkpoint(
     source: Path | None,
     target: Path,
     *,
-    vision: Path | None = None,
-    text: Path | None = None,
+    encoder: Path | None = None,
+    decoder: Path | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> None:
     """Writes the model directory `target`, complete or not at all.
 
-    source: any known format. vision, text: a SigLIP and a Qwen2 directory, for what a LLaVA-layout `source` lacks, or
+    source: any known format. encoder, decoder: a SigLIP and a Qwen2 directory, for what a LLaVA-layout `source` lacks, or
     alone (the result then holds only these parts). dtype: of the stored parameters, "float32" or "bfloat16"; None
     keeps each tensor's. Host memory: the result, plus the largest tensor (a pickle: the largest file), plus 0.4 GB
     while Orbax writes. Raises ConvertError (with a list of every tensor that does not fit), ConfigError, OSError."""
     check_target(target, overwrite=overwrite)
-    sources = _open(source, vision, text)
+    sources = _open(source, encoder, decoder)
     sections, providers = _sections(sources)
-    if "text" in sections:
-        _resolve_tie(sections, providers["text"], report)
+    if "decoder" in sections:
+        _resolve_tie(sections, providers["decoder"], report)
     shapes = abstract_params(sections)
     if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
         del shapes["image_newline"]  # LLaVA without unpad has none
@@ -57,7 +57,7 @@ def import_checkpoint(
     device = jax.local_devices(backend="cpu")[0]
     # Aligned memory: the device arrays are the same buffers.
     arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}
-    tokenizer = (providers.get("text") or next(iter(providers.values()))).directory
+    tokenizer = (providers.get("decoder") or next(iter(providers.values()))).directory
     save_params(target, sections, arrays, tokenizer, overwrite=overwrite)
     for part, _ in plans:
         report(f"{part.directory}: {part.architecture.name}, {len(part.originals)} tensors imported")
@@ -71,36 +71,36 @@ def import_checkpoint(
 def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
     """Merged path -> shape of every parameter that the sections (of a whole model or of parts) own."""
     if "image" in sections:
-        config = LlavaConfig.from_dict(sections)
+        config = VlmConfig.from_dict(sections)
     else:
-        encoder = SiglipConfig.from_dict(sections["vision"]) if "vision" in sections else SiglipConfig()
-        decoder = Qwen2Config.from_dict(sections["text"]) if "text" in sections else Qwen2Config()
-        config = LlavaConfig(
-            vision=encoder,
-            text=decoder,
+        encoder = SiglipConfig.from_dict(sections["encoder"]) if "encoder" in sections else SiglipConfig()
+        decoder = Qwen2Config.from_dict(sections["decoder"]) if "decoder" in sections else Qwen2Config()
+        config = VlmConfig(
+            encoder=encoder,
+            decoder=decoder,
             projector=ProjectorConfig(name="mlp", stride=1),
             image=single_tile(encoder.image_size),
             vision_feature_layer=encoder.num_layers,
         )
-    staged = flatten_params(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+    staged = flatten_params(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
     merged = jax.eval_shape(merge_stages, staged)
     return {path: leaf for path, leaf in sorted(merged.items()) if sections.get(section_of(path)) is not None}
 
 
-def _open(source: Path | None, vision: Path | None, text: Path | None) -> dict[str, Source]:
-    """Role ("main", "vision", "text") -> source; raises ConvertError for a part of the wrong kind."""
-    paths = {"main": source, "vision": vision, "text": text}
+def _open(source: Path | None, encoder: Path | None, decoder: Path | None) -> dict[str, Source]:
+    """Role ("main", "encoder", "decoder") -> source; raises ConvertError for a part of the wrong kind."""
+    paths = {"main": source, "encoder": encoder, "decoder": decoder}
     sources = {role: Source(path) for role, path in paths.items() if path is not None}
     if not sources:
-        raise ConvertError("nothing to import: give --from, or --vision and --text")
-    for role, expected in (("vision", SIGLIP), ("text", QWEN2)):
+        raise ConvertError("nothing to import: give --from, or --encoder and --decoder")
+    for role, expected in (("encoder", SIGLIP), ("decoder", QWEN2)):
         if role in sources and sources[role].architecture is not expected:
             found = sources[role]
             raise ConvertError(f"--{role} {found.directory} is {found.architecture.name}, expected {expected.name}")
     main = sources.get("main")
     if main is not None and len(sources) > 1 and main.architecture is not LLAVA:
         raise ConvertError(
-            f"--from {main.directory} is {main.architecture.name}: --vision and --text only complete a directory "
+            f"--from {main.directory} is {main.architecture.name}: --encoder and --decoder only complete a directory "
             "in LLaVA's own layout, or stand alone"
         )
     return sources
@@ -112,32 +112,32 @@ def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source
     if main is None or main.architecture in (SIGLIP, QWEN2):
         parts = dict(sources)
         if main is not None:
-            parts = {"vision" if main.architecture is SIGLIP else "text": main}
-        read: dict[str, Callable] = {"vision": read_siglip, "text": read_qwen2}
+            parts = {"encoder" if main.architecture is SIGLIP else "decoder": main}
+        read: dict[str, Callable] = {"encoder": read_siglip, "decoder": read_qwen2}
         return {role: read[role](part.values, part.file).to_dict() for role, part in parts.items()}, parts
     providers = dict.fromkeys(main.architecture.tables, main)
     if main.architecture is HF_LLAVA:
         return read_hf_llava(main.values, main.file).to_dict(), providers
-    for role, what in (("vision", "SigLIP"), ("text", "Qwen2")):
+    for role, what in (("encoder", "SigLIP"), ("decoder", "Qwen2")):
         if not main.holds(role):
             if role not in sources:
                 raise ConvertError(f"{main.directory} holds no {what}; give that it was trained with: --{role} DIR")
             providers[role] = sources[role]
-        elif role in sources and role == "text":
-            raise ConvertError(f"{main.directory} already holds a Qwen2; leave --text out")
-    # A tower that is in `main` but that its config.json does not describe is described by --vision.
+        elif role in sources and role == "decoder":
+            raise ConvertError(f"{main.directory} already holds a Qwen2; leave --decoder out")
+    # A tower that is in `main` but that its config.json does not describe is described by --encoder.
     config = read_llava(
         main.values,
         main.file,
-        own_layers=main.count_layers("vision"),
-        vision=read_siglip(sources["vision"].values, sources["vision"].file) if "vision" in sources else None,
-        text=read_qwen2(sources["text"].values, sources["text"].file) if "text" in sources else None,
+        own_layers=main.count_layers("encoder"),
+        encoder=read_siglip(sources["encoder"].values, sources["encoder"].file) if "encoder" in sources else None,
+        decoder=read_qwen2(sources["decoder"].values, sources["decoder"].file) if "decoder" in sources else None,
     )
     return config.to_dict(), providers
 
 
 def _head_and_embedding(architecture: Architecture) -> tuple[str, str]:
-    names = {rule.ours[0]: rule.theirs for rule in architecture.tables["text"]}
+    names = {rule.ours[0]: rule.theirs for rule in architecture.tables["decoder"]}
     return names["decoder.lm_head.kernel"], names["decoder.embed.embedding"]
 
 
@@ -145,7 +145,7 @@ def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]
     """Many checkpoints with tied embeddings hold a copy of them as lm_head; where it is no copy, transformers does
     not tie whatever the config says, and neither do we."""
     head, embedding = _head_and_embedding(part.architecture)
-    if not sections["text"]["tie_word_embeddings"] or not {head, embedding} <= set(part.originals):
+    if not sections["decoder"]["tie_word_embeddings"] or not {head, embedding} <= set(part.originals):
         return
     originals = [part.originals[head], part.originals[embedding]]
     (_, first), (_, second) = part.checkpoint.read(dict.fromkeys(originals))
@@ -153,7 +153,7 @@ def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]
         del part.originals[head]
         part.ignored["lm_head, a copy of the tied embedding"] += 1
     else:
-        sections["text"]["tie_word_embeddings"] = False
+        sections["decoder"]["tie_word_embeddings"] = False
         report(f"{part.directory}: lm_head differs from the embedding, so they are not tied as config.json says")
 
 

@@ -84,18 +84,18 @@ def prefixed(prefix: str, table: Table) -> Table:
 
 # transformers models/siglip/modeling_siglip.py, below `vision_model.`
 VISION: Table = (
-    Rule("embeddings.patch_embedding.weight", ("vision.patch_embed.kernel",), PATCH),
-    Rule("embeddings.patch_embedding.bias", ("vision.patch_embed.bias",)),
-    Rule("embeddings.position_embedding.weight", ("vision.position_embedding",)),
-    *norm("encoder.layers.{n}.layer_norm1", "vision.layers.norm1"),
-    *norm("encoder.layers.{n}.layer_norm2", "vision.layers.norm2"),
-    *linear("encoder.layers.{n}.self_attn.q_proj", "vision.layers.attn.q"),
-    *linear("encoder.layers.{n}.self_attn.k_proj", "vision.layers.attn.k"),
-    *linear("encoder.layers.{n}.self_attn.v_proj", "vision.layers.attn.v"),
-    *linear("encoder.layers.{n}.self_attn.out_proj", "vision.layers.attn.out"),
-    *linear("encoder.layers.{n}.mlp.fc1", "vision.layers.mlp.fc1"),
-    *linear("encoder.layers.{n}.mlp.fc2", "vision.layers.mlp.fc2"),
-    *norm("post_layernorm", "vision.post_norm"),
+    Rule("embeddings.patch_embedding.weight", ("encoder.patch_embed.kernel",), PATCH),
+    Rule("embeddings.patch_embedding.bias", ("encoder.patch_embed.bias",)),
+    Rule("embeddings.position_embedding.weight", ("encoder.position_embedding",)),
+    *norm("encoder.layers.{n}.layer_norm1", "encoder.layers.norm1"),
+    *norm("encoder.layers.{n}.layer_norm2", "encoder.layers.norm2"),
+    *linear("encoder.layers.{n}.self_attn.q_proj", "encoder.layers.attn.q"),
+    *linear("encoder.layers.{n}.self_attn.k_proj", "encoder.layers.attn.k"),
+    *linear("encoder.layers.{n}.self_attn.v_proj", "encoder.layers.attn.v"),
+    *linear("encoder.layers.{n}.self_attn.out_proj", "encoder.layers.attn.out"),
+    *linear("encoder.layers.{n}.mlp.fc1", "encoder.layers.mlp.fc1"),
+    *linear("encoder.layers.{n}.mlp.fc2", "encoder.layers.mlp.fc2"),
+    *norm("post_layernorm", "encoder.post_norm"),
 )
 
 # transformers models/qwen2/modeling_qwen2.py, below `model.`
@@ -123,7 +123,7 @@ def newline(theirs: str) -> Table:
     return (Rule(theirs, ("image_newline",)),)
 
 
-_BLOCK = "decoder.interludes.{i}"
+_BLOCK = "decoder.refusion.{i}"
 # Names of the recorded reference (item vr_reference); up2, gates, ffn and the deformable attention exist only in
 # variants of it.
 VISION_REMEMBER: Table = (

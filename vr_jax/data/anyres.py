@@ -1,4 +1,4 @@
-"""From a picture to tiles, and from its size to the vision tokens those tiles become (methods.md 1.2, 1.3).
+"""From an image to tiles, and from its size to the vision tokens those tiles become (methods.md 1.2, 1.3).
 
 Host code on sizes and PIL images; faithful to LLaVA-NeXT `llava/mm_utils.py` (select_best_resolution,
 resize_and_pad_image, divide_to_patches, process_anyres_image, expand2square) and `llava/model/llava_arch.py`
@@ -24,10 +24,10 @@ BILINEAR_ABOVE = 1.1  # `anyres_max_N` shrinks maps more than this factor larger
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The vision tokens of one picture, in order, before anything is computed.
+    """The vision tokens of one image, in order, before anything is computed.
 
     cell: the compressed cell a token stands for, tile * u*u + row * u + column (tile 0 is the base), or NEWLINE.
-    tiles: tiles of the picture, the base included. grid: its (columns, rows), None for single-tile modes.
+    tiles: tiles of the image, the base included. grid: its (columns, rows), None for single-tile modes.
     cells, weights: only where the bilinear branch fired, four cells and their weights per token (newline: 0);
     `cell` then holds the first of them."""
 
@@ -39,7 +39,7 @@ class TokenLayout:
 
 
 def select_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile_size: int) -> tuple[int, int]:
-    """The grid that keeps most of the picture's pixels, then wastes least; the first of equals wins."""
+    """The grid that keeps most of the image's pixels, then wastes least; the first of equals wins."""
     width, height = size
     best, best_fit = grids[0], (-1, -math.inf)
     for columns, rows in grids:
@@ -53,7 +53,7 @@ def select_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile_
 
 
 def fitted_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the picture's shape inside `target`; the free side is rounded up."""
+    """The largest size of the image's shape inside `target`; the free side is rounded up."""
     width, height = size
     scale_w, scale_h = target[0] / width, target[1] / height
     if scale_w < scale_h:
@@ -80,9 +80,9 @@ def unpadded(
 
 @functools.lru_cache(maxsize=4096)
 def layout(size: tuple[int, int], u: int, config: ImageConfig, *, alone: bool = True) -> TokenLayout:
-    """Vision tokens of a picture of `size` (width, height) with u * u compressed cells per tile.
+    """Vision tokens of an image of `size` (width, height) with u * u compressed cells per tile.
 
-    alone: whether it is the only picture of its sample; the pictures of a multi-image sample get one tile each."""
+    alone: whether it is the only image of its sample; the images of a multi-image sample get one tile each."""
     base = np.arange(u * u, dtype=np.int32)
     if not (config.is_anyres and alone):
         return _frozen(TokenLayout(np.append(base, np.int32(NEWLINE)) if config.unpad else base, tiles=1))
@@ -141,10 +141,10 @@ def _frozen(result: TokenLayout) -> TokenLayout:
 
 
 def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UInt8[np.ndarray, "t H W 3"]:
-    """The tiles of an RGB picture, matching `layout` for its size: the squashed base first, then the grid row by row.
+    """The tiles of an RGB image, matching `layout` for its size: the squashed base first, then the grid row by row.
 
     Resizing is PIL's bicubic; pixels stay uint8. In a multi-image sample (`alone=False`) under anyres, and in mode
-    "pad", the picture is padded to a square with the mean colour and gives one tile."""
+    "pad", the image is padded to a square with the mean colour and gives one tile."""
     side = config.tile_size
     if config.aspect_ratio == "square":
         return np.asarray(_resized(image, (side, side)))[None]
@@ -170,7 +170,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _squared(image: Image.Image) -> Image.Image:
-    """`expand2square`: the picture centred on a square of the mean colour."""
+    """`expand2square`: the image centred on a square of the mean colour."""
     width, height = image.size
     if width == height:
         return image
@@ -181,13 +181,13 @@ def _squared(image: Image.Image) -> Image.Image:
 
 
 def _centred(size: tuple[int, ...], target: tuple[int, int]) -> tuple[int, int]:
-    """Left and top of a picture in the middle of `target`; an odd rest goes to the right and bottom."""
+    """Left and top of an image in the middle of `target`; an odd rest goes to the right and bottom."""
     return (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture lies on its tiles: on the canvas that `columns` x `rows` of them make, `first` the number of the
+    """Where an image lies on its tiles: on the canvas that `columns` x `rows` of them make, `first` the number of the
     upper left one. left, top, width, height: in pixels of the canvas; what is outside is padding."""
 
     first: int
@@ -200,7 +200,7 @@ class Placement:
 
 
 def placement(size: tuple[int, int], config: ImageConfig, *, alone: bool = True, base: bool = False) -> Placement:
-    """The geometry of `tiles` for a picture of `size` (width, height): of its grid, or with `base` (and where there is
+    """The geometry of `tiles` for an image of `size` (width, height): of its grid, or with `base` (and where there is
     no grid) of its first tile."""
     side = config.tile_size
     if config.is_anyres and alone and not base:

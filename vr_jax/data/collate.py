@@ -34,7 +34,7 @@ def collate(
         "positions": np.zeros(size, np.int32),
         "segment_ids": np.zeros(size, np.int32),
         "loss_mask": np.zeros(size, bool),
-        "guide_mask": np.zeros(size, bool),
+        "text_token_mask": np.zeros(size, bool),
         "vision_cell": np.full(size, NO_CELL, np.int32),
         "tile_pixels": np.zeros((shape.rows, shape.tiles, shape.tile_size, shape.tile_size, 3), np.uint8),
         "tile_segment": np.zeros((shape.rows, shape.tiles), np.int32),
@@ -79,7 +79,7 @@ def _put(
 ) -> None:
     """Writes one example into its row; `begin`, `tile` and `images` count what stands before it."""
     at = (row, slice(begin, begin + len(example.tokens)))
-    for name in ("tokens", "loss_mask", "guide_mask"):
+    for name in ("tokens", "loss_mask", "text_token_mask"):
         arrays[name][at] = getattr(example, name)
     arrays["positions"][at] = np.arange(len(example.tokens))
     arrays["segment_ids"][at] = segment

@@ -1,4 +1,4 @@
-"""From turns to token ids, with the masks that training and the guide token need (methods.md 1.4, 5.5).
+"""From turns to token ids, with the masks that training and the text-guided token need (methods.md 1.4, 5.5).
 
 Two templates behind one schema: `qwen_1_5` (ChatML) and `plain` (captions). Ids and labels are those of LLaVA-NeXT's
 `preprocess_multimodal`, `preprocess_qwen` and `preprocess_plain` (`llava/train/train.py`), which the recorded cases
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Turn
 
-IMAGE_TOKEN = -200  # stands for a whole picture until its vision tokens are spliced in (LLaVA's IMAGE_TOKEN_INDEX)
+IMAGE_TOKEN = -200  # stands for a whole image until its vision tokens are spliced in (LLaVA's IMAGE_TOKEN_INDEX)
 SYSTEM_MESSAGE = "You are a helpful assistant."
 VIDEO_NOISE = "QA_GT_caption_based_noisy"  # LLaVA removes this marker of VideoInstruct-100k
 
@@ -38,17 +38,17 @@ ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
 
 @dataclass(frozen=True)
 class TokenisedConversation:
-    """n tokens of one sample; each picture is one IMAGE_TOKEN, in no mask."""
+    """n tokens of one sample; each image is one IMAGE_TOKEN, in no mask."""
 
     tokens: Int[np.ndarray, " n"]
     loss_mask: Bool[np.ndarray, " n"]  # the token is a target
-    guide_mask: Bool[np.ndarray, " n"]  # the text-guided token may pool it
+    text_token_mask: Bool[np.ndarray, " n"]  # the text-guided token may pool it
     roles: Int[np.ndarray, " n"]  # Role of the message it belongs to
     turns: Int[np.ndarray, " n"]  # 0.. index of that message, -1 for the default system message
 
 
 def move_placeholders(turns: Sequence[Turn]) -> list[Turn]:
-    """`preprocess_multimodal`: a message's only picture goes to its front; several stay where they are."""
+    """`preprocess_multimodal`: a message's only image goes to its front; several stay where they are."""
     moved = []
     for turn in turns:
         text = turn.text
@@ -64,7 +64,7 @@ class ChatEncoder:
 
     template: "qwen_1_5" or "plain". label_quirk: LLaVA's targets (whole assistant messages with their header, and
     every newline, <|im_start|> and <|im_end|> token anywhere); False: answers and the <|im_end|> that closes them.
-    text_pool: the text that `guide_mask` marks, see `VisionRememberConfig.text_pool`.
+    text_pool: the text that `text_token_mask` marks, see `VisionRememberConfig.text_pool`.
     Raises ValueError for a tokenizer that cannot write the template."""
 
     def __init__(self, tokenizer: Any, template: Template, label_quirk: bool, text_pool: TextPool):
@@ -96,7 +96,7 @@ class ChatEncoder:
         return ids[0]
 
     def sample(self, turns: Sequence[Turn], *, has_image: bool) -> TokenisedConversation:
-        """A training sample. Without pictures a literal placeholder is ordinary text, as in LLaVA.
+        """A training sample. Without images a literal placeholder is ordinary text, as in LLaVA.
 
         Raises SkipRecord for an unknown role, wrong types, an empty conversation or one without an answer."""
         turns = _checked(turns)
@@ -146,8 +146,8 @@ class ChatEncoder:
                 "all_human": role == "user",
                 "all": role != "system",
             }
-            guide = inside & encoded.after_picture & self._is_text(encoded) & pooled[self.text_pool]
-            parts.append((encoded.ids, loss & (encoded.ids != IMAGE_TOKEN), guide, ROLES[role], index))
+            text_token = inside & encoded.after_image & self._is_text(encoded) & pooled[self.text_pool]
+            parts.append((encoded.ids, loss & (encoded.ids != IMAGE_TOKEN), text_token, ROLES[role], index))
         return _joined(parts)
 
     def _plain(self, turns: list[Turn], has_image: bool, prompt: bool = False) -> TokenisedConversation:
@@ -155,16 +155,16 @@ class ChatEncoder:
             found = [turn.role for turn in turns]
             raise SkipRecord("wrong_template", f"'plain' needs one user and one assistant turn, found {found}")
         if not has_image or IMAGE_PLACEHOLDER not in turns[0].text:
-            raise SkipRecord("wrong_template", "'plain' needs a picture in the user turn, found none")
+            raise SkipRecord("wrong_template", "'plain' needs an image in the user turn, found none")
         caption = "" if prompt else turns[1].text + "\n"
         (encoded,) = self._encode([IMAGE_PLACEHOLDER + caption], has_image)
         human = np.arange(len(encoded.ids)) == 0
         inside = encoded.within(len(IMAGE_PLACEHOLDER), len(IMAGE_PLACEHOLDER) + len(turns[1].text))
-        guide = inside & self._is_text(encoded) & (self.text_pool == "all")
+        text_token = inside & self._is_text(encoded) & (self.text_pool == "all")
         return TokenisedConversation(
             tokens=encoded.ids,
             loss_mask=encoded.ids != IMAGE_TOKEN,
-            guide_mask=guide,
+            text_token_mask=text_token,
             roles=np.where(human, Role.USER, Role.ASSISTANT).astype(np.int8),
             turns=np.where(human, 0, 1).astype(np.int32),
         )
@@ -191,7 +191,7 @@ class _Encoded:
     start: Int[np.ndarray, " n"]
     end: Int[np.ndarray, " n"]
     # Behind the first placeholder, if there is one, and not the white space that follows a placeholder.
-    after_picture: Bool[np.ndarray, " n"]
+    after_image: Bool[np.ndarray, " n"]
 
     @classmethod
     def of(cls, pieces: list[str], encodings: list[tokenizers.Encoding]) -> _Encoded:
@@ -215,12 +215,12 @@ class _Encoded:
 
 
 def _joined(parts: list[tuple]) -> TokenisedConversation:
-    tokens, loss, guide, roles, turns = zip(*parts, strict=True)
+    tokens, loss, text_token, roles, turns = zip(*parts, strict=True)
     lengths = [len(ids) for ids in tokens]
     return TokenisedConversation(
         tokens=np.concatenate(tokens),
         loss_mask=np.concatenate(loss),
-        guide_mask=np.concatenate(guide),
+        text_token_mask=np.concatenate(text_token),
         roles=np.repeat(np.asarray(roles, np.int8), lengths),
         turns=np.repeat(np.asarray(turns, np.int32), lengths),
     )

@@ -1,4 +1,4 @@
-"""Encoded picture files: where they may lie, and opening them without trusting them."""
+"""Encoded image files: where they may lie, and opening them without trusting them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _collapsed(path: Path) -> list[str]:
 
 
 def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
-    """Opens an encoded picture without decoding it; `size` is known afterwards. The caller closes it.
+    """Opens an encoded image without decoding it; `size` is known afterwards. The caller closes it.
 
     Raises SkipRecord: "missing_image" (no such readable file), "broken_image" (no known format), "image_too_large"
     (more than max_pixels; Pillow's own limit of twice its MAX_IMAGE_PIXELS stays)."""
@@ -63,7 +63,7 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SkipRecord("image_too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise SkipRecord("broken_image", f"{name}: not a picture ({', '.join(FORMATS)})") from error
+        raise SkipRecord("broken_image", f"{name}: not an image ({', '.join(FORMATS)})") from error
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise SkipRecord("missing_image", f"{name}: {error.strerror}") from error
@@ -76,8 +76,8 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:
-    """The opened picture's pixels as RGB, alpha dropped. Raises SkipRecord "broken_image", e.g. if truncated."""
-    name, size = getattr(image, "filename", "") or "encoded picture", image.size
+    """The opened image's pixels as RGB, alpha dropped. Raises SkipRecord "broken_image", e.g. if truncated."""
+    name, size = getattr(image, "filename", "") or "encoded image", image.size
     try:
         image.load()
         rgb = image if image.mode == "RGB" else image.convert("RGB")

@@ -16,9 +16,9 @@ from vr_jax.data.types import Conversation, Skip
 
 
 class LlavaJson:
-    """A JSON list or JSONL file of LLaVA records; picture names are relative to `images`.
+    """A JSON list or JSONL file of LLaVA records; image names are relative to `images`.
 
-    follow_links: symbolic links inside the picture folder may point out of it."""
+    follow_links: symbolic links inside the image folder may point out of it."""
 
     def __init__(self, path: str | Path, images: str | Path | None = None, *, follow_links: bool = False):
         self.path = Path(path)

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Data: parquet shards with the pictures in the rows, read by row group."""
+"""LLaVA-NeXT-Data: parquet shards with the images in the rows, read by row group."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def _shared_memory_holds(needed: int) -> bool:
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
     if free < needed:
         logger.warning(
-            "%s has %.1f GiB free, up to %.1f GiB may be needed: pictures go through pipes, which is slower "
+            "%s has %.1f GiB free, up to %.1f GiB may be needed: images go through pipes, which is slower "
             "(docker: --shm-size)",
             SHARED_MEMORY,
             free / 2**30,

@@ -17,13 +17,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--from", dest="files", nargs="+", required=True, metavar="PATH", help="files, folders, patterns"
     )
-    parser.add_argument("--images", metavar="FOLDER", help="picture folder (default: the folder of each JSON file)")
+    parser.add_argument("--images", metavar="FOLDER", help="image folder (default: the folder of each JSON file)")
     parser.add_argument("--format", choices=FORMATS, help="default: by the file's name")
     parser.add_argument("--to", dest="target", required=True, metavar="DIR", help="where the prepared set is written")
     parser.add_argument("--split", default="train", help="name of the split (default: train)")
-    parser.add_argument(
-        "--follow-links", action="store_true", help="symbolic links may point out of the picture folder"
-    )
+    parser.add_argument("--follow-links", action="store_true", help="symbolic links may point out of the image folder")
     parser.add_argument("--max-skipped", type=float, default=0.01, metavar="SHARE", help="unusable records allowed")
     parser.add_argument("--records-per-shard", type=int, default=1024, metavar="N", help="records in a file (1024)")
     parser.add_argument("--beam", action="store_true", help="generate with Apache Beam (pip install 'vr-jax[beam]')")

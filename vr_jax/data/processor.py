@@ -1,4 +1,4 @@
-"""Conversation -> Example: text to tokens, pictures to tiles, vision tokens spliced in where the pictures stand."""
+"""Conversation -> Example: text to tokens, images to tiles, vision tokens spliced in where the images stand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example
 from vr_jax.model.batch import NO_CELL, BatchShape
-from vr_jax.model.config import ConfigError, LlavaConfig
+from vr_jax.model.config import ConfigError, VlmConfig
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Processor:
     """Prepares samples for one model; picklable, so that worker processes can hold it.
 
     tokenizer: a Hugging Face fast tokenizer. template: "qwen_1_5" (ChatML) or "plain" (captions). label_quirk: see
-    `ChatEncoder`. max_tokens, max_tiles: samples beyond are skipped. max_pixels: larger pictures are taken for
-    decompression bombs. literal_placeholders: "<image>" in a sample without pictures is text, as in LLaVA's code;
-    by default it counts as a picture that is missing.
+    `ChatEncoder`. max_tokens, max_tiles: samples beyond are skipped. max_pixels: larger images are taken for
+    decompression bombs. literal_placeholders: "<image>" in a sample without images is text, as in LLaVA's code;
+    by default it counts as an image that is missing.
     Raises ValueError for a tokenizer that cannot write the template, ConfigError if its ids exceed the vocabulary."""
 
     tokenizer: Any = field(repr=False)
-    config: LlavaConfig
+    config: VlmConfig
     template: Template = "qwen_1_5"
     label_quirk: bool = True
     max_tokens: int | None = None
@@ -45,9 +45,9 @@ class Processor:
         pool = cast(TextPool, self.config.text_pool)
         encoder = ChatEncoder(self.tokenizer, self.template, self.label_quirk, pool)
         object.__setattr__(self, "encoder", encoder)
-        if len(self.tokenizer) > self.config.text.vocab_size:
+        if len(self.tokenizer) > self.config.decoder.vocab_size:
             raise ConfigError(
-                f"the tokenizer has {len(self.tokenizer)} tokens, text.vocab_size is {self.config.text.vocab_size}"
+                f"the tokenizer has {len(self.tokenizer)} tokens, text.vocab_size is {self.config.decoder.vocab_size}"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Processor:
         return self._build(conversation, self.encoder.prompt)
 
     def size(self, conversation: Conversation) -> tuple[int, int]:
-        """Tokens and tiles of `example(conversation)`, from the pictures' headers: nothing is decoded.
+        """Tokens and tiles of `example(conversation)`, from the images' headers: nothing is decoded.
 
         Raises SkipRecord(reason, detail) as `example` does, except for what decoding would find out."""
         with contextlib.ExitStack() as stack:
@@ -94,7 +94,7 @@ class Processor:
     def _laid_out(
         self, conversation: Conversation, encode: Callable[..., TokenisedConversation], stack: contextlib.ExitStack
     ) -> tuple[TokenisedConversation, list[Image], list[anyres.TokenLayout]]:
-        """Text, opened pictures (`stack` closes them) and their vision tokens."""
+        """Text, opened images (`stack` closes them) and their vision tokens."""
         images = conversation.images
         text = encode(conversation.turns, has_image=bool(images))
         self._check_count(conversation, text)
@@ -114,7 +114,7 @@ class Processor:
         if placeholders != len(conversation.images):
             raise SkipRecord(
                 "image_count",
-                f"{len(conversation.images)} picture(s) for {placeholders} {IMAGE_PLACEHOLDER} placeholder(s)",
+                f"{len(conversation.images)} image(s) for {placeholders} {IMAGE_PLACEHOLDER} placeholder(s)",
             )
 
     def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:
@@ -151,7 +151,7 @@ def splice(
     fields = {
         "tokens": np.where(vision, np.int32(pad_id), text.tokens[source]),
         "loss_mask": text.loss_mask[source],
-        "guide_mask": text.guide_mask[source],
+        "text_token_mask": text.text_token_mask[source],
         "vision_cell": cell,
     }
     if weighted:

@@ -34,7 +34,7 @@ def require_file(path: Path) -> None:
 
 
 class ImageFolder:
-    """Where the file names of records point to; None if the records must hold their pictures themselves.
+    """Where the file names of records point to; None if the records must hold their images themselves.
 
     follow_links: symbolic links inside the folder may point out of it. Raises SourceError if it is no folder."""
 
@@ -47,7 +47,7 @@ class ImageFolder:
     def __call__(self, name: Any) -> Path:
         """The file of a name. Raises SkipRecord, see `images.locate`."""
         if self.path is None:
-            raise SkipRecord("missing_image", f"{name!r}: the record holds no picture and no image folder is set")
+            raise SkipRecord("missing_image", f"{name!r}: the record holds no image and no image folder is set")
         return locate(self.path, name, follow_links=self.follow_links)
 
 
@@ -74,7 +74,7 @@ def _turn(k: int, message: Any) -> Turn:
 
 
 def images_of(record: Mapping[str, Any], folder: Callable[[Any], Path]) -> tuple[Path | bytes, ...]:
-    """The pictures of a raw record, as bytes or as what `folder` makes of a file name.
+    """The images of a raw record, as bytes or as what `folder` makes of a file name.
 
     Raises SkipRecord "malformed_record", or what `folder` raises."""
     value = record.get("image")

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: the fixed vocabulary of reasons, and the ledger that counts them and stops a run."""
+"""Samples that cannot be used: the fixed vocabulary of reasons, and the skip statistics that counts them and stops a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SkipReason = Literal[
     "unknown_role",
     "empty_conversation",
     "no_answer",  # nothing to learn from: no assistant turn
-    "wrong_template",  # `plain` needs exactly one picture, one human and one assistant turn
+    "wrong_template",  # `plain` needs exactly one image, one human and one assistant turn
     "image_count",  # differs from the number of placeholders
     "missing_image",
     "outside_folder",  # the path leaves the image folder
@@ -63,7 +63,7 @@ def summary(skips: Iterable[Skip], *, per_reason: int = 20) -> str:
 
 
 @dataclass
-class SkipLedger:
+class SkipStatistics:
     """Counts what the batches report: samples used, samples skipped by reason, each skipped sample logged once.
 
     max_fraction: `check` raises above this share of skipped samples.

@@ -66,7 +66,7 @@ class Joined:
 def open_source(spec: Mapping[str, Any]) -> Source:
     """Opens what a recipe describes.
 
-    spec: `path` (a file, a folder of shards, a glob pattern or a list of these), `images` (picture folder, default: the
+    spec: `path` (a file, a folder of shards, a glob pattern or a list of these), `images` (image folder, default: the
     folder of the file), `format` ("llava_json", "llava_parquet", "array_record"; default: by the file's name),
     `split` (of a prepared set, default "train"), `follow_links`.
     Or `format`: "demo" with `split`, `size`, `seed` and `turns` of `demo.source.DemoSource`.

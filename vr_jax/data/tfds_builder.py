@@ -1,6 +1,6 @@
 """A TensorFlow Datasets builder that writes conversations as array_record files; tensorflow is not needed.
 
-Pictures are stored as the encoded bytes they came in, so that nothing is decoded or compressed twice.
+Images are stored as the encoded bytes they came in, so that nothing is decoded or compressed twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vr_jax.data.skips import SkipRecord, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, Skip
 
-RECORDS_PER_SHARD = 1024  # TFDS holds one shard in memory while it writes it: some 100 MiB of pictures
+RECORDS_PER_SHARD = 1024  # TFDS holds one shard in memory while it writes it: some 100 MiB of images
 
 
 class LlavaConversations(tfds.core.ShardBasedBuilder):
@@ -51,7 +51,7 @@ class LlavaConversations(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Conversations about pictures in LLaVA's schema, pictures as encoded files.",
+            description="Conversations about images in LLaVA's schema, images as encoded files.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
@@ -107,7 +107,7 @@ class _Shard:
 
 
 def row_of(record: Conversation | Skip) -> dict[str, Any] | Skip:
-    """A record as the builder's features, its pictures read; a Skip if one is absent or no picture."""
+    """A record as the builder's features, its images read; a Skip if one is absent or no image."""
     if isinstance(record, Skip):
         return record
     images = []

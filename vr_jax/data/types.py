@@ -31,13 +31,13 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised sample, unpadded: n tokens (vision tokens included) and t tiles. Cells and pictures count
-    from its own first tile (tile * u*u + cell) and picture (1..). Field meanings are those of `Batch`."""
+    """One tokenised sample, unpadded: n tokens (vision tokens included) and t tiles. Cells and images count
+    from its own first tile (tile * u*u + cell) and image (1..). Field meanings are those of `Batch`."""
 
     id: str
     tokens: Int[np.ndarray, " n"]
     loss_mask: Bool[np.ndarray, " n"]
-    guide_mask: Bool[np.ndarray, " n"]
+    text_token_mask: Bool[np.ndarray, " n"]
     vision_cell: Int[np.ndarray, " n"]
     tile_pixels: UInt8[np.ndarray, "t H W 3"]
     tile_image: Int[np.ndarray, " t"]

@@ -22,7 +22,7 @@ from vr_jax.efficiency.scores import parse_scores
 from vr_jax.efficiency.systems import IMAGE_CHOICES, Kind, Source, systems
 from vr_jax.inference.buckets import PromptTooLong
 from vr_jax.inference.loading import LOADING_ERRORS
-from vr_jax.output_folder import OutputError, claimed
+from vr_jax.output_folder import OutputError, directory_lock
 from vr_jax.plotting import PlotError, check_plotting
 from vr_jax.recipes import RecipeError
 
@@ -56,12 +56,10 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help=f"for {report.JSON}, {report.MARKDOWN}, {report.PLOT}"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --output")
-    parser.add_argument(
-        "--image", choices=IMAGE_CHOICES, default=known.image, help="layout of the picture (%(default)s)"
-    )
+    parser.add_argument("--image", choices=IMAGE_CHOICES, default=known.image, help="layout of the image (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPUs, else bfloat16")
     for name, text in (
-        ("text_tokens", "tokens of the prompt beside the picture's, chat template included"),
+        ("text_tokens", "tokens of the prompt beside the image's, chat template included"),
         ("new_tokens", "tokens that are generated"),
         ("batch_size", "equal prompts at a time"),
         ("repeats", "measured runs of each system"),
@@ -109,7 +107,7 @@ def run(options: argparse.Namespace) -> Report:
     with ExitStack() as held:
         if options.output is not None:  # what would not be written is not measured
             check_plotting()
-            held.enter_context(claimed(options.output, report.JSON, overwrite=options.overwrite))
+            held.enter_context(directory_lock(options.output, report.JSON, overwrite=options.overwrite))
         result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
         print(report.text(result, scores))
         if options.output is not None:

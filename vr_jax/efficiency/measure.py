@@ -27,8 +27,8 @@ from vr_jax.efficiency.systems import System, is_vision, prompt
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator, Program
 from vr_jax.inference.loading import Loaded, load_for_inference
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import path_of
 
 Progress = Callable[[str], None]
@@ -155,7 +155,7 @@ def load(system: System, settings: Settings) -> Loaded:
     return Loaded(random_model(config), tokenizer, processor)
 
 
-def random_model(config: LlavaConfig, seed: int = 0) -> Llava:
+def random_model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:
     """A model of random parameters of the activations' dtype. They are drawn on the host, one at a time, so that the
     device never holds more than the parameters (the peak that it measures is that of running them)."""
     rng = np.random.default_rng(seed)
@@ -168,10 +168,10 @@ def random_model(config: LlavaConfig, seed: int = 0) -> Llava:
             values *= 0.02
         return jax.device_put(values.astype(config.dtype))
 
-    return jax.tree_util.tree_map_with_path(draw, nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+    return jax.tree_util.tree_map_with_path(draw, nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
 
 
-def _memory(model: Llava, programs: dict[str, Program]) -> Memory:
+def _memory(model: VisionLanguageModel, programs: dict[str, Program]) -> Memory:
     needs = {}
     for name, program in programs.items():
         stats = program.compiled.memory_analysis()
@@ -182,7 +182,7 @@ def _memory(model: Llava, programs: dict[str, Program]) -> Memory:
     return Memory(_bytes(model), needs["prefill"], needs["decode"])
 
 
-def _bytes(model: Llava) -> int:
+def _bytes(model: VisionLanguageModel) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(model))
 
 
@@ -192,7 +192,7 @@ def _check_memory(systems: Sequence[System], settings: Settings) -> None:
     needed = 0
     for system in systems:
         config = settings.typed(system.config)
-        leaves = jax.tree.leaves(nnx.eval_shape(lambda config=config: Llava(config, rngs=nnx.Rngs(0))))
+        leaves = jax.tree.leaves(nnx.eval_shape(lambda config=config: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
         needed += sum(int(np.prod(leaf.shape)) for leaf in leaves) * np.dtype(config.dtype).itemsize
     if room is not None and needed > room:
         raise EfficiencyError(

@@ -53,7 +53,7 @@ def notes(report: Report) -> list[str]:
     order = "one system after another" if settings.isolated else "in turns"
     lines = [
         f"{device}, {machine.platform}, {machine.cores} cores, jax {machine.jax}; {settings.dtype}, batch "
-        f"{settings.batch_size}; prompts of {settings.text_tokens} text tokens and one picture, {settings.image}, "
+        f"{settings.batch_size}; prompts of {settings.text_tokens} text tokens and one image, {settings.image}, "
         f"{' or '.join(map(str, tiles))} tiles, padded to {'buckets' if settings.buckets else 'nothing'}; "
         f"{settings.new_tokens} new tokens.",
         f"Median (lowest .. highest) of {settings.repeats} repeats, {order}, after {settings.warmup} for warming up; "

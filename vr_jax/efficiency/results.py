@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 
 VERSION = 1  # of efficiency.json
 
@@ -41,7 +41,7 @@ class Settings:
         """With the dtype that suits a device, where none was asked for."""
         return dataclasses.replace(self, dtype=self.dtype or ("float32" if platform == "cpu" else "bfloat16"))
 
-    def typed(self, config: LlavaConfig) -> LlavaConfig:
+    def typed(self, config: VlmConfig) -> VlmConfig:
         """`config` with this dtype."""
         return dataclasses.replace(config, dtype=self.dtype)  # type: ignore[arg-type]
 

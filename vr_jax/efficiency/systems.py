@@ -20,7 +20,7 @@ from vr_jax.efficiency.results import EfficiencyError
 from vr_jax.inference.loading import with_pruning
 from vr_jax.inference.prompts import user_turn
 from vr_jax.model.batch import NO_CELL
-from vr_jax.model.config import ConfigError, ImageConfig, LlavaConfig
+from vr_jax.model.config import ConfigError, ImageConfig, VlmConfig
 from vr_jax.model.paper import IMAGES
 from vr_jax.model_directory import read_config
 from vr_jax.recipes import load_recipe
@@ -46,11 +46,11 @@ class System:
 
     name: str
     source: Source
-    config: LlavaConfig
+    config: VlmConfig
 
 
 def systems(sources: Sequence[Source], image: str) -> list[System]:
-    """The models of `sources` in their order, each with the picture layout `image` (a key of IMAGES, or RECIPE) for
+    """The models of `sources` in their order, each with the image layout `image` (a key of IMAGES, or RECIPE) for
     tiles of its own size, and with the pruner that a recipe's `eval` section names.
 
     Raises EfficiencyError for no source or one given twice, RecipeError, ModelDirectoryError, and ConfigError for a
@@ -84,7 +84,7 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def _config(source: Source, image: str) -> LlavaConfig:
+def _config(source: Source, image: str) -> VlmConfig:
     pruning = None
     if source.kind == "checkpoint":
         if not Path(source.text).is_dir():
@@ -94,19 +94,19 @@ def _config(source: Source, image: str) -> LlavaConfig:
         recipe = load_recipe(source.text)
         if "model" not in recipe:
             raise EfficiencyError(f"{source.text}: the recipe has no model section")
-        config = LlavaConfig.from_dict(recipe.model.to_dict())
+        config = VlmConfig.from_dict(recipe.model.to_dict())
         pruning = recipe.get("eval", {}).get("pruning")
     try:
         if image != RECIPE:
             config = dataclasses.replace(config, image=IMAGES[image](config.image.tile_size))
-        # A pruner comes last: it may lay pictures out in its own way.
+        # A pruner comes last: it may lay images out in its own way.
         return with_pruning(config, pruning if pruning is None or isinstance(pruning, str) else pruning.to_dict())
     except ConfigError as error:
         raise ConfigError(f"{source.text} with --image={image}: {error}") from error
 
 
-def picture_size(image: ImageConfig) -> tuple[int, int]:
-    """(width, height) in pixels of a picture that fills the layout's largest grid, of equals the squarest: 2 x 2 tiles
+def image_size(image: ImageConfig) -> tuple[int, int]:
+    """(width, height) in pixels of an image that fills the layout's largest grid, of equals the squarest: 2 x 2 tiles
     under AnyRes4, 3 x 3 under AnyRes9. Nothing of it is padding."""
     grid = (
         max(image.grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1]))) if image.is_anyres else (1, 1)
@@ -115,7 +115,7 @@ def picture_size(image: ImageConfig) -> tuple[int, int]:
 
 
 def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
-    """A question of noise about a picture of noise: `text_tokens` tokens that are not the picture's, the chat template
+    """A question of noise about an image of noise: `text_tokens` tokens that are not the image's, the chat template
     among them. Raises EfficiencyError for fewer than the template needs."""
 
     def turn(digits: int) -> Turn:
@@ -125,7 +125,7 @@ def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
     least = len(processor.encoder.prompt((turn(1),), has_image=True).tokens) - 1
     if text_tokens < least:
         raise EfficiencyError(f"text_tokens = {text_tokens}: the chat template and one digit take {least}")
-    width, height = picture_size(processor.config.image)
+    width, height = image_size(processor.config.image)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=0)
@@ -137,5 +137,5 @@ def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
 
 
 def is_vision(example: Example) -> Bool[np.ndarray, " n"]:
-    """Which tokens of a prompt are the picture's: cells and newlines."""
+    """Which tokens of a prompt are the image's: cells and newlines."""
     return example.vision_cell != NO_CELL

@@ -1,4 +1,4 @@
-"""What LLaVA-VR re-read, as heat maps over the pictures of a benchmark's items: one for each insertion.
+"""What LLaVA-VR re-read, as heat maps over the images of a benchmark's items: one for each insertion.
 
 A map shows how each vision token spreads its local cross-attention over the patches of its own window, relative to
 uniform (1). It compares patches within a window, never windows with each other: how much a token re-read at all is the
@@ -24,10 +24,10 @@ from vr_jax.evaluation.runner import batches
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator, on_devices
 from vr_jax.model.batch import Batch
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.interludes.vision_remember import Reread
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.refusion.vision_remember import Reread
 from vr_jax.model.reread import reread, reread_refusal
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_raster
 from vr_jax.sharding import constrain
 
@@ -44,11 +44,11 @@ def attention_maps(
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[tuple[HeatMap, ...]]:
-    """For each item the maps over its first picture, one for each insertion; none for an item without pictures, or one
+    """For each item the maps over its first image, one for each insertion; none for an item without images, or one
     that cannot be asked.
 
     Run it as `evaluate` is run: under the same mesh, all processes together; each prepares its share of every batch and
-    all get all maps. Raises EvaluationError for a model whose interlude has no local cross-attention."""
+    all get all maps. Raises EvaluationError for a model whose re-fusion block has no local cross-attention."""
     config = generator.model.config
     if refusal := reread_refusal(config):
         raise EvaluationError(f"heat maps: {refusal}")
@@ -59,12 +59,12 @@ def attention_maps(
         for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
             prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
             own = together(partial(_first_sizes, items, prompts))
-            pictures = {
+            images = {
                 int(number): (width, height) for one in all_gather(own) for number, (width, height) in one.items()
             }
-            if pictures:
+            if images:
                 for number, found in rereads(generator, prompts, rows).items():
-                    maps[number] = heat_maps(found, pictures[number], config, pictures=len(items[number].images))
+                    maps[number] = heat_maps(found, images[number], config, images=len(items[number].images))
             bar.update(len(batch))
     return maps
 
@@ -82,27 +82,29 @@ def rereads(generator: Generator, prompts: Mapping[int, Example], rows: int) -> 
 
 
 @jax.jit
-def _reread_rows(model: Llava, batch: Batch, numbers: Int[Array, " B"]) -> tuple[tuple[Reread, ...], Int[Array, " B"]]:
+def _reread_rows(
+    model: VisionLanguageModel, batch: Batch, numbers: Int[Array, " B"]
+) -> tuple[tuple[Reread, ...], Int[Array, " B"]]:
     return reread(model, batch), constrain(numbers, None)
 
 
 def heat_maps(
-    found: Sequence[Reread], size: tuple[int, int], config: LlavaConfig, *, pictures: int = 1, base: bool = False
+    found: Sequence[Reread], size: tuple[int, int], config: VlmConfig, *, images: int = 1, base: bool = False
 ) -> tuple[HeatMap, ...]:
-    """A prompt's Rereads (`rereads`) as pictures over its first picture, of `size` (width, height) in pixels.
+    """A prompt's Rereads (`rereads`) as images over its first image, of `size` (width, height) in pixels.
 
-    pictures: how many the prompt has. base: from the squashed base tile also where there is a grid of tiles."""
-    assert config.interlude is not None
-    place = placement(size, config.image, alone=pictures == 1, base=base)
+    images: how many the prompt has. base: from the squashed base tile also where there is a grid of tiles."""
+    assert config.refusion is not None
+    place = placement(size, config.image, alone=images == 1, base=base)
     tiles = slice(place.first, place.first + place.columns * place.rows)
-    if not any(one.weights[tiles].any() for one in found):  # a picture so narrow that unpad leaves no row of its grid
-        place, tiles = placement(size, config.image, alone=pictures == 1, base=True), slice(0, 1)
+    if not any(one.weights[tiles].any() for one in found):  # an image so narrow that unpad leaves no row of its grid
+        place, tiles = placement(size, config.image, alone=images == 1, base=True), slice(0, 1)
     if not all(one.weights[tiles].any() for one in found):
         return ()
-    which = f"first of {pictures} pictures; " if pictures > 1 else ""
+    which = f"first of {images} images; " if images > 1 else ""
     maps = []
-    for layer, one in zip(config.interlude.insert_after, found, strict=True):
-        ratios = on_picture(relative_weights(np.asarray(one.weights)), place, size, config)
+    for layer, one in zip(config.refusion.insert_after, found, strict=True):
+        ratios = on_image(relative_weights(np.asarray(one.weights)), place, size, config)
         update = one.update[tiles][one.weights[tiles].any(axis=-1)]
         note = (
             f"{which}at most {one.weights[tiles].max(initial=0) * one.weights.shape[-1]:.2f} x uniform; update "
@@ -120,13 +122,13 @@ def relative_weights(weights: Float[np.ndarray, "T C S"]) -> Float[np.ndarray, "
     return np.asarray(to_raster(relative[..., None])).reshape(tiles, grid, grid)  # type: ignore[arg-type]
 
 
-def on_picture(
-    tiles: Float[np.ndarray, "T G G"], place: Placement, size: tuple[int, int], config: LlavaConfig
+def on_image(
+    tiles: Float[np.ndarray, "T G G"], place: Placement, size: tuple[int, int], config: VlmConfig
 ) -> Float[np.ndarray, "H W"]:
-    """Values of patches where the patches lie on the picture, of its aspect, nearest neighbour; padding is cropped.
+    """Values of patches where the patches lie on the image, of its aspect, nearest neighbour; padding is cropped.
 
     NaN where no patch of a token lies; also at the right and bottom of a tile that is no multiple of the patch size."""
-    side, patch, grid = config.image.tile_size, config.vision.patch_size, tiles.shape[-1]
+    side, patch, grid = config.image.tile_size, config.encoder.patch_size, tiles.shape[-1]
     longer = max(MIN_SIDE, round(PIXELS_PER_PATCH * max(place.width, place.height) / patch))
     width, height = (max(1, round(longer * extent / max(size))) for extent in size)
     column, x = np.divmod(place.left + (np.arange(width) + 0.5) * place.width / width, side)

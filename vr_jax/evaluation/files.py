@@ -1,4 +1,4 @@
-"""Which files below a folder hold a benchmark's rows: the published parquet files, or JSONL with pictures."""
+"""Which files below a folder hold a benchmark's rows: the published parquet files, or JSONL with images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.recipes import RecipeError, plain, section_options
 from vr_jax.sharding import mesh_of
@@ -62,7 +62,7 @@ class EvalOptions:
     overwrite: bool = False
     report_items: int = 500  # items that report.html shows; 0: no report
     pruning: str | Mapping[str, Any] | None = None  # see `with_pruning`
-    model: LlavaConfig | None = None  # default: the checkpoint's config.json
+    model: VlmConfig | None = None  # default: the checkpoint's config.json
     mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
 
     def __post_init__(self):
@@ -100,7 +100,7 @@ class Run:
     summaries: dict[str, dict[str, Any]]
     report_items: list[ReportItem]
     failures: dict[str, str]
-    config: LlavaConfig
+    config: VlmConfig
 
 
 def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
@@ -116,7 +116,7 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
     if isinstance(values.get("pruning"), Mapping | ConfigDict):
         values["pruning"] = plain(values["pruning"])
     if recipe.get("model"):
-        values["model"] = LlavaConfig.from_dict(plain(recipe["model"]))
+        values["model"] = VlmConfig.from_dict(plain(recipe["model"]))
     if recipe.get("mesh"):
         values["mesh"] = plain(recipe["mesh"])
     missing = sorted({"checkpoint", "benchmark"} - set(values))
@@ -156,7 +156,7 @@ def run(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], None] |
                         one, found, generator, loaded.processor, options, share, on_batch
                     )
                     shown += more
-                found = []  # its pictures need not stay while the next one's are read
+                found = []  # its images need not stay while the next one's are read
     if not summaries:
         raise EvaluationError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
     others, left_out = finished(options.folder, like=next(iter(summaries.values())))
@@ -223,7 +223,7 @@ def _items(benchmark: Benchmark, data: Path | None, options: EvalOptions) -> lis
     return together(lambda: benchmark.limited(benchmark.items(data, options.split), options.limit))
 
 
-def _model_config(options: EvalOptions) -> LlavaConfig:
+def _model_config(options: EvalOptions) -> VlmConfig:
     saved = read_config(options.checkpoint)
     if options.model is None:
         return with_pruning(saved, options.pruning)

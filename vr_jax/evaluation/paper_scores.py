@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vr_jax.evaluation.types import Group
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.paper import TABLES, TEXTS, system
 
 # How many of the eleven benchmarks each group holds; the average is over benchmarks (benchmarks.md 0).
@@ -127,19 +127,19 @@ def _parsed() -> dict[PaperRow, PaperScores]:
 PAPER_SCORES: dict[PaperRow, PaperScores] = _parsed()
 
 
-def rows_of(config: LlavaConfig) -> tuple[PaperRow, ...]:
-    """The rows with printed scores whose model `config` is: encoder, decoder's size, methods and picture layout agree.
+def rows_of(config: VlmConfig) -> tuple[PaperRow, ...]:
+    """The rows with printed scores whose model `config` is: encoder, decoder's size, methods and image layout agree.
 
     Several rows can name one model, in the order of the tables; none for a model that the paper does not have."""
     wanted = _essence(config)
     return tuple(key for key in PAPER_SCORES if _essence(_config(key)) == wanted)
 
 
-def _config(key: PaperRow) -> LlavaConfig:
+def _config(key: PaperRow) -> VlmConfig:
     return system(key.table, key.row).config(TEXTS[key.size], TABLES[key.table].image)
 
 
-def _essence(config: LlavaConfig) -> LlavaConfig:
+def _essence(config: VlmConfig) -> VlmConfig:
     """Without what decides no score: how it is computed, the vocabulary's padding, how weights were drawn."""
-    text = dataclasses.replace(config.text, vocab_size=0, initializer_range=0.0, tie_word_embeddings=True)
-    return dataclasses.replace(config, text=text, dtype="float32", attention="xla", remat="none")
+    text = dataclasses.replace(config.decoder, vocab_size=0, initializer_range=0.0, tie_word_embeddings=True)
+    return dataclasses.replace(config, decoder=text, dtype="float32", attention="xla", remat="none")

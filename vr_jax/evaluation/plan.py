@@ -23,7 +23,7 @@ class Unanswerable(ValueError):
 
 
 def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
-    """Raises Unanswerable for an item with a problem, or placeholders that do not match its pictures."""
+    """Raises Unanswerable for an item with a problem, or placeholders that do not match its images."""
     if item.problem is not None:
         raise Unanswerable(item.problem)
     text = benchmark.prompt(item)
@@ -39,7 +39,7 @@ def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
 
 
 def prompt_of(processor: Processor, benchmark: Benchmark, item: Item) -> Example:
-    """The tokenised prompt with its tiles. Raises Unanswerable for pictures that cannot be read, and the like."""
+    """The tokenised prompt with its tiles. Raises Unanswerable for images that cannot be read, and the like."""
     try:
         return processor.prompt(conversation_of(benchmark, item))
     except SkipRecord as error:
@@ -47,7 +47,7 @@ def prompt_of(processor: Processor, benchmark: Benchmark, item: Item) -> Example
 
 
 def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple[int, int]:
-    """Tokens and tiles of the prompt, from the pictures' headers only: nothing is decoded. (0, 0) for an item that
+    """Tokens and tiles of the prompt, from the images' headers only: nothing is decoded. (0, 0) for an item that
     cannot be asked, which `prompt_of` will find out."""
     config = processor.config
     try:

@@ -1,4 +1,4 @@
-"""What a report shows of an evaluation: a sample of its items with their pictures and, for LLaVA-VR, heat maps."""
+"""What a report shows of an evaluation: a sample of its items with their images and, for LLaVA-VR, heat maps."""
 
 from __future__ import annotations
 

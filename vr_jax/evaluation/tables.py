@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 64  # of a parquet file; bounds what is held twice
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its columns without the picture, the encoded picture(s), and why it is unusable, if it is."""
+    """One row: its columns without the image, the encoded image(s), and why it is unusable, if it is."""
 
     id: str  # <split>-<number of the row>, the same in both layouts
     values: Mapping[str, Any]
@@ -90,13 +90,13 @@ def read_rows(
     *,
     image_columns: Sequence[str] = ("image",),
     images_at: Callable[[Mapping[str, Any]], Sequence[str]] = image_column,
-    pictures: Callable[[Mapping[str, Any]], Path | bytes] | None = None,
+    images: Callable[[Mapping[str, Any]], Path | bytes] | None = None,
 ) -> list[Row]:
-    """All rows of `<split>.jsonl` (picture names relative to its folder), or of the published parquet files (pictures
-    inside); see `files`. A row that lacks a column or a picture gets a `problem`. Equal pictures share their bytes.
+    """All rows of `<split>.jsonl` (image names relative to its folder), or of the published parquet files (images
+    inside); see `files`. A row that lacks a column or an image gets a `problem`. Equal images share their bytes.
 
-    image_columns: may hold pictures, the first must be there. images_at: the columns that hold the pictures of a row,
-    in order, given its values. pictures: where the parquet files hold no pictures, gives that of a record, or raises
+    image_columns: may hold images, the first must be there. images_at: the columns that hold the images of a row,
+    in order, given its values. images: where the parquet files hold no images, gives that of a record, or raises
     SkipRecord.
     Raises EvaluationError if there is no such file, it cannot be read, lacks columns, or has no rows."""
     required = [column.name for column in columns if not column.optional]
@@ -107,7 +107,7 @@ def read_rows(
         _require_columns(jsonl, records, [*required, image_columns[0]])
         folder = ImageFolder(jsonl.parent)
     else:
-        records = _published_records(data, wanted, columns, image_columns, pictures)
+        records = _published_records(data, wanted, columns, image_columns, images)
         folder = ImageFolder(None)
     pool: dict[bytes, bytes] = {}
     rows = [
@@ -145,7 +145,7 @@ def _row(
         if not problems:
             images = [image for name in images_at(values) for image in _images(record, name, folder)]
             if not images:
-                raise SkipRecord("missing_image", "the row has no picture")
+                raise SkipRecord("missing_image", "the row has no image")
     except SkipRecord as error:
         problems.append(error)
     if problems:
@@ -158,7 +158,7 @@ def _images(record: Mapping[str, Any], name: str, folder: ImageFolder) -> tuple[
         raise record[name]
     found = images_of({"image": record.get(name)}, folder)
     if not found and name != "image":
-        raise SkipRecord("missing_image", f"{name}: the row has no such picture")
+        raise SkipRecord("missing_image", f"{name}: the row has no such image")
     return found
 
 
@@ -189,17 +189,17 @@ def _published_records(
     wanted: Wanted,
     columns: Sequence[Column],
     image_columns: Sequence[str],
-    pictures: Callable[[Mapping[str, Any]], Path | bytes] | None,
+    images: Callable[[Mapping[str, Any]], Path | bytes] | None,
 ) -> Iterator[Any]:
     required = [column.name for column in columns if not column.optional]
-    if pictures is None:
+    if images is None:
         required.append(image_columns[0])
     optional = [column.name for column in columns if column.optional] + list(image_columns)
     for path in find_shards(data, wanted, required):
         for record in parquet_records(path, required, optional):
-            if pictures is not None and isinstance(record, dict) and record.get("image") is None:
+            if images is not None and isinstance(record, dict) and record.get("image") is None:
                 try:
-                    record["image"] = pictures(record)
+                    record["image"] = images(record)
                 except SkipRecord as error:
                     record["image"] = error
             yield record

@@ -25,8 +25,8 @@ from vr_jax.inference.sampling import Sampling, sample
 from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config_base import PromptSize
-from vr_jax.model.llava import Llava
 from vr_jax.model.qwen2 import KVCache, StageCache, unstacked, unstacked_cache
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, platform, replicated
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -92,7 +92,9 @@ class Generator:
 
     Raises GenerationError for a tokenizer without a stop token."""
 
-    def __init__(self, model: Llava, tokenizer: Any, buckets: Buckets | None = None, *, ignore_stop: bool = False):
+    def __init__(
+        self, model: VisionLanguageModel, tokenizer: Any, buckets: Buckets | None = None, *, ignore_stop: bool = False
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.buckets = buckets or Buckets()
@@ -118,7 +120,7 @@ class Generator:
         sampling: Sampling | None = None,
         rows: int | None = None,
     ) -> list[Reply]:
-        """Replies in the order of `prompts` (of any lengths and numbers of pictures; see `Processor.prompt`).
+        """Replies in the order of `prompts` (of any lengths and numbers of images; see `Processor.prompt`).
 
         rows: the static number of rows, at least len(prompts); missing rows are padding. With several processes, each
         gives its own prompts and gets its own replies; `rows` counts the rows of one process.
@@ -223,7 +225,7 @@ class Generator:
     # --- host side
 
     @functools.cached_property
-    def _decoding_model(self) -> Llava:
+    def _decoding_model(self) -> VisionLanguageModel:
         """The model as decoding reads it. On one CPU that takes a second copy of the decoder's layers."""
         return unstacked_model(self.model) if unstacks() else self.model
 
@@ -264,7 +266,7 @@ class Generator:
 
     def _prefill_rows(
         self,
-        model: Llava,
+        model: VisionLanguageModel,
         batch: Batch,
         row: Int[Array, " B"],
         seed: Int[Array, ""],
@@ -297,7 +299,7 @@ class Generator:
 
     def _decode_loop(
         self,
-        model: Llava,
+        model: VisionLanguageModel,
         state: DecodeState,
         until: Int[Array, ""],
         temperature: Float[Array, ""] | None,
@@ -343,7 +345,7 @@ def unstacks() -> bool:
     return platform() == "cpu" and mesh_in_context() is None
 
 
-def unstacked_model(model: Llava) -> Llava:
+def unstacked_model(model: VisionLanguageModel) -> VisionLanguageModel:
     """The same model for `decode` alone, its decoder `unstacked`."""
     graph, state = nnx.split(model)
     copy = nnx.merge(graph, state)

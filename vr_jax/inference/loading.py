@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from vr_jax.data.processor import Processor
 from vr_jax.inference.generate import GenerationError
-from vr_jax.model.config import ConfigError, LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import ModelDirectoryError, load_model, read_config
 from vr_jax.sharding import ShardingError
 
@@ -24,13 +24,13 @@ LOADING_ERRORS = (ModelDirectoryError, GenerationError, ConfigError, ShardingErr
 
 @dataclass(frozen=True)
 class Loaded:
-    model: Llava
+    model: VisionLanguageModel
     tokenizer: Any
     processor: Processor
 
 
-def with_pruning(config: LlavaConfig, choice: str | Mapping[str, Any] | None) -> LlavaConfig:
-    """`config` with a pruner, and with the picture layout of that pruner's official code.
+def with_pruning(config: VlmConfig, choice: str | Mapping[str, Any] | None) -> VlmConfig:
+    """`config` with a pruner, and with the image layout of that pruner's official code.
 
     choice: a name, for its defaults; or its fields, `name` among them, as a mapping or as JSON text. None changes
     nothing. Raises ConfigError for what is neither, or does not fit the model."""
@@ -43,14 +43,14 @@ def with_pruning(config: LlavaConfig, choice: str | Mapping[str, Any] | None) ->
         except json.JSONDecodeError as error:
             raise ConfigError(f"pruning {choice!r} is no valid JSON object: {error}") from None
     try:
-        pruning = LlavaConfig.parse_field("pruning", dict(fields))
+        pruning = VlmConfig.parse_field("pruning", dict(fields))
         return dataclasses.replace(config, pruning=pruning, image=pruning.adapt_image(config.image))
     except TypeError as error:  # a field of the wrong type, which comparisons refuse
         raise ConfigError(f"pruning {choice!r}: a field has the wrong type ({error})") from None
 
 
 def load_for_inference(
-    directory: Path, mesh: Mesh | None = None, *, config: LlavaConfig | None = None, dtype: str | None = None
+    directory: Path, mesh: Mesh | None = None, *, config: VlmConfig | None = None, dtype: str | None = None
 ) -> Loaded:
     """config: another than the saved one (see `load_model`). dtype: of parameters and activations, "float32" or
     "bfloat16"; None keeps those of the config and the directory.
@@ -64,7 +64,7 @@ def load_for_inference(
     return Loaded(load_model(directory, mesh, config, dtype=dtype), tokenizer, processor)
 
 
-def load_tokenizer(directory: Path, config: LlavaConfig) -> tuple[Any, Processor]:
+def load_tokenizer(directory: Path, config: VlmConfig) -> tuple[Any, Processor]:
     """A model directory's tokenizer, or that of any folder, and the processor of `config` with it.
 
     Raises GenerationError without a tokenizer that can write the template, ConfigError for one larger than the

@@ -30,11 +30,11 @@ class Batch:
     positions: Int[Array, "B N"]  # rotary positions, 0.. within each segment
     segment_ids: Int[Array, "B N"]  # 1.. per sample, 0 = padding
     loss_mask: Bool[Array, "B N"]
-    guide_mask: Bool[Array, "B N"]  # tokens the text-guided token may pool
+    text_token_mask: Bool[Array, "B N"]  # tokens the text-guided token may pool
     vision_cell: Int[Array, "B N"]  # tile * n*n + (cell row * n + cell column), or NO_CELL, or NEWLINE
     tile_pixels: UInt8[Array, "B T H W 3"]  # RGB; normalised on the device
     tile_segment: Int[Array, "B T"]  # the segment a tile belongs to, 0 = unused slot
-    tile_image: Int[Array, "B T"]  # 1.. per picture of the row, 0 = unused slot
+    tile_image: Int[Array, "B T"]  # 1.. per image of the row, 0 = unused slot
     # Only for grids with OneVision's bilinear branch (ImageConfig.may_interpolate): a vision token is then the weighted
     # sum of four cells, of which `vision_cell` holds the first.
     vision_cells: Int[Array, "B N 4"] | None = None
@@ -62,7 +62,7 @@ def batch_structs(shape: BatchShape, where: Sharding, *, weighted_cells: bool) -
 
     fields = {
         **dict.fromkeys(("tokens", "positions", "segment_ids", "vision_cell"), struct(jnp.int32, shape.tokens)),
-        **dict.fromkeys(("loss_mask", "guide_mask"), struct(jnp.bool_, shape.tokens)),
+        **dict.fromkeys(("loss_mask", "text_token_mask"), struct(jnp.bool_, shape.tokens)),
         **dict.fromkeys(("tile_segment", "tile_image"), struct(jnp.int32, shape.tiles)),
         "tile_pixels": struct(jnp.uint8, shape.tiles, shape.tile_size, shape.tile_size, 3),
     }

@@ -1,4 +1,4 @@
-"""Frozen, validated descriptions of every part of the model. A checkpoint holds `LlavaConfig.to_dict()`."""
+"""Frozen, validated descriptions of every part of the model. A checkpoint holds `VlmConfig.to_dict()`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from vr_jax.model.config_base import (
     Config,
     ConfigError,
-    InterludeConfig,
     ProjectorConfig,
     PrunerConfig,
+    RefusionConfig,
     check,
     check_choice,
 )
@@ -21,13 +21,13 @@ from vr_jax.model.config_vision_remember import VisionRememberConfig
 __all__ = [
     "ConfigError",
     "ImageConfig",
-    "InterludeConfig",
-    "LlavaConfig",
     "ProjectorConfig",
     "PrunerConfig",
     "Qwen2Config",
+    "RefusionConfig",
     "SiglipConfig",
     "VisionRememberConfig",
+    "VlmConfig",
     "anyres4",
     "anyres9",
     "anyres9_all36",
@@ -91,7 +91,7 @@ class Qwen2Config(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Config):
-    """How a picture becomes tiles and vision tokens (methods.md 1.2, 1.3)."""
+    """How an image becomes tiles and vision tokens (methods.md 1.2, 1.3)."""
 
     tile_size: int = 384  # pixels; must equal the encoder's image_size
     # square: squash to one tile; pad: pad to a square, one tile; anyres: base tile plus the best grid;
@@ -130,7 +130,7 @@ class ImageConfig(Config):
 
 
 def single_tile(tile_size: int = 384, *, aspect_ratio: str = "square", unpad: bool = False) -> ImageConfig:
-    """One tile per picture; the paper's phase 1 uses the squashed one without newline."""
+    """One tile per image; the paper's phase 1 uses the squashed one without newline."""
     return ImageConfig(tile_size=tile_size, aspect_ratio=aspect_ratio, unpad=unpad)  # type: ignore[arg-type]
 
 
@@ -153,13 +153,13 @@ def anyres9_all36(tile_size: int = 384) -> ImageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaConfig(Config):
-    """A whole LVLM: encoder, projector, decoder, and at most one interlude or pruner between decoder stages."""
+class VlmConfig(Config):
+    """A whole LVLM: encoder, projector, decoder, and at most one re-fusion block or pruner between decoder stages."""
 
-    vision: SiglipConfig = field(default_factory=SiglipConfig)
-    text: Qwen2Config = field(default_factory=Qwen2Config)
+    encoder: SiglipConfig = field(default_factory=SiglipConfig)
+    decoder: Qwen2Config = field(default_factory=Qwen2Config)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
-    interlude: InterludeConfig | None = None
+    refusion: RefusionConfig | None = None
     pruning: PrunerConfig | None = None  # inference only
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: int = 23  # hidden state that feeds the projector; 0 = patch embeddings
@@ -173,63 +173,63 @@ class LlavaConfig(Config):
             method = getattr(self, kind)
             if method is not None:
                 object.__setattr__(self, kind, _own_class(kind, method))
-        check_choice("LlavaConfig", "dtype", self.dtype, ("float32", "bfloat16"))
-        check_choice("LlavaConfig", "attention", self.attention, ("auto", "xla", "blocked", "cudnn", "splash"))
-        check_choice("LlavaConfig", "remat", self.remat, ("none", "full", "dots"))
+        check_choice("VlmConfig", "dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("VlmConfig", "attention", self.attention, ("auto", "xla", "blocked", "cudnn", "splash"))
+        check_choice("VlmConfig", "remat", self.remat, ("none", "full", "dots"))
         check(
             self.attention != "cudnn" or self.dtype == "bfloat16",
-            f"LlavaConfig.attention = 'cudnn' with dtype = {self.dtype!r}: cuDNN attends in 'bfloat16' only",
+            f"VlmConfig.attention = 'cudnn' with dtype = {self.dtype!r}: cuDNN attends in 'bfloat16' only",
         )
-        grid, stride = self.vision.grid, self.projector.stride
+        grid, stride = self.encoder.grid, self.projector.stride
         check(
             grid % stride == 0,
             f"projector.stride = {stride} does not divide the encoder's {grid} x {grid} patch grid; "
             f"divisors: {[s for s in range(1, grid + 1) if grid % s == 0]}",
         )
         check(
-            self.image.tile_size == self.vision.image_size,
-            f"image.tile_size = {self.image.tile_size} differs from vision.image_size = {self.vision.image_size}",
+            self.image.tile_size == self.encoder.image_size,
+            f"image.tile_size = {self.image.tile_size} differs from vision.image_size = {self.encoder.image_size}",
         )
         self._check_levels("vision_feature_layer", (self.vision_feature_layer,))
         self._check_levels("projector.levels", self.projector.feature_levels(self))
         self.projector.check_model(self)
-        if self.interlude is not None:
-            self._check_interlude(self.interlude)
+        if self.refusion is not None:
+            self._check_refusion(self.refusion)
         if self.pruning is not None:
             self._check_pruning(self.pruning)
 
     def _check_levels(self, name: str, levels: tuple[int, ...]) -> None:
-        depth = self.vision.num_layers
+        depth = self.encoder.num_layers
         for level in levels:
             check(0 <= level <= depth, f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}")
 
-    def _check_interlude(self, interlude: InterludeConfig) -> None:
-        self._check_levels("interlude.levels", interlude.levels)
-        outside = [i for i in interlude.insert_after if not 1 <= i < self.text.num_layers]
+    def _check_refusion(self, refusion: RefusionConfig) -> None:
+        self._check_levels("refusion.levels", refusion.levels)
+        outside = [i for i in refusion.insert_after if not 1 <= i < self.decoder.num_layers]
         check(
             not outside,
-            f"interlude.insert_after = {interlude.insert_after}: {outside} outside the decoder; "
-            f"expected values in 1..{self.text.num_layers - 1}",
+            f"refusion.insert_after = {refusion.insert_after}: {outside} outside the decoder; "
+            f"expected values in 1..{self.decoder.num_layers - 1}",
         )
         check(
             not self.image.may_interpolate,
-            f"interlude {interlude.name!r} needs one feature window per vision token, but the image grids "
+            f"re-fusion block {refusion.name!r} needs one feature window per vision token, but the image grids "
             "reach the bilinear branch of anyres_max; use grids of at most max_tiles tiles (preset anyres9)",
         )
-        windows = self.vision.grid // self.projector.stride
+        windows = self.encoder.grid // self.projector.stride
         check(
             self.cells_per_side == windows,
-            f"interlude {interlude.name!r} needs one feature window per vision token: projector "
+            f"re-fusion block {refusion.name!r} needs one feature window per vision token: projector "
             f"{self.projector.name!r} makes {self.cells_per_side} x {self.cells_per_side} tokens, stride "
             f"{self.projector.stride} makes {windows} x {windows} windows; set a stride that gives as many",
         )
-        interlude.check_model(self)
+        refusion.check_model(self)
 
     def _check_pruning(self, pruning: PrunerConfig) -> None:
         check(
-            self.interlude is None,
-            f"pruning {pruning.name!r} with interlude {self.interlude and self.interlude.name!r}: pruners drop the "
-            "tokens that interludes re-read; use one of them",
+            self.refusion is None,
+            f"pruning {pruning.name!r} with re-fusion block {self.refusion and self.refusion.name!r}: pruners drop the "
+            "tokens that re-fusion blocks re-read; use one of them",
         )
         check(
             not self.image.may_interpolate,
@@ -237,7 +237,7 @@ class LlavaConfig(Config):
             "cells; use grids of at most max_tiles tiles (preset anyres9)",
         )
         pruning.check_model(self)
-        depth = self.text.num_layers
+        depth = self.decoder.num_layers
         outside = [i for i in pruning.cuts(self) if not 0 <= i < depth]
         check(not outside, f"pruning {pruning.name!r}: layers {outside} outside the decoder; expected 0..{depth - 1}")
         self._check_levels("pruning", pruning.feature_levels(self))
@@ -248,13 +248,13 @@ class LlavaConfig(Config):
             return value
         if name in _METHODS:
             return _method_class(name, value.get("name")).from_dict(value)
-        nested: dict[str, type[Config]] = {"vision": SiglipConfig, "text": Qwen2Config, "image": ImageConfig}
+        nested: dict[str, type[Config]] = {"encoder": SiglipConfig, "decoder": Qwen2Config, "image": ImageConfig}
         return nested[name].from_dict(value) if name in nested else value
 
     @property
     def cells_per_side(self) -> int:
         """n: vision tokens per side of one tile."""
-        return self.projector.cells_per_side(self.vision.grid)
+        return self.projector.cells_per_side(self.encoder.grid)
 
     @property
     def cells_per_tile(self) -> int:
@@ -263,41 +263,41 @@ class LlavaConfig(Config):
     @property
     def feature_levels(self) -> tuple[int, ...]:
         """Encoder hidden states the model reads, shallow to deep."""
-        interlude = self.interlude.levels if self.interlude else ()
+        refusion = self.refusion.levels if self.refusion else ()
         pruning = self.pruning.feature_levels(self) if self.pruning else ()
-        return tuple(sorted({*interlude, *pruning, *self.projector.feature_levels(self), self.vision_feature_layer}))
+        return tuple(sorted({*refusion, *pruning, *self.projector.feature_levels(self), self.vision_feature_layer}))
 
     @property
     def decoder_bounds(self) -> tuple[int, ...]:
         """Stage k of the decoder holds layers bounds[k] .. bounds[k + 1] - 1."""
-        cuts = self.interlude.insert_after if self.interlude else ()
+        cuts = self.refusion.insert_after if self.refusion else ()
         cuts += self.pruning.cuts(self) if self.pruning else ()
-        return tuple(sorted({0, *cuts, self.text.num_layers}))
+        return tuple(sorted({0, *cuts, self.decoder.num_layers}))
 
     @property
-    def vision_bounds(self) -> tuple[int, ...]:
+    def encoder_bounds(self) -> tuple[int, ...]:
         """Stage k of the encoder holds blocks bounds[k] .. bounds[k + 1] - 1; cut after every level that is read."""
-        return tuple(sorted({0, *self.feature_levels, self.vision.num_layers}))
+        return tuple(sorted({0, *self.feature_levels, self.encoder.num_layers}))
 
     @property
     def text_pool(self) -> str:
-        """Which text the guide token may pool; the data pipeline turns it into `guide_mask`."""
-        return self.interlude.guide_text if self.interlude else "none"
+        """Which text the text-guided token may pool; the data pipeline turns it into `text_token_mask`."""
+        return self.refusion.pooled_text if self.refusion else "none"
 
 
-_METHODS = ("projector", "interlude", "pruning")
+_METHODS = ("projector", "refusion", "pruning")
 
 
-def _method_class(kind: str, name: Any) -> type[ProjectorConfig | InterludeConfig | PrunerConfig]:
+def _method_class(kind: str, name: Any) -> type[ProjectorConfig | RefusionConfig | PrunerConfig]:
     """The config class of a method. Raises ConfigError for an unknown name, listing the known ones."""
     # Imported late, because the methods' modules import this one.
-    from vr_jax.model.interludes import INTERLUDES
     from vr_jax.model.projectors import PROJECTORS
     from vr_jax.model.pruning import PRUNERS
+    from vr_jax.model.refusion import REFUSION
 
     registries: dict[str, Mapping[str, Any]] = {
         "projector": PROJECTORS,
-        "interlude": INTERLUDES,
+        "refusion": REFUSION,
         "pruning": PRUNERS,
     }
     known = registries[kind]

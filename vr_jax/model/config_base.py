@@ -1,4 +1,4 @@
-"""What every config shares, and the bases of the exchangeable methods: projectors, interludes, pruners.
+"""What every config shares, and the bases of the exchangeable methods: projectors, re-fusion blocks, pruners.
 
 A method's config class stands in its own module and derives from one of these; `model/config.py` finds it by name."""
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from vr_jax.model.config import ImageConfig, LlavaConfig
+    from vr_jax.model.config import ImageConfig, VlmConfig
 
 
 class ConfigError(ValueError):
@@ -70,7 +70,7 @@ def check_increasing(owner: str, name: str, value: tuple[int, ...]) -> None:
 class ProjectorConfig(Config):
     """A token-compressing projector (paper, Table 1) and its stride s: s*s patches become one vision token.
 
-    Projectors with further fields derive from it; LlavaConfig turns a plain one into its projector's own class."""
+    Projectors with further fields derive from it; VlmConfig turns a plain one into its projector's own class."""
 
     name: str = "pool"
     stride: int = 3
@@ -86,21 +86,21 @@ class ProjectorConfig(Config):
         """Vision tokens per side of a tile of grid x grid patches."""
         return grid // self.stride
 
-    def feature_levels(self, model: LlavaConfig) -> tuple[int, ...]:
+    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
         """Encoder hidden states that the projector reads; the first one is its main input."""
         return (model.vision_feature_layer,)
 
-    def check_model(self, model: LlavaConfig) -> None:
+    def check_model(self, model: VlmConfig) -> None:
         """Raises ConfigError where the projector does not fit the rest of the model."""
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
+    def flops_per_tile(self, model: VlmConfig) -> float:
         """Operations of the forward pass: two per multiply-add of its matrix products (methods.md 9.2)."""
-        width, hidden = model.vision.hidden_size, model.text.hidden_size
+        width, hidden = model.encoder.hidden_size, model.decoder.hidden_size
         return 2 * model.cells_per_tile * (width * hidden + hidden**2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterludeConfig(Config):
+class RefusionConfig(Config):
     """What acts on the vision tokens between decoder layers, from the encoder's hidden states `levels`."""
 
     name: str
@@ -118,14 +118,14 @@ class InterludeConfig(Config):
         return len(self.insert_after)
 
     @property
-    def guide_text(self) -> str:
+    def pooled_text(self) -> str:
         """Which text the blocks may pool (`VisionRememberConfig.text_pool`)."""
         return "none"
 
-    def check_model(self, model: LlavaConfig) -> None:
-        """Raises ConfigError where the interlude does not fit the rest of the model."""
+    def check_model(self, model: VlmConfig) -> None:
+        """Raises ConfigError where the re-fusion block does not fit the rest of the model."""
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
+    def flops_per_tile(self, model: VlmConfig) -> float:
         """Operations of the forward pass of all insertions: two per multiply-add (methods.md 9.2)."""
         raise NotImplementedError
 
@@ -150,22 +150,22 @@ class PrunerConfig(Config):
 
     name: str
 
-    def cuts(self, model: LlavaConfig) -> tuple[int, ...]:
+    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
         """Decoder layers already run where it looks at, or drops from, the stream: stage bounds."""
         raise NotImplementedError
 
-    def feature_levels(self, model: LlavaConfig) -> tuple[int, ...]:
+    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
         """Encoder hidden states it reads beyond the projector's."""
         del model
         return ()
 
-    def check_model(self, model: LlavaConfig) -> None:
+    def check_model(self, model: VlmConfig) -> None:
         """Raises ConfigError where the pruner does not fit the model, or its budget cannot be met."""
 
     def adapt_image(self, image: ImageConfig) -> ImageConfig:
-        """The picture layout of the official code, for a model that was trained with another."""
+        """The image layout of the official code, for a model that was trained with another."""
         return image
 
-    def kept(self, model: LlavaConfig, layer: int, prompt: PromptSize) -> int:
+    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
         """Tokens of a prompt, text included, that decoder layer `layer` (counted from 0) sees, at most."""
         raise NotImplementedError

@@ -1,18 +1,18 @@
-"""The options of Vision Remember; `model/interludes/vision_remember.py` is the block."""
+"""The options of Vision Remember; `model/refusion/vision_remember.py` is the block."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vr_jax.model.config_base import InterludeConfig, check, check_choice
+from vr_jax.model.config_base import RefusionConfig, check, check_choice
 
 if TYPE_CHECKING:
-    from vr_jax.model.config import LlavaConfig
+    from vr_jax.model.config import VlmConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionRememberConfig(InterludeConfig):
+class VisionRememberConfig(RefusionConfig):
     """Vision Remember (methods.md 5.4-5.9); each field with choices is one row of the ambiguity register 5.9."""
 
     name: str = "vision_remember"
@@ -34,7 +34,7 @@ class VisionRememberConfig(InterludeConfig):
     ffn_multiplier: int = 0  # 0: no feed-forward sub-layer
     self_scope: Literal["image", "tile"] = "image"
     newline_in_self: bool = False
-    # Text that the guide token pools. all leaks the answers: tests only. all_human leaks them too where a sample has
+    # Text that the text-guided token pools. all leaks the answers: tests only. all_human leaks them too where a sample has
     # several turns, as a later question has read the answers before it.
     text_pool: Literal["none", "first_turn", "all_human", "all"] = "first_turn"
     self_positions: Literal["none", "rope"] = "none"
@@ -64,26 +64,26 @@ class VisionRememberConfig(InterludeConfig):
         return 1 if self.shared_weights else len(self.insert_after)
 
     @property
-    def guide_text(self) -> str:
+    def pooled_text(self) -> str:
         return self.text_pool
 
-    def heads(self, model: LlavaConfig) -> tuple[int, int]:
+    def heads(self, model: VlmConfig) -> tuple[int, int]:
         """Heads of the cross-attention and of the self-attention."""
         depth = 64 if self.interaction == "deformable" else 128
-        return self.cross_heads or max(1, self.inner_width(model) // depth), self.self_heads or model.text.num_heads
+        return self.cross_heads or max(1, self.inner_width(model) // depth), self.self_heads or model.decoder.num_heads
 
-    def check_model(self, model: LlavaConfig) -> None:
-        widths = self.inner_width(model), model.text.hidden_size
+    def check_model(self, model: VlmConfig) -> None:
+        widths = self.inner_width(model), model.decoder.hidden_size
         for name, heads, width in zip(("cross_heads", "self_heads"), self.heads(model), widths, strict=True):
-            check(width % heads == 0, f"interlude.{name} = {heads} does not divide the width {width}; set a divisor")
+            check(width % heads == 0, f"refusion.{name} = {heads} does not divide the width {width}; set a divisor")
         check(
             self.init != "zero_out" or self.residual_gate == "none",
-            "interlude: residual_gate 'tanh' starts at zero; with init 'zero_out' no gradient would reach the block, "
+            "re-fusion block: residual_gate 'tanh' starts at zero; with init 'zero_out' no gradient would reach the block, "
             "use init 'torch_default'",
         )
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        queries, patches, hidden = model.cells_per_tile, model.vision.grid**2, model.text.hidden_size
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        queries, patches, hidden = model.cells_per_tile, model.encoder.grid**2, model.decoder.hidden_size
         inner, (heads, _) = self.inner_width(model), self.heads(model)
         query = 2 * queries * (hidden * inner + inner**2)
         out = 2 * queries * (inner**2 + inner * hidden)
@@ -104,6 +104,6 @@ class VisionRememberConfig(InterludeConfig):
         block = query + cross + out + self_attention + 4 * queries * self.ffn_multiplier * hidden**2
         return len(self.insert_after) * block
 
-    def inner_width(self, model: LlavaConfig) -> int:
+    def inner_width(self, model: VlmConfig) -> int:
         """Width of the cross-attention: all levels side by side; the levels stay apart in the deformable one."""
-        return model.vision.hidden_size * (1 if self.interaction == "deformable" else len(self.levels))
+        return model.encoder.hidden_size * (1 if self.interaction == "deformable" else len(self.levels))

@@ -1,4 +1,4 @@
-"""Building blocks shared by the encoder, the decoder, the projectors and the interludes."""
+"""Building blocks shared by the encoder, the decoder, the projectors and the re-fusion blocks."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Staged: `decoder.stages.2.attn.q.kernel`, one leading axis for the layers of stage 2.
 Merged: `decoder.layers.attn.q.kernel`, the leading axis is the layer's number in the whole decoder, so that moving an
-interlude, which only moves the stage bounds, does not orphan a checkpoint (design decision 1)."""
+re-fusion block, which only moves the stage bounds, does not orphan a checkpoint (design decision 1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.sharding import path_of
 
 _STAGED = re.compile(r"(?P<stack>vision|decoder)\.stages\.(?P<stage>\d+)\.(?P<rest>.+)")
@@ -58,7 +58,7 @@ def merge_stages(params: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def split_stages(params: Mapping[str, Any], config: LlavaConfig) -> dict[str, Any]:
+def split_stages(params: Mapping[str, Any], config: VlmConfig) -> dict[str, Any]:
     """Merged to staged, cut where `config` has its stage bounds; the inverse of `merge_stages`.
 
     Raises ValueError where the number of layers differs from the config's."""
@@ -77,5 +77,5 @@ def split_stages(params: Mapping[str, Any], config: LlavaConfig) -> dict[str, An
     return staged
 
 
-def stage_bounds(config: LlavaConfig, stack: str) -> Sequence[int]:
-    return config.vision_bounds if stack == "vision" else config.decoder_bounds
+def stage_bounds(config: VlmConfig, stack: str) -> Sequence[int]:
+    return config.encoder_bounds if stack == "vision" else config.decoder_bounds

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vr_jax.model.config import ConfigError, LlavaConfig, Qwen2Config, anyres4, anyres9
+from vr_jax.model.config import ConfigError, Qwen2Config, VlmConfig, anyres4, anyres9
 
 TEXTS: dict[str, Qwen2Config] = {
     "0.5b": Qwen2Config(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2),
@@ -33,37 +33,37 @@ Fields = Mapping[str, Any]  # of a method's config class; `name` says which
 @dataclass(frozen=True, kw_only=True)
 class System:
     """One row: what is switched on by name. `insert_every`: after the first and then every n-th decoder layer, in place
-    of the interlude's `insert_after`, which depends on the decoder's depth."""
+    of the refusion's `insert_after`, which depends on the decoder's depth."""
 
     title: str
     projector: Fields
-    interlude: Fields | None = None
+    refusion: Fields | None = None
     insert_every: int | None = None
     pruning: Fields | None = None  # training-free: the system trained is the same without it
     extra: bool = False  # not a row of the paper
 
-    def config(self, text: Qwen2Config, image: str) -> LlavaConfig:
+    def config(self, text: Qwen2Config, image: str) -> VlmConfig:
         """The model of this row at the paper's sizes. image: a key of IMAGES."""
-        return self.at(LlavaConfig(text=text, image=IMAGES[image]()))
+        return self.at(VlmConfig(decoder=text, image=IMAGES[image]()))
 
     def at(
         self,
-        size: LlavaConfig,
+        size: VlmConfig,
         levels: Mapping[int, int] | None = None,
         changes: Mapping[str, Fields] | None = None,
-    ) -> LlavaConfig:
-        """This row with the encoder, decoder and pictures of `size`.
+    ) -> VlmConfig:
+        """This row with the encoder, decoder and images of `size`.
 
         levels: the paper's hidden states -> those of a shallower encoder. changes: method name -> further fields, such
         as widths and heads. Raises ConfigError for what does not fit."""
-        interlude = self.interlude
-        if interlude is not None and self.insert_every is not None:
-            interlude = {**interlude, "insert_after": tuple(range(1, size.text.num_layers, self.insert_every))}
+        refusion = self.refusion
+        if refusion is not None and self.insert_every is not None:
+            refusion = {**refusion, "insert_after": tuple(range(1, size.decoder.num_layers, self.insert_every))}
         methods: dict[str, Any] = {}
-        for kind, fields in {"projector": self.projector, "interlude": interlude, "pruning": self.pruning}.items():
+        for kind, fields in {"projector": self.projector, "refusion": refusion, "pruning": self.pruning}.items():
             if fields is None:
                 continue
-            method = LlavaConfig.parse_field(kind, {**fields, **(changes or {}).get(fields["name"], {})})
+            method = VlmConfig.parse_field(kind, {**fields, **(changes or {}).get(fields["name"], {})})
             if levels is not None and hasattr(method, "levels"):
                 method = dataclasses.replace(method, levels=tuple(levels[level] for level in method.levels))
             methods[kind] = method
@@ -83,7 +83,7 @@ def remember(**changes: Any) -> Fields:
 
 UNCOMPRESSED: Fields = {"name": "mlp", "stride": 1}
 BASELINE = System(title="Baseline (pooling)", projector=pool())
-VISION_REMEMBER = System(title="Vision Remember", projector=pool(), interlude=remember())
+VISION_REMEMBER = System(title="Vision Remember", projector=pool(), refusion=remember())
 _PROJECTORS = {"pooling": "pool", "pixel_shuffle": "pixel_shuffle", "perceiver": "perceiver", "ldpv2": "ldpv2"}
 _TITLES = {"pooling": "Pooling", "pixel_shuffle": "PixelShuffle", "perceiver": "Perceiver", "ldpv2": "LDPv2"}
 
@@ -91,7 +91,7 @@ _TITLES = {"pooling": "Pooling", "pixel_shuffle": "PixelShuffle", "perceiver": "
 def _with_and_without(name: str, title: str, projector: Fields) -> dict[str, System]:
     return {
         name: System(title=title, projector=projector),
-        f"{name}_vr": System(title=f"{title} + V.R.", projector=projector, interlude=remember()),
+        f"{name}_vr": System(title=f"{title} + V.R.", projector=projector, refusion=remember()),
     }
 
 
@@ -126,19 +126,19 @@ TABLES: dict[str, Table] = {
         "anyres9",
         {
             "baseline": BASELINE,
-            "sva": System(title="SVA", projector=pool(), interlude={"name": "sva", "insert_after": (1, 4)}),
+            "sva": System(title="SVA", projector=pool(), refusion={"name": "sva", "insert_after": (1, 4)}),
             "sva_every_third": System(
                 title="SVA, every third layer",
                 projector=pool(),
-                interlude={"name": "sva"},
+                refusion={"name": "sva"},
                 insert_every=3,
                 extra=True,
             ),
-            "deepstack": System(title="DeepStack", projector=pool(), interlude={"name": "deepstack"}),
+            "deepstack": System(title="DeepStack", projector=pool(), refusion={"name": "deepstack"}),
             "deepstack_qwen3_vl": System(
                 title="DeepStack, Qwen3-VL merger",
                 projector=pool(),
-                interlude={"name": "deepstack", "merger": "qwen3_vl"},
+                refusion={"name": "deepstack", "merger": "qwen3_vl"},
                 extra=True,
             ),
             "vision_remember": VISION_REMEMBER,
@@ -171,15 +171,15 @@ TABLES: dict[str, Table] = {
             "local": System(
                 title="+ local attention",
                 projector=pool(),
-                interlude=remember(levels=(23,), self_attention=False, text_pool="none"),
+                refusion=remember(levels=(23,), self_attention=False, text_pool="none"),
             ),
             "multi_level": System(
                 title="+ multi-level fusion",
                 projector=pool(),
-                interlude=remember(self_attention=False, text_pool="none"),
+                refusion=remember(self_attention=False, text_pool="none"),
             ),
-            "bidirectional": System(title="+ bidirectional", projector=pool(), interlude=remember(text_pool="none")),
-            "text_token": System(title="+ text token", projector=pool(), interlude=remember()),
+            "bidirectional": System(title="+ bidirectional", projector=pool(), refusion=remember(text_pool="none")),
+            "text_token": System(title="+ text token", projector=pool(), refusion=remember()),
         },
     ),
     "table5b": Table(
@@ -187,7 +187,7 @@ TABLES: dict[str, Table] = {
         "anyres4",
         {
             interaction: System(
-                title=interaction.capitalize(), projector=pool(), interlude=remember(interaction=interaction)
+                title=interaction.capitalize(), projector=pool(), refusion=remember(interaction=interaction)
             )
             for interaction in ("global", "deformable", "local")
         },
@@ -197,7 +197,7 @@ TABLES: dict[str, Table] = {
         "anyres4",
         {
             f"after_{'_'.join(map(str, layers))}": System(
-                title=",".join(map(str, layers)), projector=pool(), interlude=remember(insert_after=layers)
+                title=",".join(map(str, layers)), projector=pool(), refusion=remember(insert_after=layers)
             )
             for layers in ((1,), (1, 4), (1, 4, 7))
         },
@@ -221,7 +221,7 @@ def listing() -> str:
     for name, table in TABLES.items():
         lines.append(f"{name}: {table.title} ({table.image})")
         for row, one in table.rows.items():
-            parts = [one.projector, one.interlude, one.pruning]
+            parts = [one.projector, one.refusion, one.pruning]
             methods = " ".join(f"{part['name']}{_details(part)}" for part in parts if part is not None)
             lines.append(f"  {row:<20} {one.title:<28} {methods}{' (not in the paper)' if one.extra else ''}")
     return "\n".join(lines)

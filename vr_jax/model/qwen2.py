@@ -1,4 +1,4 @@
-"""Qwen2 decoder in stages: each stage is one `lax.scan` over stacked layers; interludes act between stages.
+"""Qwen2 decoder in stages: each stage is one `lax.scan` over stacked layers; re-fusion blocks act between stages.
 
 Source: transformers `models/qwen2/modeling_qwen2.py`; design decision 1."""
 
@@ -57,14 +57,14 @@ KVCache = tuple[StageCache, ...]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Stream:
-    """The packed rows as they travel through the stages; an interlude maps one Stream to the next."""
+class DecoderInputs:
+    """The packed rows as they travel through the stages; a re-fusion block maps one Stream to the next."""
 
     hidden: Float[Array, "B N D"]
     positions: Int[Array, "B N"]
     segment_ids: Int[Array, "B N"]
 
-    def replace(self, **changes: Any) -> Stream:
+    def replace(self, **changes: Any) -> DecoderInputs:
         return dataclasses.replace(self, **changes)
 
 
@@ -72,8 +72,8 @@ class Stream:
 class HiddenStates:
     """Residual streams, never final-normed, of which M positions were selected.
 
-    after: decoder layer (counted from 1) -> what leaves it, before the interlude that acts there. resumed: layer after
-    which an interlude acts -> what the interlude makes of it."""
+    after: decoder layer (counted from 1) -> what leaves it, before the re-fusion block that acts there. resumed: layer after
+    which a re-fusion block acts -> what the re-fusion block makes of it."""
 
     after: dict[int, Float[Array, "B M D"]]
     resumed: dict[int, Float[Array, "B M D"]]
@@ -134,18 +134,18 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token embedding, stages, interludes between them, final norm and head.
+    """Token embedding, stages, re-fusion blocks between them, final norm and head.
 
-    bounds: stage k holds layers bounds[k] .. bounds[k + 1] - 1. interludes: the blocks that act between stages, and
-    what prepares the encoder's features for them; the decoder holds them, `Llava` applies them."""
+    bounds: stage k holds layers bounds[k] .. bounds[k + 1] - 1. re-fusion blocks: the blocks that act between stages, and
+    what prepares the encoder's features for them; the decoder holds them, `VisionLanguageModel` applies them."""
 
     def __init__(
         self,
         config: Qwen2Config,
         *,
         bounds: tuple[int, ...],
-        interludes: Sequence[nnx.Module],
-        interlude_features: nnx.Module | None,
+        refusion: Sequence[nnx.Module],
+        refusion_features: nnx.Module | None,
         attention_backend: str,
         remat: str,
         dtype: DTypeLike,
@@ -159,9 +159,9 @@ class Decoder(nnx.Module):
                 for start, stop in itertools.pairwise(bounds)
             ]
         )
-        self.interludes = nnx.List(interludes)
-        if interlude_features is not None:
-            self.interlude_features = interlude_features
+        self.refusion = nnx.List(refusion)
+        if refusion_features is not None:
+            self.refusion_features = refusion_features
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = linear(
@@ -190,27 +190,27 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        stream: Stream,
+        inputs: DecoderInputs,
         cache: KVCache | None = None,
-        between: Callable[[int, Stream], Stream] | None = None,
+        stage_hook: Callable[[int, DecoderInputs], DecoderInputs] | None = None,
     ) -> tuple[Float[Array, "B N D"], KVCache | None]:
         """Whole rows: training, or prefill when `cache` (empty) is given. Returns hidden states after the final norm.
 
         between: maps the stream that enters stage k; None runs the plain decoder. It may change the row's length."""
         caches: list[StageCache] = []
-        last_position = stream.positions[:, -1]
+        last_position = inputs.positions[:, -1]
         for k, stage in enumerate(self.stages):
-            if between is not None:
-                stream = between(k, stream)
-            stream, written = self._run_stage(stage, stream, cache[k] if cache else None)
+            if stage_hook is not None:
+                inputs = stage_hook(k, inputs)
+            inputs, written = self._run_stage(stage, inputs, cache[k] if cache else None)
             if written is not None:
-                caches.append(dataclasses.replace(written, shift=last_position - stream.positions[:, -1]))
-        return self.norm(stream.hidden), (tuple(caches) if cache else None)
+                caches.append(dataclasses.replace(written, shift=last_position - inputs.positions[:, -1]))
+        return self.norm(inputs.hidden), (tuple(caches) if cache else None)
 
     def _run_stage(
-        self, stage: DecoderLayer, stream: Stream, cache: StageCache | None
-    ) -> tuple[Stream, StageCache | None]:
-        rotary = rotary_angles(stream.positions, self.config.head_dim, self.config.rope_theta)
+        self, stage: DecoderLayer, inputs: DecoderInputs, cache: StageCache | None
+    ) -> tuple[DecoderInputs, StageCache | None]:
+        rotary = rotary_angles(inputs.positions, self.config.head_dim, self.config.rope_theta)
 
         def body(x, layer):
             kept = {}
@@ -218,34 +218,34 @@ class Decoder(nnx.Module):
             def attend(q, k, v):
                 if cache is not None:
                     kept["keys"], kept["values"] = k.swapaxes(1, 2), v.swapaxes(1, 2)
-                return self._attend(stream, q, k, v)
+                return self._attend(inputs, q, k, v)
 
             x = layer(x, rotary, attend)
             return x, kept
 
-        hidden, written = jax.lax.scan(maybe_remat(body, self.remat, in_scan=True), stream.hidden, stage)
+        hidden, written = jax.lax.scan(maybe_remat(body, self.remat, in_scan=True), inputs.hidden, stage)
         if cache is not None:
             length = hidden.shape[1]
             cache = dataclasses.replace(
                 cache,
                 keys=cache.keys.at[:, :, :, :length].set(written["keys"]),  # type: ignore[union-attr]  # stacked
                 values=cache.values.at[:, :, :, :length].set(written["values"]),  # type: ignore[union-attr]
-                valid=cache.valid.at[:, :length].set(stream.segment_ids > 0),
+                valid=cache.valid.at[:, :length].set(inputs.segment_ids > 0),
                 next=jnp.asarray(length, jnp.int32),
             )
-        return stream.replace(hidden=hidden), cache
+        return inputs.replace(hidden=hidden), cache
 
-    def _attend(self, stream: Stream, q: Array, k: Array, v: Array) -> Float[Array, "B N H K"]:
-        segments = stream.segment_ids
+    def _attend(self, inputs: DecoderInputs, q: Array, k: Array, v: Array) -> Float[Array, "B N H K"]:
+        segments = inputs.segment_ids
         return attention(
             q, k, v, query_segments=segments, key_segments=segments, causal=True, backend=self.attention_backend
         )
 
     def hidden_states(
         self,
-        stream: Stream,
+        inputs: DecoderInputs,
         layers: Sequence[int],
-        between: Callable[[int, Stream], Stream] | None = None,
+        stage_hook: Callable[[int, DecoderInputs], DecoderInputs] | None = None,
         select: Callable[[Float[Array, "B N D"]], Float[Array, "B M D"]] = lambda hidden: hidden,
     ) -> HiddenStates:
         """What `select` takes from the residual stream of whole rows at chosen depths; later layers are not run.
@@ -255,45 +255,45 @@ class Decoder(nnx.Module):
         depth = self.config.num_layers
         if list(layers) != sorted(set(layers)) or not layers or layers[0] < 1 or layers[-1] > depth:
             raise ValueError(f"layers = {tuple(layers)}: expected strictly increasing numbers in 1..{depth}")
-        like = jax.eval_shape(select, stream.hidden)
+        like = jax.eval_shape(select, inputs.hidden)
         taken = jnp.zeros((len(layers), *like.shape), like.dtype)
         resumed: dict[int, Array] = {}
         for k, (stage, (start, stop)) in enumerate(zip(self.stages, itertools.pairwise(self.bounds), strict=True)):
             if start >= layers[-1]:
                 break
-            if between is not None:
-                stream = between(k, stream)
+            if stage_hook is not None:
+                inputs = stage_hook(k, inputs)
                 if k:
-                    resumed[start] = select(stream.hidden)
+                    resumed[start] = select(inputs.hidden)
             # A layer that nobody asked for writes beyond the end, which drops it.
             slots = [layers.index(i) if i in layers else len(layers) for i in range(start + 1, stop + 1)]
-            stream, taken = self._run_tapped(stage, stream, taken, jnp.asarray(slots), select)
+            inputs, taken = self._run_tapped(stage, inputs, taken, jnp.asarray(slots), select)
         return HiddenStates(after=dict(zip(layers, taken, strict=True)), resumed=resumed)
 
     def _run_tapped(
         self,
         stage: DecoderLayer,
-        stream: Stream,
+        inputs: DecoderInputs,
         taken: Float[Array, "K B M D"],
         slots: Int[Array, " L"],
         select: Callable[[Array], Array],
-    ) -> tuple[Stream, Float[Array, "K B M D"]]:
-        rotary = rotary_angles(stream.positions, self.config.head_dim, self.config.rope_theta)
+    ) -> tuple[DecoderInputs, Float[Array, "K B M D"]]:
+        rotary = rotary_angles(inputs.positions, self.config.head_dim, self.config.rope_theta)
 
         def body(carry, layer_and_slot):
             # What is taken is carried, not scanned out: a scan would stack the states of every layer.
             x, taken = carry
             layer, slot = layer_and_slot
-            x = layer(x, rotary, functools.partial(self._attend, stream))
+            x = layer(x, rotary, functools.partial(self._attend, inputs))
             return (x, taken.at[slot].set(select(x), mode="drop")), None
 
-        (hidden, taken), _ = jax.lax.scan(body, (stream.hidden, taken), (stage, slots))
-        return stream.replace(hidden=hidden), taken
+        (hidden, taken), _ = jax.lax.scan(body, (inputs.hidden, taken), (stage, slots))
+        return inputs.replace(hidden=hidden), taken
 
     def decode(
         self, hidden: Float[Array, "B 1 D"], positions: Int[Array, "B 1"], cache: KVCache
     ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-        """One more token per row; interludes never act here. positions: counted on from the prompt's last one."""
+        """One more token per row; re-fusion blocks never act here. positions: counted on from the prompt's last one."""
         caches = []
         for stage, stage_cache in zip(self.stages, cache, strict=True):
             shifted = positions - stage_cache.shift[:, None]

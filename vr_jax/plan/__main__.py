@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vr_jax.model.config import ConfigError
-from vr_jax.output_folder import OutputError, claimed
+from vr_jax.output_folder import OutputError, directory_lock
 from vr_jax.plan import report
 from vr_jax.plan.errors import PlanError
 from vr_jax.plan.inference import Request, plan_inference
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=600, help="seconds for --search (%(default)s)")
     parser.add_argument("--batch", type=int, default=known.batch, help="prompts, of prefill and decode (%(default)s)")
     for name, help_text in (
-        ("text_tokens", "tokens of a prompt that are not the picture's"),
+        ("text_tokens", "tokens of a prompt that are not the image's"),
         ("new_tokens", "room for answers in the cache"),
         ("cache_tokens", "slots of the cache instead of prompt + new_tokens"),
     ):
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> list[Plan]:
     effort = options.optimization_level
     with contextlib.ExitStack() as held:
         if options.output is not None:
-            held.enter_context(claimed(options.output, report.JSON, overwrite=options.overwrite))
+            held.enter_context(directory_lock(options.output, report.JSON, overwrite=options.overwrite))
         if options.search:
             if options.mode != "train":
                 raise PlanError("--search is for --mode=train")

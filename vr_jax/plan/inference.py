@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from vr_jax import sharding
 from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
 from vr_jax.plan.errors import PlanError
 from vr_jax.plan.results import Plan
@@ -28,7 +28,7 @@ Mode = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Prompts of equal length. text_tokens: those that are not the picture's. cache_tokens: slots of the cache; 0: the
+    """Prompts of equal length. text_tokens: those that are not the image's. cache_tokens: slots of the cache; 0: the
     prompt and `new_tokens`."""
 
     batch: int = 1
@@ -48,9 +48,9 @@ class _Vocabulary:
         return {name: self._size - 1 - index for index, name in enumerate(STOP_TOKENS)}
 
 
-def abstract_generator(model: Llava) -> Generator:
+def abstract_generator(model: VisionLanguageModel) -> Generator:
     """model: without arrays."""
-    return Generator(model, _Vocabulary(model.config.text.vocab_size))
+    return Generator(model, _Vocabulary(model.config.decoder.vocab_size))
 
 
 def trace_program(
@@ -88,13 +88,13 @@ def _laid_out(state: DecodeState, where: NamedSharding) -> DecodeState:
 def plan_inference(
     name: str, config: ConfigDict, topology: Topology, mode: Mode, request: Request, *, effort: str | None = None
 ) -> Plan:
-    """What answering `request.batch` prompts, each with one picture in the recipe's largest layout, needs on each chip:
+    """What answering `request.batch` prompts, each with one image in the recipe's largest layout, needs on each chip:
     the prefill, or one decoded token. Raises PlanError, ConfigError or ShardingError."""
     if min(request.batch, request.text_tokens, request.new_tokens) < 1:
         raise PlanError("--batch, --text_tokens and --new_tokens must be positive")
-    model_config = LlavaConfig.from_dict({**config.model.to_dict(), "dtype": request.dtype, "remat": "none"})
+    model_config = VlmConfig.from_dict({**config.model.to_dict(), "dtype": request.dtype, "remat": "none"})
     mesh = sharding.mesh_of(config.mesh, devices=topology.devices)
-    tiles, vision = _picture(model_config)
+    tiles, vision = _image(model_config)
     length = vision + request.text_tokens
     new_tokens = request.new_tokens
     if request.cache_tokens:
@@ -157,8 +157,8 @@ def plan_inference(
     )
 
 
-def _abstract_model(config: LlavaConfig, mesh: Mesh, dtype: str) -> Llava:
-    model = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+def _abstract_model(config: VlmConfig, mesh: Mesh, dtype: str) -> VisionLanguageModel:
+    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
         model,
@@ -166,8 +166,8 @@ def _abstract_model(config: LlavaConfig, mesh: Mesh, dtype: str) -> Llava:
     )
 
 
-def _picture(config: LlavaConfig) -> tuple[int, int]:
-    """Tiles and vision tokens of a picture that fills the layout's largest grid; base tile and newlines included."""
+def _image(config: VlmConfig) -> tuple[int, int]:
+    """Tiles and vision tokens of an image that fills the layout's largest grid; base tile and newlines included."""
     side, cells = config.cells_per_side, config.cells_per_tile
     if not config.image.is_anyres:
         return 1, cells
@@ -175,11 +175,11 @@ def _picture(config: LlavaConfig) -> tuple[int, int]:
     return width * height + 1, cells + height * side * (width * side + 1)
 
 
-def _prefill_flops(config: LlavaConfig, request: Request, tiles: int, length: int) -> float:
+def _prefill_flops(config: VlmConfig, request: Request, tiles: int, length: int) -> float:
     """Operations that the model needs; the vocabulary projection is of the last position only."""
     forward = forward_flops(config)
     per_prompt = (
-        tiles * (forward["encoder"] + forward["projector"] + forward["interludes"])
+        tiles * (forward["encoder"] + forward["projector"] + forward["refusion"])
         + length * forward["decoder"]
         + length * (length + 1) / 2 * forward["attention"]
         + forward["head"]
@@ -187,7 +187,7 @@ def _prefill_flops(config: LlavaConfig, request: Request, tiles: int, length: in
     return request.batch * per_prompt
 
 
-def _token_flops(config: LlavaConfig, length: int) -> float:
+def _token_flops(config: VlmConfig, length: int) -> float:
     """Of one token that attends to a full cache."""
     forward = forward_flops(config)
     return forward["decoder"] + length * forward["attention"] + forward["head"]

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.plan import report
 from vr_jax.plan.compiling import bytes_per_chip
 from vr_jax.plan.errors import PlanError
@@ -136,18 +136,18 @@ def _rank(entry: tuple[Plan, str]) -> tuple[bool, float]:
 
 
 def _candidates(config: ConfigDict, topology: Topology, fixed_rows: bool) -> Iterator[Candidate]:
-    model = LlavaConfig.from_dict(config.model.to_dict())
+    model = VlmConfig.from_dict(config.model.to_dict())
     count = len(topology.devices)
     for tensor in _divisors(count):
         # Heads that do not divide would be computed on every chip of the axis.
-        if tensor > 1 and (model.text.num_heads % tensor or tensor > 8):
+        if tensor > 1 and (model.decoder.num_heads % tensor or tensor > 8):
             continue
         for fsdp in _divisors(count // tensor):
             yield from _on_mesh(config, topology, model, (count // tensor // fsdp, fsdp, tensor), fixed_rows)
 
 
 def _on_mesh(
-    config: ConfigDict, topology: Topology, model: LlavaConfig, shape: tuple[int, int, int], fixed_rows: bool
+    config: ConfigDict, topology: Topology, model: VlmConfig, shape: tuple[int, int, int], fixed_rows: bool
 ) -> Iterator[Candidate]:
     axes = dict(zip(sharding.AXES, shape, strict=True))
     changed = config.copy_and_resolve_references()
@@ -172,7 +172,7 @@ def _on_mesh(
         if one.batch.rows % (shards * accumulation) or (accumulation > 1 and one.batch.rows > max(rows, shards * 4)):
             continue
         tokens = one.batch.rows * one.batch.tokens // (shards * accumulation)
-        kept = tokens * model.text.num_layers * model.text.hidden_size * 2 * _KEPT[remat] / shape[2]
+        kept = tokens * model.decoder.num_layers * model.decoder.hidden_size * 2 * _KEPT[remat] / shape[2]
         if state + kept > capacity:
             continue
         seconds = _estimate(one, topology, program, model, gathered, tokens, accumulation, remat)
@@ -187,7 +187,7 @@ def _estimate(
     config: ConfigDict,
     topology: Topology,
     program: Any,
-    model: LlavaConfig,
+    model: VlmConfig,
     gathered: int,
     tokens: int,
     accumulation: int,
@@ -205,8 +205,8 @@ def _estimate(
     between = weights * (fsdp - 1) / fsdp * (2 * accumulation + 1)
     copies = 2 * weights / fsdp * (replica - 1) / replica
     # Two sums of activations per layer and pass, over the chips that share a layer.
-    layers = accumulation * model.text.num_layers * (4 + 2 * _REPEATED[remat])
-    shared = layers * 2 * (tensor - 1) / tensor * tokens * model.text.hidden_size * 2
+    layers = accumulation * model.decoder.num_layers * (4 + 2 * _REPEATED[remat])
+    shared = layers * 2 * (tensor - 1) / tensor * tokens * model.decoder.hidden_size * 2
     sent = (
         between / topology.bandwidth(fsdp * tensor, tensor)
         + copies / topology.bandwidth(program.mesh.size, tensor)

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
 from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
@@ -111,7 +111,7 @@ def trace_step(topology: Topology, config: ConfigDict, program: TrainProgram) ->
         return step.trace(program.abstract, abstract_batch(config, program.mesh, program.model))  # type: ignore[attr-defined]
 
 
-def model_flops(config: ConfigDict, model: LlavaConfig, trainable: tuple[str, ...]) -> float:
+def model_flops(config: ConfigDict, model: VlmConfig, trainable: tuple[str, ...]) -> float:
     """Operations that the model needs for one update whose rows are full: every slot used, samples of equal lengths, a
     target at every position that is no vision token."""
     batch = config.batch
@@ -126,7 +126,7 @@ def model_flops(config: ConfigDict, model: LlavaConfig, trainable: tuple[str, ..
 
 
 def _kept_whole(program: TrainProgram) -> list[str]:
-    lines = sharding.undivided(program.tree.shapes, program.mesh)
+    lines = sharding.unsharded(program.tree.shapes, program.mesh)
     if not lines:
         return []
     axes = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())

@@ -18,13 +18,13 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.main import fingerprint
 from vr_jax.inference.loading import LOADING_ERRORS, Loaded, load_for_inference, load_tokenizer
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
-from vr_jax.output_folder import OutputError, claimed
+from vr_jax.output_folder import OutputError, directory_lock
 from vr_jax.plotting import NoMatplotlib
 from vr_jax.probe import plot, tiny_imagenet
 from vr_jax.probe.errors import ProbeError
-from vr_jax.probe.pictures import Reader
+from vr_jax.probe.images import Reader
 from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, table, write_results
 from vr_jax.probe.taps import QUESTION, Tap, default_layers, one_tile, prompt_batch, taps_of
 from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
@@ -36,10 +36,10 @@ FIGURE = "probe.svg"
 DEMO = "demo"  # `tokenizer` of a recipe
 TITLES = {"vision_remember": "Vision Remember", "deepstack": "DeepStack", "sva": "SVA"}
 NOTES = (
-    "Everything but the heads is frozen. One tile per picture, squashed to the encoder's size (bicubic); prefill only.",
+    "Everything but the heads is frozen. One tile per image, squashed to the encoder's size (bicubic); prefill only.",
     "All heads have one width; seeds differ in a head's initial weights and see the same batches in the same order.",
     "A layer's tap is the residual stream; the final norm is applied to none of them, not even to the last layer's.",
-    "Where an interlude acts after a layer, 'layer N' is before it acts and 'layer N + interlude' after it.",
+    "Where a re-fusion block acts after a layer, 'layer N' is before it acts and 'layer N + refusion' after it.",
 )
 
 logger = logging.getLogger("vr_jax.probe")
@@ -60,9 +60,9 @@ class ProbeOptions(FitOptions):
     dtype: str | None = None  # of parameters and activations of the model; the heads are float32
     label: str | None = None  # names the model in plots
     overwrite: bool = False
-    workers: int = 8  # threads that read pictures
+    workers: int = 8  # threads that read images
     tokenizer: str = ""  # the recipe's
-    model: LlavaConfig | None = None  # default: the checkpoint's config.json
+    model: VlmConfig | None = None  # default: the checkpoint's config.json
     mesh: Mapping[str, Any] = field(default_factory=dict)  # of `mesh_of`
 
     def __post_init__(self):
@@ -91,7 +91,7 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Pr
     if values.get("layers") is not None:
         values["layers"] = _numbers(values["layers"])
     if recipe.get("model"):
-        values["model"] = LlavaConfig.from_dict(plain(recipe["model"]))
+        values["model"] = VlmConfig.from_dict(plain(recipe["model"]))
     if recipe.get("mesh"):
         values["mesh"] = plain(recipe["mesh"])
     options = ProbeOptions(**values, tokenizer=recipe.get("tokenizer") or "")
@@ -110,13 +110,13 @@ def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
     begin = time.perf_counter()
     assert options.data is not None
     config = _model_config(options)  # a wrong checkpoint is reported before the data is read
-    taps, left_out = taps_of(config, options.layers or default_layers(config.text.num_layers))
+    taps, left_out = taps_of(config, options.layers or default_layers(config.decoder.num_layers))
     data = tiny_imagenet.read(options.data)
     train = subset(data.train, min(options.train_images, len(data.train)), options.data_seed)
     val = subset(data.val, min(options.val_images, len(data.val)), options.data_seed)
     data = dataclasses.replace(data, train=train, val=val)
     mesh = mesh_of(options.mesh)
-    with claimed(output_of(options), RESULTS, overwrite=options.overwrite):
+    with directory_lock(output_of(options), RESULTS, overwrite=options.overwrite):
         loaded = _load(options, config, mesh)
         reader = Reader(data.folder, config.image, options.workers)
         prompt = prompt_batch(loaded.processor, options.question)
@@ -148,16 +148,16 @@ def output_of(options: ProbeOptions) -> Path:
     return options.output or (options.checkpoint or Path()) / "probe"
 
 
-def default_label(config: LlavaConfig, random: bool = False) -> str:
+def default_label(config: VlmConfig, random: bool = False) -> str:
     """E.g. "pool 1/9 + Vision Remember"."""
-    projector, interlude = config.projector, config.interlude
+    projector, refusion = config.projector, config.refusion
     label = projector.name if projector.stride == 1 else f"{projector.name} 1/{projector.stride**2}"
-    if interlude is not None:
-        label += f" + {TITLES.get(interlude.name, interlude.name)}"
+    if refusion is not None:
+        label += f" + {TITLES.get(refusion.name, refusion.name)}"
     return label + (" (random weights)" if random else "")
 
 
-def _model_config(options: ProbeOptions) -> LlavaConfig:
+def _model_config(options: ProbeOptions) -> VlmConfig:
     saved = read_config(options.checkpoint) if options.checkpoint else None
     config = options.model or saved
     assert config is not None
@@ -170,7 +170,7 @@ def _model_config(options: ProbeOptions) -> LlavaConfig:
     return one_tile(dataclasses.replace(config, dtype=options.dtype or config.dtype))  # type: ignore[arg-type]
 
 
-def _load(options: ProbeOptions, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Loaded:
+def _load(options: ProbeOptions, config: VlmConfig, mesh: jax.sharding.Mesh) -> Loaded:
     if not options.random:
         assert options.checkpoint is not None
         return load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
@@ -186,7 +186,7 @@ def _load(options: ProbeOptions, config: LlavaConfig, mesh: jax.sharding.Mesh) -
     return Loaded(model, tokenizer, processor)
 
 
-def _tap_results(taps: tuple[Tap, ...], found: Fit, pictures: int) -> tuple[TapResult, ...]:
+def _tap_results(taps: tuple[Tap, ...], found: Fit, images: int) -> tuple[TapResult, ...]:
     return tuple(
         TapResult(
             name=tap.name,
@@ -195,14 +195,14 @@ def _tap_results(taps: tuple[Tap, ...], found: Fit, pictures: int) -> tuple[TapR
             what=tap.what,
             tokens=found.shapes[tap.name][0],
             width=found.shapes[tap.name][1],
-            accuracies=tuple(float(count) / pictures for count in found.correct[tap.name]),
+            accuracies=tuple(float(count) / images for count in found.correct[tap.name]),
             losses=tuple(map(float, found.losses[tap.name])),
         )
         for tap in taps
     )
 
 
-def _settings(options: ProbeOptions, config: LlavaConfig, data: TinyImageNet) -> dict[str, Any]:
+def _settings(options: ProbeOptions, config: VlmConfig, data: TinyImageNet) -> dict[str, Any]:
     heads = {one.name: getattr(options, one.name) for one in dataclasses.fields(FitOptions)}
     return {
         "checkpoint": {

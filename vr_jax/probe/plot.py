@@ -18,7 +18,7 @@ from vr_jax.probe.results import ProbeResult, TapResult, read_results
 COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8d5fb0", "#c98a1b", "#4c4c4c")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SHORT = {"vision_remember": "VR", "deepstack": "DeepStack", "sva": "SVA"}
-Position = tuple[int, int, int]  # part of the model, decoder layer, before or after the interlude
+Position = tuple[int, int, int]  # part of the model, decoder layer, before or after the re-fusion block
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,8 +84,8 @@ def _fill(axes: Any, results: Sequence[ProbeResult], labels: Sequence[str]) -> N
         spread = [100 * (tap.spread or 0.0) for tap in result.taps]
         axes.plot(x, y, color=colour, linewidth=2, zorder=3)
         axes.errorbar(x, y, yerr=spread, color=colour, linestyle="none", capsize=3, linewidth=1.2, zorder=3)
-        # Where an interlude has just acted, the marker is open.
-        face = ["white" if tap.kind == "interlude" else colour for tap in result.taps]
+        # Where a re-fusion block has just acted, the marker is open.
+        face = ["white" if tap.kind == "refusion" else colour for tap in result.taps]
         axes.scatter(x, y, s=46, c=face, edgecolors=colour, linewidths=1.8, zorder=4, marker=MARKERS[number % 6])
         axes.plot([], [], color=colour, marker=MARKERS[number % 6], linewidth=2, markersize=6.5, label=label)
     chances = {result.chance for result in results}
@@ -108,15 +108,15 @@ def _fill(axes: Any, results: Sequence[ProbeResult], labels: Sequence[str]) -> N
 
 def position_of(tap: TapResult) -> Position:
     """Where a tap stands from left to right; equal for the same place in two models."""
-    part = ("encoder", "compressor", "projector", "layer", "interlude").index(tap.kind)
-    return min(part, 3), tap.layer or 0, int(tap.kind == "interlude")
+    part = ("encoder", "compressor", "projector", "layer", "refusion").index(tap.kind)
+    return min(part, 3), tap.layer or 0, int(tap.kind == "refusion")
 
 
 def _tick(tap: TapResult) -> str:
     if tap.kind in ("encoder", "compressor", "projector"):
         return tap.kind
-    interlude = tap.name.partition(" + ")[2]
-    return f"{tap.layer}" + (f"\n+{SHORT.get(interlude, interlude)}" if tap.kind == "interlude" else "")
+    refusion = tap.name.partition(" + ")[2]
+    return f"{tap.layer}" + (f"\n+{SHORT.get(refusion, refusion)}" if tap.kind == "refusion" else "")
 
 
 def _shade(axes: Any, order: Sequence[Position]) -> None:

@@ -19,7 +19,7 @@ FORMAT, VERSION = "vr_jax probe", 1
 
 @dataclass(frozen=True)
 class TapResult:
-    """accuracies, losses: one per seed, seeds 0, 1, ...; accuracies of all validation pictures, 0..1."""
+    """accuracies, losses: one per seed, seeds 0, 1, ...; accuracies of all validation images, 0..1."""
 
     name: str
     kind: Kind
@@ -43,7 +43,7 @@ class TapResult:
 @dataclass(frozen=True)
 class ProbeResult:
     """label: names the model in a plot. settings: everything that decides the numbers, nested. left_out: taps that
-    this model does not have, and why. unreadable: pictures that could not be used, and why."""
+    this model does not have, and why. unreadable: images that could not be used, and why."""
 
     label: str
     settings: Mapping[str, Any]
@@ -103,7 +103,7 @@ def table(result: ProbeResult) -> str:
     data = result.settings["data"]
     wide = max(len(tap.name) for tap in result.taps)
     lines = [
-        f"{result.label}: {data['classes']} classes, {data['train']} training and {data['val']} validation pictures",
+        f"{result.label}: {data['classes']} classes, {data['train']} training and {data['val']} validation images",
         f"{'tap':<{wide}}  {'tokens x width':>14}  accuracy",
     ]
     lines += [f"{tap.name:<{wide}}  {f'{tap.tokens} x {tap.width}':>14}  {percent(tap)}" for tap in result.taps]
@@ -112,7 +112,7 @@ def table(result: ProbeResult) -> str:
     for split, effect in (("train", "are not trained on"), ("val", "count as wrong")):
         if names := result.unreadable[split]:
             first, reason = next(iter(names.items()))
-            lines.append(f"{len(names)} {split} picture(s) could not be read and {effect}, e.g. {first} ({reason})")
+            lines.append(f"{len(names)} {split} image(s) could not be read and {effect}, e.g. {first} ({reason})")
     return "\n".join(lines)
 
 

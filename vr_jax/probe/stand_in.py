@@ -1,4 +1,4 @@
-"""A stand-in for Tiny-ImageNet: generated pictures in the same layout, for tests and for users without the data.
+"""A stand-in for Tiny-ImageNet: generated images in the same layout, for tests and for users without the data.
 
     python -m vr_jax.probe.stand_in DIR [--classes=12] [--train=100] [--val=25]
 
@@ -32,14 +32,14 @@ COLOURS = {
     "cyan": (60, 190, 205),
 }
 TEXTURES = ("upright stripes", "level stripes", "checks", "dots")
-GREY_EVERY = 50  # every so many pictures of a class one is stored without colours, as in the real data
-_BYTES = 4000  # of a picture, at most
+GREY_EVERY = 50  # every so many images of a class one is stored without colours, as in the real data
+_BYTES = 4000  # of an image, at most
 
 NAMES = tuple(f"{colour} {texture}" for texture, colour in itertools.product(TEXTURES, COLOURS))
 
 
 def draw(label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "64 64 3"]:
-    """A picture of class `label`."""
+    """An image of class `label`."""
     texture, colour = divmod(label, len(COLOURS))
     ink = np.asarray(list(COLOURS.values())[colour]) + rng.integers(-20, 21, 3)
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -59,12 +59,12 @@ def _texture(name: str, y: np.ndarray, x: np.ndarray) -> Bool[np.ndarray, "64 64
 
 
 def write(folder: Path, *, classes: int = 12, train: int = 100, val: int = 25, seed: int = 0) -> None:
-    """Writes `classes` classes of `train` + `val` pictures each; all or nothing.
+    """Writes `classes` classes of `train` + `val` images each; all or nothing.
 
     Raises ProbeError for a folder that holds files, and for numbers that make no sense."""
     if not 2 <= classes <= len(NAMES) or train < 1 or val < 1:
         raise ProbeError(
-            f"classes = {classes}, train = {train}, val = {val}: expected 2..{len(NAMES)} classes, at least 1 picture"
+            f"classes = {classes}, train = {train}, val = {val}: expected 2..{len(NAMES)} classes, at least 1 image"
         )
     try:
         with complete_directory(folder, classes * (train + val) * _BYTES, overwrite=False) as temporary:
@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vr_jax.probe.stand_in", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("folder", type=Path, help="must not exist, or be empty")
     parser.add_argument("--classes", type=int, default=12, help=f"2 to {len(NAMES)}")
-    parser.add_argument("--train", type=int, default=100, help="training pictures of each class")
-    parser.add_argument("--val", type=int, default=25, help="validation pictures of each class")
+    parser.add_argument("--train", type=int, default=100, help="training images of each class")
+    parser.add_argument("--val", type=int, default=25, help="validation images of each class")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ProbeError, OSError) as error:
         print(f"vr_jax.probe.stand_in: {error}", file=sys.stderr)
         return 1
-    print(f"{options.classes} classes, {options.train} + {options.val} pictures each: {options.folder}")
+    print(f"{options.classes} classes, {options.train} + {options.val} images each: {options.folder}")
     return 0
 
 

@@ -18,12 +18,12 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
 from vr_jax.inference.prompts import user_turn
 from vr_jax.model.batch import Batch, BatchShape
-from vr_jax.model.config import LlavaConfig, single_tile
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.probe.errors import ProbeError
 
 QUESTION = "Describe the image."
-Kind = Literal["encoder", "compressor", "projector", "layer", "interlude"]
+Kind = Literal["encoder", "compressor", "projector", "layer", "refusion"]
 Window = Float[Array, "B cells patches Dv"]
 
 # Projector -> what it compresses to before its own projection, and how. The first feature is its main input.
@@ -65,11 +65,11 @@ def default_layers(depth: int) -> tuple[int, ...]:
     return tuple(sorted({1, *range(4, depth + 1, 4), depth}))
 
 
-def taps_of(config: LlavaConfig, layers: Sequence[int]) -> tuple[tuple[Tap, ...], dict[str, str]]:
+def taps_of(config: VlmConfig, layers: Sequence[int]) -> tuple[tuple[Tap, ...], dict[str, str]]:
     """The taps of a model in the order of the forward pass, and what is left out and why.
 
     Raises ProbeError for layers that the decoder does not have."""
-    depth = config.text.num_layers
+    depth = config.decoder.num_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > depth:
         raise ProbeError(f"layers {tuple(layers)}: expected increasing numbers in 1..{depth}, the decoder's layers")
     projector = config.projector.name
@@ -82,39 +82,39 @@ def taps_of(config: LlavaConfig, layers: Sequence[int]) -> tuple[tuple[Tap, ...]
         left_out["compressor"] = NOT_COMPRESSED.get(projector, reason)
     taps.append(Tap("projector", "projector", f"output of the projector {projector!r}"))
     stream = "residual stream at the vision tokens after decoder layer"
-    interlude = config.interlude
+    refusion = config.refusion
     for layer in layers:
-        acts = interlude is not None and layer in interlude.insert_after
-        before = f", before {interlude.name} acts" if interlude and acts else ""
+        acts = refusion is not None and layer in refusion.insert_after
+        before = f", before {refusion.name} acts" if refusion and acts else ""
         taps.append(Tap(f"layer {layer}", "layer", f"{stream} {layer}, not final-normed{before}", layer))
-        if interlude is not None and acts and layer < layers[-1]:
-            what = f"{stream} {layer}, after {interlude.name} acted"
-            taps.append(Tap(f"layer {layer} + {interlude.name}", "interlude", what, layer))
-        elif interlude is not None and acts:
-            left_out[f"layer {layer} + {interlude.name}"] = "behind the last chosen layer"
+        if refusion is not None and acts and layer < layers[-1]:
+            what = f"{stream} {layer}, after {refusion.name} acted"
+            taps.append(Tap(f"layer {layer} + {refusion.name}", "refusion", what, layer))
+        elif refusion is not None and acts:
+            left_out[f"layer {layer} + {refusion.name}"] = "behind the last chosen layer"
     return tuple(taps), left_out
 
 
-def one_tile(config: LlavaConfig) -> LlavaConfig:
-    """Every picture squashed to one tile; a newline follows it if the model lays its pictures out with newlines."""
+def one_tile(config: VlmConfig) -> VlmConfig:
+    """Every image squashed to one tile; a newline follows it if the model lays its images out with newlines."""
     image = single_tile(config.image.tile_size, unpad=config.image.unpad)
     return dataclasses.replace(config, image=image)
 
 
 def prompt_batch(processor: Processor, question: str) -> Batch:
-    """One row: the question about one picture, whose pixels are to be replaced."""
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "PNG")
-    conversation = Conversation("probe", (user_turn(question, 1),), (picture.getvalue(),))
+    """One row: the question about one image, whose pixels are to be replaced."""
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    conversation = Conversation("probe", (user_turn(question, 1),), (image.getvalue(),))
     example = processor.prompt(conversation)
     shape = BatchShape(rows=1, tokens=len(example.tokens), tiles=1, tile_size=processor.config.image.tile_size)
     return collate([[example]], shape).batch
 
 
 def tapped_tokens(
-    model: Llava, prompt: Batch, pixels: UInt8[Array, "B H W 3"], taps: Sequence[Tap]
+    model: VisionLanguageModel, prompt: Batch, pixels: UInt8[Array, "B H W 3"], taps: Sequence[Tap]
 ) -> Mapping[str, Float[Array, "B T D"]]:
-    """Tokens by tap; the model is frozen, so no gradient reaches it. Prefill only, on the prompt with each picture.
+    """Tokens by tap; the model is frozen, so no gradient reaches it. Prefill only, on the prompt with each image.
 
     prompt: one row without padding (`prompt_batch`)."""
     model, config = jax.lax.stop_gradient(model), model.config
@@ -137,7 +137,7 @@ def tapped_tokens(
                 found[tap.name] = model.projector(*features)
             case "layer":
                 found[tap.name] = hidden.after[_layer(tap)]
-            case "interlude":
+            case "refusion":
                 found[tap.name] = hidden.resumed[_layer(tap)]
     return jax.lax.stop_gradient(found)
 

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet's folder, as it is published: 200 classes, 100,000 + 10,000 pictures of 64 x 64 pixels.
+"""Tiny-ImageNet's folder, as it is published: 200 classes, 100,000 + 10,000 images of 64 x 64 pixels.
 
     wnids.txt                                    the classes, one a line
     train/<wnid>/images/<wnid>_<k>.JPEG
@@ -19,12 +19,12 @@ import numpy as np
 from vr_jax.probe.errors import ProbeError
 
 WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"
-PICTURES = "*.JPEG"
+IMAGES = "*.JPEG"
 _WNID = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabelledImage:
     """name: of the file, relative to the data's folder."""
 
     name: str
@@ -37,26 +37,26 @@ class TinyImageNet:
 
     folder: Path
     classes: tuple[str, ...]
-    train: tuple[Picture, ...]
-    val: tuple[Picture, ...]
+    train: tuple[LabelledImage, ...]
+    val: tuple[LabelledImage, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Tells data apart by names and labels; pictures are not read."""
+        """Tells data apart by names and labels; images are not read."""
         lines = [f"{part.name} {self.classes[part.label]}\n" for split in (self.train, self.val) for part in split]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read(folder: Path) -> TinyImageNet:
-    """Lists the pictures without opening one; a validation picture that is not there is found out when it is read.
+    """Lists the images without opening one; a validation image that is not there is found out when it is read.
 
     Raises ProbeError for another layout, an empty class, and annotations that do not fit."""
     _check_layout(folder)
     classes = _classes(folder / WNIDS)
     train = tuple(
-        Picture(str(path.relative_to(folder)), label)
+        LabelledImage(str(path.relative_to(folder)), label)
         for label, wnid in enumerate(classes)
-        for path in _class_pictures(folder, wnid)
+        for path in _class_images(folder, wnid)
     )
     extra = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and path.name not in classes)
     if extra:
@@ -64,23 +64,23 @@ def read(folder: Path) -> TinyImageNet:
     return TinyImageNet(folder, classes, train, _validation(folder, classes))
 
 
-def subset(pictures: tuple[Picture, ...], count: int, seed: int) -> tuple[Picture, ...]:
-    """`count` pictures at random, of every class equally many or one more; 0, or as many as there are: all.
+def subset(images: tuple[LabelledImage, ...], count: int, seed: int) -> tuple[LabelledImage, ...]:
+    """`count` images at random, of every class equally many or one more; 0, or as many as there are: all.
 
     A class that has fewer leaves its share to the others."""
-    if count in (0, len(pictures)):
-        return pictures
-    if count > len(pictures):
-        raise ProbeError(f"{count} pictures are asked for, the data has {len(pictures)}")
+    if count in (0, len(images)):
+        return images
+    if count > len(images):
+        raise ProbeError(f"{count} images are asked for, the data has {len(images)}")
     rng = np.random.default_rng(seed)
     turn: dict[int, int] = {}
     ranked: list[tuple[int, int, int]] = []
-    for index in rng.permutation(len(pictures)):
-        label = pictures[index].label
+    for index in rng.permutation(len(images)):
+        label = images[index].label
         turn[label] = turn.get(label, -1) + 1
         ranked.append((turn[label], len(ranked), index))
     chosen = sorted(index for _, _, index in sorted(ranked)[:count])
-    return tuple(pictures[index] for index in chosen)
+    return tuple(images[index] for index in chosen)
 
 
 def _check_layout(folder: Path) -> None:
@@ -103,20 +103,20 @@ def _classes(path: Path) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _class_pictures(folder: Path, wnid: str) -> list[Path]:
+def _class_images(folder: Path, wnid: str) -> list[Path]:
     images = folder / "train" / wnid / "images"
     if not images.is_dir():
         raise ProbeError(f"class {wnid} of {WNIDS} has no folder {images}")
-    found = sorted(images.glob(PICTURES))
+    found = sorted(images.glob(IMAGES))
     if not found:
-        raise ProbeError(f"class {wnid} is empty: {images} has no {PICTURES}")
+        raise ProbeError(f"class {wnid} is empty: {images} has no {IMAGES}")
     return found
 
 
-def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[Picture, ...]:
+def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[LabelledImage, ...]:
     path = folder / ANNOTATIONS
     labels = {wnid: label for label, wnid in enumerate(classes)}
-    pictures: dict[str, Picture] = {}
+    images: dict[str, LabelledImage] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -126,15 +126,15 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[Picture, ...]:
             raise ProbeError(f"{path}, line {number}: expected file <tab> wnid <tab> box, found {line[:80]!r}")
         if wnid not in labels:
             raise ProbeError(f"{path}, line {number}: {name} is of class {wnid!r}, which {WNIDS} lacks")
-        if name in pictures:
+        if name in images:
             raise ProbeError(f"{path}, line {number}: {name} has an annotation already")
-        pictures[name] = Picture(f"val/images/{name}", labels[wnid])
-    if not pictures:
+        images[name] = LabelledImage(f"val/images/{name}", labels[wnid])
+    if not images:
         raise ProbeError(f"{path} is empty; expected file <tab> wnid <tab> box, one a line")
-    extra = sorted(file.name for file in (folder / "val/images").glob(PICTURES) if file.name not in pictures)
+    extra = sorted(file.name for file in (folder / "val/images").glob(IMAGES) if file.name not in images)
     if extra:
-        raise ProbeError(f"{folder / 'val/images'} has pictures without annotation: {_some(extra)}")
-    return tuple(pictures.values())
+        raise ProbeError(f"{folder / 'val/images'} has images without annotation: {_some(extra)}")
+    return tuple(images.values())
 
 
 def _lines(path: Path) -> list[str]:

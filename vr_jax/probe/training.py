@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from vr_jax.model.batch import Batch
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.head import ProbeHead, logits_of, make_heads
-from vr_jax.probe.pictures import PictureBatch, Reader
+from vr_jax.probe.images import ImageBatch, Reader
 from vr_jax.probe.taps import Tap, tapped_tokens
-from vr_jax.probe.tiny_imagenet import Picture
+from vr_jax.probe.tiny_imagenet import LabelledImage
 from vr_jax.sharding import batch_sharding, batch_shards, replicated
 
 Heads = dict[str, ProbeHead]  # by tap; every parameter has a leading axis of seeds
@@ -38,9 +38,9 @@ class FitOptions:
     lr: float = 1e-3
     weight_decay: float = 0.01  # torch's default of AdamW; decoupled, on all parameters
     epochs: int = 15
-    batch_size: int = 256  # pictures, over all devices
+    batch_size: int = 256  # images, over all devices
     seeds: int = 3  # heads per tap, which differ in their initial weights and see the same batches
-    data_seed: int = 0  # of the subset and of the order of the pictures
+    data_seed: int = 0  # of the subset and of the order of the images
 
     def __post_init__(self):
         for name in ("width", "heads", "epochs", "batch_size", "seeds"):
@@ -57,19 +57,19 @@ class FitOptions:
 class Fit:
     """What came of the heads, by tap and seed. shapes: (tokens, width) of each tap."""
 
-    correct: dict[str, Int[np.ndarray, " S"]]  # of all validation pictures
+    correct: dict[str, Int[np.ndarray, " S"]]  # of all validation images
     losses: PerSeed  # mean cross-entropy in the last epoch of training, nats
     shapes: dict[str, tuple[int, int]]
     heads: Heads
 
 
 def fit(
-    model: Llava,
+    model: VisionLanguageModel,
     prompt: Batch,
     taps: Sequence[Tap],
     reader: Reader,
-    train: Sequence[Picture],
-    val: Sequence[Picture],
+    train: Sequence[LabelledImage],
+    val: Sequence[LabelledImage],
     classes: int,
     options: FitOptions,
     mesh: Mesh,
@@ -78,8 +78,8 @@ def fit(
 ) -> Fit:
     """Runs under `jax.set_mesh(mesh)`; batches are cut over (replica, fsdp), heads are whole on every device.
 
-    Pictures that cannot be read are left to `reader.unreadable`; a validation picture among them counts as wrong.
-    Raises ProbeError for a batch that the mesh cannot cut, when no training picture can be read, or when a loss is
+    Images that cannot be read are left to `reader.unreadable`; a validation image among them counts as wrong.
+    Raises ProbeError for a batch that the mesh cannot cut, when no training image can be read, or when a loss is
     no number."""
     if options.batch_size % batch_shards(mesh):
         raise ProbeError(
@@ -110,8 +110,8 @@ def fit(
     steps = options.epochs * steps_per_epoch + -(-len(val) // options.batch_size)
     with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=not progress) as bar:
 
-        def batches(pictures: Sequence[Picture], order: Any = None) -> Iterator[tuple[Tokens, Array, Array]]:
-            for batch in reader.batches(pictures, options.batch_size, order):
+        def batches(images: Sequence[LabelledImage], order: Any = None) -> Iterator[tuple[Tokens, Array, Array]]:
+            for batch in reader.batches(images, options.batch_size, order):
                 pixels, labels, weights = _on_mesh(batch, mesh)
                 yield tokens_of(model, prompt, pixels), labels, weights
                 bar.update()
@@ -167,7 +167,7 @@ def _count(heads: Heads, tokens: Tokens, labels: Array, weights: Array) -> dict[
 def _mean_losses(sums: Any, epoch: int) -> PerSeed:
     totals, used = jax.device_get(sums)
     if used == 0:
-        raise ProbeError("not one training picture can be read; is --data intact?")
+        raise ProbeError("not one training image can be read; is --data intact?")
     losses = {name: np.asarray(total / used) for name, total in totals.items()}
     broken = [name for name, loss in losses.items() if not np.all(np.isfinite(loss))]
     if broken:
@@ -175,7 +175,7 @@ def _mean_losses(sums: Any, epoch: int) -> PerSeed:
     return losses
 
 
-def _on_mesh(batch: PictureBatch, mesh: Mesh) -> tuple[Array, Array, Array]:
+def _on_mesh(batch: ImageBatch, mesh: Mesh) -> tuple[Array, Array, Array]:
     where = batch_sharding(mesh)
     return (
         jax.device_put(batch.pixels, where),

@@ -1,7 +1,7 @@
 """Checkpoints of a run: everything that an exact continuation needs, written by Orbax in the background.
 
     <workdir>/checkpoints/<step>/state/         TrainState: parameters, frozen parameters, moments, step, key
-                                /run/           JSON: config, data iterator of every process, ledger of skipped samples
+                                /run/           JSON: config, data iterator of every process, skip statistics of skipped samples
                                 /checksums.*.json   size and CRC-32 of every file, written once the rest is complete
     <workdir>/checkpoints_damaged/<step>        what failed its checksums, set aside
 

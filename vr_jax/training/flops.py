@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import jax
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 
 # Dense bfloat16 peaks in FLOP/s of one JAX device, by a prefix of `device_kind`; the longest match counts.
 # Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, 7x) and NVIDIA's data sheets, without sparsity.
@@ -40,7 +40,7 @@ def peak_flops(device: jax.Device) -> float | None:
 class StepFlops:
     """Operations of one training step (forward and backward) per unit of work."""
 
-    per_tile: float  # encoder, projector, interludes
+    per_tile: float  # encoder, projector, re-fusion blocks
     per_token: float  # the decoder's linear layers
     per_pair: float  # attention, per query and visible key
     per_target: float  # the vocabulary projection
@@ -49,10 +49,10 @@ class StepFlops:
         return self.per_tile * tiles + self.per_token * tokens + self.per_pair * pairs + self.per_target * targets
 
 
-def forward_flops(config: LlavaConfig) -> dict[str, float]:
-    """Operations of the forward pass: `encoder`, `projector`, `interludes` per tile, `decoder` per token, `attention`
+def forward_flops(config: VlmConfig) -> dict[str, float]:
+    """Operations of the forward pass: `encoder`, `projector`, `refusion` per tile, `decoder` per token, `attention`
     per visible pair, `head` per target. Reference values: methods.md 9.2."""
-    vision, text = config.vision, config.text
+    vision, text = config.encoder, config.decoder
     patches, width = vision.grid**2, vision.hidden_size
     block = 2 * patches * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * patches**2 * width
     embed = 2 * patches * width * 3 * vision.patch_size**2
@@ -62,14 +62,14 @@ def forward_flops(config: LlavaConfig) -> dict[str, float]:
     return {
         "encoder": embed + max(config.feature_levels) * block,
         "projector": config.projector.flops_per_tile(config),
-        "interludes": config.interlude.flops_per_tile(config) if config.interlude else 0.0,
+        "refusion": config.refusion.flops_per_tile(config) if config.refusion else 0.0,
         "decoder": text.num_layers * layer,
         "attention": text.num_layers * 4 * hidden,
         "head": 2 * hidden * text.vocab_size,
     }
 
 
-def step_flops(config: LlavaConfig, trainable: Iterable[str]) -> StepFlops:
+def step_flops(config: VlmConfig, trainable: Iterable[str]) -> StepFlops:
     """Forward and backward operations, for the parameter paths in `trainable`.
 
     A linear layer costs 1 forward, 1 for the gradient of its input where anything before it is trained, and 1 for the
@@ -79,16 +79,16 @@ def step_flops(config: LlavaConfig, trainable: Iterable[str]) -> StepFlops:
     def trains(*prefixes: str) -> bool:
         return any(path.startswith(prefix) for path in trainable for prefix in prefixes)
 
-    inputs = trains("vision.", "projector.", "image_newline", "decoder.embed.", "decoder.interlude")
+    inputs = trains("encoder.", "projector.", "image_newline", "decoder.embed.", "decoder.refusion")
     layers = trains("decoder.stages.")
-    head = trains("decoder.embed." if config.text.tie_word_embeddings else "decoder.lm_head.")
+    head = trains("decoder.embed." if config.decoder.tie_word_embeddings else "decoder.lm_head.")
     forward = forward_flops(config)
-    encoder = 3 if trains("vision.") else 1
+    encoder = 3 if trains("encoder.") else 1
     decoder = 1 + (inputs or layers) + layers
     return StepFlops(
         per_tile=encoder * forward["encoder"]
         + (3 if trains("projector.") else encoder) * forward["projector"]
-        + (1 + inputs + trains("decoder.interlude")) * forward["interludes"],
+        + (1 + inputs + trains("decoder.refusion")) * forward["refusion"],
         per_token=decoder * forward["decoder"],
         per_pair=(3 if inputs or layers else 1) * forward["attention"],
         per_target=(1 + (inputs or layers) + head) * forward["head"],

@@ -18,7 +18,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.sources import Source, open_source
 from vr_jax.data.types import HostBatch
 from vr_jax.model.batch import Batch, BatchShape
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.sharding import batch_sharding, batch_shards
 
 DEMO = "demo"
@@ -72,7 +72,7 @@ def check_batch(batch: Mapping[str, int], mesh: Mesh) -> None:
         )
 
 
-def open_inputs(config: ConfigDict, model: LlavaConfig, mesh: Mesh, workdir: Path) -> Inputs:
+def open_inputs(config: ConfigDict, model: VlmConfig, mesh: Mesh, workdir: Path) -> Inputs:
     """Raises InputError, SourceError or ConfigError for settings that cannot work, before anything is trained."""
     check_batch(config.batch, mesh)
     source = _open_source(config)

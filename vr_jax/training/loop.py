@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.data.skips import SkipLedger
-from vr_jax.model.config import LlavaConfig
+from vr_jax.data.skips import SkipStatistics
+from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import save_model, warm_start
 from vr_jax.training import inputs
 from vr_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, gather
@@ -33,7 +33,7 @@ EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
 
 logger = logging.getLogger("vr_jax.training")
 
-OpenInputs = Callable[[ConfigDict, LlavaConfig, Mesh, Path], inputs.Inputs]
+OpenInputs = Callable[[ConfigDict, VlmConfig, Mesh, Path], inputs.Inputs]
 
 
 def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs.open_inputs) -> None:
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
     CheckpointError for settings that cannot work; TooManySkips, NonFiniteLoss and Preempted when a run ends early."""
     mesh = sharding.mesh_of(config.mesh)
     parts = parts_of(config, mesh)
-    for line in sharding.undivided(parts.tree.shapes, mesh):
+    for line in sharding.unsharded(parts.tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
     data = open_inputs(config, parts.model, mesh, workdir)
     total = total_steps(config, data.samples)
@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
     abstract = program.abstract
 
     first = jax.process_index() == 0
-    ledger = SkipLedger(max_fraction=config.data.max_skipped)
+    skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
     saved = config.checkpoint
     with (
         contextlib.closing(data.iterator),
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
         restored = checkpoints.restore_newest(abstract)
         if restored is not None:
             start, state = restored.step, restored.state
-            _resume(restored, config, data.iterator, ledger)
+            _resume(restored, config, data.iterator, skip_statistics)
         else:
             start, state = 0, _start(config, program)
         _describe(config, abstract, mesh, data.samples, start, total)
@@ -81,8 +81,8 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
                 waited = time.perf_counter()
                 host_batch = next(data.iterator)
                 waited = time.perf_counter() - waited
-                ledger.update(host_batch)
-                ledger.check()
+                skip_statistics.update(host_batch)
+                skip_statistics.check()
 
                 batch = inputs.put_batch(host_batch.batch, mesh)
                 state, metrics = program.step(state, batch)
@@ -93,14 +93,14 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
                 stop = preemption.reached(step)
                 if stop or step == total or step % saved.every == 0:
                     record.flush()  # so that a state after a bad step is never saved
-                    run = {"config": _json(config), "ledger": ledger.get_state()}
+                    run = {"config": _json(config), "skip_statistics": skip_statistics.get_state()}
                     loss = record.mean_loss_since_last_save()
                     checkpoints.save(step, state, data=data.iterator.get_state(), run=run, loss=loss)
                 if stop and step < total:
                     checkpoints.wait()
                     raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
         if start < total:
-            ledger.check(final=True)
+            skip_statistics.check(final=True)
         checkpoints.wait()
         export_state(workdir, program.tree, state, data.tokenizer_dir)
 
@@ -119,8 +119,10 @@ def _start(config: ConfigDict, program: TrainProgram) -> TrainState:
     return create_state(program.tree, program.optimizer, program.abstract, model, config.seed)
 
 
-def _resume(restored: Restored, config: ConfigDict, iterator: inputs.BatchIterator, ledger: SkipLedger) -> None:
-    """Puts data and ledger back to where the checkpoint was written."""
+def _resume(
+    restored: Restored, config: ConfigDict, iterator: inputs.BatchIterator, skip_statistics: SkipStatistics
+) -> None:
+    """Puts data and skip statistics back to where the checkpoint was written."""
     old, new = _flat(restored.run["config"]), _flat(_json(config))
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
@@ -133,7 +135,7 @@ def _resume(restored: Restored, config: ConfigDict, iterator: inputs.BatchIterat
         raise CheckpointError(
             f"cannot continue from step {restored.step}: {error}. Use the data settings of the run, or start a new one"
         ) from error
-    ledger.set_state(restored.run["ledger"])
+    skip_statistics.set_state(restored.run["skip_statistics"])
     logger.info("continuing from step %d", restored.step)
 
 

@@ -31,7 +31,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0  # never on biases and norms
     clip_norm: float = 1.0  # of the global gradient norm
-    # (glob of parameter paths, its learning rate), e.g. (("vision.*", 2e-6),); the first match counts.
+    # (glob of parameter paths, its learning rate), e.g. (("encoder.*", 2e-6),); the first match counts.
     lr_groups: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):

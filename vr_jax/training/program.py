@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import ConfigError, LlavaConfig
+from vr_jax.model.config import ConfigError, VlmConfig
 from vr_jax.sharding import batch_sharding
 from vr_jax.training.optimizer import OptimizerConfig, Schedule, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state
@@ -22,7 +22,7 @@ class TrainProgram:
     """What a recipe runs on a mesh. `step` is to be called under `jax.set_mesh(mesh)`, with a state laid out as
     `abstract` and a batch as `abstract_batch`."""
 
-    model: LlavaConfig
+    model: VlmConfig
     mesh: Mesh
     tree: ModelTree
     trainable: tuple[str, ...]  # parameter paths, in model order
@@ -37,7 +37,7 @@ class Parts:
     """What of a TrainProgram is known before the data are, and with them the number of updates."""
 
     config: ConfigDict
-    model: LlavaConfig
+    model: VlmConfig
     mesh: Mesh
     tree: ModelTree
     trainable: tuple[str, ...]
@@ -64,7 +64,7 @@ def parts_of(config: ConfigDict, mesh: Mesh) -> Parts:
     """Raises ConfigError, TrainableError or ShardingError for a recipe that cannot work on this mesh."""
     if config.loss_chunk < 1:
         raise ConfigError(f"config.loss_chunk = {config.loss_chunk}: expected a positive number of positions")
-    model = LlavaConfig.from_dict(config.model.to_dict())
+    model = VlmConfig.from_dict(config.model.to_dict())
     tree = ModelTree(model)
     return Parts(config, model, mesh, tree, tuple(tree.trainable(config.trainable)))
 
@@ -81,7 +81,7 @@ def total_steps(config: ConfigDict, samples: int) -> int:
     return config.steps or max(1, math.ceil(config.epochs * samples / config.samples_per_step))
 
 
-def abstract_batch(config: ConfigDict, mesh: Mesh, model: LlavaConfig) -> Batch:
+def abstract_batch(config: ConfigDict, mesh: Mesh, model: VlmConfig) -> Batch:
     """Shapes, types and shardings of the global batch of one update, without arrays."""
     shape = BatchShape(
         rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=model.image.tile_size

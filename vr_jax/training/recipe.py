@@ -12,12 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from vr_jax.model import paper
-from vr_jax.model.config import ConfigError, LlavaConfig, Qwen2Config, single_tile
+from vr_jax.model.config import ConfigError, Qwen2Config, VlmConfig, single_tile
 
 VARIANTS = ("phase1", "phase2", "phase1_baseline", "phase2_baseline")
 
 
-def base(model: LlavaConfig) -> ConfigDict:
+def base(model: VlmConfig) -> ConfigDict:
     """Every field with its default. Empty strings are to be filled in, or mean what the comment says."""
     return ConfigDict(
         {
@@ -27,8 +27,8 @@ def base(model: LlavaConfig) -> ConfigDict:
             "tokenizer": "",  # its directory, or "demo"; default: the first of init_from that has one
             "data": {
                 "path": "",  # file, folder or glob pattern (docs/data.md)
-                "images": "",  # picture folder; default: that of the file
-                "format": "",  # default: by the file's name; "demo" generates pictures
+                "images": "",  # image folder; default: that of the file
+                "format": "",  # default: by the file's name; "demo" generates images
                 "split": "train",
                 "options": ConfigDict(),  # further fields of vr_jax.data.sources.open_source
                 "template": "qwen_1_5",
@@ -68,8 +68,8 @@ def base(model: LlavaConfig) -> ConfigDict:
     )
 
 
-def model_fields(model: LlavaConfig) -> ConfigDict:
-    """`LlavaConfig.to_dict()` with tuples, and typed placeholders where a number may be absent."""
+def model_fields(model: VlmConfig) -> ConfigDict:
+    """`VlmConfig.to_dict()` with tuples, and typed placeholders where a number may be absent."""
 
     def fields(value: Any) -> Any:
         if isinstance(value, dict):
@@ -77,7 +77,7 @@ def model_fields(model: LlavaConfig) -> ConfigDict:
         return tuple(fields(part) for part in value) if isinstance(value, list | tuple) else value
 
     config = fields(model.to_dict())
-    for kind in ("projector", "interlude"):
+    for kind in ("projector", "refusion"):
         for name, value in config[kind].items() if config[kind] is not None else ():
             if value is None:  # every optional field of a method is a number
                 config[kind][name] = config_dict.placeholder(int)
@@ -116,8 +116,8 @@ def table_row(variant: str) -> ConfigDict:
     return config
 
 
-def _phase1(model: LlavaConfig) -> ConfigDict:
-    """Alignment: CC-558K captions, projector and interlude."""
+def _phase1(model: VlmConfig) -> ConfigDict:
+    """Alignment: CC-558K captions, projector and re-fusion block."""
     config = base(dataclasses.replace(model, image=single_tile(), **PAPER_COMPUTE))
     config.data.template = "plain"
     # blip_laion_cc_sbu_558k.json: one tile each, so a row holds at most four samples, an update 256. A caption and its
@@ -125,11 +125,11 @@ def _phase1(model: LlavaConfig) -> ConfigDict:
     config.batch = ConfigDict({"rows": 64, "tokens": 4 * (model.cells_per_tile + 17), "tiles": 4, "accumulation": 1})
     config.samples_per_step = 256
     config.optimizer.lr = 1e-3
-    config.trainable = ("projector.*", *(("decoder.interlude*",) if model.interlude else ()))
+    config.trainable = ("projector.*", *(("decoder.refusion*",) if model.refusion else ()))
     return config
 
 
-def _phase2(model: LlavaConfig) -> ConfigDict:
+def _phase2(model: VlmConfig) -> ConfigDict:
     """Instruction tuning: LLaVA-NeXT-Data (779K); everything but the encoder."""
     config = base(dataclasses.replace(model, **PAPER_COMPUTE))
     config.data.template = "qwen_1_5"

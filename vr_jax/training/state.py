@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, UInt32
 
 from vr_jax import sharding
-from vr_jax.model.config import ConfigError, LlavaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.training.optimizer import matches, optimizer_shardings
 
 Params = dict[str, Array]  # by dot-joined path (docs/architecture.md)
@@ -42,7 +42,7 @@ class TrainState:
 class ModelTree:
     """A Llava of one config as a dict path -> parameter, and back."""
 
-    def __init__(self, config: LlavaConfig):
+    def __init__(self, config: VlmConfig):
         """Raises ConfigError for a config that cannot be built, or not be trained. Allocates nothing."""
         if config.pruning is not None:
             raise ConfigError(
@@ -50,15 +50,15 @@ class ModelTree:
                 "then evaluate with --pruning"
             )
         self.config = config
-        abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
         leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
         self._treedef: Any = treedef
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {sharding.path_of(path): leaf for path, leaf in leaves}
 
-    def flatten(self, model: Llava) -> Params:
+    def flatten(self, model: VisionLanguageModel) -> Params:
         return dict(zip(self.shapes, jax.tree.leaves(model), strict=True))
 
-    def build(self, params: Mapping[str, Any]) -> Llava:
+    def build(self, params: Mapping[str, Any]) -> VisionLanguageModel:
         """The model with these parameters; all paths must be there."""
         return self._treedef.unflatten([params[path] for path in self.shapes])
 
@@ -112,7 +112,11 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def create_state(
-    tree: ModelTree, optimizer: optax.GradientTransformation, abstract: TrainState, model: Llava, seed: int
+    tree: ModelTree,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    model: VisionLanguageModel,
+    seed: int,
 ) -> TrainState:
     """A state at step 0 from a model (`model_directory.warm_start`), laid out and typed as `abstract` says."""
     values = tree.flatten(model)

@@ -1,1 +1,1 @@
-"""The demo's own data: generated pictures with questions, a tokenizer, and writers in the formats of real sets."""
+"""The demo's own data: generated images with questions, a tokenizer, and writers in the formats of real sets."""

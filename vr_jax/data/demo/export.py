@@ -17,7 +17,7 @@ _LLAVA_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 def write_llava(source: DemoSource, directory: str | os.PathLike) -> Path:
-    """`directory/data.json` in LLaVA's format ({"id", "image", "conversations"}) with pictures in `directory/images/`.
+    """`directory/data.json` in LLaVA's format ({"id", "image", "conversations"}) with images in `directory/images/`.
 
     Returns the path of data.json; the image folder of its records is `directory/images`. The directory appears
     when complete; raises FileExistsError if it is there already.
@@ -35,7 +35,7 @@ def write_llava(source: DemoSource, directory: str | os.PathLike) -> Path:
 
 def write_chartqa(source: DemoSource, directory: str | os.PathLike) -> Path:
     """`directory/<split>.jsonl` with one ChartQA row per question ({"type", "question", "answer", "imgname",
-    "image"}; the type is the kind of question) and pictures in `directory/images/`. `held_out` becomes `test`.
+    "image"}; the type is the kind of question) and images in `directory/images/`. `held_out` becomes `test`.
 
     Returns the path of the jsonl file. The directory appears when complete; raises FileExistsError if it is there
     already.
@@ -45,15 +45,15 @@ def write_chartqa(source: DemoSource, directory: str | os.PathLike) -> Path:
         rows = []
         for index in range(len(source)):
             sample = source.sample(index)
-            picture = f"{sample.id}.png"
-            (work / "images" / picture).write_bytes(sample.png)
+            image = f"{sample.id}.png"
+            (work / "images" / image).write_bytes(sample.png)
             rows += [
                 {
                     "type": question.kind,
                     "question": question.text,
                     "answer": question.answer,
-                    "imgname": picture,
-                    "image": f"images/{picture}",
+                    "imgname": image,
+                    "image": f"images/{image}",
                 }
                 for question in sample.questions
             ]

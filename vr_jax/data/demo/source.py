@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vr_jax.data.demo.pictures import SUBJECTS, Content, Question, Subject
+from vr_jax.data.demo.images import SUBJECTS, Content, Question, Subject
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Turn
 
 Split = Literal["train", "held_out"]
@@ -21,7 +21,7 @@ HELD_OUT_SHARE = 8  # one content in eight is never trained on
 
 @dataclass(frozen=True)
 class DemoSample:
-    """One generated picture and what is asked about it, in order."""
+    """One generated image and what is asked about it, in order."""
 
     id: str
     subject: str
@@ -37,14 +37,14 @@ class DemoSample:
 
 
 class DemoSource:
-    """`size` generated conversations about one picture each; picklable, random access, nothing stored.
+    """`size` generated conversations about one image each; picklable, random access, nothing stored.
 
     Splits are disjoint by construction, whatever the seeds: a content (all that a question may ask about, see
-    `pictures`) belongs to the held-out split if and only if its CRC-32 is divisible by HELD_OUT_SHARE, and each
+    `images`) belongs to the held-out split if and only if its CRC-32 is divisible by HELD_OUT_SHARE, and each
     record draws contents until one is of its own split. So no held-out chart (its colours and values in order),
     table (its letters and digits) or printed word (its word, ink, size and place) was ever trained on.
 
-    Subjects take turns, so that each has the same share. Of a picture's questions `turns` are asked, in random
+    Subjects take turns, so that each has the same share. Of an image's questions `turns` are asked, in random
     order; the first is drawn by kind, so that no kind of a subject is rarer than another.
 
     Raises ValueError for an unknown split, a negative size or turns < 1; `source[i]` raises IndexError outside

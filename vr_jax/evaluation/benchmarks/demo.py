@@ -1,4 +1,4 @@
-"""The demo's held-out pictures (generated, nothing to download): exact match, per kind of question."""
+"""The demo's held-out images (generated, nothing to download): exact match, per kind of question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
 
 @dataclass(frozen=True)
 class DemoHeldOut(Benchmark):
-    """size: pictures, of each of which one question is asked. Needs no data."""
+    """size: images, of each of which one question is asked. Needs no data."""
 
     size: int = 600
     seed: int = 0

@@ -1,6 +1,6 @@
 """GQA (Hudson and Manning 2019), testdev-balanced, as lmms-eval scores it: exact match.
 
-Data: `lmms-lab/GQA`, split testdev; 12,578 questions in configuration testdev_balanced_instructions, their 398 pictures
+Data: `lmms-lab/GQA`, split testdev; 12,578 questions in configuration testdev_balanced_instructions, their 398 images
 in testdev_balanced_images (joined by imageId). Both profiles score alike.
 """
 
@@ -40,17 +40,17 @@ class GQA(PublishedBenchmark):
         return wanted.patterns() + replace(wanted, config=IMAGES).patterns()
 
     def rows(self, data: Path, wanted: Wanted) -> list[Row]:
-        pictures: dict[str, Path | bytes] = {}
+        images: dict[str, Path | bytes] = {}
 
-        def picture(record: Mapping[str, Any]) -> Path | bytes:
-            if not pictures:
-                pictures.update(_pictures(data, replace(wanted, config=IMAGES)))
+        def image(record: Mapping[str, Any]) -> Path | bytes:
+            if not images:
+                images.update(_images(data, replace(wanted, config=IMAGES)))
             name = record.get("imageId")
-            if name not in pictures:
+            if name not in images:
                 raise SkipRecord("missing_image", f"imageId {name!r} is not in {IMAGES}")
-            return pictures[name]
+            return images[name]
 
-        return read_rows(data, wanted, self.columns, pictures=picture)
+        return read_rows(data, wanted, self.columns, images=image)
 
     def category_of(self, record: Mapping[str, Any]) -> str:
         types = record.get("types")
@@ -64,9 +64,9 @@ class GQA(PublishedBenchmark):
         return float(any(exact_match(prediction, answer) for answer in item.answers))
 
 
-def _pictures(data: Path, wanted: Wanted) -> dict[str, Path | bytes]:
-    """The pictures by their id, each held once."""
-    folder = data if data.is_dir() else data.parent.parent  # one file of questions: pictures lie beside its folder
+def _images(data: Path, wanted: Wanted) -> dict[str, Path | bytes]:
+    """The images by their id, each held once."""
+    folder = data if data.is_dir() else data.parent.parent  # one file of questions: images lie beside its folder
     no_folder = ImageFolder(None)
     found: dict[str, Path | bytes] = {}
     for path in find_shards(folder, wanted, ("id", "image")):
@@ -74,5 +74,5 @@ def _pictures(data: Path, wanted: Wanted) -> dict[str, Path | bytes]:
             if isinstance(record, dict) and isinstance(record["id"], str) and record["image"] is not None:
                 (found[record["id"]],) = images_of(record, no_folder)
     if not found:
-        raise EvaluationError(f"{data}: {IMAGES} holds no pictures")
+        raise EvaluationError(f"{data}: {IMAGES} holds no images")
     return found

@@ -1,4 +1,4 @@
-"""MME (Fu et al. 2023) as lmms-eval scores it: per picture two questions with yes or no, and a bonus for both.
+"""MME (Fu et al. 2023) as lmms-eval scores it: per image two questions with yes or no, and a bonus for both.
 
 Data: `lmms-lab/MME`, split test, 2,374 rows of question_id (equal for the two questions), question, answer ("Yes" or
 "No"), category, image. Both profiles score alike. The paper's number is that of the ten perception categories, /20.

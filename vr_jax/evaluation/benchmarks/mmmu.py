@@ -1,4 +1,4 @@
-"""MMMU (Yue et al. 2024), validation, as lmms-eval scores it: options and open questions, with up to seven pictures.
+"""MMMU (Yue et al. 2024), validation, as lmms-eval scores it: options and open questions, with up to seven images.
 
 Data: `lmms-lab/MMMU`, split validation, 900 rows of id ("validation_<Subject>_<n>"), question, options (the text of a
 Python list), question_type ("multiple-choice" or "open"), answer, image_1 to image_7. Where a reply names no option the
@@ -79,11 +79,11 @@ class MMMU(PublishedBenchmark):
         }
 
     def prompt(self, item: Item) -> str:
-        """The marks `<image k>` stay; the pictures are put in front."""
+        """The marks `<image k>` stay; the images are put in front."""
         return _prompt(item.question, item.fields["options"], item.fields["question_type"])
 
     def image_names(self, item: Item) -> list[str]:
-        """The columns of the pictures, in the order in which they are put in front."""
+        """The columns of the images, in the order in which they are put in front."""
         return _image_names(self.prompt(item))
 
     def score(self, prediction: str, item: Item) -> float:

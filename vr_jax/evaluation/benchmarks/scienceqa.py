@@ -1,4 +1,4 @@
-"""ScienceQA (Lu et al. 2022), questions with a picture, as lmms-eval scores it: the letter, or "X." in front.
+"""ScienceQA (Lu et al. 2022), questions with an image, as lmms-eval scores it: the letter, or "X." in front.
 
 Data: `lmms-lab/ScienceQA`, configuration ScienceQA-IMG, split test, 2,017 rows of question, choices (2 to 5), answer
 (index), hint, subject, image. Both profiles score alike.

@@ -113,7 +113,7 @@ class Answerer:
         return tqdm(total=total, unit="request", desc=f"vr_jax: {what}", disable=not self.progress)
 
     def _sizes(self, questions: Sequence[Question]) -> dict[int, tuple[int, int]]:
-        """Tokens and tiles of every prompt; no picture is decoded for them here."""
+        """Tokens and tiles of every prompt; no image is decoded for them here."""
         items = QuestionItems(questions, header)
 
         def size(number: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from vr_jax.data.types import Example
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.buckets import Buckets
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
-from vr_jax.model.llava import Llava
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import batch_sharding
 
 NOTHING = -1  # target of a position that counts for nothing
@@ -29,7 +29,7 @@ class Likelihood:
     because its LLaVA classes return this loss; so does this. "greedy" means that every token of the reply and its
     <|im_end|> is the most probable one (lmms-eval's LLaVA compares with the tokens one position off)."""
 
-    def __init__(self, model: Llava):
+    def __init__(self, model: VisionLanguageModel):
         self.model = model
         self._rows = jax.jit(_rows)
 
@@ -77,14 +77,16 @@ def _extended(prompt: Example, reply: Sequence[int]) -> Example:
         prompt,
         tokens=np.append(prompt.tokens, np.asarray(reply, np.int32)),
         loss_mask=more(prompt.loss_mask, False),
-        guide_mask=more(prompt.guide_mask, False),
+        text_token_mask=more(prompt.text_token_mask, False),
         vision_cell=more(prompt.vision_cell, NO_CELL),
         vision_cells=None if prompt.vision_cells is None else more(prompt.vision_cells, 0),
         vision_weights=None if prompt.vision_weights is None else more(prompt.vision_weights, 0),
     )
 
 
-def _rows(model: Llava, batch: Batch, targets: Int[Array, "B C"]) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
+def _rows(
+    model: VisionLanguageModel, batch: Batch, targets: Int[Array, "B C"]
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """targets: what the last C tokens of each row must be, NOTHING where it does not matter.
 
     The last one is the newline behind <|im_end|>, which `greedy` leaves out: generation ends before it."""

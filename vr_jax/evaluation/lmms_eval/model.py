@@ -25,7 +25,7 @@ logger = logging.getLogger("vr_jax.evaluation")
 
 
 class VrJax(lmms):
-    """A vr_jax model directory as a "simple" model: lmms-eval writes the prompt, hands out the pictures and scores.
+    """A vr_jax model directory as a "simple" model: lmms-eval writes the prompt, hands out the images and scores.
 
     Arguments: see `Options`, plus what lmms-eval adds from its own flags. One process drives all devices. Raises
     EvaluationError or one of LOADING_ERRORS, each with a text for the user."""
@@ -97,10 +97,10 @@ class VrJax(lmms):
         )
 
     def _question(self, text: Any, visuals: Any, doc_id: Any, task: str, split: str) -> Question:
-        def pictures() -> Any:
+        def images() -> Any:
             return None if visuals is None else visuals(self.task_dict[task][split][doc_id])
 
-        return Question(f"{task}/{split}/{doc_id}", str(text[0] if isinstance(text, list) else text), pictures)
+        return Question(f"{task}/{split}/{doc_id}", str(text[0] if isinstance(text, list) else text), images)
 
     def _settings(self, task: str, kwargs: Mapping[str, Any]) -> Settings:
         options = self.options

@@ -1,4 +1,4 @@
-"""What lmms-eval asks, in vr_jax's words: generation settings, and items with their pictures."""
+"""What lmms-eval asks, in vr_jax's words: generation settings, and items with their images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_k": (None, 0),
     "repetition_penalty": (None, 1),
     "use_cache": (None, True),
-    # lmms-eval's LLaVA heeds it only for a model whose configuration has no picture layout; ours always has.
+    # lmms-eval's LLaVA heeds it only for a model whose configuration has no image layout; ours always has.
     "image_aspect_ratio": (None, "original", "pad", "anyres"),
 }
 
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Question:
-    """One request. `visuals` fetches its pictures, None or an empty list if it has none; the task's own code may do
+    """One request. `visuals` fetches its images, None or an empty list if it has none; the task's own code may do
     anything there."""
 
     name: str  # for messages: task, split and number of the document
@@ -108,35 +108,35 @@ def _count(name: str, value: Any) -> int:
     return count
 
 
-def encoded(picture: Any) -> bytes:
+def encoded(image: Any) -> bytes:
     """A PIL image as the file that the processor reads: its RGB pixels unchanged, and quickly (PPM compresses nothing).
 
-    Raises SkipRecord for what is no picture (lmms-eval also hands out videos and sounds), or does not decode."""
+    Raises SkipRecord for what is no image (lmms-eval also hands out videos and sounds), or does not decode."""
     buffer = io.BytesIO()
-    decode_rgb(_picture(picture)).save(buffer, "PPM")
+    decode_rgb(_image(image)).save(buffer, "PPM")
     return buffer.getvalue()
 
 
-def header(picture: Any) -> bytes:
+def header(image: Any) -> bytes:
     """The beginning of that file, which tells the size; nothing is decoded. Raises SkipRecord for what is no
-    picture."""
-    return b"P6\n%d %d\n255\n" % _picture(picture).size
+    image."""
+    return b"P6\n%d %d\n255\n" % _image(image).size
 
 
-def _picture(picture: Any) -> Image.Image:
-    if not isinstance(picture, Image.Image):
-        raise SkipRecord("malformed_record", f"expected a picture, found {type(picture).__name__} (video or sound?)")
-    return picture
+def _image(image: Any) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        raise SkipRecord("malformed_record", f"expected an image, found {type(image).__name__} (video or sound?)")
+    return image
 
 
 class QuestionItems(Sequence[Item]):
-    """The questions as items of a benchmark. Pictures are fetched when an item is asked for, and not kept: those of a
+    """The questions as items of a benchmark. Images are fetched when an item is asked for, and not kept: those of a
     whole task may exceed the memory.
 
     Threads may ask at the same time; the tasks' code runs in one at a time, because it was not written for threads
     (some tasks load a second dataset on first use).
 
-    encode: `header` where only the pictures' sizes matter."""
+    encode: `header` where only the images' sizes matter."""
 
     def __init__(self, questions: Sequence[Question], encode: Callable[[Any], bytes] = encoded):
         self.questions = questions
@@ -153,7 +153,7 @@ class QuestionItems(Sequence[Item]):
         try:
             with self._fetching:
                 visuals = question.visuals()
-            images = tuple(self._encode(picture) for picture in _listed(visuals))
+            images = tuple(self._encode(image) for image in _listed(visuals))
         except SkipRecord as error:
             problem = str(error)
         except Exception as error:  # whatever a task's code may raise: one request must not end the run
@@ -162,11 +162,11 @@ class QuestionItems(Sequence[Item]):
 
 
 def _listed(visuals: Any) -> list[Any]:
-    """Pictures as a flat list: tasks give None, one picture, a list, or lists with gaps."""
+    """Images as a flat list: tasks give None, one image, a list, or lists with gaps."""
     if visuals is None:
         return []
     if isinstance(visuals, list | tuple):
-        return [picture for one in visuals for picture in _listed(one)]
+        return [image for one in visuals for image in _listed(one)]
     return [visuals]
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: scores beside the paper's, by category, and its items with their pictures."""
+"""One self-contained HTML page of a run: scores beside the paper's, by category, and its items with their images."""
 
 from vr_jax.evaluation.report.heat import HeatMap, heat_png
 from vr_jax.evaluation.report.items import ReportItem, ScoreRow, score_rows

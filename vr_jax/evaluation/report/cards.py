@@ -1,17 +1,17 @@
-"""An item as a card: picture with heat maps, question, references, prediction, score."""
+"""An item as a card: image with heat maps, question, references, prediction, score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from vr_jax.evaluation.report.heat import HeatMap
+from vr_jax.evaluation.report.images import Embedded, key_of
 from vr_jax.evaluation.report.items import ReportItem, State
-from vr_jax.evaluation.report.pictures import Embedded, key_of
 from vr_jax.evaluation.report.text import NAME, SHOWN, escape, short_name, shortened
 
-MAX_PICTURES = 8  # of one item
+MAX_IMAGES = 8  # of one item
 MAX_REFERENCES = 20
-_SMALL = 240  # pixels; pictures that fit into this square twice are enlarged
+_SMALL = 240  # pixels; images that fit into this square twice are enlarged
 WORDS: dict[State, str] = {
     "right": "✓ right",
     "partial": "◐ partly right",
@@ -20,16 +20,16 @@ WORDS: dict[State, str] = {
 }
 
 
-class Pictures:
-    """The embedded pictures and maps by key; each is written into the page once, where it is shown first."""
+class Images:
+    """The embedded images and maps by key; each is written into the page once, where it is shown first."""
 
-    def __init__(self, pictures: Mapping[str, Embedded], maps: Mapping[str, Embedded]):
-        self._pictures, self._maps = pictures, maps
+    def __init__(self, images: Mapping[str, Embedded], maps: Mapping[str, Embedded]):
+        self._images, self._maps = images, maps
         self._written: dict[str, str] = {}
 
-    def picture(self, source_key: str) -> tuple[Embedded, str]:
-        """The picture and the attribute that shows it: `src`, or `data-same` naming the element that has it."""
-        one = self._pictures[source_key]
+    def image(self, source_key: str) -> tuple[Embedded, str]:
+        """The image and the attribute that shows it: `src`, or `data-same` naming the element that has it."""
+        one = self._images[source_key]
         if one.problem is not None:
             return one, ""
         if source_key in self._written:
@@ -41,7 +41,7 @@ class Pictures:
         return self._maps[key_of(png)]
 
 
-def card(item: ReportItem, number: int, pictures: Pictures, titles: Mapping[str, str], shown: int = SHOWN) -> str:
+def card(item: ReportItem, number: int, images: Images, titles: Mapping[str, str], shown: int = SHOWN) -> str:
     """titles: of benchmarks, by name. shown: characters of a longer text that are shown."""
     state, category = item.state, short_name(item.category)
     benchmark = titles.get(item.benchmark, item.benchmark)
@@ -53,7 +53,7 @@ def card(item: ReportItem, number: int, pictures: Pictures, titles: Mapping[str,
         error = f'<dt>problem</dt><dd class="error">{shortened(item.error, min(500, shown))}</dd>'
     return (
         f'<article class="item {state}" data-state="{state}" data-benchmark="{escape(item.benchmark)}" '
-        f'data-category="{escape(category)}">{_figure(item, number, pictures)}'
+        f'data-category="{escape(category)}">{_figure(item, number, images)}'
         f'<div class="text"><p class="head"><span class="pill {state}">{WORDS[state]}{score}</span>{cut}'
         f'<span class="place">{places}</span></p>'
         f'<p class="question" dir="auto">{shortened(item.question, shown)}</p>'
@@ -77,25 +77,25 @@ def _prediction(prediction: str | None, length: int) -> str:
     return shortened(prediction, length) if prediction.strip() else '<em class="none">(empty)</em>'
 
 
-def _figure(item: ReportItem, number: int, pictures: Pictures) -> str:
+def _figure(item: ReportItem, number: int, images: Images) -> str:
     if not item.images:
         return ""
-    shown = item.images[:MAX_PICTURES]
+    shown = item.images[:MAX_IMAGES]
     parts = []
     for place, source in enumerate(shown):
-        heat = "".join(_heat(one, pictures) for one in item.maps) if place == 0 else ""
-        label = f"Enlarge the picture of {item.id[:NAME]}" if len(shown) == 1 else f"Enlarge picture {place + 1}"
-        parts.append(_picture(pictures, source_key=key_of(source), label=label, heat=heat))
+        heat = "".join(_heat(one, images) for one in item.maps) if place == 0 else ""
+        label = f"Enlarge the image of {item.id[:NAME]}" if len(shown) == 1 else f"Enlarge image {place + 1}"
+        parts.append(_image(images, source_key=key_of(source), label=label, heat=heat))
     more = len(item.images) - len(shown)
-    rest = f'<p class="note">and {more} more pictures</p>' if more > 0 else ""
+    rest = f'<p class="note">and {more} more images</p>' if more > 0 else ""
     several = " several" if len(shown) > 1 else ""
-    return f'<figure class="pictures{several}">{"".join(parts)}{_switch(item, number)}{rest}</figure>'
+    return f'<figure class="images{several}">{"".join(parts)}{_switch(item, number)}{rest}</figure>'
 
 
-def _picture(pictures: Pictures, source_key: str, label: str, heat: str) -> str:
-    embedded, source = pictures.picture(source_key)
+def _image(images: Images, source_key: str, label: str, heat: str) -> str:
+    embedded, source = images.image(source_key)
     if embedded.problem is not None:
-        return f'<p class="broken">picture cannot be shown: {shortened(embedded.problem, 300)}</p>'
+        return f'<p class="broken">image cannot be shown: {shortened(embedded.problem, 300)}</p>'
     width, height = embedded.size
     times = max(1, _SMALL // max(width, height))
     small = f' class="small" style="width:{times * width}px"' if times > 1 else ""
@@ -106,8 +106,8 @@ def _picture(pictures: Pictures, source_key: str, label: str, heat: str) -> str:
     )
 
 
-def _heat(one: HeatMap, pictures: Pictures) -> str:
-    embedded = pictures.heat(one.png)
+def _heat(one: HeatMap, images: Images) -> str:
+    embedded = images.heat(one.png)
     if embedded.problem is None:
         return (
             f'<img class="map" alt="" decoding="async" data-label="{escape(one.label)}" '
@@ -120,7 +120,7 @@ def _heat(one: HeatMap, pictures: Pictures) -> str:
 def _switch(item: ReportItem, number: int) -> str:
     if not item.maps:
         return ""
-    choices = [("", "picture"), *((heat.label, heat.label) for heat in item.maps)]
+    choices = [("", "image"), *((heat.label, heat.label) for heat in item.maps)]
     return f'{segments(f"map{number}", "what was re-read", choices)}<p class="note heatnote" aria-live="polite"></p>'
 
 

@@ -1,4 +1,4 @@
-"""Heat maps that lie over a picture, and the legend of their colours."""
+"""Heat maps that lie over an image, and the legend of their colours."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _STOPS = (
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A picture to be laid over an item's first picture, of the same aspect: RGBA, a pixel for each weight is enough.
+    """An image to be laid over an item's first image, of the same aspect: RGBA, a pixel for each weight is enough.
 
     label: which insertion, e.g. "after layer 1"; the page's switch for all cards goes by it. note: one line below the
-    picture. `heat_png` makes `png` with the colours of the page's legend."""
+    image. `heat_png` makes `png` with the colours of the page's legend."""
 
     label: str
     png: bytes = field(repr=False)

@@ -18,9 +18,9 @@ State = Literal["right", "partial", "wrong", "unscored"]
 class ReportItem:
     """One question with what the model said. Texts may be anything, images may fail to decode: the page says so.
 
-    prediction: None for an item that could not be asked. score: 0..1. images: encoded pictures, in the order of the
+    prediction: None for an item that could not be asked. score: 0..1. images: encoded images, in the order of the
     prompt. benchmark: its name in the summary. error: why it could not be asked or scored. cut_off: whether the reply
-    ended at the token limit. maps: lie over the first picture."""
+    ended at the token limit. maps: lie over the first image."""
 
     id: str
     category: str

@@ -3,7 +3,7 @@ const byId = id => document.getElementById(id);
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 const cards = all("article.item");
 
-// Pictures that several items show are in the page once.
+// Images that several items show are in the page once.
 for (const image of all("img[data-same]")) image.src = byId(image.dataset.same).src;
 
 // --- filters
@@ -77,7 +77,7 @@ function showMap(place, label) {
 }
 
 function choose(card, label) {
-  const input = all(".pictures .segments input", card).find(one => one.value === label);
+  const input = all(".images .segments input", card).find(one => one.value === label);
   if (!input) return;
   input.checked = true;
   card.querySelector(".heatnote").textContent = showMap(card, label);
@@ -93,7 +93,7 @@ for (const input of all('input[name="maps"]')) {
 
 // --- large view
 const large = byId("large"), stage = byId("stage"), stack = stage.firstElementChild;
-let current = null;  // the button of the picture that is shown
+let current = null;  // the button of the image that is shown
 
 function fit() {
   const image = stack.querySelector("img:not(.map)");
@@ -108,7 +108,7 @@ function show(button) {
   current = button;
   const card = button.closest("article.item");
   stack.replaceChildren(...all("img, i.map", button).map(one => { const copy = one.cloneNode(); copy.removeAttribute("id"); copy.removeAttribute("style"); return copy; }));
-  const places = byId("largemaps"), switcher = stack.querySelector(".map") && card.querySelector(".pictures .segments");
+  const places = byId("largemaps"), switcher = stack.querySelector(".map") && card.querySelector(".images .segments");
   places.replaceChildren();
   const heatNote = document.createElement("span");
   if (switcher) {

@@ -12,26 +12,26 @@ from typing import Any
 
 from vr_jax.atomic import write_whole
 from vr_jax.evaluation.paper_scores import PaperRow
-from vr_jax.evaluation.report.cards import MAX_PICTURES, WORDS, Pictures, card, segments
+from vr_jax.evaluation.report.cards import MAX_IMAGES, WORDS, Images, card, segments
 from vr_jax.evaluation.report.heat import legend
+from vr_jax.evaluation.report.images import IMAGE_LEVELS, MAP_LEVELS, Embedded, Source, embed, key_of
 from vr_jax.evaluation.report.items import ReportItem
-from vr_jax.evaluation.report.pictures import MAP_LEVELS, PICTURE_LEVELS, Embedded, Source, embed, key_of
 from vr_jax.evaluation.report.plots import loss_curve, score_plot
 from vr_jax.evaluation.report.scores import RunScores
 from vr_jax.evaluation.report.tables import benchmark_table, headline, paper_table
 from vr_jax.evaluation.report.text import SHOWN, escape, number
 
 FOLDER = Path(__file__).parent
-MAX_BYTES = 29_000_000  # of the page; texts become shorter and pictures smaller before it is exceeded
-_TEXT_SHARE = 0.7  # of the page, at most for what is neither picture nor map
+MAX_BYTES = 29_000_000  # of the page; texts become shorter and images smaller before it is exceeded
+_TEXT_SHARE = 0.7  # of the page, at most for what is neither image nor map
 _LENGTHS = (SHOWN, SHOWN // 4, SHOWN // 20)  # of long texts
-_MAP_SHARE = 0.3  # of what is left for pictures and maps, at most for maps
+_MAP_SHARE = 0.3  # of what is left for images and maps, at most for maps
 _ENCODED = 3 / 4  # bytes of a file per byte of its base64
 
 _Items = Sequence[ReportItem]
 _ByKey = Mapping[str, Embedded]
 _Frame = Callable[[str, str], str]
-_Page = Callable[[_ByKey, _ByKey], bytes]  # of pictures and maps
+_Page = Callable[[_ByKey, _ByKey], bytes]  # of images and maps
 
 
 def write_report(
@@ -51,7 +51,7 @@ def write_report(
     `items`, `unscored`, `categories`; `baseline` if there is one), and the paper's `groups` and `average` where they
     are complete. items: those to show; their `benchmark` is a name of the summary. losses: (step, loss) of a training
     run. settings: shown as they are. paper_rows: the paper's rows that the model is (`paper_scores.rows_of`).
-    max_bytes: of the page; for it long texts are cut shorter, then items left out, and pictures scaled down.
+    max_bytes: of the page; for it long texts are cut shorter, then items left out, and images scaled down.
     Raises ValueError for a summary that lacks something, OSError if the page cannot be written."""
     run = RunScores.from_summary(summary)
     titles = {one.name: one.title for one in run.benchmarks}
@@ -59,15 +59,15 @@ def write_report(
         frame = _frame(title, run, shown, losses, settings or {}, paper_rows)
         page = _with_cards(frame, shown, titles, length)
         sources = _sources(shown)
-        rest = _without_pictures(page, *sources)
+        rest = _without_images(page, *sources)
         if rest <= _TEXT_SHARE * max_bytes:
             break
     write_whole(path, page(*_embedded(*sources, max_bytes - rest)))
 
 
 def _with_cards(frame: _Frame, items: _Items, titles: Mapping[str, str], length: int) -> _Page:
-    def page(pictures: _ByKey, maps: _ByKey) -> bytes:
-        store = Pictures(pictures, maps)
+    def page(images: _ByKey, maps: _ByKey) -> bytes:
+        store = Images(images, maps)
         cards = "\n".join(card(item, place, store, titles, length) for place, item in enumerate(items))
         return frame("items", cards).encode()
 
@@ -84,29 +84,29 @@ def _versions(items: _Items) -> Iterator[tuple[_Items, int]]:
 
 
 def _sources(items: _Items) -> tuple[dict[str, Source], dict[str, Source]]:
-    """Pictures and maps by key."""
-    pictures = {key_of(source): source for item in items for source in item.images[:MAX_PICTURES]}
+    """Images and maps by key."""
+    images = {key_of(source): source for item in items for source in item.images[:MAX_IMAGES]}
     maps: dict[str, Source] = {key_of(heat.png): heat.png for item in items if item.images for heat in item.maps}
-    return pictures, maps
+    return images, maps
 
 
-def _without_pictures(page: _Page, pictures: Mapping[str, Source], maps: Mapping[str, Source]) -> int:
-    """Bytes of the page, at most, that are neither picture nor map."""
+def _without_images(page: _Page, images: Mapping[str, Source], maps: Mapping[str, Source]) -> int:
+    """Bytes of the page, at most, that are neither image nor map."""
     # Stand-ins for what is not known yet: the longest of sizes, problems and ends of base64.
     blank = Embedded(b"-", "image/webp", (10**6, 10**6))
     problem = Embedded(problem="-" * 340)
-    longest = max(len(page(dict.fromkeys(pictures, one), dict.fromkeys(maps, one))) for one in (blank, problem))
-    return longest + 4 * (len(pictures) + len(maps))
+    longest = max(len(page(dict.fromkeys(images, one), dict.fromkeys(maps, one))) for one in (blank, problem))
+    return longest + 4 * (len(images) + len(maps))
 
 
 def _embedded(
-    pictures: Mapping[str, Source], maps: Mapping[str, Source], room: int
+    images: Mapping[str, Source], maps: Mapping[str, Source], room: int
 ) -> tuple[dict[str, Embedded], dict[str, Embedded]]:
-    """Pictures and maps by key, in `room` bytes of the page."""
+    """Images and maps by key, in `room` bytes of the page."""
     left = max(0, room) * _ENCODED
     small = embed(maps, int(left * _MAP_SHARE), MAP_LEVELS)
     spent = sum(len(one.data) for one in small.values())
-    return embed(pictures, int(left) - spent, PICTURE_LEVELS), small
+    return embed(images, int(left) - spent, IMAGE_LEVELS), small
 
 
 def _frame(
@@ -173,7 +173,7 @@ def _controls(run: RunScores, items: Sequence[ReportItem]) -> str:
     labels = list(dict.fromkeys(heat.label for item in items if item.images for heat in item.maps))
     heat = ""
     if labels:
-        choices = [("", "picture"), *((label, label) for label in labels)]
+        choices = [("", "image"), *((label, label) for label in labels)]
         switch = segments("maps", "heat maps of all items", choices)
         heat = f'<div class="row"><span>re-read</span>{switch}{legend()}</div>'
     return (

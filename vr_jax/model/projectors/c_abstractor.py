@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, linear, normal
 from vr_jax.model.projectors.depthwise import DepthwiseConv
@@ -34,9 +34,9 @@ class CAbstractorConfig(ProjectorConfig):
         super().__post_init__()
         check(self.depth >= 1, f"CAbstractorConfig.depth = {self.depth}: expected an integer >= 1")
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        width = model.vision.hidden_size
-        positions = model.vision.grid**2 + model.cells_per_tile
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        width = model.encoder.hidden_size
+        positions = model.encoder.grid**2 + model.cells_per_tile
         per_position = 2 * width**2
         gates = 2 * 2 * width * squeezed(width)
         return 2 * self.depth * (positions * per_position + gates) + super().flops_per_tile(model)
@@ -92,10 +92,10 @@ class Stage(nnx.Module):
 
 
 class CAbstractor(nnx.Module):
-    def __init__(self, config: CAbstractorConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, hidden = model.vision.hidden_size, model.text.hidden_size
+    def __init__(self, config: CAbstractorConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, hidden = model.encoder.hidden_size, model.decoder.hidden_size
         # In raster order. torch's trunc_normal_ cuts at -2 and 2, a hundred standard deviations away.
-        self.position_embedding = nnx.Param(_init(rngs.params(), (model.vision.grid**2, width)))
+        self.position_embedding = nnx.Param(_init(rngs.params(), (model.encoder.grid**2, width)))
         self.before = Stage(config.depth, width, dtype=dtype, rngs=rngs)
         self.after = Stage(config.depth, width, dtype=dtype, rngs=rngs)
         self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs, init=_init)
@@ -108,7 +108,7 @@ class CAbstractor(nnx.Module):
         return self.fc2(jax.nn.silu(self.fc1(tokens)))
 
     def map(self, features: Float[Array, "*B cells patches D"]) -> Float[Array, "M G G D"]:
-        """All patches of a tile where they are in the picture, with the position embeddings."""
+        """All patches of a tile where they are in the image, with the position embeddings."""
         raster = to_raster(features) + self.position_embedding[...].astype(features.dtype)
         side = round(raster.shape[-2] ** 0.5)
         return raster.reshape(-1, side, side, raster.shape[-1])

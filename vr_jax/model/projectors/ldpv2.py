@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import linear, torch_init
 from vr_jax.model.projectors.depthwise import DepthwiseConv
@@ -24,16 +24,16 @@ class Ldpv2Config(ProjectorConfig):
 
     name: str = "ldpv2"
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        patches, hidden = model.vision.grid**2, model.text.hidden_size
-        return 2 * patches * (model.vision.hidden_size * hidden + hidden**2)
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        patches, hidden = model.encoder.grid**2, model.decoder.hidden_size
+        return 2 * patches * (model.encoder.hidden_size * hidden + hidden**2)
 
 
 class Ldpv2Projector(nnx.Module):
-    def __init__(self, config: Ldpv2Config, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Ldpv2Config, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del config  # the stride is the patch axis of the features
-        hidden = model.text.hidden_size
-        self.fc1 = linear(model.vision.hidden_size, hidden, dtype=dtype, rngs=rngs)
+        hidden = model.decoder.hidden_size
+        self.fc1 = linear(model.encoder.hidden_size, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, hidden, dtype=dtype, rngs=rngs)
         self.conv = DepthwiseConv(hidden, init=torch_init(9), use_bias=True, dtype=dtype, rngs=rngs)
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
 
@@ -50,8 +50,8 @@ class PerceiverConfig(ProjectorConfig):
     def cells_per_side(self, grid: int) -> int:
         return grid // self.stride if self.latents is None else math.isqrt(self.latents)
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        patches, latents, width = model.vision.grid**2, model.cells_per_tile, model.vision.hidden_size
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        patches, latents, width = model.encoder.grid**2, model.cells_per_tile, model.encoder.hidden_size
         inner, keys = self.heads * self.head_dim, patches + latents
         attention = 2 * latents * width * inner + 2 * keys * width * inner + 2 * latents * keys * inner
         feed_forward = 2 * latents * self.ff_multiplier * width**2
@@ -98,8 +98,8 @@ class Layer(nnx.Module):
 class PerceiverProjector(nnx.Module):
     """Blind to the order of the patches; positions are whatever the features hold."""
 
-    def __init__(self, config: PerceiverConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, hidden = model.vision.hidden_size, model.text.hidden_size
+    def __init__(self, config: PerceiverConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, hidden = model.encoder.hidden_size, model.decoder.hidden_size
         self.latents = nnx.Param(normal(1.0)(rngs.params(), (model.cells_per_tile, width)))
         self.layers = stack_layers(lambda r: Layer(width, config, dtype=dtype, rngs=r), config.depth, rngs)
         self.norm = LayerNorm(width, eps=EPS)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import LayerNorm, linear
 
@@ -24,16 +24,16 @@ class PixelShuffleConfig(ProjectorConfig):
 
     name: str = "pixel_shuffle"
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        inputs, hidden = self.stride**2 * model.vision.hidden_size, model.text.hidden_size
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        inputs, hidden = self.stride**2 * model.encoder.hidden_size, model.decoder.hidden_size
         return 2 * model.cells_per_tile * (inputs * hidden + hidden**2)
 
 
 class PixelShuffleProjector(nnx.Module):
     """Window-major features are shuffled already: channel order (dy, dx, c) is a reshape."""
 
-    def __init__(self, config: PixelShuffleConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        inputs, hidden = config.stride**2 * model.vision.hidden_size, model.text.hidden_size
+    def __init__(self, config: PixelShuffleConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        inputs, hidden = config.stride**2 * model.encoder.hidden_size, model.decoder.hidden_size
         self.norm = LayerNorm(inputs, eps=EPS)
         self.fc1 = linear(inputs, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, hidden, dtype=dtype, rngs=rngs)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import linear
 
@@ -18,9 +18,9 @@ from vr_jax.model.layers import linear
 class PoolProjector(nnx.Module):
     """Window mean, Linear, exact GELU, Linear. For s dividing the grid the mean equals adaptive average pooling."""
 
-    def __init__(self, config: ProjectorConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: ProjectorConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del config  # the stride is the patch axis of the features
-        vision_width, text_width = model.vision.hidden_size, model.text.hidden_size
+        vision_width, text_width = model.encoder.hidden_size, model.decoder.hidden_size
         self.fc1 = linear(vision_width, text_width, dtype=dtype, rngs=rngs)
         self.fc2 = linear(text_width, text_width, dtype=dtype, rngs=rngs)
 

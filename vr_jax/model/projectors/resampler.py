@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
 from vr_jax.model.windows import raster_order
@@ -32,27 +32,27 @@ class ResamplerConfig(ProjectorConfig):
     # Whether keys have the positions of their own grid; otherwise those of the queries, resized bicubically (Qwen-VL).
     adaptive: bool = True
 
-    def head_count(self, model: LlavaConfig) -> int:
-        return self.heads or max(1, model.text.hidden_size // 128)
+    def head_count(self, model: VlmConfig) -> int:
+        return self.heads or max(1, model.decoder.hidden_size // 128)
 
-    def check_model(self, model: LlavaConfig) -> None:
-        width, heads = model.text.hidden_size, self.head_count(model)
+    def check_model(self, model: VlmConfig) -> None:
+        width, heads = model.decoder.hidden_size, self.head_count(model)
         check(width % heads == 0, f"projector.heads = {heads} does not divide the decoder's width {width}; set another")
         check(
             width % 4 == 0,
             f"projector 'resampler': text.hidden_size = {width} is not divisible by 4, which 2-D sine positions need",
         )
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
+    def flops_per_tile(self, model: VlmConfig) -> float:
         """Without the queries' own projection, which all tiles share."""
-        patches, cells, width = model.vision.grid**2, model.cells_per_tile, model.text.hidden_size
-        keys_values = patches * (model.vision.hidden_size * width + 2 * width**2)
+        patches, cells, width = model.encoder.grid**2, model.cells_per_tile, model.decoder.hidden_size
+        keys_values = patches * (model.encoder.hidden_size * width + 2 * width**2)
         return 2 * (keys_values + 2 * cells * patches * width + 2 * cells * width**2)
 
 
 class Resampler(nnx.Module):
-    def __init__(self, config: ResamplerConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        vision, width = model.vision.hidden_size, model.text.hidden_size
+    def __init__(self, config: ResamplerConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        vision, width = model.encoder.hidden_size, model.decoder.hidden_size
         self.query = nnx.Param(_init(rngs.params(), (model.cells_per_tile, width)))
         if vision != width:
             self.kv_proj = linear(vision, width, use_bias=False, dtype=dtype, rngs=rngs, init=_init)

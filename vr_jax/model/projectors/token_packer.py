@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.kernels.window_attention import window_attention
-from vr_jax.model.config import LlavaConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.config_base import ProjectorConfig, check, check_increasing
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
 
@@ -35,19 +35,19 @@ class TokenPackerConfig(ProjectorConfig):
         super().__post_init__()
         check_increasing("TokenPackerConfig", "levels", self.levels)
 
-    def inner_width(self, model: LlavaConfig) -> int:
-        return self.width or model.vision.hidden_size
+    def inner_width(self, model: VlmConfig) -> int:
+        return self.width or model.encoder.hidden_size
 
-    def feature_levels(self, model: LlavaConfig) -> tuple[int, ...]:
+    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
         return (model.vision_feature_layer, *self.levels)
 
-    def check_model(self, model: LlavaConfig) -> None:
+    def check_model(self, model: VlmConfig) -> None:
         width = self.inner_width(model)
         check(width % self.heads == 0, f"projector.heads = {self.heads} does not divide the width {width}; set another")
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        cells, patches = model.cells_per_tile, model.vision.grid**2
-        vision, width, hidden = model.vision.hidden_size, self.inner_width(model), model.text.hidden_size
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        cells, patches = model.cells_per_tile, model.encoder.grid**2
+        vision, width, hidden = model.encoder.hidden_size, self.inner_width(model), model.decoder.hidden_size
         query = cells * (vision * width + width**2)
         keys_values = 2 * patches * (len(self.levels) * vision * width + 2 * width**2)
         attention = 2 * patches * width + cells * width**2
@@ -69,8 +69,8 @@ class Features(nnx.Module):
 class TokenPacker(nnx.Module):
     """No residual and no gate: a token is what its query reads."""
 
-    def __init__(self, config: TokenPackerConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        vision, hidden, width = model.vision.hidden_size, model.text.hidden_size, config.inner_width(model)
+    def __init__(self, config: TokenPackerConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        vision, hidden, width = model.encoder.hidden_size, model.decoder.hidden_size, config.inner_width(model)
         self.q_proj = linear(vision, width, use_bias=False, dtype=dtype, rngs=rngs, init=_init)
         self.ln_q = LayerNorm(width, eps=EPS)
         self.keys = Features(len(config.levels) * vision, width, dtype=dtype, rngs=rngs)

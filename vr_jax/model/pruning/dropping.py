@@ -14,28 +14,28 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.model.batch import NEWLINE, Batch
 from vr_jax.model.layers import rotary_angles, rotate, split_heads
-from vr_jax.model.qwen2 import Decoder, Stream
+from vr_jax.model.qwen2 import Decoder, DecoderInputs
 from vr_jax.sharding import constrain
 
 # Acts before stage k of the decoder. Called once per stage, in order: it may keep what an earlier call found.
-Between = Callable[[int, Stream], Stream]
+StageHook = Callable[[int, DecoderInputs], DecoderInputs]
 
 
 def vision_tokens(batch: Batch) -> Bool[Array, "B N"]:
-    """The tokens that may be dropped: cells of pictures, and newlines, which compete like others."""
+    """The tokens that may be dropped: cells of images, and newlines, which compete like others."""
     return (batch.vision_cell >= 0) | (batch.vision_cell == NEWLINE)
 
 
-def last_token_attention(decoder: Decoder, k: int, stream: Stream) -> Float[Array, "B N"]:
+def last_token_attention(decoder: Decoder, k: int, inputs: DecoderInputs) -> Float[Array, "B N"]:
     """What each row's last token attends to in the first layer of stage k, which is about to run: the softmax over its
     whole causal row, averaged over the query heads; float32. Padding gets 0."""
     layer = jax.tree.map(lambda leaf: leaf[0], decoder.stages[k])
-    config, segments = decoder.config, stream.segment_ids
+    config, segments = decoder.config, inputs.segment_ids
     index = jnp.arange(segments.shape[1])
     last = jnp.max(jnp.where(segments > 0, index, 0), axis=1, keepdims=True)
 
-    x = layer.input_norm(stream.hidden)
-    cos, sin = rotary_angles(stream.positions, config.head_dim, config.rope_theta)
+    x = layer.input_norm(inputs.hidden)
+    cos, sin = rotary_angles(inputs.positions, config.head_dim, config.rope_theta)
     key = rotate(split_heads(layer.attn.k(x), config.num_kv_heads), cos, sin)
     x, cos, sin = (_take(array, last) for array in (x, cos, sin))
     query = rotate(split_heads(layer.attn.q(x), config.num_heads), cos, sin)
@@ -60,13 +60,13 @@ def counts(count: Callable[[int], int], total: Int[Array, " B"], largest: int) -
     return jnp.asarray(np.array([count(n) for n in range(largest + 1)], np.int32))[total]
 
 
-def drop(stream: Stream, keep: Bool[Array, "B N"], *, renumber: bool) -> Stream:
+def drop(inputs: DecoderInputs, keep: Bool[Array, "B N"], *, renumber: bool) -> DecoderInputs:
     """Tokens outside `keep` become padding. renumber: the others get the positions 0, 1, ...; else they keep theirs."""
-    segments = jnp.where(keep, stream.segment_ids, 0)
+    segments = jnp.where(keep, inputs.segment_ids, 0)
     if not renumber:
-        return stream.replace(segment_ids=segments)
-    positions = jnp.maximum(jnp.cumsum(segments > 0, axis=1, dtype=stream.positions.dtype) - 1, 0)
-    return stream.replace(segment_ids=segments, positions=positions)
+        return inputs.replace(segment_ids=segments)
+    positions = jnp.maximum(jnp.cumsum(segments > 0, axis=1, dtype=inputs.positions.dtype) - 1, 0)
+    return inputs.replace(segment_ids=segments, positions=positions)
 
 
 def compact[Tree](tree: Tree, used: Bool[Array, "B N"], length: int | None) -> Tree:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vr_jax.model.batch import Batch
 from vr_jax.model.config_base import PromptSize, PrunerConfig, check, check_choice
 from vr_jax.model.pruning.dropping import (
-    Between,
+    StageHook,
     compact,
     counts,
     drop,
@@ -20,11 +20,11 @@ from vr_jax.model.pruning.dropping import (
     strongest,
     vision_tokens,
 )
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
 
 if TYPE_CHECKING:
-    from vr_jax.model.config import LlavaConfig
-    from vr_jax.model.llava import Levels, Llava
+    from vr_jax.model.config import VlmConfig
+    from vr_jax.model.vlm import Levels, VisionLanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class FastVConfig(PrunerConfig):
         check(0 <= self.keep <= 1, f"FastVConfig.keep = {self.keep}: expected a fraction in 0..1")
         check_choice("FastVConfig", "budget", self.budget, ("after_layer", "layer_average"))
 
-    def cuts(self, model: LlavaConfig) -> tuple[int, ...]:
+    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
         return (self.layer - 1, self.layer)
 
-    def check_model(self, model: LlavaConfig) -> None:
-        depth = model.text.num_layers
+    def check_model(self, model: VlmConfig) -> None:
+        depth = model.decoder.num_layers
         check(
             isinstance(self.layer, int) and 1 <= self.layer < depth,
             f"pruning 'fastv': layer = {self.layer} outside the decoder; expected an integer in 1..{depth - 1}",
@@ -56,31 +56,33 @@ class FastVConfig(PrunerConfig):
             f"{self.layer / depth:.4g}, keep = {self.keep:.4g}; raise keep, lower layer, or use budget 'after_layer'",
         )
 
-    def count(self, model: LlavaConfig, total: int) -> int:
+    def count(self, model: VlmConfig, total: int) -> int:
         """How many of `total` vision tokens are kept. Python's rounding of a float64 product, as FastV's."""
-        depth, fraction = model.text.num_layers, self.keep
+        depth, fraction = model.decoder.num_layers, self.keep
         if self.budget == "layer_average":
             fraction = (self.keep * depth - self.layer) / (depth - self.layer)
         return round(total * fraction)
 
-    def kept(self, model: LlavaConfig, layer: int, prompt: PromptSize) -> int:
+    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
         return prompt.text + (prompt.vision if layer < self.layer else self.count(model, prompt.vision))
 
 
-def start(config: FastVConfig, model: Llava, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None) -> Between:
+def start(
+    config: FastVConfig, model: VisionLanguageModel, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
+) -> StageHook:
     """See `pruning.Entry`."""
     vision = vision_tokens(batch)
     count = counts(lambda n: config.count(model.config, n), jnp.sum(vision, axis=1), vision.shape[1])
     bounds = model.config.decoder_bounds
     score = jnp.zeros(vision.shape)  # known once the layer before the drop is reached
 
-    def between(k: int, stream: Stream) -> Stream:
+    def stage_hook(k: int, inputs: DecoderInputs) -> DecoderInputs:
         nonlocal vision, score
         if bounds[k] == config.layer:
-            stream = drop(stream, ~vision | strongest(score, vision, count), renumber=False)
-        stream, vision = compact((stream, vision), stream.segment_ids > 0, lengths[k] if lengths else None)
+            inputs = drop(inputs, ~vision | strongest(score, vision, count), renumber=False)
+        inputs, vision = compact((inputs, vision), inputs.segment_ids > 0, lengths[k] if lengths else None)
         if bounds[k] == config.layer - 1:
-            score = last_token_attention(model.decoder, k, stream)
-        return stream
+            score = last_token_attention(model.decoder, k, inputs)
+        return inputs
 
-    return between
+    return stage_hook

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vr_jax.model.batch import Batch
 from vr_jax.model.config_base import PromptSize, PrunerConfig, check, check_increasing
 from vr_jax.model.pruning.dropping import (
-    Between,
+    StageHook,
     compact,
     counts,
     drop,
@@ -23,11 +23,11 @@ from vr_jax.model.pruning.dropping import (
     strongest,
     vision_tokens,
 )
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
 
 if TYPE_CHECKING:
-    from vr_jax.model.config import LlavaConfig
-    from vr_jax.model.llava import Levels, Llava
+    from vr_jax.model.config import VlmConfig
+    from vr_jax.model.vlm import Levels, VisionLanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +53,15 @@ class PyramidDropConfig(PrunerConfig):
             falling = all(before >= after for before, after in pairwise((1, *self.ratios, 0)))
             check(falling, f"{owner}.ratios = {self.ratios}: expected fractions in 0..1, none above the one before")
 
-    def cuts(self, model: LlavaConfig) -> tuple[int, ...]:
-        return self.layers or _default_layers(model.text.num_layers, self.budget)
+    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
+        return self.layers or _default_layers(model.decoder.num_layers, self.budget)
 
-    def fractions(self, model: LlavaConfig) -> tuple[float, ...]:
+    def fractions(self, model: VlmConfig) -> tuple[float, ...]:
         """What is left of the original vision tokens after each of `cuts`."""
-        return self.ratios or _powers(self.cuts(model), model.text.num_layers, self.budget)
+        return self.ratios or _powers(self.cuts(model), model.decoder.num_layers, self.budget)
 
-    def check_model(self, model: LlavaConfig) -> None:
-        layers, depth = self.cuts(model), model.text.num_layers
+    def check_model(self, model: VlmConfig) -> None:
+        layers, depth = self.cuts(model), model.decoder.num_layers
         check(
             all(isinstance(layer, int) and 1 <= layer < depth for layer in layers),
             f"pruning 'pyramid_drop': layers = {layers} do not fit a decoder of {depth} layers; set layers to integers "
@@ -80,7 +80,7 @@ class PyramidDropConfig(PrunerConfig):
             f"pruning 'pyramid_drop': {len(fractions)} ratios for {len(layers)} layers {layers}; set as many",
         )
 
-    def kept(self, model: LlavaConfig, layer: int, prompt: PromptSize) -> int:
+    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
         vision = prompt.vision
         for cut, fraction in zip(self.cuts(model), self.fractions(model), strict=True):
             if layer >= cut:
@@ -110,21 +110,21 @@ def _powers(layers: Sequence[int], depth: int, budget: float) -> tuple[float, ..
 
 
 def start(
-    config: PyramidDropConfig, model: Llava, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
-) -> Between:
+    config: PyramidDropConfig, model: VisionLanguageModel, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
+) -> StageHook:
     """See `pruning.Entry`."""
     vision = vision_tokens(batch)
     total, slots = jnp.sum(vision, axis=1), vision.shape[1]
     fractions = dict(zip(config.cuts(model.config), config.fractions(model.config), strict=True))
     bounds = model.config.decoder_bounds
 
-    def between(k: int, stream: Stream) -> Stream:
+    def stage_hook(k: int, inputs: DecoderInputs) -> DecoderInputs:
         nonlocal vision
         if bounds[k] in fractions:
-            score = last_token_attention(model.decoder, k, stream)
+            score = last_token_attention(model.decoder, k, inputs)
             kept = strongest(score, vision, counts(lambda n: int(n * fractions[bounds[k]]), total, slots))
-            stream, vision = drop(stream, ~vision | kept, renumber=True), kept
-        stream, vision = compact((stream, vision), stream.segment_ids > 0, lengths[k] if lengths else None)
-        return stream
+            inputs, vision = drop(inputs, ~vision | kept, renumber=True), kept
+        inputs, vision = compact((inputs, vision), inputs.segment_ids > 0, lengths[k] if lengths else None)
+        return inputs
 
-    return between
+    return stage_hook

@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.model.batch import Batch
 from vr_jax.model.config_base import PromptSize, PrunerConfig, check
-from vr_jax.model.pruning.dropping import Between, compact, drop
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.pruning.dropping import StageHook, compact, drop
+from vr_jax.model.qwen2 import DecoderInputs
 
 if TYPE_CHECKING:
-    from vr_jax.model.config import ImageConfig, LlavaConfig
-    from vr_jax.model.llava import Levels, Llava
+    from vr_jax.model.config import ImageConfig, VlmConfig
     from vr_jax.model.siglip import Siglip
+    from vr_jax.model.vlm import Levels, VisionLanguageModel
 
 STEP = 8  # tokens that a round of merging removes
 
@@ -48,15 +48,15 @@ class VisPrunerConfig(PrunerConfig):
     def important(self) -> int:
         return int(self.tokens * self.important_ratio)
 
-    def cuts(self, model: LlavaConfig) -> tuple[int, ...]:
+    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
         return (0,)
 
-    def feature_levels(self, model: LlavaConfig) -> tuple[int, ...]:
+    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
         """The features compared, and what the encoder's last block attends from."""
-        return (model.vision_feature_layer, model.vision.num_layers - 1)
+        return (model.vision_feature_layer, model.encoder.num_layers - 1)
 
-    def check_model(self, model: LlavaConfig) -> None:
-        patches = model.vision.grid**2
+    def check_model(self, model: VlmConfig) -> None:
+        patches = model.encoder.grid**2
         check(
             model.projector.name == "mlp",
             f"pruning 'vispruner' selects patches: it needs the projector 'mlp', one token per patch, found "
@@ -82,7 +82,7 @@ class VisPrunerConfig(PrunerConfig):
     def adapt_image(self, image: ImageConfig) -> ImageConfig:
         return dataclasses.replace(image, unpad=False)
 
-    def kept(self, model: LlavaConfig, layer: int, prompt: PromptSize) -> int:
+    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
         # With unpad, selected patches may lie in the padding: then fewer are left.
         return prompt.text + prompt.newlines + min(prompt.cells, prompt.tiles * self.tokens)
 
@@ -152,17 +152,17 @@ def selected(
 
 
 def start(
-    config: VisPrunerConfig, model: Llava, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
-) -> Between:
+    config: VisPrunerConfig, model: VisionLanguageModel, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
+) -> StageHook:
     """See `pruning.Entry`."""
-    vision = model.config.vision
-    chosen = selected(config, model.vision, levels[model.config.vision_feature_layer], levels[vision.num_layers - 1])
+    vision = model.config.encoder
+    chosen = selected(config, model.encoder, levels[model.config.vision_feature_layer], levels[vision.num_layers - 1])
     chosen = chosen.reshape(chosen.shape[0], -1)
     keep = (batch.vision_cell < 0) | jnp.take_along_axis(chosen, jnp.maximum(batch.vision_cell, 0), axis=1)
 
-    def between(k: int, stream: Stream) -> Stream:
+    def stage_hook(k: int, inputs: DecoderInputs) -> DecoderInputs:
         if k == 0:
-            stream = drop(stream, keep, renumber=True)
-        return compact(stream, stream.segment_ids > 0, lengths[k] if lengths else None)
+            inputs = drop(inputs, keep, renumber=True)
+        return compact(inputs, inputs.segment_ids > 0, lengths[k] if lengths else None)
 
-    return between
+    return stage_hook

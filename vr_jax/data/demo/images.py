@@ -1,7 +1,7 @@
-"""What the demo asks about: bar charts, tables and printed words, with the questions each picture can answer.
+"""What the demo asks about: bar charts, tables and printed words, with the questions each image can answer.
 
-A picture has two parts. Its *content* is a tuple of everything a question may ask about (digits, letters, colours,
-words, in order); its *looks* (position, size) are drawn afterwards. Training and held-out pictures differ in content.
+An image has two parts. Its *content* is a tuple of everything a question may ask about (digits, letters, colours,
+words, in order); its *looks* (position, size) are drawn afterwards. Training and held-out images differ in content.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DIGITS = "123456789"
 ROW_LETTERS = "AB"
 COLUMN_LETTERS = "XY"
 WORDS = ("ant", "bee", "cat", "cow", "dog", "elk", "fox", "hen", "owl", "pig", "rat", "yak")
-SIDE = 48  # pixels of every picture
+SIDE = 48  # pixels of every image
 
 PAPER = (255, 255, 255)
 TEXT = (20, 20, 20)
@@ -45,7 +45,7 @@ class Question:
 
 
 class Subject(Protocol):
-    """One kind of picture. `draw` is pure in (content, rng); `questions` depends on the content alone."""
+    """One kind of image. `draw` is pure in (content, rng); `questions` depends on the content alone."""
 
     name: str
 

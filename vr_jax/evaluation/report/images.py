@@ -1,4 +1,4 @@
-"""Pictures made small enough to lie inside a page: together they keep to a budget of bytes."""
+"""Images made small enough to lie inside a page: together they keep to a budget of bytes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from PIL import Image
 from vr_jax.data.images import DECODE_ERRORS, decode_rgb, open_image
 from vr_jax.data.skips import SkipRecord
 
-Source = bytes | Path  # an encoded picture
-MAX_SIDE = 768  # pixels; larger pictures are scaled down
+Source = bytes | Path  # an encoded image
+MAX_SIDE = 768  # pixels; larger images are scaled down
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 # What is tried, best first: longest side in pixels, WebP quality (None: without loss).
-PICTURE_LEVELS = ((768, 85), (768, 70), (768, 50), (640, 50), (512, 45), (384, 40), (256, 35), (160, 30), (96, 25))
+IMAGE_LEVELS = ((768, 85), (768, 70), (768, 50), (640, 50), (512, 45), (384, 40), (256, 35), (160, 30), (96, 25))
 MAP_LEVELS = tuple((side, None) for side in (256, 128, 96, 64, 48, 32, 16))
 _UNREADABLE: tuple[type[Exception], ...] = (SkipRecord, *DECODE_ERRORS)
-_ORIENTATION = 0x0112  # EXIF: browsers turn such pictures, the model sees them as they are stored
+_ORIENTATION = 0x0112  # EXIF: browsers turn such images, the model sees them as they are stored
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A picture as the page holds it; `size` is the original's, `problem` says why there is none."""
+    """An image as the page holds it; `size` is the original's, `problem` says why there is none."""
 
     data: bytes = field(default=b"", repr=False)
     mime: str = ""
@@ -44,15 +44,15 @@ Levels = Sequence[tuple[int, int | None]]
 
 
 def key_of(source: Source) -> str:
-    """Equal for equal pictures, so that one that several items show is embedded once."""
+    """Equal for equal images, so that one that several items show is embedded once."""
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else f"file {source}"
 
 
-def embed(sources: Mapping[str, Source], budget: int, levels: Levels = PICTURE_LEVELS) -> dict[str, Embedded]:
+def embed(sources: Mapping[str, Source], budget: int, levels: Levels = IMAGE_LEVELS) -> dict[str, Embedded]:
     """Every source by its key, all together at most `budget` bytes before base64.
 
-    A file that is small enough is kept as it is. Others get the best of `levels` (PICTURE_LEVELS: RGB as the model sees
-    them; MAP_LEVELS: with opacity) that fits; what small ones leave over goes to the large ones. A picture that cannot
+    A file that is small enough is kept as it is. Others get the best of `levels` (IMAGE_LEVELS: RGB as the model sees
+    them; MAP_LEVELS: with opacity) that fits; what small ones leave over goes to the large ones. An image that cannot
     be decoded, or not even fits at the last level, has a `problem`."""
     if not sources:
         return {}

@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.kernels.window_attention import BackendError, window_attention, window_weights
-from vr_jax.model.config import ConfigError, LlavaConfig, VisionRememberConfig
-from vr_jax.model.interludes.deformable import DeformableAttention
+from vr_jax.model.config import ConfigError, VisionRememberConfig, VlmConfig
 from vr_jax.model.layers import MultiHeadAttention, merge_heads, split_heads
+from vr_jax.model.refusion.deformable import DeformableAttention
 from vr_jax.model.windows import to_raster
 
 
@@ -42,7 +42,7 @@ class _KeyAttention(MultiHeadAttention):
     def __init__(
         self,
         config: VisionRememberConfig,
-        model: LlavaConfig,
+        model: VlmConfig,
         out_width: int,
         *,
         out_init: Callable | None,
@@ -140,7 +140,7 @@ class LocalAttention(_KeyAttention):
         try:
             return window_attention(query[:, 0], key, value, scale=scale, backend=self.config.kernel)[:, None]
         except BackendError as error:
-            raise ConfigError(f"interlude.kernel = {self.config.kernel!r}: {error}") from error
+            raise ConfigError(f"refusion.kernel = {self.config.kernel!r}: {error}") from error
 
     def weights(
         self,
@@ -174,7 +174,7 @@ class SampledAttention(DeformableAttention):
     def __init__(
         self,
         config: VisionRememberConfig,
-        model: LlavaConfig,
+        model: VlmConfig,
         out_width: int,
         *,
         out_init: Callable | None,

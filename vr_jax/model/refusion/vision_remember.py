@@ -19,9 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vr_jax.model.attention import attention
-from vr_jax.model.config import LlavaConfig, VisionRememberConfig
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.interactions import INTERACTIONS, FeatureAffine, LocalAttention
+from vr_jax.model.config import VisionRememberConfig, VlmConfig
 from vr_jax.model.layers import (
     LayerNorm,
     MultiHeadAttention,
@@ -32,7 +30,9 @@ from vr_jax.model.layers import (
     rotate,
     split_heads,
 )
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.refusion.interactions import INTERACTIONS, FeatureAffine, LocalAttention
 from vr_jax.sharding import constrain
 
 EPS = 1e-6
@@ -43,7 +43,7 @@ class Features(nnx.Module):
     """Normalised features without the norms' affine parts, which every block folds into its own projections; computed
     once and shared by all insertions. No gradient: the encoder is frozen."""
 
-    def __init__(self, config: VisionRememberConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionRememberConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del model, dtype, rngs  # nothing is learned here
         self.norm = config.feature_norm
 
@@ -73,11 +73,9 @@ class Reread:
 class Block(nnx.Module):
     """One insertion of Vision Remember."""
 
-    def __init__(
-        self, config: VisionRememberConfig, model: LlavaConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: VisionRememberConfig, model: VlmConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del index  # all insertions are alike
-        text, levels = model.text, len(config.levels)
+        text, levels = model.decoder, len(config.levels)
         width, inner = text.hidden_size, config.inner_width(model)
         _, self_heads = config.heads(model)
         zero_out = config.init == "zero_out"
@@ -85,7 +83,7 @@ class Block(nnx.Module):
         last = functools.partial(make, init=_zeros) if zero_out else make
         self.ln_q = LayerNorm(width, eps=EPS)
         if config.feature_norm != "none":
-            self.ln_f = FeatureAffine(levels, model.vision.hidden_size)
+            self.ln_f = FeatureAffine(levels, model.encoder.hidden_size)
         self.up = make(width, inner)
         two_layers = config.up == "mlp"
         if two_layers:
@@ -116,27 +114,27 @@ class Block(nnx.Module):
                 self.gate_ffn = nnx.Param(jnp.zeros(()))
         self.config, self.backend, self.rope_theta = config, model.attention, text.rope_theta
 
-    def __call__(self, stream: Stream, vision: VisionContext) -> Stream:
+    def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
         """Updates the states at vision tokens; every other state passes through untouched."""
-        guide, has_guide = self._guide(stream.hidden, vision)
-        x = stream.hidden
+        text_token, has_text_token = self._text_token(inputs.hidden, vision)
+        x = inputs.hidden
         if self.config.order == "cross_self":
             x = self.cross(x, vision)
-            x = self.bidirectional(x, stream, vision, guide, has_guide)
+            x = self.bidirectional(x, inputs, vision, text_token, has_text_token)
         else:
-            x = self.bidirectional(x, stream, vision, guide, has_guide)
+            x = self.bidirectional(x, inputs, vision, text_token, has_text_token)
             x = self.cross(x, vision)
-        return stream.replace(hidden=self.feed_forward(x, vision))
+        return inputs.replace(hidden=self.feed_forward(x, vision))
 
     def cross(self, x: Float[Array, "B N D"], vision: VisionContext) -> Float[Array, "B N D"]:
         """Cross-attention: each vision token re-reads its window, its tile or points of it."""
         return x + vision.scatter_cells(self._cross_update(self._cross_query(x, vision), vision))
 
-    def reread(self, stream: Stream, vision: VisionContext) -> Reread:
+    def reread(self, inputs: DecoderInputs, vision: VisionContext) -> Reread:
         """What the cross-attention does to a stream, to look at. Only for the local interaction (`reread_refusal`)."""
-        x = stream.hidden
+        x = inputs.hidden
         if self.config.order == "self_cross":
-            x = self.bidirectional(x, stream, vision, *self._guide(x, vision))
+            x = self.bidirectional(x, inputs, vision, *self._text_token(x, vision))
         assert isinstance(self.cross_attn, LocalAttention)
         query = self._cross_query(x, vision)
         weights = self.cross_attn.weights(query, vision.features, self._feature_affine)
@@ -167,30 +165,30 @@ class Block(nnx.Module):
     def bidirectional(
         self,
         x: Float[Array, "B N D"],
-        stream: Stream,
+        inputs: DecoderInputs,
         vision: VisionContext,
-        guide: Float[Array, "B T D"],
-        has_guide: Bool[Array, "B T"],
+        text_token: Float[Array, "B T D"],
+        has_text_token: Bool[Array, "B T"],
     ) -> Float[Array, "B N D"]:
-        """Full self-attention among the vision tokens of a picture (or tile) and its sample's guide token, in token
+        """Full self-attention among the vision tokens of an image (or tile) and its sample's text-guided token, in token
         space: groups are segments. The guide is key and value only; its output row would be discarded."""
         if not self.config.self_attention:
             return x
         config, attn = self.config, self.self_attn
-        z, t = self.ln_s(x), self.ln_s(guide)
+        z, t = self.ln_s(x), self.ln_s(text_token)
         q, k, v = (split_heads(layer(z), attn.heads) for layer in (attn.q, attn.k, attn.v))
         if config.self_positions == "rope":
-            rotary = rotary_angles(stream.positions, q.shape[-1], self.rope_theta)
+            rotary = rotary_angles(inputs.positions, q.shape[-1], self.rope_theta)
             q, k = rotate(q, *rotary), rotate(k, *rotary)  # the guide stays at position 0
         groups = vision.token_group(config.self_scope, config.newline_in_self)
-        numbers = jnp.arange(1, guide.shape[1] + 1)
-        guide_group = jnp.where(has_guide, numbers, -1)  # -1 matches no token
+        numbers = jnp.arange(1, text_token.shape[1] + 1)
+        text_token_group = jnp.where(has_text_token, numbers, -1)  # -1 matches no token
         attended = attention(
             q,
             jnp.concatenate([k, split_heads(attn.k(t), attn.heads)], axis=1),
             jnp.concatenate([v, split_heads(attn.v(t), attn.heads)], axis=1),
             query_segments=groups,
-            key_segments=jnp.concatenate([groups, guide_group], axis=1),
+            key_segments=jnp.concatenate([groups, text_token_group], axis=1),
             causal=False,
             backend=self.backend,
         )
@@ -209,19 +207,19 @@ class Block(nnx.Module):
             return update
         return update * jnp.tanh(getattr(self, gate)[...]).astype(update.dtype)
 
-    def _guide(
+    def _text_token(
         self, hidden: Float[Array, "B N D"], vision: VisionContext
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-        """The text-guided token of each group's sample: channel-wise maximum over its guide tokens, and whether there
+        """The text-guided token of each group's sample: channel-wise maximum over its text-guided tokens, and whether there
         is any. Zeros where not; T = 0 if no text is pooled at all."""
         if self.config.text_pool == "none":
             return hidden[:, :0], jnp.zeros((hidden.shape[0], 0), bool)
         segment = vision.group_segment(self.config.self_scope)
-        pooled = vision.guide_mask[:, None, :] & (vision.segment_ids[:, None, :] == segment[..., None])
+        pooled = vision.text_token_mask[:, None, :] & (vision.segment_ids[:, None, :] == segment[..., None])
         pooled &= (segment > 0)[..., None]
         exists = jnp.any(pooled, axis=-1)
         # argmax and gather instead of max: the gradient then needs (B, T, D) indices, not a (B, T, N, D) mask.
         masked = jnp.where(pooled[..., None], jax.lax.stop_gradient(hidden)[:, None], -jnp.inf)
         winner = jnp.argmax(masked, axis=2)
-        guide = jnp.take_along_axis(hidden, winner, axis=1)
-        return constrain(jnp.where(exists[..., None], guide, 0), "batch", None, "embed"), exists
+        text_token = jnp.take_along_axis(hidden, winner, axis=1)
+        return constrain(jnp.where(exists[..., None], text_token, 0), "batch", None, "embed"), exists

@@ -1,4 +1,4 @@
-"""Every interlude on eight devices: the numbers and gradients of one device."""
+"""Every re-fusion block on eight devices: the numbers and gradients of one device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.helpers import params_of, randomized
 from tests.training.tiny import noise_batch, tiny_config
 from vr_jax import sharding
 from vr_jax.model.config import VisionRememberConfig
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.sva import SvaConfig
-from vr_jax.model.llava import Llava
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.vlm import VisionLanguageModel
 
-INTERLUDES = {
+REFUSION = {
     "global": VisionRememberConfig(insert_after=(1,), levels=(1, 2), interaction="global", cross_heads=4),
     "deformable": VisionRememberConfig(insert_after=(1,), levels=(1, 2), interaction="deformable", cross_heads=4),
     "deepstack": DeepStackConfig(insert_after=(1,), levels=(2,)),
@@ -25,11 +25,11 @@ INTERLUDES = {
 }
 
 
-@pytest.mark.parametrize("name", INTERLUDES)
+@pytest.mark.parametrize("name", REFUSION)
 def test_eight_devices_equal_one(name: str):
     """replica, fsdp and tensor at once: the mesh on which XLA has partitioned two products in a row wrongly before."""
-    config = tiny_config(interlude=INTERLUDES[name])
-    model = randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))), scale=0.1)
+    config = tiny_config(refusion=REFUSION[name])
+    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))), scale=0.1)
     batch = noise_batch(0)
 
     def run(model, batch):
@@ -49,7 +49,7 @@ def test_eight_devices_equal_one(name: str):
     np.testing.assert_allclose(np.asarray(sharded[0])[real], np.asarray(hidden)[real], atol=1e-5, rtol=1e-5)
     expected, found = params_of(gradients), params_of(sharded[1])
     for path in expected:
-        if "interlude" in path:
+        if "refusion" in path:
             np.testing.assert_allclose(found[path], expected[path], atol=1e-4, rtol=1e-4, err_msg=path)
-    kernels = [x for x in jax.tree.leaves((placed.decoder.interludes,)) if x.ndim >= 2 and x.size > 256]
+    kernels = [x for x in jax.tree.leaves((placed.decoder.refusion,)) if x.ndim >= 2 and x.size > 256]
     assert any(x.sharding.shard_shape(x.shape) != x.shape for x in kernels)

@@ -1,4 +1,4 @@
-"""What an interlude knows about the pictures of a batch."""
+"""What a re-fusion block knows about the images of a batch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vr_jax.model.batch import NEWLINE, Batch
 class VisionContext:
     """Encoder features and where each of their cells sits among the tokens.
 
-    features: what the interlude's `Features` made of the encoder's levels. `cells` below counts the slots of a row:
+    features: what the refusion's `Features` made of the encoder's levels. `cells` below counts the slots of a row:
     tiles * cells per tile."""
 
     features: Any  # usually (B, T, cells, patches, width), window-major
     vision_cell: Int[Array, "B N"]
     segment_ids: Int[Array, "B N"]
-    guide_mask: Bool[Array, "B N"]
+    text_token_mask: Bool[Array, "B N"]
     tile_segment: Int[Array, "B T"]
     tile_image: Int[Array, "B T"]
     cells_per_tile: int = field(metadata={"static": True})
@@ -34,7 +34,7 @@ class VisionContext:
             features=features,
             vision_cell=batch.vision_cell,
             segment_ids=batch.segment_ids,
-            guide_mask=batch.guide_mask,
+            text_token_mask=batch.text_token_mask,
             tile_segment=batch.tile_segment,
             tile_image=batch.tile_image,
             cells_per_tile=cells_per_tile,
@@ -70,7 +70,7 @@ class VisionContext:
         return jnp.where(self.is_vision[..., None], taken, 0)
 
     def token_group(self, scope: str, newline: bool) -> Int[Array, "B N"]:
-        """1 + the tile ('tile') or the picture's number ('image') of each vision token, 0 elsewhere. With `newline`,
+        """1 + the tile ('tile') or the image's number ('image') of each vision token, 0 elsewhere. With `newline`,
         newline tokens count to the vision token before them."""
         cell = self.vision_cell
         if newline:

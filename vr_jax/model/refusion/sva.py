@@ -17,18 +17,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vr_jax.kernels.window_attention import window_attention
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.config_base import InterludeConfig, check
-from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.config_base import RefusionConfig, check
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
 from vr_jax.sharding import constrain
 
 EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SvaConfig(InterludeConfig):
+class SvaConfig(RefusionConfig):
     """After layers 1 and 4, as Vision Remember; Cambrian's default (start 0, stride 3) in a decoder of L layers is
     insert_after = tuple(range(1, L, 3)): 1, 4, 7, ...
 
@@ -49,10 +49,10 @@ class SvaConfig(InterludeConfig):
             f"SvaConfig.heads = {self.heads} does not divide width = {self.width}; set a divisor",
         )
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
-        queries, patches, width = model.cells_per_tile, model.vision.grid**2, self.width
-        features = patches * width * (model.vision.hidden_size + width)
-        per_query = 2 * width * (model.text.hidden_size + 2 * width)  # in and out, query and output, two of the MLP
+    def flops_per_tile(self, model: VlmConfig) -> float:
+        queries, patches, width = model.cells_per_tile, model.encoder.grid**2, self.width
+        features = patches * width * (model.encoder.hidden_size + width)
+        per_query = 2 * width * (model.decoder.hidden_size + 2 * width)  # in and out, query and output, two of the MLP
         layer = width**2 + queries * per_query + 2 * patches * width * (width + 1)
         return 2 * (features + len(self.insert_after) * self.depth * layer)
 
@@ -62,14 +62,14 @@ class SvaFeatures(NamedTuple):
 
     windows: Float[Array, "B T C S E"]
     context: Float[Array, "B T E"]  # mean over the tile
-    valid: Bool[Array, "B T C S"] | None = None  # patches of the picture, where a tile is padded; None: all of them
+    valid: Bool[Array, "B T C S"] | None = None  # patches of the image, where a tile is padded; None: all of them
 
 
 class Features(nnx.Module):
     """Auxiliary projection of the level, and each tile's global context. The encoder gets no gradient."""
 
-    def __init__(self, config: SvaConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc1 = linear(model.vision.hidden_size, config.width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: SvaConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc1 = linear(model.encoder.hidden_size, config.width, dtype=dtype, rngs=rngs)
         self.fc2 = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(config.width, eps=EPS)
 
@@ -137,27 +137,27 @@ class VisionCrossAttentionLayer(nnx.Module):
 class Block(nnx.Module):
     """One insertion: `config.depth` layers (VisionTokenSampler)."""
 
-    def __init__(self, config: SvaConfig, model: LlavaConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: SvaConfig, model: VlmConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del index  # all insertions are alike
         patches = model.projector.stride**2
         self.layers = stack_layers(
             lambda r: VisionCrossAttentionLayer(
-                model.text.hidden_size, config.width, patches, config.heads, dtype=dtype, rngs=r
+                model.decoder.hidden_size, config.width, patches, config.heads, dtype=dtype, rngs=r
             ),
             config.depth,
             rngs,
         )
 
-    def __call__(self, stream: Stream, vision: VisionContext) -> Stream:
+    def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
         """Updates the states at vision tokens; every other state passes through untouched."""
         features: SvaFeatures = vision.features
-        cells = constrain(vision.gather_cells(stream.hidden), "batch", "cells", "embed")
+        cells = constrain(vision.gather_cells(inputs.hidden), "batch", "cells", "embed")
         rows = cells.shape[0]
         windows = features.windows.reshape(rows, -1, *features.windows.shape[3:])
         valid = None if features.valid is None else features.valid.reshape(rows, -1, features.valid.shape[-1])
         read = self.read(cells, features.context, windows, valid)
-        hidden = jnp.where(vision.is_vision[..., None], vision.scatter_cells(read), stream.hidden)
-        return stream.replace(hidden=hidden)
+        hidden = jnp.where(vision.is_vision[..., None], vision.scatter_cells(read), inputs.hidden)
+        return inputs.replace(hidden=hidden)
 
     def read(
         self,

@@ -1,4 +1,4 @@
-"""The whole LVLM: SigLIP encoder, projector, Qwen2 decoder, interludes between decoder stages."""
+"""The whole LVLM: SigLIP encoder, projector, Qwen2 decoder, re-fusion blocks between decoder stages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from vr_jax.model.batch import NEWLINE, Batch
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.interludes import INTERLUDES
-from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.layers import maybe_remat
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.pruning import PRUNERS
-from vr_jax.model.qwen2 import Decoder, HiddenStates, KVCache, Stream
+from vr_jax.model.qwen2 import Decoder, DecoderInputs, HiddenStates, KVCache
+from vr_jax.model.refusion import REFUSION
+from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.siglip import Siglip
 from vr_jax.sharding import constrain
 
@@ -27,18 +27,18 @@ from vr_jax.sharding import constrain
 Levels = Mapping[int, Float[Array, "B T C S Dv"]]
 
 
-class Llava(nnx.Module):
-    """LLaVA, or LLaVA-VR when `config.interlude` is set. An nnx.Module, so a pytree: use plain jax transformations.
+class VisionLanguageModel(nnx.Module):
+    """LLaVA, or LLaVA-VR when `config.refusion` is set. An nnx.Module, so a pytree: use plain jax transformations.
 
     Raises ConfigError for parts that do not fit together, before anything is computed."""
 
-    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VlmConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
-        width = config.text.hidden_size
-        self.vision = Siglip(
-            config.vision,
+        width = config.decoder.hidden_size
+        self.encoder = Siglip(
+            config.encoder,
             stride=config.projector.stride,
-            bounds=config.vision_bounds,
+            bounds=config.encoder_bounds,
             attention_backend=config.attention,
             dtype=dtype,
             rngs=rngs,
@@ -47,10 +47,10 @@ class Llava(nnx.Module):
         # LLaVA-NeXT: N(0, 1) / sqrt(D).
         self.image_newline = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
         self.decoder = Decoder(
-            config.text,
+            config.decoder,
             bounds=config.decoder_bounds,
-            interludes=_build_interludes(config, dtype, rngs),
-            interlude_features=_build_features(config, dtype, rngs),
+            refusion=_build_refusion(config, dtype, rngs),
+            refusion_features=_build_features(config, dtype, rngs),
             attention_backend=config.attention,
             remat=config.remat,
             dtype=dtype,
@@ -61,7 +61,7 @@ class Llava(nnx.Module):
     def encode_images(self, tile_pixels: UInt8[Array, "B T H W 3"]) -> dict[int, Float[Array, "B T C S Dv"]]:
         """Encoder hidden states at `config.feature_levels`, window-major: C = n*n cells of S = s*s patches."""
         levels = self.config.feature_levels
-        return dict(zip(levels, self.vision(tile_pixels, levels), strict=True))
+        return dict(zip(levels, self.encoder(tile_pixels, levels), strict=True))
 
     def embed(self, batch: Batch, levels: Levels) -> Float[Array, "B N D"]:
         """Input states of the decoder: text embeddings, projected cells at vision tokens, the newline vector."""
@@ -95,7 +95,7 @@ class Llava(nnx.Module):
         self, levels: Levels, batch: Batch, cache: KVCache | None = None, lengths: tuple[int, ...] | None = None
     ) -> tuple[Float[Array, "B M D"], KVCache | None]:
         """The forward pass from the encoder's hidden states on (`encode_images`), for whoever has them already."""
-        return self.decoder(self.stream(levels, batch), cache, self.between(levels, batch, lengths))
+        return self.decoder(self.inputs(levels, batch), cache, self.stage_hook(levels, batch, lengths))
 
     def hidden_states(self, levels: Levels, batch: Batch, layers: Sequence[int]) -> HiddenStates:
         """The residual stream at the vision tokens, one for each cell of the tile slots, after chosen decoder layers.
@@ -105,15 +105,15 @@ class Llava(nnx.Module):
         if self.config.pruning is not None:
             raise ValueError(f"hidden_states: pruner {self.config.pruning.name!r} drops vision tokens; switch it off")
         cells = VisionContext.of(batch, None, self.config.cells_per_tile).gather_cells
-        return self.decoder.hidden_states(self.stream(levels, batch), layers, self.between(levels, batch), cells)
+        return self.decoder.hidden_states(self.inputs(levels, batch), layers, self.stage_hook(levels, batch), cells)
 
-    def stream(self, levels: Levels, batch: Batch) -> Stream:
+    def inputs(self, levels: Levels, batch: Batch) -> DecoderInputs:
         """What enters the decoder's first layer."""
-        return Stream(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
+        return DecoderInputs(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
 
-    def between(
+    def stage_hook(
         self, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None = None
-    ) -> Callable[[int, Stream], Stream] | None:
+    ) -> Callable[[int, DecoderInputs], DecoderInputs] | None:
         """What acts before stage k of the decoder."""
         pruning = self.config.pruning
         if lengths is not None and (pruning is None or len(lengths) != len(self.decoder.stages)):
@@ -123,30 +123,30 @@ class Llava(nnx.Module):
             )
         if pruning is not None:
             return PRUNERS[pruning.name].start(pruning, self, levels, batch, lengths)
-        if self.config.interlude is None:
+        if self.config.refusion is None:
             return None
         context = self.vision_context(levels, batch)
 
-        def run(block: Any, stream: Stream, rows: Any) -> Stream:
+        def run(block: Any, inputs: DecoderInputs, rows: Any) -> DecoderInputs:
             features = jax.tree.map(lambda x, like: x.reshape(like.shape), rows, context.features)
-            return block(stream, dataclasses.replace(context, features=features))
+            return block(inputs, dataclasses.replace(context, features=features))
 
         # What jax.checkpoint keeps lies in memory in its own shape: as rows of patches, which is what the kernels read.
         # A TPU would pad S = 9 patches of a cell to 16, and copy the features into and out of that for every block.
         rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 5 else x, context.features)
         apply = maybe_remat(run, self.config.remat)
-        return lambda k, stream: apply(self.interlude(k), stream, rows) if k else stream
+        return lambda k, inputs: apply(self.refusion(k), inputs, rows) if k else inputs
 
     def vision_context(self, levels: Levels, batch: Batch) -> VisionContext:
-        """What the interludes read of the pictures. Only for a model with one."""
-        interlude = self.config.interlude
-        assert interlude is not None
-        features = self.decoder.interlude_features(tuple(levels[level] for level in interlude.levels))
+        """What the re-fusion blocks read of the images. Only for a model with one."""
+        refusion = self.config.refusion
+        assert refusion is not None
+        features = self.decoder.refusion_features(tuple(levels[level] for level in refusion.levels))
         return VisionContext.of(batch, features, self.config.cells_per_tile)
 
-    def interlude(self, k: int) -> Any:
+    def refusion(self, k: int) -> Any:
         """The block that acts before stage k of the decoder, 1.. . Shared weights are one block."""
-        blocks = self.decoder.interludes
+        blocks = self.decoder.refusion
         return blocks[min(k, len(blocks)) - 1]
 
     def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:
@@ -156,18 +156,18 @@ class Llava(nnx.Module):
     def decode(
         self, tokens: Int[Array, "B 1"], positions: Int[Array, "B 1"], cache: KVCache
     ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-        """One more token per row through the cache. Interludes act in prefill only."""
+        """One more token per row through the cache. Re-fusion blocks act in prefill only."""
         return self.decoder.decode(self.decoder.embed(tokens), positions, cache)
 
     def head_kernel(self) -> Float[Array, "D V"]:
         """The output matrix: the embedding's transpose when tied."""
-        if self.config.text.tie_word_embeddings:
+        if self.config.decoder.tie_word_embeddings:
             return self.decoder.embed.embedding[...].T
         return self.decoder.lm_head.kernel[...]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Vocabulary logits, float32."""
-        if self.config.text.tie_word_embeddings:
+        if self.config.decoder.tie_word_embeddings:
             # Not through the transpose: for a single token XLA's CPU compiler reads it column by column, 8 x slower.
             table = self.decoder.embed.embedding[...].astype(hidden.dtype)
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
@@ -179,14 +179,14 @@ def _take(cells: Float[Array, "B M D"], index: Int[Array, "B N"]) -> Float[Array
     return jnp.take_along_axis(cells, jnp.maximum(index, 0)[..., None], axis=1)
 
 
-def _build_features(config: LlavaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module | None:
-    interlude = config.interlude
-    return INTERLUDES[interlude.name].features(interlude, config, dtype=dtype, rngs=rngs) if interlude else None
+def _build_features(config: VlmConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module | None:
+    refusion = config.refusion
+    return REFUSION[refusion.name].features(refusion, config, dtype=dtype, rngs=rngs) if refusion else None
 
 
-def _build_interludes(config: LlavaConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
-    interlude = config.interlude
-    if interlude is None:
+def _build_refusion(config: VlmConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
+    refusion = config.refusion
+    if refusion is None:
         return []
-    make = INTERLUDES[interlude.name].block
-    return [make(interlude, config, index, dtype=dtype, rngs=rngs) for index in range(interlude.blocks)]
+    make = REFUSION[refusion.name].block
+    return [make(refusion, config, index, dtype=dtype, rngs=rngs) for index in range(refusion.blocks)]

@@ -14,11 +14,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import LlavaConfig
-from vr_jax.model.config_base import InterludeConfig, check, check_choice
-from vr_jax.model.interludes.context import VisionContext
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.config_base import RefusionConfig, check, check_choice
 from vr_jax.model.layers import LayerNorm, linear
-from vr_jax.model.qwen2 import Stream
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
 from vr_jax.sharding import constrain
 
 EPS = 1e-6
@@ -26,7 +26,7 @@ MERGERS = ("pool_mlp", "qwen3_vl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepStackConfig(InterludeConfig):
+class DeepStackConfig(RefusionConfig):
     """The k-th level is added after the k-th of the layers `insert_after`.
 
     Raises ConfigError unless there is one level for each insertion."""
@@ -47,22 +47,22 @@ class DeepStackConfig(InterludeConfig):
             f"insert_after = {self.insert_after}: expected one level for each insertion",
         )
 
-    def widths(self, model: LlavaConfig) -> tuple[int, int]:
+    def widths(self, model: VlmConfig) -> tuple[int, int]:
         """Inputs and outputs of a merger's first layer."""
-        width = model.vision.hidden_size
+        width = model.encoder.hidden_size
         if self.merger == "pool_mlp":
-            return width, model.text.hidden_size
+            return width, model.decoder.hidden_size
         return (width * model.projector.stride**2,) * 2
 
-    def flops_per_tile(self, model: LlavaConfig) -> float:
+    def flops_per_tile(self, model: VlmConfig) -> float:
         width, hidden = self.widths(model)
-        return len(self.insert_after) * 2 * model.cells_per_tile * (width * hidden + hidden * model.text.hidden_size)
+        return len(self.insert_after) * 2 * model.cells_per_tile * (width * hidden + hidden * model.decoder.hidden_size)
 
 
 class Features(nnx.Module):
     """The levels as they are; nothing is learned. No gradient: the encoder is frozen."""
 
-    def __init__(self, config: DeepStackConfig, model: LlavaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DeepStackConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         del config, model, dtype, rngs
 
     def __call__(self, levels: tuple[Float[Array, "B T C S Dv"], ...]) -> tuple[Float[Array, "B T C S Dv"], ...]:
@@ -107,8 +107,8 @@ class PoolMerger(nnx.Module):
 class Block(nnx.Module):
     """Insertion `index`: merges level `index`."""
 
-    def __init__(self, config: DeepStackConfig, model: LlavaConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, out = model.vision.hidden_size, model.text.hidden_size
+    def __init__(self, config: DeepStackConfig, model: VlmConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, out = model.encoder.hidden_size, model.decoder.hidden_size
         self.merger: PoolMerger | PatchMerger
         if config.merger == "pool_mlp":
             self.merger = PoolMerger(width, out, dtype=dtype, rngs=rngs)
@@ -116,8 +116,8 @@ class Block(nnx.Module):
             self.merger = PatchMerger(width, model.projector.stride**2, out, dtype=dtype, rngs=rngs)
         self.index = index
 
-    def __call__(self, stream: Stream, vision: VisionContext) -> Stream:
+    def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
         """Adds to the states at vision tokens; every other state passes through untouched."""
         cells = self.merger(vision.features[self.index])
         cells = constrain(cells.reshape(cells.shape[0], -1, cells.shape[-1]), "batch", "cells", "embed")
-        return stream.replace(hidden=stream.hidden + vision.scatter_cells(cells))
+        return inputs.replace(hidden=inputs.hidden + vision.scatter_cells(cells))

@@ -1,4 +1,4 @@
-"""What every interlude must keep to: tiles and samples apart, other states untouched, decoding as if recomputed."""
+"""What every re-fusion block must keep to: tiles and samples apart, other states untouched, decoding as if recomputed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import Picture, Text, example, pack, params_of, randomized, tiny_config, tiny_interlude, tiny_text
-from vr_jax.model.interludes.context import VisionContext
-from vr_jax.model.interludes.deepstack import DeepStackConfig
-from vr_jax.model.interludes.sva import SvaConfig
-from vr_jax.model.llava import Llava
-from vr_jax.model.qwen2 import Stream
+from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion, tiny_text
+from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.vlm import VisionLanguageModel
 
-# Without the self-attention, which joins the tiles of a picture and is tested in test_vision_remember.py.
+# Without the self-attention, which joins the tiles of an image and is tested in test_vision_remember.py.
 _APART = {"insert_after": (1, 2), "levels": (1, 3), "self_attention": False}
-INTERLUDES = {
-    "global": tiny_interlude(interaction="global", **_APART),
-    "deformable": tiny_interlude(interaction="deformable", **_APART),
+REFUSION = {
+    "global": tiny_refusion(interaction="global", **_APART),
+    "deformable": tiny_refusion(interaction="deformable", **_APART),
     "deepstack": DeepStackConfig(insert_after=(1, 2), levels=(1, 3)),
     "deepstack, patch merger": DeepStackConfig(insert_after=(1, 2), levels=(1, 3), merger="qwen3_vl"),
     "sva": SvaConfig(insert_after=(1, 2), levels=(3,), width=16, heads=4, depth=2),
@@ -31,21 +31,21 @@ SHIFTS = ("cross_attn.k.bias", "cross_attn.ln_k.bias")  # of all keys alike: the
 
 
 def config_of(name: str):
-    return tiny_config(interlude=INTERLUDES[name], text=tiny_text(num_layers=3))
+    return tiny_config(refusion=REFUSION[name], decoder=tiny_text(num_layers=3))
 
 
-@pytest.fixture(scope="module", params=INTERLUDES)
-def model(request) -> Llava:
+@pytest.fixture(scope="module", params=REFUSION)
+def model(request) -> VisionLanguageModel:
     config = config_of(request.param)
-    return randomized(nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0))))
+    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
 
 
 def samples(config):
-    """Cropped tiles, text only, two pictures."""
+    """Cropped tiles, text only, two images."""
     return [
-        example(config, Text(3), Picture(3, crop=1), Text(4, guide=True), Text(2), seed=1),
-        example(config, Text(6, guide=True), Text(2), seed=2),
-        example(config, Text(2), Picture(1), Text(1), Picture(2), Text(3, guide=True), Text(2), seed=3),
+        example(config, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), Text(2), seed=1),
+        example(config, Text(6, text_token=True), Text(2), seed=2),
+        example(config, Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True), Text(2), seed=3),
     ]
 
 
@@ -55,18 +55,18 @@ def test_each_tile_changes_its_own_tokens_only_and_every_parameter_trains(model)
     one, two, three = samples(config)
     batch = pack(config, [[one, two, three], [two]], tokens=80, tiles=7)
     rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(2, 80, config.text.hidden_size)), jnp.float32)
-    shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.vision.hidden_size)
-    levels = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in config.interlude.levels)
-    parts = (model.decoder.interlude_features, model.decoder.interludes)
+    hidden = jnp.asarray(rng.normal(size=(2, 80, config.decoder.hidden_size)), jnp.float32)
+    shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.encoder.hidden_size)
+    levels = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in config.refusion.levels)
+    parts = (model.decoder.refusion_features, model.decoder.refusion)
 
     @jax.jit
     def look(parts, levels, hidden, batch):
         def run(parts, levels):
             prepare, blocks = parts
             vision = VisionContext.of(batch, prepare(levels), config.cells_per_tile)
-            stream = Stream(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
-            return jnp.stack([block(stream, vision).hidden for block in blocks])
+            inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
+            return jnp.stack([block(inputs, vision).hidden for block in blocks])
 
         def perturbed(tile):
             hit = (jnp.arange(shape[1]) == tile)[None, :, None, None, None]
@@ -105,7 +105,7 @@ def test_packing_and_decoding(model):
             whole,
             **{
                 name: getattr(whole, name)[:, :-steps]
-                for name in ("tokens", "positions", "segment_ids", "loss_mask", "guide_mask", "vision_cell")
+                for name in ("tokens", "positions", "segment_ids", "loss_mask", "text_token_mask", "vision_cell")
             },
         )
         prefilled, cache = model(prompt, model.init_cache(len(alone), length))
