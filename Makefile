@@ -13,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 .PHONY: demo test test-slow test-lmms-eval lint bench clean
 
 demo: $(VENV)/.core
-	$(PYTHON) -m vr_jax.demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
+	$(PYTHON) -m vr_jax.cli.demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)
@@ -30,10 +30,10 @@ lint: $(VENV)/.dev
 	$(PYTHON) -m mypy
 
 bench: $(VENV)/.dev
-	$(PYTHON) benchmarks/cpu.py
-	$(PYTHON) benchmarks/evaluation.py
-	$(PYTHON) benchmarks/input_pipeline.py
-	$(PYTHON) benchmarks/step_cost.py
+	$(PYTHON) benchmarks/speed/cpu.py
+	$(PYTHON) benchmarks/evaluation/lmms_eval.py
+	$(PYTHON) benchmarks/input/pipeline.py
+	$(PYTHON) benchmarks/speed/step_cost.py
 
 clean:
 	rm -rf $(VENV) $(LMMS_VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

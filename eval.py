@@ -7,9 +7,9 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from vr_jax.cli import train as cli
 from vr_jax.evaluation import main as evaluation
 from vr_jax.evaluation.types import PROFILES
-from vr_jax.training import cli
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe; its model, mesh and eval sections are used.")
 OPTIONS = (

@@ -7,7 +7,7 @@ import os
 from absl import app, flags
 from ml_collections import config_flags
 
-from vr_jax.training import cli
+from vr_jax.cli import train as cli
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/llava_vr_qwen2_0_5b.py:phase1")
 flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the final model directory go.")

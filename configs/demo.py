@@ -14,7 +14,7 @@ from vr_jax.model.config import (
     VlmConfig,
     single_tile,
 )
-from vr_jax.training import recipe
+from vr_jax.settings import recipe
 
 MODEL = VlmConfig(
     encoder=SiglipConfig(hidden_size=72, intermediate_size=216, num_layers=3, num_heads=3, image_size=48, patch_size=8),

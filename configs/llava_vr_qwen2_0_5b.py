@@ -10,8 +10,8 @@ Variants: phase1, phase2, and phase1_baseline, phase2_baseline without Vision Re
 
 from ml_collections import ConfigDict
 
-from vr_jax.model import paper
-from vr_jax.training import recipe
+from vr_jax.experiments import paper
+from vr_jax.settings import recipe
 
 
 def get_config(variant: str = "phase1") -> ConfigDict:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vr_jax.recipes import load_recipe
+from vr_jax.settings.config_files import load_recipe
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -1,6 +1,6 @@
 """A model small enough for two CPU cores, trained from scratch on real images with the real Qwen2 tokenizer.
 
-Used by benchmarks/real_charts.py. Nothing here is pretrained, so phase 1 (captions) trains the encoder and the decoder
+Used by benchmarks/accuracy/real_charts.py. Nothing here is pretrained, so phase 1 (captions) trains the encoder and the decoder
 too; phase 2 (chart questions) freezes the encoder, as the paper does. It memorises; it does not generalise."""
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from vr_jax.model.config import (
     anyres4,
     single_tile,
 )
-from vr_jax.training import recipe
+from vr_jax.settings import recipe
 
 TILE = 96  # pixels
 VISION = SiglipConfig(hidden_size=64, intermediate_size=128, num_layers=4, num_heads=4, image_size=TILE, patch_size=8)

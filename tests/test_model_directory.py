@@ -17,7 +17,7 @@ from flax import nnx
 
 from tests.helpers import params_of, randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
 from vr_jax import model_directory
-from vr_jax.model.layout import flatten_params, merge_stages, split_stages
+from vr_jax.model.parameters import flatten_params, merge_stages, split_stages
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import (
     ModelDirectoryError,

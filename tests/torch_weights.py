@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import with_params
 from vr_jax.convert.tables import Table, slots
-from vr_jax.model.layout import flatten_params, merge_stages, merged_path
+from vr_jax.model.parameters import flatten_params, merge_stages, merged_path
 
 Weights = Mapping[str, np.ndarray]
 

@@ -2,7 +2,7 @@
 
     config.json    {"format": "vr_jax model", "version": 1} and the sections of VlmConfig.to_dict(); a part (only an
                    encoder, only a decoder, ...) holds only its sections
-    params/        Orbax PyTree in the merged layout (`model/layout.py`), e.g. decoder.layers.attn.q.kernel
+    params/        Orbax PyTree in the merged layout (`model/parameters.py`), e.g. decoder.layers.attn.q.kernel
                    (layers, in, out)
     tokenizer.json, generation_config.json, ...   copied files (SIDE_FILES)
 
@@ -31,7 +31,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.layout import flatten_params, merge_stages, split_stages, unflatten_params
+from vr_jax.model.parameters import flatten_params, merge_stages, split_stages, unflatten_params
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import param_shardings
 

@@ -19,8 +19,8 @@ from benchmarks.accuracy.dataset import Dataset
 from benchmarks.accuracy.optimization import Trainer
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.tasks import PARTS
+from vr_jax.model.encoders.siglip import Siglip
 from vr_jax.model.layers import linear
-from vr_jax.model.siglip import Siglip
 
 Cached = dict[int, Float[np.ndarray, "count patches Dv"]]
 EMPTY_WEIGHT = 0.1  # of patches without a mark, which are most

@@ -32,7 +32,7 @@ from benchmarks.accuracy.training import (
     window_levels,
 )
 from vr_jax.model.config import VisionRememberConfig
-from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.vlm import VisionLanguageModel
 
 

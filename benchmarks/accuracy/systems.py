@@ -1,4 +1,4 @@
-"""The systems that are trained: the rows of `vr_jax.model.paper.TABLES` at this benchmark's sizes, each once."""
+"""The systems that are trained: the rows of `vr_jax.experiments.paper.TABLES` at this benchmark's sizes, each once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.training import size_of
+from vr_jax.experiments.paper import TABLES, Fields, System
 from vr_jax.model.config import ConfigError, VlmConfig
-from vr_jax.model.paper import TABLES, Fields, System
 
 
 @dataclass(frozen=True)

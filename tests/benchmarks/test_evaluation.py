@@ -4,13 +4,13 @@ import io
 
 from PIL import Image
 
-from benchmarks.evaluation import CONFIG, SIZE, Pass, items, report
+from benchmarks.evaluation.lmms_eval import CONFIG, SIZE, Pass, items, report
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation import plan
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.model.config import VlmConfig
-from vr_jax.recipes import load_recipe
+from vr_jax.settings.config_files import load_recipe
 
 
 def test_items_are_shaped_like_chartqa():

@@ -1,4 +1,4 @@
-"""The two sides of benchmarks/training_step.py learn alike, and one that learns otherwise is found out."""
+"""The two sides of benchmarks/speed/training_step.py learn alike, and one that learns otherwise is found out."""
 
 import sys
 from pathlib import Path

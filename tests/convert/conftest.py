@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vr_jax.convert.__main__ import main
+from vr_jax.cli.convert import main
 
 torch = pytest.importorskip("torch", reason="tiny Hugging Face models are made with torch")
 transformers = pytest.importorskip("transformers")

@@ -21,7 +21,7 @@ MIB = 2**20
 MEASURE = """
 import resource, sys
 import psutil
-from vr_jax.convert.__main__ import main
+from vr_jax.cli.convert import main
 import jax, torch, transformers, vr_jax.convert.importing
 jax.config.update("jax_platforms", "cpu")
 jax.numpy.zeros(1)

@@ -21,7 +21,7 @@ from tests.convert.conftest import (
     write_checkpoint,
 )
 from tests.helpers import params_of
-from vr_jax.model.layout import merge_stages
+from vr_jax.model.parameters import merge_stages
 from vr_jax.model_directory import load_model, load_params, read_config, read_sections
 
 CLASSES = {

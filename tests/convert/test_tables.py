@@ -17,7 +17,7 @@ from vr_jax.convert.architectures import LLAVA
 from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.layout import flatten_params, merge_stages
+from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig

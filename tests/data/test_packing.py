@@ -116,7 +116,7 @@ def test_tiles_bound_rows_too():
 
 def test_packing_is_dense_in_tokens_and_tiles():
     """LLaVA-like sizes whose mean needs 98 % of the tile slots when all token slots are used, in rows of four samples
-    (benchmarks/packing.py has the recipes' shapes)."""
+    (benchmarks/input/packing.py has the recipes' shapes)."""
     rng = np.random.default_rng(0)
     tiles = rng.choice([0, 3, 5, 7, 10], 2000, p=[0.05, 0.25, 0.5, 0.12, 0.08])
     text = rng.lognormal(np.log(160), 0.8, len(tiles)).clip(60, 1400).astype(int)

@@ -9,7 +9,7 @@ import dataclasses
 from ml_collections import ConfigDict
 from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_refusion
 from vr_jax.model.config import ProjectorConfig, single_tile
-from vr_jax.training import recipe
+from vr_jax.settings import recipe
 
 COMMON = dict(encoder=tiny_vision(num_layers=2), vision_feature_layer=2, decoder=tiny_text(vocab_size=320, num_layers=2),
               image=single_tile(24))

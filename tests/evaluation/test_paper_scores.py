@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vr_jax.evaluation.paper_scores import PAPER_SCORES, PaperRow, rows_of
-from vr_jax.model.paper import TABLES, TEXTS, system
+from vr_jax.experiments.paper import TABLES, TEXTS, system
 
 # Printed averages that do not follow from the printed groups: (3 * 55.4 + 4 * 44.0 + 4 * 42.2) / 11 = 46.45, not 46.3.
 OFF = {PaperRow("table5a", "multi_level", "0.5b")}

@@ -273,7 +273,7 @@ assert jax.device_count() == 4
 from pathlib import Path
 from tests.evaluation import words
 from tests.inference import tiny
-from vr_jax.evaluation.processes import together
+from vr_jax.distributed import together
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.buckets import Buckets

@@ -17,13 +17,13 @@ from vr_jax.convert.tables import TEXT, VISION
 from vr_jax.data import anyres
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import ImageConfig, ProjectorConfig, PrunerConfig, Qwen2Config, SiglipConfig, VlmConfig
-from vr_jax.model.config_base import PromptSize
+from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.encoders.siglip import Siglip
 from vr_jax.model.pruning.dropping import last_token_attention
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig, select, selected
-from vr_jax.model.qwen2 import Decoder, DecoderInputs
-from vr_jax.model.siglip import Siglip
+from vr_jax.model.registry import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 
 KINDS = ("vispruner", "siglip", "vispruner_pack", "fastv", "pdrop")

@@ -14,10 +14,10 @@ from vr_jax.convert.method_tables import DEEPSTACK, SVA
 from vr_jax.convert.tables import TEXT
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
-from vr_jax.model.config_base import RefusionConfig
-from vr_jax.model.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
 from vr_jax.model.refusion import deepstack, sva
 from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.registry import RefusionConfig
 from vr_jax.model.windows import to_windows
 
 KINDS = ("sva_layer", "sva_full", "merger", "deepstack_llm")

@@ -22,7 +22,7 @@ from vr_jax.model.config import (
     VlmConfig,
     single_tile,
 )
-from vr_jax.model.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.vision_remember import Block, Features
 from vr_jax.model.windows import to_windows

@@ -13,10 +13,10 @@ import pytest
 
 from tests.inference import tiny
 from tests.inference.test_generate import compilations
-from vr_jax import chat
+from vr_jax.cli import chat
+from vr_jax.cli.evaluate import main as evaluation_main
+from vr_jax.cli.evaluate import options_of
 from vr_jax.data.collate import collate
-from vr_jax.evaluation.main import main as evaluation_main
-from vr_jax.evaluation.main import options_of
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning

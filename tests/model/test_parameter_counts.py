@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from vr_jax.model.config import ProjectorConfig, Qwen2Config, VisionRememberConfig, VlmConfig
-from vr_jax.model.config_base import RefusionConfig
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.registry import RefusionConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 TEXTS = {

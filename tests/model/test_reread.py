@@ -20,9 +20,9 @@ from tests.helpers import (
     tiny_refusion,
     with_params,
 )
-from tests.model.test_vision_remember_options import Reference, inputs, samples
+from tests.model.refusion.test_vision_remember_options import Reference, inputs, samples
 from vr_jax.model.config import ConfigError
-from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.vision_remember import Block, Features

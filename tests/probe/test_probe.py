@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from tests.probe.conftest import LAYERS, QUICK
-from vr_jax.evaluation.main import fingerprint
+from vr_jax.cli.evaluate import fingerprint
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.model.config import single_tile
 from vr_jax.output_folder import directory_lock
@@ -27,7 +27,7 @@ from vr_jax.probe.main import ProbeOptions, main, options_of
 from vr_jax.probe.results import read_results
 from vr_jax.probe.taps import QUESTION, one_tile, prompt_batch, taps_of
 from vr_jax.probe.training import FitOptions, _count, fit
-from vr_jax.recipes import RecipeError, load_recipe
+from vr_jax.settings.config_files import RecipeError, load_recipe
 from vr_jax.sharding import make_mesh
 
 

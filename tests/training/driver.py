@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from tests.training.tiny import noise_inputs, tiny_recipe
-from vr_jax.training import cli
+from vr_jax.cli import train as cli
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

@@ -15,9 +15,9 @@ from vr_jax.model.config import (
     VlmConfig,
     single_tile,
 )
-from vr_jax.model.config_base import RefusionConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.registry import RefusionConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, peak_flops, step_flops
 

@@ -18,7 +18,7 @@ from vr_jax.model.config import (
     VlmConfig,
     single_tile,
 )
-from vr_jax.training import recipe
+from vr_jax.settings import recipe
 from vr_jax.training.inputs import Inputs
 
 TILE, CELLS, VOCABULARY = 16, 4, 64

@@ -17,7 +17,7 @@ from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
-from vr_jax.model.layout import flatten_params, merge_stages
+from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import check_target, save_params
 

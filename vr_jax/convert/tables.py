@@ -2,7 +2,7 @@
 
 A foreign name holds `{n}`, the index on our leading (layer or level) axis, and `{i}`, a number in both names. Where a
 rule names several of our parameters, the foreign tensor holds them one after another along its first axis (torch's
-packed in-projections). Our paths are those of the merged layout (`model/layout.py`)."""
+packed in-projections). Our paths are those of the merged layout (`model/parameters.py`)."""
 
 from __future__ import annotations
 

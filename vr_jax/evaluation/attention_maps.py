@@ -18,7 +18,7 @@ from vr_jax.data.anyres import Placement, placement
 from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.evaluation.processes import all_gather, together
+from vr_jax.distributed import all_gather, together
 from vr_jax.evaluation.report import HeatMap, heat_png
 from vr_jax.evaluation.runner import batches
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item

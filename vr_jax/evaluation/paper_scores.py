@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vr_jax.evaluation.types import Group
+from vr_jax.experiments.paper import TABLES, TEXTS, system
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.paper import TABLES, TEXTS, system
 
 # How many of the eleven benchmarks each group holds; the average is over benchmarks (benchmarks.md 0).
 GROUP_SIZES: dict[Group, int] = {"General": 3, "Knowledge": 4, "OCR&Chart": 4}
 
 
 class PaperRow(NamedTuple):
-    """A row of `vr_jax.model.paper.TABLES`, with the decoder's size (a key of TEXTS)."""
+    """A row of `vr_jax.experiments.paper.TABLES`, with the decoder's size (a key of TEXTS)."""
 
     table: str
     row: str

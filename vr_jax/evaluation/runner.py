@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
+from vr_jax.distributed import all_gather, together
 from vr_jax.evaluation import plan, statistics
-from vr_jax.evaluation.processes import all_gather, together
 from vr_jax.evaluation.run_directory import RunDirectory
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator, Reply

@@ -24,8 +24,8 @@ from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.sampling import Sampling, sample
 from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
-from vr_jax.model.config_base import PromptSize
-from vr_jax.model.qwen2 import KVCache, StageCache, unstacked, unstacked_cache
+from vr_jax.model.decoders.qwen2 import KVCache, StageCache, unstacked, unstacked_cache
+from vr_jax.model.registry import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, platform, replicated
 

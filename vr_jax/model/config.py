@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vr_jax.model.config_base import (
+from vr_jax.model.config_vision_remember import VisionRememberConfig
+from vr_jax.model.registry import (
     Config,
     ConfigError,
     ProjectorConfig,
@@ -16,7 +17,6 @@ from vr_jax.model.config_base import (
     check,
     check_choice,
 )
-from vr_jax.model.config_vision_remember import VisionRememberConfig
 
 __all__ = [
     "ConfigError",
@@ -164,7 +164,7 @@ class VlmConfig(Config):
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: int = 23  # hidden state that feeds the projector; 0 = patch embeddings
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; norms, softmax and loss stay float32
-    # Of encoder and decoder; auto: what suits the platform (model/attention.py).
+    # Of encoder and decoder; auto: what suits the platform (kernels/attention/api.py).
     attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"  # of the decoder's layers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vr_jax.model.config_base import RefusionConfig, check, check_choice
+from vr_jax.model.registry import RefusionConfig, check, check_choice
 
 if TYPE_CHECKING:
     from vr_jax.model.config import VlmConfig

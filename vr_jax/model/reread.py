@@ -6,7 +6,7 @@ import jax
 
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import ConfigError, VisionRememberConfig, VlmConfig
-from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.refusion.vision_remember import Reread
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import constrain

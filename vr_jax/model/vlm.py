@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vr_jax.model.batch import NEWLINE, Batch
 from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs, HiddenStates, KVCache
+from vr_jax.model.encoders.siglip import Siglip
 from vr_jax.model.layers import maybe_remat
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.pruning import PRUNERS
-from vr_jax.model.qwen2 import Decoder, DecoderInputs, HiddenStates, KVCache
 from vr_jax.model.refusion import REFUSION
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.siglip import Siglip
 from vr_jax.sharding import constrain
 
 # Encoder hidden state -> its features, window-major: C = n*n cells of S = s*s patches.

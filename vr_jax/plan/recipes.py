@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vr_jax.plan.errors import PlanError
-from vr_jax.recipes import load_recipe
+from vr_jax.settings.config_files import load_recipe
 
 PREFIX = "--config."
 

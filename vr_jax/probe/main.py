@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
+from vr_jax.cli.evaluate import fingerprint
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
-from vr_jax.evaluation.main import fingerprint
 from vr_jax.inference.loading import LOADING_ERRORS, Loaded, load_for_inference, load_tokenizer
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
@@ -29,7 +29,7 @@ from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, table, write_r
 from vr_jax.probe.taps import QUESTION, Tap, default_layers, one_tile, prompt_batch, taps_of
 from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import Fit, FitOptions, fit
-from vr_jax.recipes import RecipeError, plain, section_options
+from vr_jax.settings.config_files import RecipeError, plain, section_options
 from vr_jax.sharding import mesh_of
 
 FIGURE = "probe.svg"

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from vr_jax.kernels.cross_entropy.api import chunked_cross_entropy, next_token_targets
 from vr_jax.model.batch import Batch
 from vr_jax.sharding import constrain
-from vr_jax.training.loss import chunked_cross_entropy, next_token_targets
 from vr_jax.training.optimizer import Schedule
 from vr_jax.training.state import ModelTree, Params, TrainState, shardings_of
 

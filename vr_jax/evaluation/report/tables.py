@@ -8,7 +8,7 @@ from vr_jax.evaluation.paper_scores import GROUP_SIZES, PAPER_SCORES, PaperRow
 from vr_jax.evaluation.report.plots import axis_top, interval_text, score_bar
 from vr_jax.evaluation.report.scores import BenchmarkScores, Estimate, RunScores
 from vr_jax.evaluation.report.text import escape, number
-from vr_jax.model.paper import TABLES, TEXTS
+from vr_jax.experiments.paper import TABLES, TEXTS
 
 _DASH = "\N{EN DASH}"
 # The paper's baseline and its method, at every size; other rows are folded away.

@@ -6,7 +6,6 @@ module class `__init__(config, model_config, *, dtype, rngs)`, `__call__(*levels
 
 from typing import Any, NamedTuple
 
-from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.projectors.c_abstractor import CAbstractor, CAbstractorConfig
 from vr_jax.model.projectors.ldpv2 import Ldpv2Config, Ldpv2Projector
 from vr_jax.model.projectors.perceiver import PerceiverConfig, PerceiverProjector
@@ -14,6 +13,7 @@ from vr_jax.model.projectors.pixel_shuffle import PixelShuffleConfig, PixelShuff
 from vr_jax.model.projectors.pool import MlpProjector, PoolProjector
 from vr_jax.model.projectors.resampler import Resampler, ResamplerConfig
 from vr_jax.model.projectors.token_packer import TokenPacker, TokenPackerConfig
+from vr_jax.model.registry import ProjectorConfig
 
 
 class Entry(NamedTuple):

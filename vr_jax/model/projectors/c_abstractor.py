@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, linear, normal
 from vr_jax.model.projectors.depthwise import DepthwiseConv
+from vr_jax.model.registry import ProjectorConfig, check
 from vr_jax.model.windows import to_raster, to_windows
 
 EPS = 1e-5  # timm turns LayerNorm2d (1e-6) into LayerNormAct2d, whose own default this is; recorded outputs agree

@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import linear, torch_init
 from vr_jax.model.projectors.depthwise import DepthwiseConv
+from vr_jax.model.registry import ProjectorConfig
 
 
 @dataclass(frozen=True, kw_only=True)

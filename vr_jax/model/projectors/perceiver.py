@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
+from vr_jax.model.registry import ProjectorConfig, check
 
 EPS = 1e-5
 

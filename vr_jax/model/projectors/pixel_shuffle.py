@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import LayerNorm, linear
+from vr_jax.model.registry import ProjectorConfig
 
 EPS = 1e-5
 

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig
 from vr_jax.model.layers import linear
+from vr_jax.model.registry import ProjectorConfig
 
 
 class PoolProjector(nnx.Module):

@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig, check
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
+from vr_jax.model.registry import ProjectorConfig, check
 from vr_jax.model.windows import raster_order
 
 EPS = 1e-6

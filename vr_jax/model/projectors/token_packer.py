@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import ProjectorConfig, check, check_increasing
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
+from vr_jax.model.registry import ProjectorConfig, check, check_increasing
 
 EPS = 1e-6
 # timm's trunc_normal_ cuts at -2 and 2, a hundred standard deviations away.

@@ -5,8 +5,8 @@ of them need (attention of the last token, choice of the strongest, dropping, cl
 
 from typing import Any, NamedTuple
 
-from vr_jax.model.config_base import PrunerConfig
 from vr_jax.model.pruning import fastv, pyramid_drop, vispruner
+from vr_jax.model.registry import PrunerConfig
 
 
 class Entry(NamedTuple):

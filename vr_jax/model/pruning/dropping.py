@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.model.batch import NEWLINE, Batch
+from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
 from vr_jax.model.layers import rotary_angles, rotate, split_heads
-from vr_jax.model.qwen2 import Decoder, DecoderInputs
 from vr_jax.sharding import constrain
 
 # Acts before stage k of the decoder. Called once per stage, in order: it may keep what an earlier call found.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import jax.numpy as jnp
 
 from vr_jax.model.batch import Batch
-from vr_jax.model.config_base import PromptSize, PrunerConfig, check, check_choice
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.pruning.dropping import (
     StageHook,
     compact,
@@ -20,7 +20,7 @@ from vr_jax.model.pruning.dropping import (
     strongest,
     vision_tokens,
 )
-from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.registry import PromptSize, PrunerConfig, check, check_choice
 
 if TYPE_CHECKING:
     from vr_jax.model.config import VlmConfig

@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.model.batch import Batch
-from vr_jax.model.config_base import PromptSize, PrunerConfig, check
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.pruning.dropping import StageHook, compact, drop
-from vr_jax.model.qwen2 import DecoderInputs
+from vr_jax.model.registry import PromptSize, PrunerConfig, check
 
 if TYPE_CHECKING:
     from vr_jax.model.config import ImageConfig, VlmConfig
-    from vr_jax.model.siglip import Siglip
+    from vr_jax.model.encoders.siglip import Siglip
     from vr_jax.model.vlm import Levels, VisionLanguageModel
 
 STEP = 8  # tokens that a round of merging removes

@@ -8,8 +8,8 @@ dtype, rngs)`, `__call__(stream, vision) -> stream`, one for each of `config.blo
 from typing import Any, NamedTuple
 
 from vr_jax.model.config import VisionRememberConfig
-from vr_jax.model.config_base import RefusionConfig
 from vr_jax.model.refusion import deepstack, sva, vision_remember
+from vr_jax.model.registry import RefusionConfig
 
 
 class Entry(NamedTuple):

@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import RefusionConfig, check, check_choice
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear
-from vr_jax.model.qwen2 import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.registry import RefusionConfig, check, check_choice
 from vr_jax.sharding import constrain
 
 EPS = 1e-6

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float
 
 from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.config_base import RefusionConfig, check
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
-from vr_jax.model.qwen2 import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.registry import RefusionConfig, check
 from vr_jax.sharding import constrain
 
 EPS = 1e-5

@@ -18,8 +18,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from vr_jax.model.attention import attention
+from vr_jax.kernels.attention.api import attention
 from vr_jax.model.config import VisionRememberConfig, VlmConfig
+from vr_jax.model.decoders.qwen2 import DecoderInputs
 from vr_jax.model.layers import (
     LayerNorm,
     MultiHeadAttention,
@@ -30,7 +31,6 @@ from vr_jax.model.layers import (
     rotate,
     split_heads,
 )
-from vr_jax.model.qwen2 import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.interactions import INTERACTIONS, FeatureAffine, LocalAttention
 from vr_jax.sharding import constrain

@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data.conftest import png
+from vr_jax.cli.prepare import main
+from vr_jax.data.records import SourceError
+from vr_jax.data.sources import open_source
+from vr_jax.data.types import Conversation, Skip
+
+TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Größe 😀\n"}]
+RECORDS = [
+    {"id": "one", "image": "0.png", "conversations": TALK},
+    {"id": "text", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": ""}]},
+    {"id": "two", "image": ["0.png", "1.png"], "conversations": TALK},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for k in range(2):
+        (tmp_path / f"{k}.png").write_bytes(png(seed=k))
+    (tmp_path / "data.json").write_text(json.dumps(RECORDS))
+    return tmp_path
+
+
+def with_bytes(conversation: Conversation) -> Conversation:
+    images = tuple(image.read_bytes() for image in conversation.images)
+    return Conversation(conversation.id, conversation.turns, images)
+
+
+def test_round_trip(folder, capsys):
+    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 0
+    written = folder / "set" / "llava_conversations" / "1.0.0"
+    assert f"wrote 3 of 3 records to {written}" in capsys.readouterr().out
+    original = open_source({"path": folder / "data.json"})
+    for path in (folder / "set", written):
+        found = open_source({"path": path})
+        assert [found[k] for k in range(len(found))] == [with_bytes(original[k]) for k in range(3)]
+    with pytest.raises(SourceError, match=r"no split 'test', there are \['train'\]"):
+        open_source({"path": written, "split": "test"})
+
+    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 1
+    assert "holds a prepared set already" in capsys.readouterr().err
+
+    (record_file,) = written.glob("*.array_record*")
+    content = record_file.read_bytes()
+    record_file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SourceError, match=r"1.0.0: split 'train' is damaged"):
+        open_source({"path": written})
+    record_file.unlink()
+    with pytest.raises(SourceError, match=r"array_record-00000-of-00001: no such file"):
+        open_source({"path": written})
+    (written / "dataset_info.json").write_text("{")
+    with pytest.raises(SourceError, match=r"1.0.0: not a readable prepared set"):
+        open_source({"path": written})
+
+
+def test_many_files_keep_order_and_an_empty_one_is_no_harm(folder):
+    records = [RECORDS[0] | {"id": f"r{k}"} for k in range(9)]
+    for k in (3, 4, 5):  # the whole second file
+        records[k] = records[k] | {"image": "gone.png"}
+    (folder / "data.json").write_text(json.dumps(records))
+    arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set"), "--records-per-shard", "3"]
+    assert main([*arguments, "--max-skipped", "0.4"]) == 0
+    assert len(list(folder.glob("set/**/*.array_record*"))) == 3
+    source = open_source({"path": folder / "set"})
+    assert [source[k].id for k in range(len(source))] == ["r0", "r1", "r2", "r6", "r7", "r8"]
+
+
+def test_damaged_chunks_become_skips(folder):
+    main(["--from", str(folder / "data.json"), "--to", str(folder / "set"), "--split", "test"])
+    (record_file,) = folder.glob("set/**/*.array_record*")
+    data = bytearray(record_file.read_bytes())
+    at = data.find(b"\x89PNG")  # inside a record's chunk
+    data[at : at + 20] = b"\xff" * 20
+    record_file.write_bytes(bytes(data))
+    source = open_source({"path": folder / "set", "split": "test"})
+    found = [source[k] for k in range(3)]
+    assert any(isinstance(one, Skip) and one.reason == "malformed_record" for one in found)
+
+
+def test_unusable_records_are_left_out_and_listed(folder, capsys):
+    (folder / "broken.png").write_bytes(b"no image")
+    records = [*RECORDS, {"id": "bad", "image": "broken.png", "conversations": TALK}, {"id": "gone", "image": "x.png"}]
+    (folder / "data.json").write_text(json.dumps(records))
+    arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set")]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "2 of 5 records cannot be used" in error
+    assert "bad: " in error
+    assert "gone: " in error
+    assert not list(folder.glob("set/**/*.array_record*"))
+    assert not list(folder.glob("set/**/dataset_info.json"))
+    assert main([*arguments, "--max-skipped", "0.5"]) == 0
+    assert "wrote 3 of 5 records" in capsys.readouterr().out
+    assert len(open_source({"path": folder / "set"})) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "absent.json"], "absent.json: no such file"),
+        (["--from", "absent.json", "--format", "llava_parquet"], "absent.json: no such file"),
+    ],
+)
+def test_errors_are_one_line(folder, capsys, arguments, message):
+    assert main([*arguments, "--to", str(folder / "set")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_beam_writes_the_same_records(folder, capsys):
+    pytest.importorskip("apache_beam", reason="the beam extra is not installed")
+    (folder / "x.png").write_bytes(b"no image")
+    records = [*RECORDS, {"id": "bad", "image": "x.png", "conversations": TALK}]
+    (folder / "data.json").write_text(json.dumps(records))
+    arguments = ["--from", str(folder / "data.json"), "--beam", "--to"]
+    assert main([*arguments, str(folder / "strict")]) == 1
+    assert "1 of 4 records cannot be used\nBeam's logs name them" in capsys.readouterr().err
+    assert not list(folder.glob("strict/**/dataset_info.json"))
+    assert main([*arguments, str(folder / "set"), "--max-skipped", "0.5", "--records-per-shard", "2"]) == 0
+    assert len(list(folder.glob("set/**/*.array_record*"))) == 2
+    found = open_source({"path": folder / "set"})
+    original = open_source({"path": folder / "data.json"})
+    assert [found[k] for k in range(3)] == [with_bytes(original[k]) for k in range(3)]
+    assert len(found) == 3
+
+
+def test_beam_is_asked_for_by_name(folder, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["--from", str(folder / "data.json"), "--beam", "--to", str(folder / "set")]) == 1
+    assert "pip install 'vr-jax[beam]'" in capsys.readouterr().err

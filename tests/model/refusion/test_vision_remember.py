@@ -1,0 +1,246 @@
+"""What Vision Remember may change and what it may not, and that its two cross-attentions are one function."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers import (
+    SampleImage,
+    Text,
+    example,
+    pack,
+    params_of,
+    randomized,
+    tiny_config,
+    tiny_refusion,
+    with_params,
+)
+from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.parameters import merge_stages, split_stages
+from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.vlm import VisionLanguageModel
+
+CONFIG = tiny_config()
+
+
+def abstract(config) -> VisionLanguageModel:
+    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionLanguageModel:
+    """Random everywhere: no layer of it is an identity."""
+    return randomized(abstract(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Two rows: several images in a sample, cropped tiles, a text-only sample, padding, unused tile slots."""
+    rows = [
+        [
+            example(CONFIG, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), Text(3, target=True), seed=1),
+            example(CONFIG, Text(5, text_token=True), Text(2, target=True), seed=2),
+            example(CONFIG, Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True), seed=3),
+        ],
+        [example(CONFIG, Text(2), SampleImage(2), Text(3), Text(2, target=True), seed=4)],
+    ]
+    return pack(CONFIG, rows, tokens=90)
+
+
+@pytest.fixture(scope="module")
+def inside(model, batch):
+    """The first block, its stream and its context, as they meet in the middle of the decoder."""
+
+    @jax.jit
+    def meet(model, batch):
+        levels = model.encode_images(batch.tile_pixels)
+        features = model.decoder.refusion_features(tuple(levels[level] for level in CONFIG.refusion.levels))
+        inputs = DecoderInputs(
+            hidden=model.embed(batch, levels),
+            positions=batch.positions,
+            segment_ids=batch.segment_ids,
+        )
+        return inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)
+
+    return (model.decoder.refusion[0], *meet(model, batch))
+
+
+@jax.jit
+def hidden_states(model: VisionLanguageModel, batch):
+    return model(batch)[0]
+
+
+# --- zero initialisation
+
+
+def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
+    """Random everywhere except where the block itself starts at zero."""
+    fresh = params_of(jax.jit(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0)))())
+    zeros = {
+        name for name, value in fresh.items() if "refusion" in name and name.endswith("kernel") and not value.any()
+    }
+    assert zeros == {f"decoder.refusion.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
+    params = params_of(model)
+    for name in zeros:
+        for array in (name, name.replace("kernel", "bias")):
+            assert not fresh[array].any()
+            params[array] = fresh[array]
+    ours = hidden_states(with_params(model, params), batch)
+
+    plain = dataclasses.replace(CONFIG, refusion=None)
+    kept = {name: value for name, value in params.items() if "refusion" not in name}
+    baseline = with_params(abstract(plain), split_stages(merge_stages(kept), plain))
+    np.testing.assert_array_equal(ours, hidden_states(baseline, batch))
+    assert (hidden_states(model, batch) != ours).any()
+
+
+# --- locality
+
+
+@pytest.mark.parametrize("cross_attention", ["absorbed", "plain"])
+def test_a_window_reaches_its_own_token_and_no_other(inside, batch, cross_attention: str):
+    """Every window of a row, one at a time: tiles do not see each other, cropped and unused ones reach nobody."""
+    block, inputs, vision = inside
+    block = with_params(block, params_of(block))
+    block.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
+    tiles, cells = vision.features.shape[1:3]
+
+    @jax.jit
+    def perturbed(block, inputs, vision):
+        def one(window):
+            hit = (jnp.arange(tiles * cells) == window).reshape(tiles, cells)
+            features = jnp.where(hit[None, :, :, None, None], vision.features[..., ::-1] + 1, vision.features)
+            return block.cross(inputs.hidden, dataclasses.replace(vision, features=features))
+
+        # One loop over all windows, -1 being none, so that equal inputs give equal bits.
+        return jax.lax.map(one, jnp.arange(-1, tiles * cells))
+
+    reference, *changed = np.asarray(perturbed(block, inputs, vision))
+    for window, states in enumerate(changed):
+        expected = np.asarray(batch.vision_cell) == window
+        np.testing.assert_array_equal((states != reference).any(axis=-1), expected)
+
+
+def test_other_states_are_untouched_exactly(inside, batch):
+    block, inputs, vision = inside
+    after = np.asarray(jax.jit(lambda *x: x[0](*x[1:]).hidden)(block, inputs, vision))
+    changed = (after != np.asarray(inputs.hidden)).any(axis=-1)
+    np.testing.assert_array_equal(changed, np.asarray(batch.vision_cell) >= 0)
+
+
+def test_the_self_attention_joins_the_tiles_of_a_image_and_nothing_else(inside, batch):
+    """Which states the update of each token depends on, by gradients: its image, and its sample's text-guided tokens."""
+    block, inputs, vision = inside
+    block = with_params(block, params_of(block))
+
+    @jax.jit
+    def dependence(block, inputs, vision):
+        direction = jax.random.normal(jax.random.key(0), inputs.hidden.shape)
+
+        def update(hidden, token):
+            after = block(inputs.replace(hidden=hidden), vision).hidden - hidden
+            return jnp.sum((after * direction)[0, token])
+
+        return jax.lax.map(
+            lambda token: jnp.any(jax.grad(update)(inputs.hidden, token) != 0, axis=-1),
+            jnp.arange(inputs.hidden.shape[1]),
+        )
+
+    found = np.asarray(dependence(block, inputs, vision))
+    cell, text_token, segment = (np.asarray(x) for x in (batch.vision_cell, batch.text_token_mask, batch.segment_ids))
+    image = np.where(cell[0] >= 0, np.asarray(batch.tile_image)[0][np.maximum(cell[0], 0) // CONFIG.cells_per_tile], 0)
+    same_image = (image[:, None] == image) & (image > 0)
+    same_sample = (image[:, None] > 0) & (segment[0][:, None] == segment[0])
+    assert not found[:, 1].any()  # the other row
+    np.testing.assert_array_equal(found[:, 0] & ~text_token[0], same_image)
+    # Channel-wise maximum: each text-guided token may win some channels; never one of another sample.
+    assert not (found[:, 0] & text_token[0] & ~same_sample).any()
+    for token in np.flatnonzero(image):
+        assert (found[token, 0] & text_token[0]).any() == (text_token[0] & same_sample[token]).any()
+
+
+# --- absorbed equals plain
+
+
+def test_absorbed_equals_plain(inside):
+    """Values, and gradients with respect to every parameter and the states, in float32."""
+    block, inputs, vision = inside
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=inputs.hidden.shape), jnp.float32)
+
+    def run(cross_attention: str):
+        variant = with_params(block, params_of(block))
+        variant.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
+
+        def loss(variant, hidden):
+            after = variant(inputs.replace(hidden=hidden), vision).hidden
+            return jnp.mean(after * direction), after
+
+        (_, after), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variant, inputs.hidden)
+        return after, params_of(gradients[0]) | {"hidden": np.asarray(gradients[1])}
+
+    (absorbed, absorbed_gradients), (plain, plain_gradients) = run("absorbed"), run("plain")
+    np.testing.assert_allclose(absorbed, plain, atol=1e-5, rtol=1e-5)
+    assert absorbed_gradients.keys() == plain_gradients.keys()
+    for name, gradient in plain_gradients.items():
+        np.testing.assert_allclose(absorbed_gradients[name], gradient, atol=1e-5, rtol=1e-5, err_msg=name)
+        # Keys are invariant to a shift, so their biases have no gradient.
+        assert np.abs(gradient).max() > 1e-6 or name.endswith(".k.bias"), name
+
+
+def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
+    """With a projector that lets nothing through, no other way is left."""
+    silent = {f"projector.{name}": np.zeros_like(value) for name, value in params_of(model.projector).items()}
+    closed = with_params(model, params_of(model) | silent)
+    gradient = jax.jit(jax.grad(lambda model, batch: jnp.sum(model(batch)[0] ** 2)))
+    for candidate, reached in ((model, True), (closed, False)):
+        gradients = params_of(gradient(candidate, batch).encoder)
+        assert gradients["stages.0.attn.q.kernel"].any() == reached
+
+
+# --- cache
+
+
+@pytest.mark.parametrize("refusion", [True, False], ids=["vision_remember", "baseline"])
+def test_prefill_and_decode_equal_recomputation(refusion: bool):
+    """Right-aligned prompts of different lengths and numbers of images; five more tokens, one at a time."""
+    config = CONFIG if refusion else dataclasses.replace(CONFIG, refusion=None)
+    model = randomized(abstract(config), seed=1)
+    prompts = [
+        (Text(3), SampleImage(3, crop=1), Text(4, text_token=True)),
+        (Text(6, text_token=True),),
+        (Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True)),
+    ]
+    steps = 5
+    rows = [[example(config, *parts, Text(steps), seed=i)] for i, parts in enumerate(prompts)]
+    whole = pack(config, rows, tokens=75, pad_side="left")
+    expected = np.asarray(hidden_states(model, whole))[:, -steps:]
+
+    length = 75 - steps
+    # The same samples without their last tokens, again right-aligned: the prefix of every row.
+    prompt = jax.tree.map(lambda x: x[:, :length] if x.shape[1] == 75 else x, whole)
+
+    @jax.jit
+    def prefill(model, batch):
+        return model(batch, cache=model.init_cache(3, length + steps))
+
+    decode = jax.jit(lambda model, *x: model.decode(*x))
+    states, cache = prefill(model, prompt)
+    np.testing.assert_allclose(states, np.asarray(hidden_states(model, whole))[:, :length], atol=1e-5, rtol=1e-5)
+    for step in range(steps):
+        at = slice(length + step, length + step + 1)
+        states, cache = decode(model, whole.tokens[:, at], whole.positions[:, at], cache)
+        np.testing.assert_allclose(states[:, 0], expected[:, step], atol=1e-5, rtol=1e-5)
+
+
+def test_shared_weights_are_one_block_used_twice(model, batch):
+    config = dataclasses.replace(CONFIG, refusion=tiny_refusion(shared_weights=True))
+    params = params_of(model)
+    shared = {name: value for name, value in params.items() if "refusion.1" not in name}
+    twice = {name: params[name.replace("refusion.1", "refusion.0")] for name in params}
+    np.testing.assert_array_equal(
+        hidden_states(with_params(abstract(config), shared), batch), hidden_states(with_params(model, twice), batch)
+    )

@@ -1,0 +1,124 @@
+"""SigLIP vision tower with hidden states at chosen depths, patches in window-major order.
+
+Source: transformers `models/siglip/modeling_siglip.py`; methods.md 1.1."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+from vr_jax.kernels.attention.api import full_attention
+from vr_jax.model.config import SiglipConfig
+from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
+from vr_jax.model.windows import patchify, raster_order
+from vr_jax.sharding import constrain
+
+
+class Attention(nnx.Module):
+    """Bidirectional attention over all patches of a tile."""
+
+    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs):
+        make = functools.partial(linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
+        self.q, self.k, self.v, self.out = make(), make(), make(), make()
+        self.heads, self.backend = config.num_heads, backend
+
+    def received(self, x: Float[Array, "M P D"]) -> Float[Array, "M H P"]:
+        """Each patch's share of the attention, averaged over the patches that attend; float32."""
+        q, k = (split_heads(layer(x), self.heads) for layer in (self.q, self.k))
+        logits = jnp.einsum("mqhk,mphk->mhqp", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=2)
+
+    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
+        q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
+        return self.out(merge_heads(full_attention(q, k, v, self.backend)))
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs, init=xavier)
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
+
+    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config, backend=backend, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Siglip(nnx.Module):
+    """The vision tower, without its pooling head.
+
+    stride: side of a window in patches. bounds: stage k holds blocks bounds[k] .. bounds[k + 1] - 1; every hidden
+    state that is asked for must be a bound. attention_backend: of `model.attention.full_attention`."""
+
+    def __init__(
+        self,
+        config: SiglipConfig,
+        *,
+        stride: int,
+        bounds: tuple[int, ...],
+        attention_backend: str = "auto",
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        width = config.hidden_size
+        self.patch_embed = linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
+        self.position_embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (config.grid**2, width)))
+        self.stages = nnx.List(
+            [
+                stack_layers(
+                    lambda r: Block(config, backend=attention_backend, dtype=dtype, rngs=r), stop - start, rngs
+                )
+                for start, stop in itertools.pairwise(bounds)
+            ]
+        )
+        self.post_norm = LayerNorm(width, eps=config.layer_norm_eps)
+        self.config, self.stride, self.bounds, self.dtype = config, stride, bounds, dtype
+
+    def __call__(
+        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
+    ) -> tuple[Float[Array, "*B cells patches D"], ...]:
+        """Hidden states `levels` (0 = patch embeddings, i = output of block i counted from 1), none post-normalised.
+
+        Blocks beyond the deepest level are not run. Raises ValueError for a level that is no stage bound."""
+        missing = [level for level in levels if level not in self.bounds]
+        if missing:
+            raise ValueError(f"SigLIP hidden states {missing} are not stage bounds {self.bounds}")
+        x = pixels.astype(jnp.float32) * (2.0 / 255.0) - 1.0
+        x = patchify(x.astype(self.dtype), self.config.patch_size, self.stride)
+        *batch, cells, patches, _ = x.shape
+        order = raster_order(self.config.grid, self.stride)
+        position = self.position_embedding[...][order].astype(self.dtype)
+        x = self.patch_embed(x.reshape(-1, cells * patches, x.shape[-1])) + position
+        x = constrain(x, "batch", None, None)
+        taken = {0: x}
+        for stage, stop in zip(self.stages, self.bounds[1:], strict=True):
+            if stop > max(levels):
+                break
+            x, _ = jax.lax.scan(lambda h, block: (block(h), None), x, stage)
+            taken[stop] = x
+        return tuple(taken[level].reshape(*batch, cells, patches, -1) for level in levels)
+
+    def received_attention(self, hidden: Float[Array, "*B cells patches D"]) -> Float[Array, "*B heads cells patches"]:
+        """Each patch's share of the attention in the last block, averaged over the patches that attend; float32.
+
+        hidden: what enters that block, hidden state `num_layers - 1`."""
+        *batch, cells, patches, width = hidden.shape
+        block = jax.tree.map(lambda leaf: leaf[-1], self.stages[-1])
+        received = block.attn.received(block.norm1(hidden.reshape(-1, cells * patches, width)))
+        return received.reshape(*batch, -1, cells, patches)
