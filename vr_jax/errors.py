@@ -1,0 +1,29 @@
+"""The one class of foreseen errors, and the exit codes of the commands (a leaf module)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 2
+EXIT_NOT_FINITE = 3
+EXIT_TOO_MANY_SKIPS = 4
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
+
+
+class UserError(Exception):
+    """An error that the user can mend; its message is one line.
+
+    The message names the file, tensor, record or field, what was found, what was expected and what to do. A command
+    catches this class and nothing else: it prints the message to standard error and exits with `exit_code`. A subclass
+    exists only where a caller tells it apart from other errors, or where the exit code differs.
+
+    Attributes:
+        exit_code: The exit status of a command that ends with this error.
+    """
+
+    exit_code: ClassVar[int] = EXIT_USER_ERROR
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be built; the message names the field, its value and the values it may have."""

@@ -1,0 +1,224 @@
+"""Frozen dataclasses whose fields are checked from their annotations (a leaf module).
+
+The configs of the model and `TrainConfig` derive from `Config`. A field declares everything that is checked about it in
+its annotation: its type, the choices of a `Literal`, and the `Range` of a number. Combinations of fields are checked in
+the class's own `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, Union
+
+from vr_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have. NaN is in no range, and infinity only where a bound says so.
+
+    Attributes:
+        low: The smallest value.
+        high: The largest value. The default allows every finite number.
+        open_low: Whether `low` itself is excluded.
+        open_high: Whether `high` itself is excluded.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        parts = []
+        if math.isfinite(self.low):
+            parts.append(f"{'>' if self.open_low else '>='} {self.low:g}")
+        if math.isfinite(self.high):
+            parts.append(f"{'<' if self.open_high else '<='} {self.high:g}")
+        return " and ".join(parts)
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, open_low=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+class Config:
+    """A frozen dataclass with checked fields that converts to and from JSON-safe dictionaries.
+
+    Subclasses are decorated with `@dataclass(frozen=True, kw_only=True)`. One that checks combinations of fields calls
+    `super().__post_init__()` first. Every field of a subclass states its type; numbers state their `Range`.
+
+    Raises:
+        ConfigError: A field has a value of another type, or one outside its choices or its range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in field_types(type(self)).items():
+            check_value(hint, getattr(self, name), f"{type(self).__name__}.{name}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary that JSON can hold: nested configs are dictionaries and tuples are lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # every subclass is a dataclass
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
+        """Builds the config from what `to_dict` returns, or from a part of it; absent fields keep their defaults.
+
+        Args:
+            values: Field names and JSON-safe values.
+            where: What the error messages call this config, e.g. "config.optimizer"; by default the class's name.
+
+        Raises:
+            ConfigError: A field is unknown (the message names the nearest and all known ones), or has a wrong value.
+        """
+        where = where or cls.__name__
+        hints = field_types(cls)
+        check_names(values, hints, where)
+        parsed = {}
+        for name, value in values.items():
+            parsed[name] = cls.parse_field(name, value, f"{where}.{name}")
+            check_value(hints[name], parsed[name], f"{where}.{name}")
+        return cls(**parsed)
+
+    @classmethod
+    def parse_field(cls, name: str, value: Any, where: str) -> Any:
+        """The value of a field from its JSON form: lists become tuples, dictionaries become nested configs."""
+        return _parse(field_types(cls)[name], value, where)
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotation of every field of a dataclass, with `Annotated` metadata, in the order of declaration."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def check_names(values: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises ConfigError for the first name that is not known, with the nearest known name and all of them."""
+    known = list(known)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{where} has no field {name!r}; {hint}it has {', '.join(sorted(known))}")
+
+
+def check_value(hint: Any, value: Any, where: str) -> None:
+    """Checks a value against an annotation.
+
+    Args:
+        hint: int, float, bool, str, a `Config` class, a `Literal`, `Annotated[..., Range]`, a tuple, a mapping, or a union
+            of these.
+        value: The value of the field.
+        where: The field's name in the message.
+
+    Raises:
+        ConfigError: The value is not one of the annotation's; the message says what is expected.
+    """
+    if not _accepts(hint, value):
+        raise ConfigError(f"{where} = {_shown(value)}: expected {describe(hint)}")
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def describe(hint: Any) -> str:
+    """What an annotation accepts, in words for an error message."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = " and ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
+        return f"{describe(arguments[0])} {ranges}".rstrip()
+    if origin is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("nothing (None)" if part is type(None) else describe(part) for part in arguments)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"a sequence, each element {describe(arguments[0])}"
+        return "(" + ", ".join(describe(part) for part in arguments) + ")"
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping of names to values"
+    names = {int: "an integer", float: "a finite number", bool: "True or False", str: "a text"}
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Annotated:
+        return _accepts(arguments[0], value) and all(
+            value in extra for extra in arguments[1:] if isinstance(extra, Range)
+        )
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return any(_accepts(part, value) for part in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_accepts(arguments[0], part) for part in value)
+        return len(value) == len(arguments) and all(map(_accepts, arguments, value))
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _parse(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _parse(arguments[0], value, where)
+    if origin in (Union, types.UnionType):
+        accepted = [part for part in arguments if part is not type(None)]
+        return value if value is None or len(accepted) != 1 else _parse(accepted[0], value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+        if not repeated and len(value) != len(arguments):
+            return tuple(value)
+        parts = [arguments[0]] * len(value) if repeated else arguments
+        return tuple(_parse(part, one, f"{where}[{i}]") for i, (part, one) in enumerate(zip(parts, value, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
+        return hint.from_dict(value, where)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
