@@ -124,8 +124,8 @@ def check_value(hint: Any, value: Any, where: str) -> None:
     """Checks a value against an annotation.
 
     Args:
-        hint: int, float, bool, str, a `Config` class, a `Literal`, `Annotated[..., Range]`, a tuple, a mapping, or a union
-            of these.
+        hint: int, float, bool, str, a `Config` class, a `Literal`, `Annotated[..., Range]`, a tuple, a mapping, or
+            a union of these.
         value: The value of the field.
         where: The field's name in the message.
 
