@@ -21,12 +21,12 @@ from vr_jax.model.config import ProjectorConfig, VlmConfig, single_tile
 from vr_jax.model.decoders.qwen2 import DecoderLayer
 from vr_jax.model.vlm import Levels, VisionLanguageModel
 from vr_jax.model.windows import to_windows
+from vr_jax.pytree import array_dataclass
 
 SCORE_BATCH = 100  # images at a time where nothing is trained
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class CachedImages:
     """What training needs of a data set, on the device."""
 

@@ -27,6 +27,7 @@ from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.decoders.qwen2 import KVCache, StageCache, unstacked, unstacked_cache
 from vr_jax.model.registry import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.pytree import array_dataclass
 from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, platform, replicated
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -56,8 +57,7 @@ class PromptBatch:
     lengths: tuple[int, ...] | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class DecodeState:
     """Everything one decode step needs; B rows, room for M new tokens. Donated from step to step."""
 

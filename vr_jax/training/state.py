@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxtyping import Array, Int, UInt32
 from vr_jax import sharding
 from vr_jax.model.config import ConfigError, VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.pytree import array_dataclass
 from vr_jax.training.optimizer import matches, optimizer_shardings
 
 Params = dict[str, Array]  # by dot-joined path (docs/architecture.md)
@@ -26,8 +26,7 @@ class TrainableError(ValueError):
     """A choice of trainable parameters that cannot be meant; one line for the user."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class TrainState:
     """Everything that changes from step to step, and the frozen parameters. Gradients and moments exist only for
     `params` (design decision 6)."""
