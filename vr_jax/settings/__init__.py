@@ -1,0 +1,27 @@
+"""The settings of a run: `TrainConfig`, and `load_config`, which reads it from a config file."""
+
+from vr_jax.settings.config_files import load_config
+from vr_jax.settings.train_config import (
+    BatchSettings,
+    CheckpointSettings,
+    DataSettings,
+    EvaluationSettings,
+    MeshSettings,
+    OptimizerSettings,
+    ProbeSettings,
+    ProfileSettings,
+    TrainConfig,
+)
+
+__all__ = [
+    "BatchSettings",
+    "CheckpointSettings",
+    "DataSettings",
+    "EvaluationSettings",
+    "MeshSettings",
+    "OptimizerSettings",
+    "ProbeSettings",
+    "ProfileSettings",
+    "TrainConfig",
+    "load_config",
+]

@@ -1,28 +1,54 @@
-"""Config files from Python: what `--config=FILE[:VARIANT]` means to train.py and eval.py, for several at a time."""
+"""Reads config files: what `--config=FILE[:VARIANT]` means to every command."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vr_jax.errors import ConfigError
+from vr_jax.settings.train_config import TrainConfig
 
-class RecipeError(ValueError):
+
+class RecipeError(ConfigError):
     """A config file or variant that does not exist or cannot be built; one line for the user."""
 
 
-def load_recipe(spec: str | Path) -> ConfigDict:
-    """The recipe of FILE[:VARIANT]: what the file's `get_config(VARIANT)` returns (without a variant: `get_config()`).
+def load_config(spec: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+    """Reads a config file, applies overrides and checks the result.
 
-    Raises RecipeError for a file that does not exist, is no config file, or refuses the variant."""
+    Args:
+        spec: FILE or FILE:VARIANT, e.g. "configs/demo.py:uncompressed".
+        overrides: Texts FIELD=VALUE, e.g. "optimizer.lr=1e-4" (`TrainConfig.override`).
+
+    Returns:
+        The settings of the run.
+
+    Raises:
+        ConfigError: The file or the variant does not exist, or the settings cannot work. The message is one line.
+    """
+    try:
+        config = TrainConfig.from_config_dict(read_config_file(spec))
+    except ConfigError as error:
+        raise ConfigError(f"{spec}: {error}") from error
+    overrides = list(overrides)
+    return config.override(overrides) if overrides else config
+
+
+def read_config_file(spec: str | Path) -> ConfigDict:
+    """Returns what `get_config(VARIANT)` of FILE:VARIANT returns; without a variant, what `get_config()` returns.
+
+    Raises:
+        ConfigError: The file does not exist, is no config file, or refuses the variant.
+    """
     name, colon, variant = str(spec).partition(":")
     path = Path(name)
     if not path.is_file():
         raise RecipeError(f"config {path} does not exist; run from the folder that holds configs/, or give its path")
-    found = importlib.util.spec_from_file_location(f"vr_jax_recipe_{path.stem}", path)
+    found = importlib.util.spec_from_file_location(f"vr_jax_config_{path.stem}", path)
     if found is None or found.loader is None:
         raise RecipeError(f"config {path}: expected a Python file with get_config()")
     module = importlib.util.module_from_spec(found)
@@ -37,6 +63,9 @@ def load_recipe(spec: str | Path) -> ConfigDict:
         return module.get_config(variant) if colon else module.get_config()
     except (ValueError, TypeError) as error:
         raise RecipeError(f"config {spec}: {error}") from error
+
+
+load_recipe = read_config_file
 
 
 def plain(section: Any) -> dict[str, Any]:

@@ -1,0 +1,381 @@
+"""The settings of a run as frozen, checked dataclasses.
+
+A config file (`configs/`) makes a ConfigDict with these fields; `TrainConfig.from_config_dict` turns it into a
+`TrainConfig` and refuses unknown names, wrong types, numbers outside their declared range and combinations that cannot
+work, before anything is opened. Inside the package only `TrainConfig` travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from ml_collections import ConfigDict
+
+from vr_jax.fields import (
+    Config,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    check,
+)
+from vr_jax.model.config import VlmConfig
+from vr_jax.settings.overrides import change_fields, split_overrides
+
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+AxisSize = Annotated[int, Range(-1)]
+BelowOne = Annotated[float, Range(0, 1, open_high=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Config):
+    """Which samples a run reads, and how they become batches (docs/data.md).
+
+    Attributes:
+        path: File, folder or glob pattern of the training data.
+        images: Folder that image paths are relative to. When empty, it is the folder of the data file.
+        format: Name of the file format. When empty, it follows from the file's name. "demo" generates images.
+        split: Split to read, for formats that have several.
+        options: Further fields of `vr_jax.data.sources.open_source`, which depend on the format.
+        template: Name of the conversation template.
+        label_quirk: Whether the targets are exactly those of LLaVA's code, with its known oddities
+            (docs/design/methods.md#labels), rather than the answers only.
+        packing: Whether several samples share a row.
+        shuffle: Whether the order of the samples is drawn anew for each epoch.
+        workers: Processes that decode images and tokenise. With 0, threads of the training process do it.
+        max_skipped: Share of unusable samples above which training stops.
+    """
+
+    path: str = ""
+    images: str = ""
+    format: str = ""
+    split: str = "train"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    template: str = "qwen_1_5"
+    label_quirk: bool = True
+    packing: bool = True
+    shuffle: bool = True
+    workers: NonNegativeInt = 4
+    max_skipped: Fraction = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(Config):
+    """The static shapes of the global batch of one update.
+
+    Attributes:
+        rows: Rows of the batch, over all devices and micro-batches.
+        tokens: Token slots of a row.
+        tiles: Image tile slots of a row.
+        accumulation: Micro-batches of an update. Their gradients are summed.
+    """
+
+    rows: PositiveInt = 8
+    tokens: PositiveInt = 2048
+    tiles: PositiveInt = 10
+    accumulation: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.rows % self.accumulation == 0,
+            f"config.batch.rows = {self.rows} is not divisible by config.batch.accumulation = {self.accumulation}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Config):
+    """AdamW and its learning rate; the defaults are those of LLaVA-NeXT's scripts (Hugging Face's Trainer).
+
+    Attributes:
+        lr: Learning rate at the end of the warm-up.
+        schedule: "cosine" decays the learning rate to 0 at the last step, "constant" keeps it.
+        warmup_ratio: Share of all steps, rounded up, in which the learning rate rises linearly from 0.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay. Biases and norm scales are never decayed.
+        clip_norm: Largest norm of the gradient of all trained parameters together; a longer one is scaled down.
+        lr_groups: Pairs of a glob of parameter paths and the learning rate of what it matches, e.g.
+            (("encoder.*", 2e-6),). The first match counts; all other parameters have `lr`.
+    """
+
+    lr: PositiveFloat = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: BelowOne = 0.03
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat = 1.0
+    lr_groups: tuple[tuple[str, NonNegativeFloat], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshSettings(Config):
+    """Sizes of the device mesh's axes. One of them may be -1: it takes the remaining devices.
+
+    Attributes:
+        replica: Copies of the parameters; each computes its own part of the batch.
+        fsdp: Devices that share the parameters of a copy and its part of the batch.
+        tensor: Devices that share each layer's computation.
+    """
+
+    replica: AxisSize = 1
+    fsdp: AxisSize = -1
+    tensor: AxisSize = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {"replica": self.replica, "fsdp": self.fsdp, "tensor": self.tensor}
+        for axis, size in sizes.items():
+            check(size != 0, f"config.mesh.{axis} = 0: expected a positive number, or -1 for the remaining devices")
+        check(
+            list(sizes.values()).count(-1) <= 1,
+            f"config.mesh = {sizes}: at most one axis may be -1, which takes the remaining devices",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Config):
+    """When checkpoints are written and which are kept (docs/checkpoints.md).
+
+    Attributes:
+        every: Steps from one checkpoint to the next. The last step is always saved.
+        keep_last: How many of the newest checkpoints are kept.
+        keep_best: How many of those with the lowest mean training loss are kept besides.
+    """
+
+    every: PositiveInt = 500
+    keep_last: NonNegativeInt = 3
+    keep_best: NonNegativeInt = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.keep_last + self.keep_best > 0,
+            "config.checkpoint.keep_last = 0 and config.checkpoint.keep_best = 0: no checkpoint would be kept; "
+            "set one of them to 1 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings(Config):
+    """Which steps are traced by the profiler into `<workdir>/profile`.
+
+    Attributes:
+        first_step: First traced step, counted from 1.
+        steps: Number of traced steps. With 0, nothing is traced.
+    """
+
+    first_step: NonNegativeInt = 0
+    steps: NonNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.steps == 0 or self.first_step >= 1,
+            f"config.profile.first_step = 0 with config.profile.steps = {self.steps}: steps are counted from 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Config):
+    """What eval.py does where its flags do not say otherwise (docs/evaluate.md).
+
+    Attributes:
+        checkpoint: Model directory to evaluate.
+        benchmark: Names of benchmarks, separated by commas, or "all" for those of the paper.
+        data: Data of the one benchmark, or a folder with a folder for each. None downloads them.
+        output: Folder of the results. None is `<checkpoint>/eval`.
+        split: Split of the benchmark. None is the published one.
+        profile: Name of the prompts and settings of the benchmarks.
+        limit: Number of items that are answered, from the first on. None is all of them.
+        batch_size: Prompts that are answered together.
+        max_new_tokens: Largest number of tokens of an answer. None is the benchmark's own.
+        dtype: Type of parameters and activations. None keeps that of the model directory.
+        overwrite: Whether results in the output folder are replaced.
+        report_items: Items that the HTML report shows. With 0, no report is written.
+        pruning: A pruner's name, or its fields as a mapping or as JSON text. None switches none on.
+    """
+
+    checkpoint: str | None = None
+    benchmark: str | None = None
+    data: str | None = None
+    output: str | None = None
+    split: str | None = None
+    profile: str = "default"
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    max_new_tokens: PositiveInt | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    overwrite: bool = False
+    report_items: NonNegativeInt = 500
+    pruning: str | Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(Config):
+    """What the linear probe does where its flags do not say otherwise (docs/probe.md).
+
+    Attributes:
+        checkpoint: Model directory to probe.
+        data: Folder of Tiny-ImageNet.
+        output: Folder of the results. None is `<checkpoint>/probe`.
+        random: Whether the model has random weights, as a control.
+        layers: Decoder layers that are probed, counted from 1. None is 1, 4, 8, ... and the last.
+        question: Text of the prompt. None is the probe's own question.
+        train_images: Training images, equally many of every class. With 0, all of them.
+        val_images: Validation images. With 0, all of them.
+        dtype: Type of the model's parameters and activations. None keeps that of the model directory.
+        label: Name of the model in plots.
+        overwrite: Whether results in the output folder are replaced.
+        workers: Threads that read images.
+        width: Width of a head's query and attention.
+        heads: Attention heads of a probe head.
+        lr: Learning rate of the heads.
+        weight_decay: Decoupled weight decay of the heads.
+        epochs: Epochs of the heads' training.
+        batch_size: Images of an update, over all devices.
+        seeds: Heads at each tap, which differ in their initial weights.
+        data_seed: Seed of the choice and the order of the images.
+    """
+
+    checkpoint: str | None = None
+    data: str | None = None
+    output: str | None = None
+    random: bool = False
+    layers: tuple[PositiveInt, ...] | None = None
+    question: str | None = None
+    train_images: NonNegativeInt = 20_000
+    val_images: NonNegativeInt = 0
+    dtype: Literal["float32", "bfloat16"] | None = None
+    label: str | None = None
+    overwrite: bool = False
+    workers: PositiveInt = 8
+    width: PositiveInt = 512
+    heads: PositiveInt = 8
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    epochs: PositiveInt = 15
+    batch_size: PositiveInt = 256
+    seeds: PositiveInt = 3
+    data_seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """All settings of a run.
+
+    Attributes:
+        model: The model.
+        init_from: Model directories that the parameters are taken from, separated by commas. What none of them holds
+            starts random.
+        allow_unused: Prefixes of parameter paths in those directories that the model may lack.
+        tokenizer: Directory of the tokenizer, or "demo". When empty, it is the first directory of `init_from` that has
+            one.
+        data: The training data.
+        batch: The static shapes of a batch.
+        samples_per_step: Samples that the rows of one update hold on average. It sets the number of updates of an
+            epoch, and equals the batch size of a run without packing.
+        epochs: Passes over the data.
+        steps: Number of updates. With 0, it is `epochs * samples / samples_per_step`.
+        trainable: Globs of parameter paths (docs/architecture.md). All other parameters are frozen.
+        frozen_dtype: Type of the frozen parameters.
+        optimizer: The optimizer and its learning rate.
+        loss_chunk: Positions of one device whose logits exist at a time.
+        seed: Seed of the initial parameters and of the order of the data.
+        mesh: The device mesh.
+        checkpoint: When checkpoints are written and which are kept.
+        tensorboard: Whether TensorBoard files are written beside `metrics.jsonl`.
+        profile: Which steps are traced.
+        eval: Settings of eval.py.
+        probe: Settings of the linear probe.
+    """
+
+    model: VlmConfig
+    init_from: str = ""
+    allow_unused: tuple[str, ...] = ()
+    tokenizer: str = ""
+    data: DataSettings = field(default_factory=DataSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    samples_per_step: PositiveInt = 8
+    epochs: PositiveFloat = 1.0
+    steps: NonNegativeInt = 0
+    trainable: tuple[str, ...] = ("*",)
+    frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loss_chunk: PositiveInt = 1024
+    seed: Seed = 0
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    tensorboard: bool = True
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    eval: EvaluationSettings = field(default_factory=EvaluationSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.trainable), "config.trainable is empty: nothing would be trained")
+
+    @classmethod
+    def from_config_dict(cls, values: ConfigDict | Mapping[str, Any]) -> Self:
+        """Builds the settings from what a config file returns. Absent fields keep their defaults.
+
+        Args:
+            values: Fields and sections of this class, by name.
+
+        Raises:
+            ConfigError: A name is unknown, a value has the wrong type or is outside its range, or two settings do not
+                go together.
+        """
+        plain = values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+        check("model" in plain, "config.model is missing: a config describes a model")
+        return cls.from_dict(plain, "config")
+
+    def to_config_dict(self) -> ConfigDict:
+        """Returns the settings as a ConfigDict, for a config file that starts from another one's."""
+        return ConfigDict(self.to_dict(), convert_dict=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as a dictionary that JSON can hold."""
+        return {**super().to_dict(), "model": self.model.to_dict()}
+
+    @classmethod
+    def parse_field(cls, name: str, value: Any, where: str) -> Any:
+        """Converts the value of a field from its JSON form."""
+        if name == "model" and isinstance(value, Mapping):
+            return VlmConfig.from_dict(dict(value))
+        return super().parse_field(name, value, where)
+
+    def replace(self, changes: Mapping[str, Any]) -> Self:
+        """Returns the settings with some fields changed, checked again.
+
+        Args:
+            changes: Values by dotted field name, e.g. {"batch.rows": 16, "model.remat": "full"}.
+
+        Raises:
+            ConfigError: A name is unknown, or a value cannot be.
+        """
+        return self._changed(changes.items())
+
+    def override(self, overrides: Iterable[str]) -> Self:
+        """Returns the settings with some fields changed by the texts of a command line, checked again.
+
+        Choosing a method by name makes its fields settable by the same call, in any order:
+        `model.projector.depth=2`, `model.projector.name=perceiver`.
+
+        Args:
+            overrides: Texts FIELD=VALUE, e.g. "optimizer.lr=1e-4"; the type of the field says how the value is read.
+
+        Raises:
+            ConfigError: A name is unknown, or a value cannot be.
+        """
+        return self._changed(split_overrides(overrides))
+
+    def _changed(self, changes: Iterable[tuple[str, Any]]) -> Self:
+        return type(self).from_config_dict(change_fields(type(self), self.to_dict(), changes))
