@@ -9,6 +9,7 @@ EXIT_USER_ERROR = 2
 EXIT_NOT_FINITE = 3
 EXIT_TOO_MANY_SKIPS = 4
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class UserError(Exception):

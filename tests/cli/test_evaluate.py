@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from vr_jax.cli.evaluate import EvalOptions, _Interrupt, fingerprint, main, options_of, run
 
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
-from vr_jax.cli.evaluate import EvalOptions, _Interrupt, fingerprint, main, options_of, run
 from vr_jax.evaluation.benchmarks import PAPER
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError

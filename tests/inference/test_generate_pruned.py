@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vr_jax.cli.evaluate import main as evaluation_main
+from vr_jax.cli.evaluate import options_of
 
 from tests.inference import tiny
 from tests.inference.test_generate import compilations
 from vr_jax.cli import chat
-from vr_jax.cli.evaluate import main as evaluation_main
-from vr_jax.cli.evaluate import options_of
 from vr_jax.data.collate import collate
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator

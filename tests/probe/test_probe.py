@@ -12,11 +12,11 @@ import pytest
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
+from vr_jax.cli.evaluate import fingerprint
 
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from tests.probe.conftest import LAYERS, QUICK
-from vr_jax.cli.evaluate import fingerprint
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.model.config import single_tile
 from vr_jax.output_folder import directory_lock

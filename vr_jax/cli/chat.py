@@ -1,106 +1,46 @@
-"""Talks to a checkpoint: python -m vr_jax.cli.chat --checkpoint DIR --image a.png "question". See docs/evaluate.md."""
+"""`vr-jax chat`: asks a checkpoint about images."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
-import jax
-from jax.sharding import Mesh
-
-from vr_jax.compilation import use_compilation_cache
-from vr_jax.data.processor import Processor
-from vr_jax.data.skips import SkipRecord
-from vr_jax.data.types import Conversation, Example, Turn
-from vr_jax.inference.buckets import PromptTooLong
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
-from vr_jax.inference.prompts import PromptError, user_turn
+from vr_jax.cli.flags import Command, flag
+from vr_jax.cli.shared import AnswerFlags, load_generator
+from vr_jax.errors import UserError
+from vr_jax.inference.chat import Chat
 from vr_jax.inference.sampling import Sampling
-from vr_jax.model_directory import read_config
-from vr_jax.sharding import make_mesh
 
 PROMPT = "> "
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Answers the question, or talks until the end of the input; returns the exit status. Wrong input is one line on
-    standard error."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        sampling = Sampling(options.temperature, options.top_p, options.seed)
-    except ValueError as error:
-        parser.error(str(error))
-    use_compilation_cache()
-    try:
-        with _mesh(options.tensor) as mesh:
-            config = with_pruning(read_config(options.checkpoint), options.pruning)
-            loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
-            chat = Chat(Generator(loaded.model, loaded.tokenizer), loaded.processor, options.image)
-            if options.question is not None:
-                _show(chat.ask(options.question, options.max_new_tokens, sampling), sys.stdout)
-            else:
-                _talk(chat, options.max_new_tokens, sampling)
-    except (*LOADING_ERRORS, ChatError, OSError) as error:
-        print(f"vr_jax.cli.chat: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class ChatFlags(AnswerFlags):
+    """The flags of `vr-jax chat`."""
+
+    question: str | None = flag(
+        None, "The question. Without one, questions are read line by line from standard input.", positional=True
+    )
+    image: tuple[str, ...] = flag((), "An image of the first question.", metavar="FILE")
 
 
-class ChatError(ValueError):
-    """A question or image that cannot be used; one line for the user."""
-
-
-class Chat:
-    """A conversation about images, which belong to the first question.
-
-    Every turn is prefilled with the whole conversation: a text-guided token may pool later questions too, so what
-    Vision Remember did to the vision tokens cannot be kept from turn to turn.
-
-    Raises ChatError for an image that cannot be used."""
-
-    def __init__(self, generator: Generator, processor: Processor, images: Sequence[Path]):
-        self.generator = generator
-        self.processor = processor
-        self.images = tuple(images)
-        self.turns: tuple[Turn, ...] = ()
-        self._prompt((user_turn("", len(images)),))  # images are read now, not after the first question
-
-    def ask(self, question: str, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
-        """Pieces of the answer as they are decoded. A question that fails, or whose answer is not read to its end,
-        leaves no trace. Raises ChatError for placeholders that do not match the images, or a conversation that
-        became too long."""
-        try:
-            turn = user_turn(question, 0 if self.turns else len(self.images))
-            turns = (*self.turns, turn)
-            pieces = []
-            stream = self.generator.stream(self._prompt(turns), max_new_tokens=max_new_tokens, sampling=sampling)
-            for piece in stream:
-                pieces.append(piece)
-                yield piece
-        except (PromptError, PromptTooLong) as error:
-            raise ChatError(str(error)) from error
-        self.turns = (*turns, Turn("assistant", "".join(pieces)))
-
-    def _prompt(self, turns: tuple[Turn, ...]) -> Example:
-        try:
-            return self.processor.prompt(Conversation("chat", turns, self.images))
-        except SkipRecord as error:
-            raise ChatError(error.detail) from error
+def run(flags: ChatFlags) -> None:
+    """Answers the question, or talks until the end of the input."""
+    sampling = Sampling(flags.temperature, flags.top_p, flags.seed)
+    with load_generator(flags) as (generator, processor):
+        chat = Chat(generator, processor, [Path(image) for image in flags.image])
+        if flags.question is not None:
+            _show(chat.ask(flags.question, flags.max_new_tokens, sampling))
+        else:
+            _talk(chat, flags.max_new_tokens, sampling)
 
 
 def _talk(chat: Chat, max_new_tokens: int, sampling: Sampling) -> None:
-    """Reads questions line by line until the end of the input."""
     interactive = sys.stdin.isatty()
     if interactive:
-        print("Ask about the image(s); an empty line or Ctrl-D ends.")
+        print("Ask about the images; an empty line or Ctrl-D ends the conversation.")
     while True:
         try:
             question = input(PROMPT if interactive else "").strip()
@@ -109,43 +49,25 @@ def _talk(chat: Chat, max_new_tokens: int, sampling: Sampling) -> None:
         if not question:
             return
         try:
-            _show(chat.ask(question, max_new_tokens, sampling), sys.stdout)
-        except ChatError as error:
-            print(f"vr_jax.cli.chat: {error}", file=sys.stderr)
+            _show(chat.ask(question, max_new_tokens, sampling))
+        except UserError as error:
+            # A question that cannot be asked does not end the conversation.
+            print(f"vr-jax chat: {error}", file=sys.stderr)
 
 
-def _show(pieces: Iterator[str], out: TextIO) -> None:
+def _show(pieces: Iterator[str]) -> None:
     for piece in pieces:
-        out.write(piece)
-        out.flush()
-    out.write("\n")
+        print(piece, end="", flush=True)
+    print()
 
 
-@contextlib.contextmanager
-def _mesh(tensor: int) -> Iterator[Mesh | None]:
-    """One device, or a mesh of the first `tensor` devices."""
-    if tensor == 1:
-        yield None
-        return
-    mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
-    with jax.set_mesh(mesh):
-        yield mesh
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.cli.chat", description="Asks a checkpoint about images.")
-    parser.add_argument("question", nargs="?", help="the question; without one, questions are read line by line")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model directory")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="an image; may be given several times")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
-    parser.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling, in (0, 1]")
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0, help="of the random draws at a temperature above 0")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the checkpoint's")
-    parser.add_argument("--pruning", help="drop vision tokens: fastv, pyramid_drop, vispruner, or JSON with fields")
-    parser.add_argument("--tensor", type=int, default=1, help="devices to cut the model over (default 1)")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = Command(
+    summary="Ask a checkpoint about images, once or in a conversation.",
+    flags=ChatFlags,
+    run=run,
+    details="The images belong to the first question. Later questions of a conversation are about the same images.",
+    examples=(
+        'vr-jax chat --checkpoint=runs/demo/model --image=chart.png "What is the highest value?"',
+        "vr-jax chat --checkpoint=runs/demo/model --image=a.png --image=b.png",
+    ),
+)

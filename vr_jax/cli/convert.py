@@ -1,81 +1,113 @@
-"""`python -m vr_jax.convert import|export`: see docs/convert.md."""
+"""`vr-jax convert import|export`: checkpoints of Hugging Face and LLaVA in and out."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import jax
 
-from vr_jax.convert.errors import ConvertError
+from vr_jax.cli.flags import Command, Flags, Group, flag
+from vr_jax.cli.shared import DType
 from vr_jax.convert.exporting import SHARD_BYTES, export_model
 from vr_jax.convert.importing import import_checkpoint
-from vr_jax.model.config import ConfigError
-from vr_jax.model_directory import ModelDirectoryError
+from vr_jax.fields import Range
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 1 with the reason on stderr."""
-    options = _parser().parse_args(arguments)
+@dataclass(frozen=True, kw_only=True)
+class ImportFlags(Flags):
+    """The flags of `vr-jax convert import`."""
+
+    source: str | None = flag(
+        None,
+        "Directory of a SigLIP, Qwen2, LLaVA-OneVision or LLaVA-NeXT checkpoint, or of a LLaVA in its own layout.",
+        name="from",
+        metavar="DIR",
+    )
+    to: str = flag(help="Model directory to write. It appears only when it is complete.", metavar="DIR")
+    encoder: str | None = flag(
+        None, "SigLIP directory, for what --from lacks, or together with --decoder.", metavar="DIR"
+    )
+    decoder: str | None = flag(
+        None, "Qwen2 directory, for what --from lacks, or together with --encoder.", metavar="DIR"
+    )
+    dtype: DType | None = flag(None, "Type of the parameters. The default is that of each tensor.")
+    overwrite: bool = flag(False, "Replace --to if it exists.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(Flags):
+    """The flags of `vr-jax convert export`."""
+
+    source: str = flag(help="Model directory.", name="from", metavar="DIR")
+    to: str = flag(help="Directory of safetensors to write. It appears only when it is complete.", metavar="DIR")
+    layout: Literal["hf", "llava"] | None = flag(
+        None, "Names of the tensors. The default is hf where transformers has the model."
+    )
+    shard_gb: Annotated[float, Range(0, open_low=True)] = flag(SHARD_BYTES / 1e9, "Largest file, in 10^9 bytes.")
+    overwrite: bool = flag(False, "Replace --to if it exists.")
+
+
+def run_import(flags: ImportFlags) -> None:
+    """Imports a checkpoint."""
+    _prepare_process()
+    import_checkpoint(
+        _path(flags.source),
+        Path(flags.to),
+        encoder=_path(flags.encoder),
+        decoder=_path(flags.decoder),
+        dtype=flags.dtype,
+        overwrite=flags.overwrite,
+    )
+
+
+def run_export(flags: ExportFlags) -> None:
+    """Exports a model directory."""
+    _prepare_process()
+    export_model(
+        Path(flags.source),
+        Path(flags.to),
+        layout=flags.layout,
+        max_shard_bytes=int(flags.shard_gb * 1e9),
+        overwrite=flags.overwrite,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _prepare_process() -> None:
     # Conversion is work for the host, even where there is an accelerator.
     jax.config.update("jax_platforms", "cpu")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what we report
-    try:
-        options.run(options)
-    except (ConvertError, ConfigError, ModelDirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or options.to}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.convert", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="import|export")
-
-    incoming = commands.add_parser("import", help="Hugging Face or LLaVA directory -> vr_jax model directory")
-    incoming.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        help="directory of SigLIP, Qwen2, LLaVA-OneVision, LLaVA-NeXT or a LLaVA in its own layout",
-    )
-    incoming.add_argument(
-        "--encoder", type=Path, help="SigLIP directory, for what --from lacks, or with --decoder alone"
-    )
-    incoming.add_argument("--decoder", type=Path, help="Qwen2 directory, likewise")
-    incoming.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: that of each tensor")
-    incoming.set_defaults(
-        run=lambda o: import_checkpoint(
-            o.source, o.to, encoder=o.encoder, decoder=o.decoder, dtype=o.dtype, overwrite=o.overwrite
-        )
-    )
-
-    outgoing = commands.add_parser("export", help="vr_jax model directory -> safetensors directory")
-    outgoing.add_argument("--from", dest="source", type=Path, required=True, help="model directory")
-    outgoing.add_argument("--layout", choices=("hf", "llava"), help="default: hf where transformers has the model")
-    outgoing.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest file, default %(default)g")
-    outgoing.set_defaults(
-        run=lambda o: export_model(
-            o.source, o.to, layout=o.layout, max_shard_bytes=int(o.shard_gb * 1e9), overwrite=o.overwrite
-        )
-    )
-    for command in (incoming, outgoing):
-        command.add_argument("--to", type=Path, required=True, help="appears only when complete")
-        command.add_argument("--overwrite", action="store_true", help="replace --to if it exists")
-    return parser
+    sys.unraisablehook = _without_cancelled_writes
 
 
 def _without_cancelled_writes(unraisable: sys.UnraisableHookArgs) -> None:
-    """When one write fails, Orbax closes its event loop and every other pending write complains about that."""
+    """Hides what pending writes report after one write failed and Orbax closed its event loop."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 
 
-if __name__ == "__main__":
-    sys.unraisablehook = _without_cancelled_writes
-    sys.exit(main())
+COMMAND = Group(
+    summary="Import checkpoints from Hugging Face or LLaVA, or export to their formats.",
+    actions={
+        "import": Command(
+            summary="Turn a Hugging Face or LLaVA checkpoint into a model directory.",
+            flags=ImportFlags,
+            run=run_import,
+            examples=(
+                "vr-jax convert import --from=/models/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
+                "vr-jax convert import --encoder=/models/siglip --decoder=/models/qwen2 --to=checkpoints/parts",
+            ),
+        ),
+        "export": Command(
+            summary="Turn a model directory into a directory of safetensors.",
+            flags=ExportFlags,
+            run=run_export,
+            examples=("vr-jax convert export --from=checkpoints/ov-0.5b --to=exported",),
+        ),
+    },
+)

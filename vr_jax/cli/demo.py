@@ -1,74 +1,65 @@
-"""`make demo`: trains the tiny LLaVA-VR of configs/demo.py, scores it on held-out images and writes a report.
-
-    python -m vr_jax.cli.demo --workdir=runs/demo [--steps=N] [--config=configs/demo.py]
-
-Needs no data and no download; starts anew each time."""
+"""`vr-jax demo`: trains a tiny model on generated images, scores it on held-out ones and writes a report."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import shutil
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 
-from vr_jax.cli.evaluate import EvalOptions, run
+from vr_jax.cli.flags import Command, Flags, flag
+from vr_jax.cli.shared import load_config_dict
 from vr_jax.compilation import use_compilation_cache
+from vr_jax.errors import UserError
+from vr_jax.evaluation.evaluate import EvalOptions, evaluate
 from vr_jax.evaluation.report import ScoreRow, score_rows, with_baselines, write_report
-from vr_jax.settings.config_files import RecipeError, load_recipe
+from vr_jax.fields import Range
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
-MARKER = ".vr_jax_demo"  # so that only a folder of the demo's own is emptied
+MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
 REPORT = "report.html"
-SHOWN = 10_000  # all items
+ALL_ITEMS = 10_000  # more than the held-out images have
 
 
-class DemoError(ValueError):
-    """One line for the user."""
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags(Flags):
+    """The flags of `vr-jax demo`."""
+
+    workdir: str = flag("runs/demo", "Folder for everything that the demo writes. It is emptied first.", metavar="DIR")
+    config: str = flag("configs/demo.py", "Config file, or a packaged one.", metavar="FILE[:VARIANT]")
+    overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
+    steps: Annotated[int, Range(1)] | None = flag(None, "Number of updates. The default is the config's.")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.cli.demo", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="emptied first")
-    parser.add_argument("--config", default="configs/demo.py", help="FILE[:VARIANT]")
-    parser.add_argument("--steps", type=int, help="updates; default: the config's")
-    options = parser.parse_args(arguments)
-    try:
-        demo(options.config, options.workdir, options.steps)
-    except (DemoError, RecipeError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    return 0
+def run(flags: DemoFlags) -> None:
+    """Trains, evaluates and reports."""
+    demo(flags)
 
 
-def demo(config_file: str, workdir: Path, steps: int | None = None) -> list[ScoreRow]:
-    """Trains, evaluates, reports. Raises RecipeError, and DemoError for a workdir with other files."""
+def demo(flags: DemoFlags) -> list[ScoreRow]:
+    """Trains, evaluates and reports; returns the scores of the kinds of images."""
     start = time.perf_counter()
-    _log_to_stderr()
     use_compilation_cache()
-    config = load_recipe(config_file)
-    if steps is not None:
-        if steps < 1:
-            raise DemoError(f"--steps={steps}: expected at least 1")
-        config.steps = steps
+    workdir = Path(flags.workdir)
+    overrides = (*flags.overrides, *((f"steps={flags.steps}",) if flags.steps else ()))
+    config = load_config_dict(flags.config, overrides)
     _empty(workdir)
     train(config, workdir)
     trained = time.perf_counter()
 
     options = EvalOptions(
-        checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50, report_items=SHOWN
+        checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50, report_items=ALL_ITEMS
     )
-    evaluation = run(options)
+    evaluation = evaluate(options)
     items = evaluation.report_items
     rows = score_rows(items)
     settings = {
-        "config": config_file,
+        "config": flags.config,
         "steps": str(config.steps),
         "samples per step": str(config.samples_per_step),
         "training": f"{trained - start:.0f} s, set-up of the environment not included",
@@ -95,20 +86,20 @@ def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> Non
     print(f"\n{times:.1f} x the majority answer; {seconds:.0f} s; images, answers, loss curve: {report}")
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("vr_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each save
-
-
 def _empty(workdir: Path) -> None:
     if workdir.exists() and any(workdir.iterdir()):
         if not (workdir / MARKER).exists():
-            raise DemoError(f"{workdir} holds other files; give an empty --workdir")
+            raise UserError(f"{workdir} holds other files; give an empty --workdir")
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / MARKER).touch()
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = Command(
+    summary="Train a tiny model on generated images, score it, and write a report.",
+    flags=DemoFlags,
+    run=run,
+    details="""The demo needs no data and no download, and starts anew each time. It takes minutes on two CPU cores.""",
+    examples=("vr-jax demo", "vr-jax demo --steps=20"),
+    verbose=True,
+)

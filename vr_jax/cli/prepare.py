@@ -1,64 +1,71 @@
-"""`python -m vr_jax.cli.prepare --from FILES --images FOLDER --to DIR`: LLaVA data -> array_record files."""
+"""`vr-jax prepare`: writes training data as array_record files."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from vr_jax.data.records import SourceError
-from vr_jax.data.skips import TooManySkips, summary
-from vr_jax.data.sources import FORMATS, open_source
+from vr_jax.cli.flags import Command, Flags, flag
+from vr_jax.data.skips import summary
+from vr_jax.data.sources import open_source
+from vr_jax.errors import UserError
+from vr_jax.fields import Range
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.cli.prepare", description=__doc__)
-    parser.add_argument(
-        "--from", dest="files", nargs="+", required=True, metavar="PATH", help="files, folders, patterns"
+@dataclass(frozen=True, kw_only=True)
+class PrepareFlags(Flags):
+    """The flags of `vr-jax prepare`."""
+
+    source: tuple[str, ...] = flag(
+        help="LLaVA data: a file, a folder, or a quoted pattern.", name="from", metavar="PATH"
     )
-    parser.add_argument("--images", metavar="FOLDER", help="image folder (default: the folder of each JSON file)")
-    parser.add_argument("--format", choices=FORMATS, help="default: by the file's name")
-    parser.add_argument("--to", dest="target", required=True, metavar="DIR", help="where the prepared set is written")
-    parser.add_argument("--split", default="train", help="name of the split (default: train)")
-    parser.add_argument("--follow-links", action="store_true", help="symbolic links may point out of the image folder")
-    parser.add_argument("--max-skipped", type=float, default=0.01, metavar="SHARE", help="unusable records allowed")
-    parser.add_argument("--records-per-shard", type=int, default=1024, metavar="N", help="records in a file (1024)")
-    parser.add_argument("--beam", action="store_true", help="generate with Apache Beam (pip install 'vr-jax[beam]')")
-    parser.add_argument(
-        "--beam-options", default="", metavar="FLAGS", help="e.g. '--runner=DataflowRunner --region=...'"
+    to: str = flag(help="Folder that the prepared set is written to.", metavar="DIR")
+    images: str | None = flag(None, "Image folder. The default is the folder of each JSON file.", metavar="DIR")
+    format: Literal["llava_json", "llava_parquet", "array_record"] | None = flag(
+        None, "Format of the data. The default is chosen by the file's name."
     )
-    return parser
+    split: str = flag("train", "Name of the split.")
+    follow_links: bool = flag(False, "Let symbolic links point out of the image folder.")
+    max_skipped: Annotated[float, Range(0, 1)] = flag(0.01, "Share of unusable records above which nothing is written.")
+    records_per_shard: Annotated[int, Range(1)] = flag(1024, "Records in a file.")
+    beam: bool = flag(False, "Generate with Apache Beam (pip install 'vr-jax[beam]').")
+    beam_options: str = flag("", "Options of Apache Beam, e.g. '--runner=DataflowRunner --region=...'.")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = arguments().parse_args(argv)
+def run(flags: PrepareFlags) -> None:
+    """Writes the prepared set and says what was left out."""
     spec = {
-        "path": options.files,
-        "images": options.images,
-        "format": options.format,
-        "follow_links": options.follow_links,
+        "path": list(flags.source),
+        "images": flags.images,
+        "format": flags.format,
+        "follow_links": flags.follow_links,
     }
-    try:
-        source = open_source(spec)
-        from vr_jax.data.tfds_builder import prepare  # imports tensorflow_datasets: after the arguments are known good
+    source = open_source(spec)
+    # The import of tensorflow_datasets takes seconds, so the arguments are checked first.
+    from vr_jax.data.tfds_builder import prepare
 
+    try:
         prepared = prepare(
-            {options.split: source},
-            options.target,
-            max_skipped=options.max_skipped,
-            records_per_shard=options.records_per_shard,
-            in_beam=options.beam,
-            beam_flags=shlex.split(options.beam_options),
+            {flags.split: source},
+            flags.to,
+            max_skipped=flags.max_skipped,
+            records_per_shard=flags.records_per_shard,
+            in_beam=flags.beam,
+            beam_flags=shlex.split(flags.beam_options),
         )
-    except (SourceError, TooManySkips, FileExistsError, ModuleNotFoundError, OSError) as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 1
+    except (OSError, ModuleNotFoundError) as error:
+        raise UserError(str(error)) from error
     if prepared.skips:
         print(summary(prepared.skips))
     print(f"wrote {prepared.records} of {len(source)} records to {prepared.folder}")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = Command(
+    summary="Write training data as array_record files.",
+    flags=PrepareFlags,
+    run=run,
+    details="""The images are stored in the files as the encoded bytes they came in. Training reads the folder with
+    --config.data.path=DIR.""",
+    examples=("vr-jax prepare --from=data.json --images=images --to=prepared",),
+)

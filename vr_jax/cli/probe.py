@@ -1,47 +1,145 @@
-"""The probe of Fig. 1b: python -m vr_jax.probe --checkpoint=MODEL_DIR --data=TINY_IMAGENET_DIR (docs/probe.md)."""
+"""`vr-jax probe`: measures where visual information is lost, from the encoder to the last decoder layer."""
+
+from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from vr_jax.cli import train as cli
+from vr_jax.cli.flags import Command, Flags, Group, flag
+from vr_jax.cli.shared import MAX_SEED, DType, load_config_dict
+from vr_jax.compilation import use_compilation_cache
+from vr_jax.fields import Range
+from vr_jax.plotting import SUFFIXES, NoMatplotlib
 from vr_jax.probe import main as probe
+from vr_jax.probe import plot, stand_in
+from vr_jax.probe.results import RESULTS, read_results, table
 
-sys.argv[0] = "vr_jax.probe"  # what messages and --help call it, and where absl looks for the flags below
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe; its model, mesh and probe sections are used, and its tokenizer with --random."
+@dataclass(frozen=True, kw_only=True)
+class ProbeFlags(Flags):
+    """The flags of `vr-jax probe`. Those that are None leave the choice to the config's `probe` section."""
+
+    checkpoint: str | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
+    data: str | None = flag(
+        None, "Folder of tiny-imagenet-200, or one that `vr-jax probe stand_in` wrote.", metavar="DIR"
+    )
+    config: str | None = flag(
+        None,
+        "Config file, or a packaged one. Its model, mesh and probe sections are used, and its tokenizer with --random.",
+        metavar="FILE[:VARIANT]",
+    )
+    overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
+    output: str | None = flag(
+        None, "Folder for results.json and the figure. The default is CHECKPOINT/probe.", metavar="DIR"
+    )
+    random: bool | None = flag(None, "Use random weights: to try the probe out, or as a control.")
+    layers: str | None = flag(
+        None, "Decoder layers to probe, counted from 1. The default is 1,4,8,... and the last.", metavar="1,4,8"
+    )
+    question: str | None = flag(None, "Question about each image. The default is: Describe the image.")
+    train_images: Annotated[int, Range(0)] | None = flag(
+        None, "Training images, equally many of each class; 0 takes all. The default is 20000."
+    )
+    val_images: Annotated[int, Range(0)] | None = flag(None, "Validation images; 0 takes all, which is the default.")
+    epochs: Annotated[int, Range(1)] | None = flag(None, "Passes over the training images. The default is 15.")
+    batch_size: Annotated[int, Range(1)] | None = flag(None, "Images in a batch, over all devices. The default is 256.")
+    seeds: Annotated[int, Range(1)] | None = flag(None, "Heads for each place that is probed. The default is 3.")
+    data_seed: Annotated[int, Range(0, MAX_SEED)] | None = flag(
+        None, "Seed of the choice and the order of the images. The default is 0."
+    )
+    lr: Annotated[float, Range(0, open_low=True)] | None = flag(
+        None, "Learning rate of AdamW, with a cosine to 0. The default is 0.001."
+    )
+    weight_decay: Annotated[float, Range(0)] | None = flag(None, "Weight decay of AdamW. The default is 0.01.")
+    width: Annotated[int, Range(1)] | None = flag(None, "Width of a head. The default is 512.")
+    heads: Annotated[int, Range(1)] | None = flag(None, "Attention heads of a head. The default is 8.")
+    dtype: DType | None = flag(None, "Type of the model's parameters and activations. The default is the checkpoint's.")
+    label: str | None = flag(None, "Name of the model in figures.")
+    workers: Annotated[int, Range(1)] | None = flag(None, "Threads that read images. The default is 8.")
+    overwrite: bool | None = flag(None, "Replace the results in the output folder.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotFlags(Flags):
+    """The flags of `vr-jax probe plot`."""
+
+    results: tuple[str, ...] = flag(
+        help="The results.json of a probe, or the folder that holds it.", positional=True, metavar="RESULTS"
+    )
+    output: str = flag("probe.svg", f"File of the figure: {', '.join(SUFFIXES)}.", metavar="FILE")
+    labels: str | None = flag(None, "Names of the lines, with commas between.", metavar="NAMES")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandInFlags(Flags):
+    """The flags of `vr-jax probe stand_in`."""
+
+    folder: str = flag(help="Folder to write. It must not exist, or be empty.", positional=True, metavar="DIR")
+    classes: Annotated[int, Range(2, len(stand_in.NAMES))] = flag(12, "Number of classes.")
+    train: Annotated[int, Range(1)] = flag(100, "Training images of each class.")
+    val: Annotated[int, Range(1)] = flag(25, "Validation images of each class.")
+    seed: Annotated[int, Range(0, MAX_SEED)] = flag(0, "Seed of the images.")
+
+
+def run(flags: ProbeFlags) -> None:
+    """Trains the heads, prints the table and draws the figure."""
+    use_compilation_cache()
+    config = load_config_dict(flags.config, flags.overrides) if flags.config else None
+    given = {name: value for name, value in vars(flags).items() if name not in ("config", "overrides")}
+    options = probe.options_of(given, config)
+    result = probe.run(options)
+    print(table(result))
+    output = probe.output_of(options)
+    try:
+        plot.draw([result], output / probe.FIGURE)
+    except NoMatplotlib as error:
+        print(f"vr-jax probe: no figure: {error}", file=sys.stderr)
+        print(f"results: {output / RESULTS}")
+    else:
+        print(f"results: {output / RESULTS}, figure: {output / probe.FIGURE}")
+
+
+def run_plot(flags: PlotFlags) -> None:
+    """Draws the results of several probes into one figure."""
+    paths = [Path(path) for path in flags.results]
+    results = [read_results(path) for path in paths]
+    for line in plot.differences(results):
+        print(f"vr-jax probe plot: careful, the results differ in {line}", file=sys.stderr)
+    plot.draw(results, Path(flags.output), plot.labels_of(results, paths, flags.labels))
+    print(flags.output)
+
+
+def run_stand_in(flags: StandInFlags) -> None:
+    """Writes generated images in the layout of Tiny-ImageNet."""
+    stand_in.write(Path(flags.folder), classes=flags.classes, train=flags.train, val=flags.val, seed=flags.seed)
+    print(f"{flags.classes} classes, {flags.train} + {flags.val} images each: {flags.folder}")
+
+
+COMMAND = Group(
+    summary="Measure where visual information is lost, from the encoder to the last layer.",
+    default=Command(
+        summary="Measure where visual information is lost, from the encoder to the last layer.",
+        flags=ProbeFlags,
+        run=run,
+        details="""Small classifiers are trained on the vision tokens of a frozen model, at the encoder, behind the
+        projector and behind decoder layers, to tell the classes of Tiny-ImageNet (the paper's Figure 1b).""",
+        examples=("vr-jax probe --checkpoint=runs/phase2/model --data=tiny-imagenet-200",),
+        interrupted="interrupted; nothing was written",
+    ),
+    actions={
+        "plot": Command(
+            summary="Draw the results of several probes into one figure.",
+            flags=PlotFlags,
+            run=run_plot,
+            examples=("vr-jax probe plot runs/a/model/probe runs/b/model/probe --labels=LLaVA,LLaVA-VR",),
+        ),
+        "stand_in": Command(
+            summary="Write generated images in the layout of Tiny-ImageNet, to try the probe out.",
+            flags=StandInFlags,
+            run=run_stand_in,
+            examples=("vr-jax probe stand_in runs/probe_stand_in",),
+        ),
+    },
 )
-OPTIONS = (
-    flags.DEFINE_string("checkpoint", None, "Model directory (what training exports and convert writes)."),
-    flags.DEFINE_string("data", None, "Tiny-ImageNet's folder, or one of `python -m vr_jax.probe.stand_in`."),
-    flags.DEFINE_string("output", None, "Where results.json and the figure go (default: <checkpoint>/probe)."),
-    flags.DEFINE_bool("random", None, "Random weights: to try the probe out, or as a control."),
-    flags.DEFINE_string("layers", None, "Decoder layers to tap, from 1 (default: 1,4,8,... and the last)."),
-    flags.DEFINE_string("question", None, "The question about each image (default: Describe the image.)."),
-    flags.DEFINE_integer("train_images", None, "Training images, as many of each class; 0: all (default: 20000)."),
-    flags.DEFINE_integer("val_images", None, "Validation images; 0: all (default)."),
-    flags.DEFINE_integer("epochs", None, "Passes over the training images (default: 15)."),
-    flags.DEFINE_integer("batch_size", None, "Images per batch, over all devices (default: 256)."),
-    flags.DEFINE_integer("seeds", None, "Heads per tap (default: 3)."),
-    flags.DEFINE_integer("data_seed", None, "Of the subset and the order of the images (default: 0)."),
-    flags.DEFINE_float("lr", None, "AdamW's learning rate, cosine to 0 (default: 0.001)."),
-    flags.DEFINE_float("weight_decay", None, "AdamW's weight decay (default: 0.01)."),
-    flags.DEFINE_integer("width", None, "Width of the head (default: 512)."),
-    flags.DEFINE_integer("heads", None, "Attention heads of the head (default: 8)."),
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the model (default: as saved)."),
-    flags.DEFINE_string("label", None, "Names the model in plots."),
-    flags.DEFINE_integer("workers", None, "Threads that read images (default: 8)."),
-    flags.DEFINE_bool("overwrite", None, "Replace the results in the output folder."),
-)
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        cli.fail(2, f"unexpected argument {argv[1]!r}")
-    sys.exit(probe.main({option.name: option.value for option in OPTIONS}, CONFIG.value))
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=cli.parse_flags)

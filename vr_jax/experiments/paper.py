@@ -230,7 +230,3 @@ def listing() -> str:
 def _details(fields: Fields) -> str:
     shown = ", ".join(f"{name}={value}" for name, value in fields.items() if name != "name")
     return f"({shown})" if shown else ""
-
-
-if __name__ == "__main__":
-    print(listing())

@@ -1,10 +1,9 @@
-"""What `python -m vr_jax.probe` runs: a checkpoint and Tiny-ImageNet, from flags and an optional recipe."""
+"""What `vr-jax probe` runs: a checkpoint and Tiny-ImageNet, from flags and an optional recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,23 +12,21 @@ from typing import Any
 
 import jax
 
-from vr_jax.cli.evaluate import fingerprint
-from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
-from vr_jax.inference.loading import LOADING_ERRORS, Loaded, load_for_inference, load_tokenizer
+from vr_jax.evaluation.evaluate import fingerprint
+from vr_jax.inference.loading import Loaded, load_for_inference, load_tokenizer
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
-from vr_jax.output_folder import OutputError, directory_lock
-from vr_jax.plotting import NoMatplotlib
-from vr_jax.probe import plot, tiny_imagenet
+from vr_jax.output_folder import directory_lock
+from vr_jax.probe import tiny_imagenet
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.images import Reader
-from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, table, write_results
+from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, write_results
 from vr_jax.probe.taps import QUESTION, Tap, default_layers, one_tile, prompt_batch, taps_of
 from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import Fit, FitOptions, fit
-from vr_jax.settings.config_files import RecipeError, plain, section_options
+from vr_jax.settings.config_files import plain, section_options
 from vr_jax.sharding import mesh_of
 
 FIGURE = "probe.svg"
@@ -96,7 +93,7 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Pr
         values["mesh"] = plain(recipe["mesh"])
     options = ProbeOptions(**values, tokenizer=recipe.get("tokenizer") or "")
     if options.data is None:
-        raise ProbeError("--data is missing: the folder of tiny-imagenet-200, or of `python -m vr_jax.probe.stand_in`")
+        raise ProbeError("--data is missing: the folder of tiny-imagenet-200, or of `vr-jax probe stand_in`")
     if options.checkpoint is None and not options.random:
         raise ProbeError("--checkpoint is missing: a model directory; or --random, to try it out with random weights")
     if options.checkpoint is None and (options.model is None or options.output is None):
@@ -229,29 +226,3 @@ def _numbers(value: Any) -> tuple[int, ...]:
         return tuple(int(part) for part in parts)
     except (TypeError, ValueError):
         raise ProbeError(f"layers {value!r}: expected numbers with commas between, e.g. 1,4,8") from None
-
-
-def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
-    """Runs, prints the table and draws the figure; returns the exit status. Wrong input is one line on standard
-    error."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
-    use_compilation_cache()
-    try:
-        options = options_of(flags, recipe)
-        result = run(options)
-        print(table(result))
-        output = output_of(options)
-        try:
-            plot.draw([result], output / FIGURE)
-        except NoMatplotlib as error:
-            print(f"vr_jax.probe: no figure: {error}", file=sys.stderr)
-            print(f"results: {output / RESULTS}")
-        else:
-            print(f"results: {output / RESULTS}, figure: {output / FIGURE}")
-    except (ProbeError, RecipeError, OutputError, *LOADING_ERRORS, OSError) as error:
-        print(f"vr_jax.probe: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("vr_jax.probe: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0

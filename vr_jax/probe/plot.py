@@ -1,43 +1,22 @@
 """The figure of Fig. 1b: accuracy from the encoder through compressor and projector to the last decoder layer.
 
-python -m vr_jax.probe.plot RUN_A/probe RUN_B/probe --output=probe.svg"""
+vr-jax probe plot RUN_A/probe RUN_B/probe --output=probe.svg"""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vr_jax.plotting import SUFFIXES, PlotError, figure_file
+from vr_jax.plotting import figure_file
 from vr_jax.probe.errors import ProbeError
-from vr_jax.probe.results import ProbeResult, TapResult, read_results
+from vr_jax.probe.results import ProbeResult, TapResult
 
 COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8d5fb0", "#c98a1b", "#4c4c4c")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SHORT = {"vision_remember": "VR", "deepstack": "DeepStack", "sva": "SVA"}
 Position = tuple[int, int, int]  # part of the model, decoder layer, before or after the re-fusion block
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.probe.plot", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("results", type=Path, nargs="+", help="results.json of a probe, or the folder that holds it")
-    parser.add_argument("--output", type=Path, default=Path("probe.svg"), help=", ".join(SUFFIXES))
-    parser.add_argument("--labels", help="names of the lines, with commas between")
-    options = parser.parse_args(arguments)
-    try:
-        results = [read_results(path) for path in options.results]
-        for line in differences(results):
-            print(f"vr_jax.probe.plot: careful, the results differ in {line}", file=sys.stderr)
-        draw(results, options.output, labels_of(results, options.results, options.labels))
-    except (ProbeError, PlotError, OSError) as error:
-        print(f"vr_jax.probe.plot: {error}", file=sys.stderr)
-        return 1
-    print(options.output)
-    return 0
 
 
 def differences(results: Sequence[ProbeResult]) -> list[str]:
@@ -140,7 +119,3 @@ def _shade(axes: Any, order: Sequence[Position]) -> None:
                 color="0.35",
                 fontsize=9,
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

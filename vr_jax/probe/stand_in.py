@@ -1,15 +1,13 @@
 """A stand-in for Tiny-ImageNet: generated images in the same layout, for tests and for users without the data.
 
-    python -m vr_jax.probe.stand_in DIR [--classes=12] [--train=100] [--val=25]
+    vr-jax probe stand_in DIR [--classes=12] [--train=100] [--val=25]
 
 A class is a colour and a fine texture (stripes, checks or dots of 3 pixels) on a disc somewhere on a grey ground, with
 noise: the colour survives pooling, the texture is what compression can lose."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -103,25 +101,3 @@ def _write(folder: Path, labels: Sequence[int], train: int, val: int, rng: np.ra
 def _save(pixels: np.ndarray, path: Path, *, grey: bool = False) -> None:
     image = Image.fromarray(pixels)
     (image.convert("L") if grey else image).save(path, "JPEG", quality=90)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vr_jax.probe.stand_in", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("folder", type=Path, help="must not exist, or be empty")
-    parser.add_argument("--classes", type=int, default=12, help=f"2 to {len(NAMES)}")
-    parser.add_argument("--train", type=int, default=100, help="training images of each class")
-    parser.add_argument("--val", type=int, default=25, help="validation images of each class")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        write(options.folder, classes=options.classes, train=options.train, val=options.val, seed=options.seed)
-    except (ProbeError, OSError) as error:
-        print(f"vr_jax.probe.stand_in: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.classes} classes, {options.train} + {options.val} images each: {options.folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

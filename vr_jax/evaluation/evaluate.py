@@ -1,4 +1,4 @@
-"""What `eval.py` runs: a checkpoint on a benchmark, from flags and an optional recipe."""
+"""Evaluation of a checkpoint on one or several benchmarks, from its options to the overall summary and the report."""
 
 from __future__ import annotations
 
@@ -6,37 +6,33 @@ import dataclasses
 import hashlib
 import logging
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.distributed import together
+from vr_jax.evaluation import runner
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
 from vr_jax.evaluation.hub import data_folder
-from vr_jax.evaluation.overall import finished, overall_summary, table
+from vr_jax.evaluation.overall import finished, overall_summary
 from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY, check_free, write_json
-from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
+from vr_jax.inference.loading import load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
-from vr_jax.settings.config_files import RecipeError, plain, section_options
+from vr_jax.settings.config_files import plain, section_options
 from vr_jax.sharding import mesh_of
 
 REPORT = "report.html"
@@ -93,8 +89,8 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Run:
-    """What `run` leaves behind: the overall summary, the full summaries by benchmark, items for a report, what went
-    wrong with benchmarks that could not be run, and the model's config as it was run."""
+    """What `evaluate` leaves behind: the overall summary, the full summaries by benchmark, items for a report, what
+    went wrong with benchmarks that could not be run, and the model's config as it was run."""
 
     summary: dict[str, Any]
     summaries: dict[str, dict[str, Any]]
@@ -125,9 +121,9 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Ev
     return EvalOptions(**values)
 
 
-def run(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], None] | None = None) -> Run:
+def evaluate(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], None] | None = None) -> Run:
     """Answers and scores every benchmark, one after another; one that cannot be run does not keep the others from it.
-    on_batch: see `evaluate`.
+    on_batch: see `runner.evaluate`.
 
     Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
     benchmarks = [get_benchmark(name, options.profile) for name in options.names]
@@ -202,7 +198,7 @@ def _evaluated(
     on_batch: Callable[[Sequence[ItemResult]], None] | None,
 ) -> tuple[dict[str, Any], list[ReportItem]]:
     """The summary of one benchmark, and at most `share` of its items for the report."""
-    evaluation = evaluate(
+    evaluation = runner.evaluate(
         generator,
         processor,
         benchmark,
@@ -247,75 +243,11 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-class _Interrupt:
-    """Ctrl-C that is not lost: Python drops a KeyboardInterrupt that is raised inside a callback of JAX; the end of the
-    next batch sees it then."""
-
-    seen = False
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, *_: object) -> None:
-        self.seen = True
-        raise KeyboardInterrupt
-
-    def check(self, _: object = None) -> None:
-        if self.seen:
-            raise KeyboardInterrupt
-
-
-def main(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> int:
-    """Runs, writes the report and prints the scores; returns the exit status. Wrong input is one clear message on
-    standard error."""
-    logging.basicConfig(format="eval.py: %(message)s", force=True)  # in place of absl's
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
-    use_compilation_cache()
-    try:
-        options = options_of(flags, recipe)
-        with _Interrupt() as interrupt:
-            done = run(options, interrupt.check)
-        if jax.process_index() == 0:
-            print(table(done.summary))
-            print("\n".join(map(_throughput, done.summaries.values())))
-            if options.report_items:
-                _write_report(options, done)
-    except (EvaluationError, RecipeError, *LOADING_ERRORS, OSError) as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        return 1
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            "eval.py: the devices' memory does not suffice; try a smaller --batch_size, --dtype=bfloat16 or more "
-            f"devices ({str(error).splitlines()[0]})",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("eval.py: interrupted; the same command continues, without --overwrite", file=sys.stderr)
-        return 130
-    for name, problem in done.failures.items():  # once more, where it is seen
-        print(f"eval.py: {name} was not run: {problem}", file=sys.stderr)
-    return 1 if done.failures else 0
-
-
-def _throughput(summary: Mapping[str, Any]) -> str:
-    one = summary["throughput"]
-    if one.get("measured_earlier"):
-        return f"{summary['title']}: answered before, at {one['items_per_second']:.2f} items/s"
-    return f"{summary['title']}: {one['items']} items in {one['seconds']:.1f} s, {one['items_per_second']:.2f} items/s"
-
-
-def _write_report(options: EvalOptions, done: Run) -> None:
+def write_run_report(options: EvalOptions, done: Run) -> Path:
+    """Writes `report.html` beside the results of a run and returns its path."""
+    path = options.folder / REPORT
     write_report(
-        options.folder / REPORT,
+        path,
         title=str(options.checkpoint),
         summary=done.summary,
         items=done.report_items,
@@ -331,4 +263,4 @@ def _write_report(options: EvalOptions, done: Run) -> None:
         },
         paper_rows=rows_of(done.config),
     )
-    print(f"report: {options.folder / REPORT}")
+    return path

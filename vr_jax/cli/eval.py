@@ -1,0 +1,146 @@
+"""`vr-jax eval`: scores a checkpoint on benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import jax
+
+from vr_jax.cli.flags import Command, flag
+from vr_jax.cli.shared import DType, ProcessFlags, load_config_dict, start_processes
+from vr_jax.compilation import use_compilation_cache
+from vr_jax.errors import UserError
+from vr_jax.evaluation.evaluate import evaluate, options_of, write_run_report
+from vr_jax.evaluation.overall import table
+from vr_jax.evaluation.types import Profile
+from vr_jax.fields import Range
+
+EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalFlags(ProcessFlags):
+    """The flags of `vr-jax eval`. Those that are None leave the choice to the config's `eval` section."""
+
+    checkpoint: str | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
+    benchmark: str | None = flag(
+        None, "Names with commas between, e.g. chartqa,docvqa, or `all` for the paper's eleven.", metavar="NAMES"
+    )
+    config: str | None = flag(
+        None,
+        "Config file, or a packaged one. Its model, mesh and eval sections are used.",
+        metavar="FILE[:VARIANT]",
+    )
+    overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
+    data: str | None = flag(
+        None,
+        "Folder with the published parquet files, or JSONL. Several benchmarks have a folder each in it. "
+        "The default is the Hugging Face hub.",
+        metavar="DIR",
+    )
+    output: str | None = flag(
+        None, "Folder for the results, with a folder for each benchmark. The default is CHECKPOINT/eval.", metavar="DIR"
+    )
+    split: str | None = flag(None, "Split of the data. The default is the published one.")
+    profile: Profile | None = flag(
+        None, "Scoring rules: those of lmms-eval 0.7.3 (default) or of its version 0.5.0 (v0.5)."
+    )
+    limit: Annotated[int, Range(1)] | None = flag(None, "Asks only the first items.")
+    batch_size: Annotated[int, Range(1)] | None = flag(None, "Items in a batch, over all devices. The default is 16.")
+    max_new_tokens: Annotated[int, Range(1)] | None = flag(
+        None, "Longest answer, in tokens. The default is the benchmark's."
+    )
+    dtype: DType | None = flag(None, "Type of parameters and activations. The default is the checkpoint's.")
+    pruning: str | None = flag(
+        None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
+    )
+    report_items: Annotated[int, Range(0)] | None = flag(
+        None, "Items that report.html shows; 0 writes no report. The default is 500."
+    )
+    overwrite: bool | None = flag(None, "Discards the results of an earlier run in the output folder.")
+
+
+_OWN = ("config", "overrides", *(one.name for one in dataclasses.fields(ProcessFlags)))
+
+
+def run(flags: EvalFlags) -> int:
+    """Evaluates, writes the report and prints the scores."""
+    start_processes(flags)
+    use_compilation_cache()
+    config = load_config_dict(flags.config, flags.overrides) if flags.config else None
+    given = {name: value for name, value in vars(flags).items() if name not in _OWN}
+    options = options_of(given, config)
+    try:
+        with Interrupt() as interrupt:
+            done = evaluate(options, interrupt.check)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the devices' memory does not suffice; try a smaller --batch_size, --dtype=bfloat16 or more devices "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if jax.process_index() == 0:
+        print(table(done.summary))
+        print("\n".join(map(_throughput, done.summaries.values())))
+        if options.report_items:
+            print(f"report: {write_run_report(options, done)}")
+    for name, problem in done.failures.items():  # once more, where it is seen
+        print(f"vr-jax eval: {name} was not run: {problem}", file=sys.stderr)
+    return EXIT_INCOMPLETE if done.failures else 0
+
+
+def _throughput(summary: Mapping[str, Any]) -> str:
+    one = summary["throughput"]
+    if one.get("measured_earlier"):
+        return f"{summary['title']}: answered before, at {one['items_per_second']:.2f} items/s"
+    return f"{summary['title']}: {one['items']} items in {one['seconds']:.1f} s, {one['items_per_second']:.2f} items/s"
+
+
+class Interrupt:
+    """Makes sure that Ctrl-C ends the evaluation.
+
+    Python drops a KeyboardInterrupt that is raised inside a callback of JAX. `check`, which the evaluation calls after
+    each batch, raises it again.
+    """
+
+    seen = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self.note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def note(self, *_: object) -> None:
+        """Handles the signal."""
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self, _: object = None) -> None:
+        """Raises KeyboardInterrupt if the signal came and its exception was lost."""
+        if self.seen:
+            raise KeyboardInterrupt
+
+
+COMMAND = Command(
+    summary="Score a checkpoint on benchmarks and write a report.",
+    flags=EvalFlags,
+    run=run,
+    details="""A run that was interrupted continues with the same command. Exit code 1 means that some of several
+    benchmarks could not be run.""",
+    examples=(
+        "vr-jax eval --checkpoint=runs/phase2/model --benchmark=chartqa,docvqa",
+        "vr-jax eval --checkpoint=runs/phase2/model --benchmark=all --data=/data/benchmarks",
+    ),
+    interrupted="interrupted; the same command continues, without --overwrite",
+)

@@ -1,0 +1,114 @@
+"""The program `vr-jax`: it finds the command, parses its flags, runs it, and reports a user's mistake in one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from vr_jax.cli.flags import Command, Group, UsageError, help_text, parse, unknown
+from vr_jax.cli.logs import start_logging
+from vr_jax.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
+
+PROGRAM = "vr-jax"
+DISTRIBUTION = "vr-jax"
+HELP = ("--help", "-h")
+# The modules of `vr_jax.cli` that hold the commands, and what the commands do. A module is imported when its command is
+# called, so that `vr-jax --help` does not wait for JAX.
+COMMANDS = {
+    "demo": "Train a tiny model on generated images, score it, and write a report.",
+    "train": "Train the model of a config file, or continue a run that was stopped.",
+    "eval": "Score a checkpoint on benchmarks and write a report.",
+    "chat": "Ask a checkpoint about images, once or in a conversation.",
+    "convert": "Import checkpoints from Hugging Face or LLaVA, or export to their formats.",
+    "prepare": "Write training data as array_record files.",
+    "plan": "Compile a run for a pod that nobody holds: memory, FLOPs, step time.",
+    "probe": "Measure where visual information is lost, from the encoder to the last layer.",
+    "efficiency": "Measure time to first token, tokens per second and memory side by side.",
+    "experiments": "List the rows of the paper's tables, each with its config.",
+}
+OVERVIEW = """\
+vr-jax trains, converts and evaluates efficient vision-language models in JAX.
+
+First steps:
+  vr-jax demo                        # needs no data; writes runs/demo/report.html
+  vr-jax chat --checkpoint=runs/demo/model --image=FILE "How many bars are there?"
+  vr-jax train --config=configs/demo.py --workdir=runs/mine --config.optimizer.lr=1e-3
+
+Commands:
+{commands}
+
+vr-jax COMMAND --help tells the flags of a command. --config takes a file or one
+of the packaged configs; --config.FIELD=VALUE sets any of its fields. Flags have
+underscores (dashes work too): --batch_size=8 or --batch-size 8.
+Exit codes: 0 done, 2 a mistake to mend, 130 interrupted; `vr-jax train --help`
+tells those of training.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status.
+
+    Args:
+        arguments: The command line without the program's name; by default that of the process.
+
+    Returns:
+        The command's exit status, or the exit code of the `UserError` that ended it, after its message was written to
+        standard error.
+    """
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    if not rest or rest[0] in (*HELP, "help"):
+        print(overview())
+        return EXIT_DONE
+    if rest[0] == "--version":
+        print(f"{PROGRAM} {version(DISTRIBUTION)}")
+        return EXIT_DONE
+    words, interrupted = [PROGRAM], "interrupted"
+    try:
+        command = _command(rest, words)
+        if any(argument in HELP for argument in rest):
+            print(help_text(" ".join(words), command))
+            return EXIT_DONE
+        if isinstance(command, Group):
+            if command.default is None:
+                raise UsageError(_no_action(command, rest))
+            command = command.default
+        interrupted = command.interrupted
+        start_logging(" ".join(words), verbose=command.verbose)
+        return command.run(parse(command.flags, rest)) or EXIT_DONE
+    except (UserError, ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not type(error).__module__.startswith("vr_jax"):
+            raise  # until every package raises UserError
+        print(f"{' '.join(words)}: {error}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        print(f"{' '.join(words)}: {interrupted}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _command(rest: list[str], words: list[str]) -> Command | Group:
+    """Finds the command or the action that the first arguments name, and moves its words from `rest` to `words`."""
+    name = rest[0].replace("-", "_")
+    if name not in COMMANDS:
+        raise UsageError(unknown("command", rest[0], list(COMMANDS)))
+    words.append(name)
+    del rest[0]
+    found: Command | Group = importlib.import_module(f"vr_jax.cli.{name}").COMMAND
+    if isinstance(found, Group) and rest and (action := rest[0].replace("-", "_")) in found.actions:
+        words.append(action)
+        del rest[0]
+        return found.actions[action]
+    return found
+
+
+def _no_action(group: Group, rest: Sequence[str]) -> str:
+    if rest:
+        return unknown("action", rest[0], list(group.actions))
+    return f"an action is missing; known: {', '.join(group.actions)}"
+
+
+def overview() -> str:
+    """The text of `vr-jax --help`, which fits on one screen."""
+    rows = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
+    return OVERVIEW.format(commands=rows).rstrip()

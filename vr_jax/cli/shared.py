@@ -1,0 +1,94 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+from ml_collections import ConfigDict
+
+from vr_jax.cli import logs
+from vr_jax.cli.flags import Flags, flag
+from vr_jax.compilation import use_compilation_cache
+from vr_jax.data.processor import Processor
+from vr_jax.fields import Range
+from vr_jax.inference.generate import Generator
+from vr_jax.inference.loading import load_for_inference, with_pruning
+from vr_jax.model_directory import read_config
+from vr_jax.plan.recipes import recipe_of
+from vr_jax.sharding import make_mesh
+
+MAX_SEED = 2**32 - 1
+DType = Literal["float32", "bfloat16"]
+CONFIG_HELP = (
+    "Config file, or a packaged one, with its variant. --config.FIELD=VALUE sets a field, "
+    "e.g. --config.optimizer.lr=1e-4."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessFlags(Flags):
+    """How the processes of a run on several hosts find each other."""
+
+    distributed: bool = flag(False, "Run in several processes that JAX finds by itself (TPU pods, Slurm, Open MPI).")
+    coordinator: str | None = flag(
+        None,
+        "Run in several processes; the address of process 0.",
+        metavar="HOST:PORT",
+        environment="JAX_COORDINATOR_ADDRESS",
+    )
+    num_processes: Annotated[int, Range(1)] | None = flag(
+        None, "Number of processes, with --coordinator.", environment="JAX_NUM_PROCESSES"
+    )
+    process_id: Annotated[int, Range(0)] | None = flag(
+        None, "Number of this process, from 0, with --coordinator.", environment="JAX_PROCESS_ID"
+    )
+
+
+def start_processes(flags: ProcessFlags) -> None:
+    """Joins the processes of the run, before anything else asks JAX for devices."""
+    if flags.coordinator:
+        jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+    elif flags.distributed:
+        jax.distributed.initialize()
+    if jax.process_index() > 0:
+        logs.quiet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerFlags(Flags):
+    """How a checkpoint is loaded and how it answers."""
+
+    checkpoint: str = flag(help="Model directory: what `train` and `convert` write.", metavar="DIR")
+    max_new_tokens: Annotated[int, Range(1)] = flag(512, "Longest answer, in tokens.")
+    temperature: Annotated[float, Range(0)] = flag(0.0, "Sampling temperature; 0 is greedy decoding.")
+    top_p: Annotated[float, Range(0, 1, open_low=True)] = flag(
+        1.0, "Probability that the most probable tokens must reach together; the others are not drawn."
+    )
+    seed: Annotated[int, Range(0, MAX_SEED)] = flag(0, "Seed of the random draws at a temperature above 0.")
+    dtype: DType | None = flag(None, "Type of parameters and activations. The default is the checkpoint's.")
+    pruning: str | None = flag(
+        None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
+    )
+    tensor: Annotated[int, Range(1)] = flag(1, "Number of devices that share the model by tensor parallelism.")
+
+
+@contextlib.contextmanager
+def load_generator(flags: AnswerFlags) -> Iterator[tuple[Generator, Processor]]:
+    """Loads the checkpoint onto one device, or onto a mesh of the first `tensor` devices, while the block runs."""
+    use_compilation_cache()
+    checkpoint = Path(flags.checkpoint)
+    config = with_pruning(read_config(checkpoint), flags.pruning)
+    mesh = make_mesh(1, 1, flags.tensor, devices=jax.devices()[: flags.tensor]) if flags.tensor > 1 else None
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        loaded = load_for_inference(checkpoint, mesh, config=config, dtype=flags.dtype)
+        yield Generator(loaded.model, loaded.tokenizer), loaded.processor
+
+
+def load_config_dict(spec: str, overrides: Sequence[str]) -> ConfigDict:
+    """The config of FILE[:VARIANT] with overrides of its fields, each "FIELD=VALUE"."""
+    return recipe_of(spec, [f"--config.{override}" for override in overrides])
