@@ -17,7 +17,8 @@ class UserError(Exception):
 
     The message names the file, tensor, record or field, what was found, what was expected and what to do. A command
     catches this class and nothing else: it prints the message to standard error and exits with `exit_code`. A subclass
-    exists only where a caller tells it apart from other errors, or where the exit code differs.
+    exists only where a caller tells it apart from other errors, or where the exit code differs; it can be built from
+    the message alone, so that every process of a run can raise the error that one of them had.
 
     Attributes:
         exit_code: The exit status of a command that ends with this error.
@@ -28,3 +29,13 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A configuration that cannot be built; the message names the field, its value and the values it may have."""
+
+
+def user_error_class(name: str) -> type[UserError]:
+    """Returns the subclass of `UserError` with this qualified name, or `UserError` itself if there is none."""
+    found = [UserError]
+    for one in found:
+        if one.__qualname__ == name:
+            return one
+        found.extend(one.__subclasses__())
+    return UserError

@@ -26,14 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx, traverse_util
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
+from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params, merge_stages, split_stages, unflatten_params
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import param_shardings
+from vr_jax.storage import complete_directory
 
 FORMAT, VERSION = "vr_jax model", 1
 CONFIG_FILE, PARAMS_FOLDER = "config.json", "params"
@@ -56,10 +57,6 @@ _CHUNK_BYTES, _FILE_BYTES = 32 << 20, 64 << 20
 DTypeOf = DTypeLike | Callable[[str], DTypeLike] | None
 
 
-class ModelDirectoryError(ValueError):
-    """A model directory that is missing, damaged, of another format, or does not fit; the message is for the user."""
-
-
 @dataclass(frozen=True)
 class WarmStart:
     """Where the parameters of a warm-started model came from, as paths of the merged layout."""
@@ -78,7 +75,7 @@ def save_model(
 ) -> None:
     """Writes a whole model; all processes of a multi-host run call it together.
 
-    tokenizer_dir: where the SIDE_FILES are copied from. Raises ModelDirectoryError if the directory exists (unless
+    tokenizer_dir: where the SIDE_FILES are copied from. Raises UserError if the directory exists (unless
     `overwrite`) and OSError, with nothing left behind, if the disk is full."""
     params = merge_stages(flatten_params(model))
     save_params(directory, model.config.to_dict(), params, tokenizer_dir, overwrite=overwrite)
@@ -94,7 +91,7 @@ def save_params(
 ) -> None:
     """`save_model` for merged parameters, and for a part of a model: `sections` of VlmConfig.to_dict()."""
     size = sum(array.nbytes for array in params.values())
-    with complete_directory(directory, size, overwrite=overwrite) as temporary:
+    with complete_directory(directory, size=size, overwrite=overwrite) as temporary:
         tree = traverse_util.unflatten_dict(dict(params), sep=".")
         largest = max(array.nbytes for array in params.values())
         # Host copies that may wait for the disk; Orbax refuses an array that is not below the limit.
@@ -124,32 +121,30 @@ def copy_side_files(source: str | Path, target: str | Path) -> None:
 def read_sections(directory: str | Path) -> dict[str, Any]:
     """The sections of config.json; all those of a VlmConfig, or those of a part.
 
-    Raises ModelDirectoryError for what is not a readable model directory."""
+    Raises UserError for what is not a readable model directory."""
     path = Path(directory) / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         inside = next((p.parent for p in sorted(Path(directory).glob(f"*/{CONFIG_FILE}"))), None)
         hint = f"; did you mean {inside}?" if inside else ""
-        raise ModelDirectoryError(f"{directory} is not a model directory: it has no {CONFIG_FILE}{hint}") from None
+        raise UserError(f"{directory} is not a model directory: it has no {CONFIG_FILE}{hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelDirectoryError(f"{path} is not valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise ModelDirectoryError(
-            f"{path} is not a vr_jax model's; import other formats with `python -m vr_jax.convert import`"
-        )
+        raise UserError(f"{path} is not a vr_jax model's; import other formats with `python -m vr_jax.convert import`")
     values.pop("model_type", None)
     version = values.pop("version", None)
     if version != VERSION:
-        raise ModelDirectoryError(f"{path} has version {version}, this code reads version {VERSION}")
+        raise UserError(f"{path} has version {version}, this code reads version {VERSION}")
     return values
 
 
 def read_config(directory: str | Path) -> VlmConfig:
-    """The config of a whole model; raises ModelDirectoryError for a part of one."""
+    """The config of a whole model; raises UserError for a part of one."""
     sections = read_sections(directory)
     if not {"encoder", "decoder", "projector", "image"} <= set(sections):
-        raise ModelDirectoryError(
+        raise UserError(
             f"{directory} holds only parts of a model ({', '.join(sorted(sections))}); start training from it "
             "with a config that names the other parts"
         )
@@ -167,14 +162,14 @@ def load_model(
 
     config: another than the saved one, e.g. with re-fusion blocks moved or another activation dtype; every parameter must
     still be there, and be used. dtype: of the parameters, or a function of their merged path; None keeps the
-    model's own (float32). Raises ModelDirectoryError naming each missing, unused or mis-shaped parameter."""
+    model's own (float32). Raises UserError naming each missing, unused or mis-shaped parameter."""
     config = config or read_config(directory)
     # Without unpad no newline is ever read, and LLaVA's stage-1 checkpoints have none.
     optional = () if config.image.unpad else ("image_newline",)
     model, report = warm_start([directory], config, mesh, dtype=dtype)
     missing = [path for path in report.initialised if path not in optional]
     if missing:
-        raise ModelDirectoryError(
+        raise UserError(
             _listed(
                 f"{directory} lacks parameters of the config, {len(missing)} in all (is it this model's?):",
                 missing,
@@ -196,7 +191,7 @@ def warm_start(
     rngs=nnx.Rngs(seed))` would: phase 2 from phase 1, phase 1 from an encoder and a decoder, LLaVA-VR from LLaVA.
 
     allow_unused: path prefixes of stored parameters that the model may lack, e.g. "decoder.refusion". Raises
-    ModelDirectoryError naming each unused, mis-shaped or twice-given parameter."""
+    UserError naming each unused, mis-shaped or twice-given parameter."""
     abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(seed)))
     wanted = jax.eval_shape(merge_stages, flatten_params(abstract))
     wanted = {path: _target(path, leaf, mesh, dtype) for path, leaf in wanted.items()}
@@ -221,7 +216,7 @@ def warm_start(
         if not problems:
             merged |= load_params(directory, {path: wanted[path] for path in stored if path in wanted})
     if problems:
-        raise ModelDirectoryError(_listed("the parameters do not fit the config:", problems))
+        raise UserError(_listed("the parameters do not fit the config:", problems))
     loaded, fresh = tuple(merged), [path for path in wanted if path not in merged]
     if fresh:
         merged |= _initialise(config, seed, {path: wanted[path] for path in fresh})
@@ -237,11 +232,11 @@ def stored_params(directory: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
     read_sections(directory)
     folder = (Path(directory) / PARAMS_FOLDER).absolute()
     if not folder.is_dir():
-        raise ModelDirectoryError(f"{directory} is damaged: it has no {PARAMS_FOLDER}/")
+        raise UserError(f"{directory} is damaged: it has no {PARAMS_FOLDER}/")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _orbax_errors(directory, "is damaged"):
         metadata = checkpointer.metadata(folder).item_metadata
     if metadata is None:
-        raise ModelDirectoryError(f"{directory} is damaged: {PARAMS_FOLDER}/ has no readable metadata")
+        raise UserError(f"{directory} is damaged: {PARAMS_FOLDER}/ has no readable metadata")
     flat = traverse_util.flatten_dict(metadata.tree, sep=".")
     return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
 
@@ -285,53 +280,6 @@ def _initialise(config: VlmConfig, seed: int, targets: Mapping[str, jax.ShapeDty
     return jax.jit(init, out_shardings=where, compiler_options=options)()
 
 
-def check_target(target: str | Path, *, overwrite: bool) -> None:
-    """Raises ModelDirectoryError if `target` exists and may not be replaced; an empty folder may."""
-    target = Path(target)
-    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
-        raise ModelDirectoryError(f"{target} exists; choose another, or overwrite it")
-
-
-@contextlib.contextmanager
-def complete_directory(target: str | Path, size: int, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling to fill, renamed to `target` only when the block succeeds and removed otherwise.
-
-    size: bytes that will be written. Raises ModelDirectoryError if `target` exists (unless `overwrite`; an empty folder
-    does not count) and OSError (ENOSPC) if the disk has too little room."""
-    target = Path(target).absolute()
-    check_target(target, overwrite=overwrite)
-    temporary = target.with_name(f".{target.name}.incomplete")
-    first = jax.process_index() == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
-        temporary.mkdir(parents=True)
-        free = shutil.disk_usage(temporary).free
-        if free < size:
-            shutil.rmtree(temporary)
-            raise OSError(
-                28, f"{os.strerror(28)}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free", str(target)
-            )
-    _barrier("prepared")
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _barrier("written")
-    if first:
-        replaced = target.with_name(f".{target.name}.replaced")
-        if target.exists():
-            target.rename(replaced)
-        temporary.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
-    _barrier("renamed")
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"vr_jax model directory {name}")
-
-
 @contextlib.contextmanager
 def _orbax_errors(directory: str | Path, what: str) -> Iterator[None]:
     """TensorStore reports everything, a full disk included, as a ValueError of many lines."""
@@ -343,7 +291,7 @@ def _orbax_errors(directory: str | Path, what: str) -> Iterator[None]:
         if code and int(code[1]) != 2:
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(directory)) from error
         reason = text.split(" [tensorstore_spec")[0].splitlines()[0] if text else type(error).__name__
-        raise ModelDirectoryError(f"{directory} {what}: {reason}") from error
+        raise UserError(f"{directory} {what}: {reason}") from error
 
 
 def _listed(title: str, lines: Sequence[str]) -> str:

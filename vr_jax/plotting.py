@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vr_jax.atomic import atomic_write
+from vr_jax.storage import atomic_write
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vr_jax.atomic import write_whole
+from vr_jax.storage import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA, WORK = ROOT / "docs/results/plan.md", ROOT / "docs/results/plan.json", ROOT / "runs/pod_plans"
@@ -79,7 +79,7 @@ def run(case: Case, level: str | None) -> str:
     reason = "" if (case.folder / "plan.json").exists() else ": " + "".join(done.stderr.strip().splitlines()[-1:])
     if reason:
         case.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(case.folder / "error.txt", reason[2:])
+        write_text(case.folder / "error.txt", reason[2:])
     return f"{time.perf_counter() - began:.0f} s, exit {done.returncode}{reason}"
 
 
@@ -141,8 +141,8 @@ def write() -> None:
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    write_whole(PAGE, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
-    write_whole(DATA, json.dumps([plan for _, plan in planned], indent=1) + "\n")
+    write_text(PAGE, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    write_text(DATA, json.dumps([plan for _, plan in planned], indent=1) + "\n")
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from tests.convert import independent_mapping
 from tests.golden.discovery import Case, cases
 from tests.helpers import randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
 from vr_jax.convert.architectures import LLAVA
-from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
+from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors import PROJECTORS
@@ -112,7 +112,7 @@ def test_patch_kernel_is_torchs_convolution():
 
 
 def test_a_parameter_without_a_name_is_an_error():
-    with pytest.raises(ConvertError, match=r"no name for the parameters \['projector.new'\]"):
+    with pytest.raises(UserError, match=r"no name for the parameters \['projector.new'\]"):
         slots(LLAVA.table(LLAVA.tables, tiny_config().to_dict()), {"projector.new": jnp.zeros(2)})
 
 

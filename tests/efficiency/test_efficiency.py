@@ -151,7 +151,7 @@ def test_results_are_replaced_only_if_asked(run, config_file, capsys, monkeypatc
     with pytest.raises(pytest.fail.Exception, match="past the check"):
         program.main([*arguments, "--overwrite"])
     assert program.main([f"--config={config_file}", f"--output={config_file}"]) == 1
-    assert "is no folder; choose another --output" in capsys.readouterr().err
+    assert "is not a folder; choose another one" in capsys.readouterr().err
 
 
 def test_plot_says_what_it_shows(run, tmp_path):

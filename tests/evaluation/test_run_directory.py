@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from vr_jax.errors import UserError
 from vr_jax.evaluation.run_directory import RunDirectory, load_results
 from vr_jax.evaluation.types import EvaluationError, ItemResult
 
@@ -94,7 +95,7 @@ def test_items_without_settings_are_refused(tmp_path):
 
 def test_two_writers_are_refused(tmp_path):
     with RunDirectory(tmp_path, SETTINGS) as run:
-        with pytest.raises(EvaluationError, match="another evaluation is writing"):
+        with pytest.raises(UserError, match="is in use by another run"):
             RunDirectory(tmp_path, SETTINGS, overwrite=True)
         run.append([result("1")])
     with RunDirectory(tmp_path, SETTINGS) as run:

@@ -19,7 +19,6 @@ from tests.inference import tiny
 from tests.probe.conftest import LAYERS, QUICK
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.model.config import single_tile
-from vr_jax.output_folder import directory_lock
 from vr_jax.probe import tiny_imagenet
 from vr_jax.probe.head import make_heads
 from vr_jax.probe.images import Reader
@@ -29,6 +28,7 @@ from vr_jax.probe.taps import QUESTION, one_tile, prompt_batch, taps_of
 from vr_jax.probe.training import FitOptions, _count, fit
 from vr_jax.settings.config_files import RecipeError, load_recipe
 from vr_jax.sharding import make_mesh
+from vr_jax.storage import directory_lock
 
 
 def test_the_encoder_of_a_tiny_model_tells_the_classes_apart(result):
@@ -153,7 +153,7 @@ def test_the_demos_recipe_knows_its_checkpoint():
         ({"lr": -1.0}, "lr = -1.0"),
         ({"train_images": -1}, "train_images = -1: expected an integer of at least 0"),
         ({}, "probe/results.json is there already; choose another --output, or --overwrite it"),
-        ({"output": "FILE"}, "is no folder; choose another --output"),
+        ({"output": "FILE"}, "is not a folder; choose another one"),
     ],
     ids=str,
 )
@@ -177,9 +177,9 @@ def test_a_mesh_that_does_not_exist(setting, tmp_path, capsys):
 
 def test_a_folder_that_another_run_writes_to(setting, tmp_path, capsys):
     flags = {"checkpoint": str(setting.checkpoint), "data": str(setting.data), "output": tmp_path}
-    with directory_lock(tmp_path, "results.json", overwrite=False):
+    with directory_lock(tmp_path):
         assert main(flags | {"overwrite": True}, None) == 1
-    assert f"another run is writing to {tmp_path}; choose" in capsys.readouterr().err
+    assert f"{tmp_path} is in use by another run" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from vr_jax.efficiency.results import Settings
 from vr_jax.efficiency.scores import parse_scores
 from vr_jax.efficiency.systems import Kind, Source, systems
 from vr_jax.fields import Range
-from vr_jax.output_folder import directory_lock
 from vr_jax.plotting import check_plotting
+from vr_jax.storage import results_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def run(flags: EfficiencyFlags) -> None:
         if flags.output is not None:
             # Nothing is measured that could not be written.
             check_plotting()
-            held.enter_context(directory_lock(Path(flags.output), report.JSON, overwrite=flags.overwrite))
+            held.enter_context(results_folder(flags.output, report.JSON, overwrite=flags.overwrite))
         how = measure_isolated if flags.isolate else measure
         result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
         print(report.text(result, scores))

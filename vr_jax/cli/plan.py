@@ -12,13 +12,13 @@ from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.cli.shared import CONFIG_HELP, load_config_dict
 from vr_jax.errors import UserError
 from vr_jax.fields import Range
-from vr_jax.output_folder import directory_lock
 from vr_jax.plan import report
 from vr_jax.plan.inference import Request, plan_inference
 from vr_jax.plan.results import Plan
 from vr_jax.plan.search import search
 from vr_jax.plan.topology import EXAMPLES, open_topology, prepare_process
 from vr_jax.plan.training import plan_training
+from vr_jax.storage import results_folder
 
 EXIT_DOES_NOT_FIT = 3
 
@@ -67,7 +67,7 @@ def run(flags: PlanFlags) -> int:
     topology = open_topology(flags.topology)
     with contextlib.ExitStack() as held:
         if flags.output is not None:
-            held.enter_context(directory_lock(Path(flags.output), report.JSON, overwrite=flags.overwrite))
+            held.enter_context(results_folder(flags.output, report.JSON, overwrite=flags.overwrite))
         fixed_rows = any(override.startswith("batch.rows=") for override in flags.overrides)
         if flags.search:
             found = search(

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import jax
 from ml_collections import ConfigDict
 
+from vr_jax import distributed
 from vr_jax.cli import logs
 from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
@@ -51,11 +52,9 @@ class ProcessFlags(Flags):
 
 def start_processes(flags: ProcessFlags) -> None:
     """Joins the processes of the run, before anything else asks JAX for devices."""
-    if flags.coordinator:
-        jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
-    elif flags.distributed:
-        jax.distributed.initialize()
-    if jax.process_index() > 0:
+    if flags.coordinator or flags.distributed:
+        distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id, automatic=flags.distributed)
+    if not distributed.is_first():
         logs.quiet()
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.method_tables import DEEPSTACK, LLAVA_PROJECTORS, SVA
 from vr_jax.convert.tables import (
     HEAD,
@@ -23,6 +22,7 @@ from vr_jax.convert.tables import (
     prefixed,
 )
 from vr_jax.convert.weights import Checkpoint, Tensor, read_json
+from vr_jax.errors import UserError
 from vr_jax.model_directory import FORMAT
 
 # The sections of a VlmConfig that own parameters, by the beginning of their merged paths (first match counts).
@@ -144,7 +144,7 @@ ARCHITECTURES = (SIGLIP, QWEN2, HF_LLAVA, LLAVA)
 def recognise(values: Mapping[str, Any], file: Path) -> Architecture:
     """By `architectures` (LLaVA's own checkpoints carry all kinds of model_type), else by `model_type`.
 
-    Raises ConvertError listing the known ones."""
+    Raises UserError listing the known ones."""
     classes = values.get("architectures") or []
     for architecture in ARCHITECTURES:
         if set(classes) & set(architecture.classes):
@@ -154,10 +154,10 @@ def recognise(values: Mapping[str, Any], file: Path) -> Architecture:
             if values.get("model_type") in architecture.model_types:
                 return architecture
     if values.get("format") == FORMAT:
-        raise ConvertError(f"{file.parent} is a vr_jax model directory already")
+        raise UserError(f"{file.parent} is a vr_jax model directory already")
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     found = f"architecture {', '.join(map(str, classes))}" if classes else f"model_type {values.get('model_type')!r}"
-    raise ConvertError(f"{file}: {found} is not known; known architectures: {known}")
+    raise UserError(f"{file}: {found} is not known; known architectures: {known}")
 
 
 class Source:
@@ -165,7 +165,7 @@ class Source:
 
     def __init__(self, directory: Path):
         if not directory.is_dir():
-            raise ConvertError(f"{directory} is not a directory")
+            raise UserError(f"{directory} is not a directory")
         self.file = directory / "config.json"
         self.values = read_json(self.file)
         self.architecture = recognise(self.values, self.file)
@@ -180,7 +180,7 @@ class Source:
             if reason is not None:
                 self.ignored[reason] += 1
             elif name in self.originals:
-                raise ConvertError(f"{directory} holds both {self.originals[name]} and {original}: the same parameter")
+                raise UserError(f"{directory} holds both {self.originals[name]} and {original}: the same parameter")
             else:
                 self.originals[name] = original
 

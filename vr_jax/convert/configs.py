@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vr_jax.convert.errors import ConvertError
+from vr_jax.errors import UserError
 from vr_jax.model.config import (
     ImageConfig,
     ProjectorConfig,
@@ -112,12 +112,12 @@ def read_qwen2(values: Mapping[str, Any], file: Path) -> Qwen2Config:
     full = _with_defaults(HfQwen2Config, values, names, file)
     rope = full.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        raise ConvertError(f"{file}: rope type {rope['rope_type']!r} is not supported, expected 'default'")
+        raise UserError(f"{file}: rope type {rope['rope_type']!r} is not supported, expected 'default'")
     config = Qwen2Config(
         **{ours: getattr(full, theirs) for ours, theirs in _QWEN2_FIELDS.items()}, rope_theta=rope["rope_theta"]
     )
     if values.get("head_dim") not in (None, config.head_dim):
-        raise ConvertError(f"{file}: head_dim = {values['head_dim']}, expected hidden_size / heads = {config.head_dim}")
+        raise UserError(f"{file}: head_dim = {values['head_dim']}, expected hidden_size / heads = {config.head_dim}")
     return config
 
 
@@ -143,7 +143,7 @@ def read_hf_llava(values: Mapping[str, Any], file: Path) -> VlmConfig:
         default = expected if onevision else "absent"
         found = values.get(section, {}).get("model_type", default)
         if found != expected:
-            raise ConvertError(f"{file}: {section}.model_type is {found!r}, expected {expected!r}")
+            raise UserError(f"{file}: {section}.model_type is {found!r}, expected {expected!r}")
     config_class = LlavaOnevisionConfig if onevision else LlavaNextConfig
     names = (
         *("vision_config", "text_config", "vision_feature_layer", "image_grid_pinpoints", "tie_word_embeddings"),
@@ -266,7 +266,7 @@ def _with_defaults(config_class: Any, values: Mapping[str, Any], names: Any, fil
         return config_class(**{name: values[name] for name in names if name in values})
     except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ConvertError(f"{file} is no valid {config_class.__name__}: {reason}") from error
+        raise UserError(f"{file} is no valid {config_class.__name__}: {reason}") from error
 
 
 def _require(values: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], file: Path) -> None:
@@ -274,12 +274,12 @@ def _require(values: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], file
         found = values.get(name, allowed[0])
         if found not in allowed:
             expected = " or ".join(repr(value) for value in allowed)
-            raise ConvertError(f"{file}: {name} = {found!r} is not supported, expected {expected}")
+            raise UserError(f"{file}: {name} = {found!r} is not supported, expected {expected}")
 
 
 def _hidden_state(layer: Any, depth: int, file: Path) -> int:
     if not isinstance(layer, int):
-        raise ConvertError(f"{file}: vision_feature_layer = {layer!r} is not supported, expected one layer")
+        raise UserError(f"{file}: vision_feature_layer = {layer!r} is not supported, expected one layer")
     return layer if layer >= 0 else depth + 1 + layer
 
 
@@ -287,7 +287,7 @@ def _tower(values: Mapping[str, Any], file: Path) -> SiglipConfig:
     name = str(values.get("mm_vision_tower", values.get("vision_tower")))
     known = _TOWERS.get(name.rstrip("/").rsplit("/", 1)[-1])
     if known is None:
-        raise ConvertError(
+        raise UserError(
             f"{file}: mm_vision_tower {name!r} is unknown, give its directory with --encoder; "
             f"known: {', '.join(_TOWERS)}"
         )
@@ -306,7 +306,7 @@ def _pinpoints(value: Any, tile: int, file: Path) -> list[tuple[int, int]]:
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise ConvertError(f"{file}: image_grid_pinpoints {value!r} is not a list of sizes") from None
+            raise UserError(f"{file}: image_grid_pinpoints {value!r} is not a list of sizes") from None
     return [(int(width), int(height)) for width, height in value]
 
 
@@ -315,10 +315,10 @@ def _image_config(
 ) -> ImageConfig:
     limit = re.fullmatch(r"anyres_max_(\d+)", aspect)
     if limit is None and aspect not in ("square", "pad", "anyres"):
-        raise ConvertError(f"{file}: image aspect ratio {aspect!r}: expected square, pad, anyres or anyres_max_N")
+        raise UserError(f"{file}: image aspect ratio {aspect!r}: expected square, pad, anyres or anyres_max_N")
     odd = [size for size in pinpoints if size[0] % tile or size[1] % tile]
     if odd:
-        raise ConvertError(f"{file}: image_grid_pinpoints {odd} are no multiples of the tile size {tile}")
+        raise UserError(f"{file}: image_grid_pinpoints {odd} are no multiples of the tile size {tile}")
     anyres = aspect.startswith("anyres")
     return ImageConfig(
         tile_size=tile,

@@ -18,11 +18,12 @@ from vr_jax.convert.configs import (
     write_qwen2,
     write_siglip,
 )
-from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
+from vr_jax.errors import UserError
 from vr_jax.model.config import Qwen2Config, SiglipConfig, VlmConfig
-from vr_jax.model_directory import complete_directory, copy_side_files, load_params, read_sections
+from vr_jax.model_directory import copy_side_files, load_params, read_sections
+from vr_jax.storage import complete_directory
 
 SHARD_BYTES = 5_000_000_000
 
@@ -40,7 +41,7 @@ def export_model(
     config.json and the tokenizer's files; complete or not at all.
 
     layout: "hf" (what transformers loads) or "llava" (everything, LLaVA-VR too); None: hf where there is one. Parts
-    (an encoder, a decoder) are always in transformers' layout. Raises ConvertError, ModelDirectoryError, OSError."""
+    (an encoder, a decoder) are always in transformers' layout. Raises UserError, UserError, OSError."""
     sections = read_sections(source)
     architecture, config = _choose(sections, source, layout)
     params = load_params(source)
@@ -50,7 +51,7 @@ def export_model(
     }
     dtypes = {str(array.dtype) for array in params.values()}
     config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    with complete_directory(target, sum(sizes.values()), overwrite=overwrite) as temporary:
+    with complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as temporary:
         copy_side_files(source, temporary)
         host = {path: np.asarray(array) for path, array in params.items()}
         write_safetensors(temporary, sizes, lambda name: places[name].take(host), max_shard_bytes)
@@ -63,16 +64,16 @@ def _choose(sections: Mapping[str, Any], source: Path, layout: str | None) -> tu
     parts = {name: value for name, value in sections.items() if value is not None}
     if set(parts) in ({"encoder"}, {"decoder"}):
         if layout == "llava":
-            raise ConvertError(f"{source} holds only {next(iter(parts))}: layout 'llava' needs a whole model")
+            raise UserError(f"{source} holds only {next(iter(parts))}: layout 'llava' needs a whole model")
         if "encoder" in parts:
             return SIGLIP, write_siglip(SiglipConfig.from_dict(parts["encoder"]))
         return QWEN2, write_qwen2(Qwen2Config.from_dict(parts["decoder"]))
     if "image" not in parts:
-        raise ConvertError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
+        raise UserError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
     config = VlmConfig.from_dict(dict(sections))
     obstacle = hf_llava_obstacle(config)
     if layout == "hf" and obstacle:
-        raise ConvertError(f"{source}: transformers has no model with {obstacle}; use --layout llava")
+        raise UserError(f"{source}: transformers has no model with {obstacle}; use --layout llava")
     if layout == "llava" or obstacle:
         return LLAVA, write_llava(config)
     return HF_LLAVA, write_hf_llava(config, _image_token(source))

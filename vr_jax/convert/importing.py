@@ -13,13 +13,14 @@ from flax import nnx
 
 from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture, Source, section_of
 from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
-from vr_jax.convert.errors import ConvertError
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
+from vr_jax.errors import UserError
 from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.model_directory import check_target, save_params
+from vr_jax.model_directory import save_params
+from vr_jax.storage import check_target
 
 Sections = dict[str, Any]
 
@@ -39,7 +40,7 @@ def import_checkpoint(
     source: any known format. encoder, decoder: a SigLIP and a Qwen2 directory, for what a LLaVA-layout `source` lacks, or
     alone (the result then holds only these parts). dtype: of the stored parameters, "float32" or "bfloat16"; None
     keeps each tensor's. Host memory: the result, plus the largest tensor (a pickle: the largest file), plus 0.4 GB
-    while Orbax writes. Raises ConvertError (with a list of every tensor that does not fit), ConfigError, OSError."""
+    while Orbax writes. Raises UserError (with a list of every tensor that does not fit), ConfigError, OSError."""
     check_target(target, overwrite=overwrite)
     sources = _open(source, encoder, decoder)
     sections, providers = _sections(sources)
@@ -88,18 +89,18 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _open(source: Path | None, encoder: Path | None, decoder: Path | None) -> dict[str, Source]:
-    """Role ("main", "encoder", "decoder") -> source; raises ConvertError for a part of the wrong kind."""
+    """Role ("main", "encoder", "decoder") -> source; raises UserError for a part of the wrong kind."""
     paths = {"main": source, "encoder": encoder, "decoder": decoder}
     sources = {role: Source(path) for role, path in paths.items() if path is not None}
     if not sources:
-        raise ConvertError("nothing to import: give --from, or --encoder and --decoder")
+        raise UserError("nothing to import: give --from, or --encoder and --decoder")
     for role, expected in (("encoder", SIGLIP), ("decoder", QWEN2)):
         if role in sources and sources[role].architecture is not expected:
             found = sources[role]
-            raise ConvertError(f"--{role} {found.directory} is {found.architecture.name}, expected {expected.name}")
+            raise UserError(f"--{role} {found.directory} is {found.architecture.name}, expected {expected.name}")
     main = sources.get("main")
     if main is not None and len(sources) > 1 and main.architecture is not LLAVA:
-        raise ConvertError(
+        raise UserError(
             f"--from {main.directory} is {main.architecture.name}: --encoder and --decoder only complete a directory "
             "in LLaVA's own layout, or stand alone"
         )
@@ -121,10 +122,10 @@ def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source
     for role, what in (("encoder", "SigLIP"), ("decoder", "Qwen2")):
         if not main.holds(role):
             if role not in sources:
-                raise ConvertError(f"{main.directory} holds no {what}; give that it was trained with: --{role} DIR")
+                raise UserError(f"{main.directory} holds no {what}; give that it was trained with: --{role} DIR")
             providers[role] = sources[role]
         elif role in sources and role == "decoder":
-            raise ConvertError(f"{main.directory} already holds a Qwen2; leave --decoder out")
+            raise UserError(f"{main.directory} already holds a Qwen2; leave --decoder out")
     # A tower that is in `main` but that its config.json does not describe is described by --encoder.
     config = read_llava(
         main.values,
@@ -165,7 +166,7 @@ def _has_newline(part: Source) -> bool:
 def _plan(
     shapes: Mapping[str, Any], providers: Mapping[str, Source], sections: Sections
 ) -> list[tuple[Source, dict[str, Slot]]]:
-    """For each source, which of its tensors go where; raises ConvertError listing every one that does not fit."""
+    """For each source, which of its tensors go where; raises UserError listing every one that does not fit."""
     plans, problems = [], []
     for part in dict.fromkeys(providers.values()):
         mine = [section for section, provider in providers.items() if provider is part]
@@ -188,7 +189,7 @@ def _plan(
         plans.append((part, expected))
     if problems:
         where = ", ".join(str(part.directory) for part, _ in plans)
-        raise ConvertError("\n  ".join([f"{where}: {len(problems)} tensors do not fit config.json:", *problems]))
+        raise UserError("\n  ".join([f"{where}: {len(problems)} tensors do not fit config.json:", *problems]))
     return plans
 
 

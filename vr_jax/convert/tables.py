@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vr_jax.convert.errors import ConvertError
+from vr_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Slot:
 def slots(table: Table, params: Mapping[str, Any]) -> dict[str, Slot]:
     """Foreign name -> slot, for our parameters (anything with a shape, by merged path).
 
-    Raises ConvertError for a parameter that no rule of the table covers."""
+    Raises UserError for a parameter that no rule of the table covers."""
     found: dict[str, Slot] = {}
     covered: set[str] = set()
     for rule in table:
@@ -191,7 +191,7 @@ def slots(table: Table, params: Mapping[str, Any]) -> dict[str, Slot]:
                 found[name] = Slot(shape, paths, index, rule.transform)
     missing = [path for path in params if path not in covered]
     if missing:
-        raise ConvertError(f"this layout has no name for the parameters {missing} (vr_jax/convert/tables.py)")
+        raise UserError(f"this layout has no name for the parameters {missing} (vr_jax/convert/tables.py)")
     return found
 
 

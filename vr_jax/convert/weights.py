@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vr_jax.convert.errors import ConvertError
+from vr_jax.errors import UserError
 
 # Names of safetensors' types.
 DTYPES: dict[str, np.dtype] = {
@@ -46,18 +46,18 @@ class Checkpoint:
     """The weight files of a directory. `tensors`: name -> Tensor, read from the files' headers."""
 
     def __init__(self, directory: Path):
-        """Raises ConvertError where there are none, or one is missing, truncated or not what it should be."""
+        """Raises UserError where there are none, or one is missing, truncated or not what it should be."""
         self.directory = directory
         self.files, listed = _weight_files(directory)
         self.tensors: dict[str, Tensor] = {}
         for file in self.files:
             for name, shape, dtype in _header(file):
                 if name in self.tensors:
-                    raise ConvertError(f"{file} holds {name}, which {self.tensors[name].file.name} holds too")
+                    raise UserError(f"{file} holds {name}, which {self.tensors[name].file.name} holds too")
                 self.tensors[name] = Tensor(file, shape, dtype)
         for name, file in listed.items():
             if name not in self.tensors or self.tensors[name].file != file:
-                raise ConvertError(f"{file} lacks {name}, which the index of {directory} places there")
+                raise UserError(f"{file} lacks {name}, which the index of {directory} places there")
 
     def read(self, names: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
         """The named tensors, file by file; never more than one in memory (a pickle: one file)."""
@@ -74,15 +74,15 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ConvertError for a file that is missing, no JSON or no object."""
+    """Raises UserError for a file that is missing, no JSON or no object."""
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConvertError(f"{path} is missing") from None
+        raise UserError(f"{path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConvertError(f"{path} is not valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ConvertError(f"{path} holds a {type(values).__name__}, expected an object")
+        raise UserError(f"{path} holds a {type(values).__name__}, expected an object")
     return values
 
 
@@ -136,13 +136,13 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
             return [path], {}
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict) or not listed:
-            raise ConvertError(f"{path} has no weight_map")
+            raise UserError(f"{path} has no weight_map")
         files = sorted({directory / Path(file).name for file in listed.values()})
         absent = [file.name for file in files if not file.is_file()]
         if absent:
-            raise ConvertError(f"{directory} lacks {', '.join(absent)}, which {name} lists; download it again")
+            raise UserError(f"{directory} lacks {', '.join(absent)}, which {name} lists; download it again")
         return files, {tensor: directory / Path(file).name for tensor, file in listed.items()}
-    raise ConvertError(f"{directory} holds no weights: expected one of {', '.join(_SINGLE_FILES + _INDEX_FILES)}")
+    raise UserError(f"{directory} holds no weights: expected one of {', '.join(_SINGLE_FILES + _INDEX_FILES)}")
 
 
 def _open_safetensors(file: Path) -> Any:
@@ -150,7 +150,7 @@ def _open_safetensors(file: Path) -> Any:
         # Read, not mapped: mapped pages would count as memory of this process.
         return safe_open(file, framework="np", backend="pread")
     except SafetensorError as error:
-        raise ConvertError(f"{file} is damaged or truncated ({error}); download it again") from error
+        raise UserError(f"{file} is damaged or truncated ({error}); download it again") from error
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -170,14 +170,14 @@ def _read_safetensors(file: Path, names: Sequence[str]) -> Iterator[tuple[str, n
             try:
                 yield name, tensors.get_tensor(name)
             except SafetensorError as error:
-                raise ConvertError(f"{file}: cannot read {name} ({error})") from error
+                raise UserError(f"{file}: cannot read {name} ({error})") from error
 
 
 def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise ConvertError(
+        raise UserError(
             "reading .bin files needs torch: pip install 'vr-jax[torch]', or convert them to safetensors first"
         ) from None
     return torch
@@ -197,12 +197,12 @@ def _load_pickle(file: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"would call {call[1]}" if call else "would run other code than torch's own, or it is damaged"
-        raise ConvertError(f"{file} is refused: loading it {reason}") from error
+        raise UserError(f"{file} is refused: loading it {reason}") from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = (str(error) or "unexpected end").splitlines()[0].split(". ")[0]
-        raise ConvertError(f"{file} is damaged or truncated ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{file} is damaged or truncated ({type(error).__name__}: {reason})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConvertError(f"{file} is not a state dict: expected a dict of tensors")
+        raise UserError(f"{file} is not a state dict: expected a dict of tensors")
     return state
 
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vr_jax.atomic import write_whole
 from vr_jax.efficiency.plot import draw
 from vr_jax.efficiency.results import Measurement, Report, Spread
+from vr_jax.storage import write_text
 
 JSON, MARKDOWN, PLOT = "efficiency.json", "efficiency.md", "efficiency.svg"
 MIB = 2**20
@@ -97,8 +97,8 @@ def markdown(report: Report, scores: Scores) -> str:
 
 def write(directory: Path, report: Report, scores: Scores) -> None:
     """The three files of a run, each complete or not there. Raises PlotError, and OSError."""
-    write_whole(directory / JSON, json.dumps(report.to_dict(scores), indent=2) + "\n")
-    write_whole(directory / MARKDOWN, markdown(report, scores))
+    write_text(directory / JSON, json.dumps(report.to_dict(scores), indent=2) + "\n")
+    write_text(directory / MARKDOWN, markdown(report, scores))
     draw(report, scores, directory / PLOT)
 
 

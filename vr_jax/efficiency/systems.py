@@ -53,7 +53,7 @@ def systems(sources: Sequence[Source], image: str) -> list[System]:
     """The models of `sources` in their order, each with the image layout `image` (a key of IMAGES, or RECIPE) for
     tiles of its own size, and with the pruner that a recipe's `eval` section names.
 
-    Raises EfficiencyError for no source or one given twice, RecipeError, ModelDirectoryError, and ConfigError for a
+    Raises EfficiencyError for no source or one given twice, RecipeError, UserError, and ConfigError for a
     model that does not work with that layout."""
     if not sources:
         raise EfficiencyError("nothing to measure: give --config=FILE[:VARIANT] (several times to compare)")

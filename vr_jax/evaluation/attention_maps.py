@@ -18,7 +18,7 @@ from vr_jax.data.anyres import Placement, placement
 from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.distributed import all_gather, together
+from vr_jax.distributed import gather, together
 from vr_jax.evaluation.report import HeatMap, heat_png
 from vr_jax.evaluation.runner import batches
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
@@ -59,9 +59,7 @@ def attention_maps(
         for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
             prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
             own = together(partial(_first_sizes, items, prompts))
-            images = {
-                int(number): (width, height) for one in all_gather(own) for number, (width, height) in one.items()
-            }
+            images = {int(number): (width, height) for one in gather(own) for number, (width, height) in one.items()}
             if images:
                 for number, found in rereads(generator, prompts, rows).items():
                     maps[number] = heat_maps(found, images[number], config, images=len(items[number].images))

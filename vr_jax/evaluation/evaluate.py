@@ -26,7 +26,7 @@ from vr_jax.evaluation.overall import finished, overall_summary
 from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
-from vr_jax.evaluation.run_directory import SUMMARY, check_free, write_json
+from vr_jax.evaluation.run_directory import SUMMARY
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
@@ -34,6 +34,7 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings.config_files import plain, section_options
 from vr_jax.sharding import mesh_of
+from vr_jax.storage import check_unlocked, write_json
 
 REPORT = "report.html"
 _SMALL_FILE = 1 << 16  # bytes
@@ -185,7 +186,7 @@ def _check_output(options: EvalOptions, benchmarks: Sequence[Benchmark]) -> None
     if not os.access(folder, os.W_OK):
         raise EvaluationError(f"{folder}: no permission to write there; choose another --output")
     for one in benchmarks:
-        check_free(folder / one.name)
+        check_unlocked(folder / one.name)
 
 
 def _evaluated(

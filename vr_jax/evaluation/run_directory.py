@@ -7,15 +7,15 @@ summary.json    scores and throughput, written at the end
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
-from vr_jax.atomic import write_whole
 from vr_jax.evaluation.types import EvaluationError, ItemResult
+from vr_jax.storage import LOCK_FILE, lease, make_folder, write_json
 
 SETTINGS, ITEMS, SUMMARY = "settings.json", "items.jsonl", "summary.json"
 
@@ -29,26 +29,25 @@ class RunDirectory:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
         self.path = path
+        self._held = contextlib.ExitStack()
+        make_folder(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise EvaluationError(f"{path} is no folder; choose another --output") from None
-        self._items = _locked(path / ITEMS)
-        try:
+            self._held.enter_context(lease(path / LOCK_FILE))
+            self._items = self._held.enter_context((path / ITEMS).open("a+b"))
             if overwrite:
                 self._items.truncate(0)
                 for name in (SETTINGS, SUMMARY):
                     (path / name).unlink(missing_ok=True)
             self.results = self._continue(json.loads(json.dumps(settings)))
         except BaseException:
-            self._items.close()
+            self._held.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._items.close()
+        self._held.close()
 
     def append(self, results: Iterable[ItemResult]) -> None:
         """Adds results and waits until they are on disk; what is there already is not written again."""
@@ -116,27 +115,6 @@ def parse_results(path: Path, data: bytes) -> tuple[dict[str, ItemResult], int]:
             ) from None
         results[result.id] = result
     return results, complete
-
-
-def _locked(path: Path) -> BinaryIO:
-    file = path.open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise EvaluationError(f"another evaluation is writing to {path.parent}") from None
-    return file
-
-
-def check_free(path: Path) -> None:
-    """Raises EvaluationError if another process is writing to the run in `path`, if there is one."""
-    if (path / ITEMS).is_file():
-        _locked(path / ITEMS).close()
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a file that is either whole or absent."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> list[str]:

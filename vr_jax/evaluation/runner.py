@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.distributed import all_gather, together
+from vr_jax.distributed import gather, together
 from vr_jax.evaluation import plan, statistics
 from vr_jax.evaluation.run_directory import RunDirectory
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
@@ -84,7 +84,7 @@ def evaluate(
     with _run_directory(output, everything, overwrite) as run:
         # An item that could not be read is tried again: its file may have been repaired.
         answered = [result.id for result in run.results.values() if result.error is None] if run else []
-        done = set(all_gather(answered)[0])
+        done = set(gather(answered)[0])
         todo = [number for number, item_id in enumerate(ids) if item_id not in done]
         clock = _Clock()
         scores = _RunningMean(result.score for result in run.results.values() if result.id in done) if run else None
@@ -95,7 +95,7 @@ def evaluate(
             for rows, batch, prepared in batches(generator, processor, benchmark, items, todo, batch_size):
                 replies = _replies(generator, prepared, rows, limit, clock)
                 own_problems = {number: text for number, text in prepared.items() if isinstance(text, str)}
-                problems = {int(number): text for one in all_gather(own_problems) for number, text in one.items()}
+                problems = {int(number): text for one in gather(own_problems) for number, text in one.items()}
                 results = [
                     _result(benchmark, items[number], replies.get(number), problems.get(number))
                     for number in batch
@@ -108,7 +108,7 @@ def evaluate(
                     if on_batch:
                         on_batch(results)
         payload = [result.to_dict() for result in run.results.values()] if run else []
-        found = {result["id"]: ItemResult.from_dict(result) for result in all_gather(payload)[0]}
+        found = {result["id"]: ItemResult.from_dict(result) for result in gather(payload)[0]}
         results = [found[item_id] for item_id in ids]
         summary = _summary(benchmark, items, results) | {
             "throughput": clock.throughput(resumed=len(done)),
@@ -223,7 +223,7 @@ def prompt_sizes(
 ) -> dict[int, tuple[int, int]]:
     """Tokens and tiles of every prompt; each process measures its share."""
     count, index = jax.process_count(), jax.process_index()
-    shares = all_gather([plan.prompt_size(processor, benchmark, items[number]) for number in todo[index::count]])
+    shares = gather([plan.prompt_size(processor, benchmark, items[number]) for number in todo[index::count]])
     return {todo[k]: tuple(shares[k % count][k // count]) for k in range(len(todo))}  # type: ignore[misc]
 
 

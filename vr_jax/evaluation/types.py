@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from vr_jax.errors import UserError
 from vr_jax.evaluation.statistics import Estimates, plain_estimates
 
 Profile = Literal["default", "v0.5"]  # lmms-eval 0.7.3, and 0.5.0 as in the paper's time
@@ -15,7 +16,7 @@ Group = Literal["General", "Knowledge", "OCR&Chart"]  # of the paper's tables
 GROUPS: tuple[Group, ...] = ("General", "Knowledge", "OCR&Chart")
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """An evaluation that cannot be run as asked; one line for the user."""
 
 

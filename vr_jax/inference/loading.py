@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from vr_jax.data.processor import Processor
+from vr_jax.errors import UserError
 from vr_jax.inference.generate import GenerationError
 from vr_jax.model.config import ConfigError, VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.model_directory import ModelDirectoryError, load_model, read_config
+from vr_jax.model_directory import load_model, read_config
 from vr_jax.sharding import ShardingError
 
-LOADING_ERRORS = (ModelDirectoryError, GenerationError, ConfigError, ShardingError)
+LOADING_ERRORS = (UserError, GenerationError, ConfigError, ShardingError)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_for_inference(
     """config: another than the saved one (see `load_model`). dtype: of parameters and activations, "float32" or
     "bfloat16"; None keeps those of the config and the directory.
 
-    Raises ModelDirectoryError for what is not a whole model, GenerationError for a directory without a usable
+    Raises UserError for what is not a whole model, GenerationError for a directory without a usable
     tokenizer, ConfigError for a dtype that does not exist or a tokenizer larger than the vocabulary."""
     config = config or read_config(directory)
     if dtype is not None:

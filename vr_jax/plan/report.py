@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vr_jax.atomic import write_whole
 from vr_jax.plan.results import Plan
+from vr_jax.storage import write_text
 
 JSON, MARKDOWN = "plan.json", "plan.md"
 GIB = 2**30
@@ -163,8 +163,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def write(directory: Path, plans: Sequence[Plan], page: str) -> None:
     """plan.json (a list, the best first) and plan.md, each complete or not there. Raises OSError."""
     data = [plan.to_dict() for plan in plans]
-    write_whole(directory / JSON, json.dumps(data, indent=2) + "\n")
-    write_whole(directory / MARKDOWN, page)
+    write_text(directory / JSON, json.dumps(data, indent=2) + "\n")
+    write_text(directory / MARKDOWN, page)
 
 
 def mesh_of(plan: Plan) -> str:

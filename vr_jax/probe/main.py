@@ -18,7 +18,6 @@ from vr_jax.evaluation.evaluate import fingerprint
 from vr_jax.inference.loading import Loaded, load_for_inference, load_tokenizer
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
-from vr_jax.output_folder import directory_lock
 from vr_jax.probe import tiny_imagenet
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.images import Reader
@@ -28,6 +27,7 @@ from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import Fit, FitOptions, fit
 from vr_jax.settings.config_files import plain, section_options
 from vr_jax.sharding import mesh_of
+from vr_jax.storage import results_folder
 
 FIGURE = "probe.svg"
 DEMO = "demo"  # `tokenizer` of a recipe
@@ -102,7 +102,7 @@ def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> Pr
 
 
 def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
-    """Trains the heads and writes `results.json`, at the end. Raises ProbeError, OutputError or one of
+    """Trains the heads and writes `results.json`, at the end. Raises ProbeError, UserError or one of
     LOADING_ERRORS; OSError if the results cannot be written, before the training where that can be known."""
     begin = time.perf_counter()
     assert options.data is not None
@@ -113,7 +113,7 @@ def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
     val = subset(data.val, min(options.val_images, len(data.val)), options.data_seed)
     data = dataclasses.replace(data, train=train, val=val)
     mesh = mesh_of(options.mesh)
-    with directory_lock(output_of(options), RESULTS, overwrite=options.overwrite):
+    with results_folder(output_of(options), RESULTS, overwrite=options.overwrite):
         loaded = _load(options, config, mesh)
         reader = Reader(data.folder, config.image, options.workers)
         prompt = prompt_batch(loaded.processor, options.question)

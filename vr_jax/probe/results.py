@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from vr_jax.atomic import write_whole
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.taps import Kind
+from vr_jax.storage import write_text
 
 RESULTS = "results.json"
 FORMAT, VERSION = "vr_jax probe", 1
@@ -64,7 +64,7 @@ class ProbeResult:
 
 def write_results(folder: Path, result: ProbeResult) -> Path:
     path = folder / RESULTS
-    write_whole(path, json.dumps(result.to_dict(), indent=2) + "\n")
+    write_text(path, json.dumps(result.to_dict(), indent=2) + "\n")
     return path
 
 

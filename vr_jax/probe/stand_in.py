@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from vr_jax.model_directory import ModelDirectoryError, complete_directory
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.tiny_imagenet import ANNOTATIONS, WNIDS, WORDS
+from vr_jax.storage import complete_directory
 
 SIDE = 64  # pixels
 PERIOD = 6  # of the textures, pixels
@@ -64,11 +64,8 @@ def write(folder: Path, *, classes: int = 12, train: int = 100, val: int = 25, s
         raise ProbeError(
             f"classes = {classes}, train = {train}, val = {val}: expected 2..{len(NAMES)} classes, at least 1 image"
         )
-    try:
-        with complete_directory(folder, classes * (train + val) * _BYTES, overwrite=False) as temporary:
-            _write(temporary, [*_spread(classes)], train, val, np.random.default_rng(seed))
-    except ModelDirectoryError as error:
-        raise ProbeError(f"{folder} holds files; choose an empty folder") from error
+    with complete_directory(folder, size=classes * (train + val) * _BYTES) as temporary:
+        _write(temporary, [*_spread(classes)], train, val, np.random.default_rng(seed))
 
 
 def _spread(classes: int) -> Iterator[int]:

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from vr_jax.distributed import barrier, gather
 from vr_jax.training.state import TrainState
 
 FOLDER, DAMAGED_FOLDER = "checkpoints", "checkpoints_damaged"
@@ -128,7 +127,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             folder = self.directory / str(step)
-            problem = _agree(verify(folder))
+            problem = next((found for found in gather(verify(folder)) if found is not None), None)
             if problem is None:
                 try:
                     return self._restore(step, abstract)
@@ -145,12 +144,12 @@ class Checkpoints:
 
     def _set_aside(self, step: int, aside: Path) -> None:
         self._manager.close()
-        _barrier("closed")
+        barrier("checkpoint closed")
         if jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside)
-        _barrier("set aside")
+        barrier("checkpoint set aside")
         self._manager = self._open()
 
     def _restore(self, step: int, abstract: TrainState) -> Restored:
@@ -241,25 +240,3 @@ def _check_fits(metadata: Any, abstract: TrainState, folder: Path) -> None:
 
 def _name(key_path: Any) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in key_path)
-
-
-def gather(value: Any) -> list[Any]:
-    """Every process's JSON-safe value, on every process."""
-    if jax.process_count() == 1:
-        return [value]
-    mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.asarray(mine.size))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: mine.size] = mine
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
-
-
-def _agree(problem: str | None) -> str | None:
-    """The first problem that any process found."""
-    return next((found for found in gather(problem) if found is not None), None)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"vr_jax checkpoint {name}")

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from vr_jax import sharding
 from vr_jax.data.skips import SkipStatistics
+from vr_jax.distributed import gather
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import save_model, warm_start
 from vr_jax.training import inputs
-from vr_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, gather
+from vr_jax.training.checkpoint import CheckpointError, Checkpoints, Restored
 from vr_jax.training.flops import StepFlops, peak_flops, step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
 from vr_jax.training.program import TrainProgram, build_program, parts_of, total_steps
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
     What the parameters start from, in this order: the newest undamaged checkpoint in `workdir`; the model directories
     of `config.init_from`, and random values for what these lack. All processes of a multi-host run call this.
 
-    Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, SourceError, ModelDirectoryError or
+    Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, SourceError, UserError or
     CheckpointError for settings that cannot work; TooManySkips, NonFiniteLoss and Preempted when a run ends early."""
     mesh = sharding.mesh_of(config.mesh)
     parts = parts_of(config, mesh)

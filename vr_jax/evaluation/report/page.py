@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vr_jax.atomic import write_whole
 from vr_jax.evaluation.paper_scores import PaperRow
 from vr_jax.evaluation.report.cards import MAX_IMAGES, WORDS, Images, card, segments
 from vr_jax.evaluation.report.heat import legend
@@ -20,6 +19,7 @@ from vr_jax.evaluation.report.plots import loss_curve, score_plot
 from vr_jax.evaluation.report.scores import RunScores
 from vr_jax.evaluation.report.tables import benchmark_table, headline, paper_table
 from vr_jax.evaluation.report.text import SHOWN, escape, number
+from vr_jax.storage import write_text
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 29_000_000  # of the page; texts become shorter and images smaller before it is exceeded
@@ -62,7 +62,7 @@ def write_report(
         rest = _without_images(page, *sources)
         if rest <= _TEXT_SHARE * max_bytes:
             break
-    write_whole(path, page(*_embedded(*sources, max_bytes - rest)))
+    write_text(path, page(*_embedded(*sources, max_bytes - rest)))
 
 
 def _with_cards(frame: _Frame, items: _Items, titles: Mapping[str, str], length: int) -> _Page:

@@ -1,0 +1,59 @@
+"""Files and folders that are either whole or absent, and who may write to a folder (a leaf module).
+
+Paths are `etils.epath` paths. This package alone knows how a folder becomes complete (a marker file written last) and
+who holds it (a lease file with a heartbeat). Everything that the operating system refuses is a `UserError`.
+"""
+
+from vr_jax.storage.files import (
+    PathLike,
+    as_path,
+    atomic_write,
+    file_errors,
+    is_local,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from vr_jax.storage.folders import (
+    COMPLETE_MARKER,
+    check_complete,
+    check_target,
+    complete_directory,
+    is_complete,
+    results_folder,
+)
+from vr_jax.storage.lease import (
+    LOCK_FILE,
+    STALE_AFTER,
+    Clock,
+    Lease,
+    check_unlocked,
+    directory_lock,
+    lease,
+    make_folder,
+)
+
+__all__ = [
+    "COMPLETE_MARKER",
+    "LOCK_FILE",
+    "STALE_AFTER",
+    "Clock",
+    "Lease",
+    "PathLike",
+    "as_path",
+    "atomic_write",
+    "check_complete",
+    "check_target",
+    "check_unlocked",
+    "complete_directory",
+    "directory_lock",
+    "file_errors",
+    "is_complete",
+    "is_local",
+    "lease",
+    "make_folder",
+    "results_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
