@@ -13,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 .PHONY: demo test test-slow test-lmms-eval lint bench clean
 
 demo: $(VENV)/.core
-	$(PYTHON) -m vr_jax.cli.demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
+	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)

@@ -132,7 +132,7 @@ def read_sections(directory: str | Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not a vr_jax model's; import other formats with `python -m vr_jax.convert import`")
+        raise UserError(f"{path} is not a vr_jax model's; import other formats with `vr-jax convert import`")
     values.pop("model_type", None)
     version = values.pop("version", None)
     if version != VERSION:

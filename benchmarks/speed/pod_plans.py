@@ -2,7 +2,7 @@
 
     python benchmarks/speed/pod_plans.py [--jobs=2] [--optimization_level=O1] [--minutes=30]
 
-Needs both compilers: pip install 'vr-jax[tpu,cuda13]'. Each plan is a process of `python -m vr_jax.plan`, whose results
+Needs both compilers: pip install 'vr-jax[tpu,cuda13]'. Each plan is a process of `vr-jax plan`, whose results
 are kept in runs/pod_plans: the same command goes on where it was stopped. What is not planned yet is named below the
 table."""
 
@@ -68,7 +68,7 @@ def run(case: Case, level: str | None) -> str:
     if (case.folder / "plan.json").exists():
         return "kept"
     command = [
-        *(sys.executable, "-m", "vr_jax.plan", f"--config=configs/llava_vr_qwen2_{case.recipe.replace(':', '.py:')}"),
+        *(sys.executable, "-m", "vr_jax", "plan", f"--config=configs/llava_vr_qwen2_{case.recipe.replace(':', '.py:')}"),
         *(f"--topology={case.topology}", f"--output={case.folder}", *case.flags),
     ]
     # Only the TPU's compiler takes much longer at its default.

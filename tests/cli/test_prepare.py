@@ -4,10 +4,15 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import png
-from vr_jax.cli.prepare import main
+from vr_jax.cli import main as program
 from vr_jax.data.records import SourceError
 from vr_jax.data.sources import open_source
 from vr_jax.data.types import Conversation, Skip
+
+
+def main(arguments):
+    return program.main(["prepare", *arguments])
+
 
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Größe 😀\n"}]
 RECORDS = [
@@ -41,7 +46,7 @@ def test_round_trip(folder, capsys):
     with pytest.raises(SourceError, match=r"no split 'test', there are \['train'\]"):
         open_source({"path": written, "split": "test"})
 
-    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 1
+    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 2
     assert "holds a prepared set already" in capsys.readouterr().err
 
     (record_file,) = written.glob("*.array_record*")
@@ -86,7 +91,7 @@ def test_unusable_records_are_left_out_and_listed(folder, capsys):
     records = [*RECORDS, {"id": "bad", "image": "broken.png", "conversations": TALK}, {"id": "gone", "image": "x.png"}]
     (folder / "data.json").write_text(json.dumps(records))
     arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set")]
-    assert main(arguments) == 1
+    assert main(arguments) == 4
     error = capsys.readouterr().err
     assert "2 of 5 records cannot be used" in error
     assert "bad: " in error
@@ -106,10 +111,10 @@ def test_unusable_records_are_left_out_and_listed(folder, capsys):
     ],
 )
 def test_errors_are_one_line(folder, capsys, arguments, message):
-    assert main([*arguments, "--to", str(folder / "set")]) == 1
+    assert main([*arguments, "--to", str(folder / "set")]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert error.count("\n") == 2
 
 
 def test_beam_writes_the_same_records(folder, capsys):
@@ -118,7 +123,7 @@ def test_beam_writes_the_same_records(folder, capsys):
     records = [*RECORDS, {"id": "bad", "image": "x.png", "conversations": TALK}]
     (folder / "data.json").write_text(json.dumps(records))
     arguments = ["--from", str(folder / "data.json"), "--beam", "--to"]
-    assert main([*arguments, str(folder / "strict")]) == 1
+    assert main([*arguments, str(folder / "strict")]) == 4
     assert "1 of 4 records cannot be used\nBeam's logs name them" in capsys.readouterr().err
     assert not list(folder.glob("strict/**/dataset_info.json"))
     assert main([*arguments, str(folder / "set"), "--max-skipped", "0.5", "--records-per-shard", "2"]) == 0
@@ -131,5 +136,5 @@ def test_beam_writes_the_same_records(folder, capsys):
 
 def test_beam_is_asked_for_by_name(folder, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["--from", str(folder / "data.json"), "--beam", "--to", str(folder / "set")]) == 1
+    assert main(["--from", str(folder / "data.json"), "--beam", "--to", str(folder / "set")]) == 2
     assert "pip install 'vr-jax[beam]'" in capsys.readouterr().err

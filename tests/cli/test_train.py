@@ -56,7 +56,7 @@ def test_typical_mistakes_are_one_line(arguments, message, tmp_path):
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if "libtpu" not in line]
     assert "Traceback" not in done.stderr
-    assert lines[-1].startswith("train.py: ")
+    assert lines[-1].startswith("vr-jax train: ")
     assert message in lines[-1]
 
 

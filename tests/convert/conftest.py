@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vr_jax.cli.convert import main
+from vr_jax.cli.main import main
 
 torch = pytest.importorskip("torch", reason="tiny Hugging Face models are made with torch")
 transformers = pytest.importorskip("transformers")
@@ -94,7 +94,7 @@ def convert(capsys):
 
     def run(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
+        status = main(["convert", *map(str, arguments)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -20,8 +20,8 @@ def test_the_example_runs(tmp_path, monkeypatch, converted):
     lines = commands.strip().splitlines()
     assert len(lines) > 5
     for line in lines:
-        program, arguments = shlex.split(line)[:3], shlex.split(line)[3:]
-        assert program == ["python", "-m", "vr_jax.convert"]
+        program, arguments = shlex.split(line)[:2], shlex.split(line)[2:]
+        assert program == ["vr-jax", "convert"]
         converted(*arguments)
     first, again = load_params("model"), load_params("model-again")
     assert first.keys() == again.keys()

@@ -257,7 +257,7 @@ def test_disk_that_fills_up(command, checkpoint, converted, tmp_path):
         converted("import", "--from", checkpoint, "--to", source)
     script = (
         "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
-        "sys.argv[0] = 'convert'; runpy.run_module('vr_jax.convert', run_name='__main__')"
+        "sys.argv.insert(1, 'convert'); runpy.run_module('vr_jax', run_name='__main__')"
     )
     before = sorted(os.listdir(tmp_path))
     result = subprocess.run(

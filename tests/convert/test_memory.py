@@ -21,13 +21,13 @@ MIB = 2**20
 MEASURE = """
 import resource, sys
 import psutil
-from vr_jax.cli.convert import main
+from vr_jax.cli.main import main
 import jax, torch, transformers, vr_jax.convert.importing
 jax.config.update("jax_platforms", "cpu")
 jax.numpy.zeros(1)
 transformers.Qwen2Config()
 before = psutil.Process().memory_info().rss
-assert main(["import", "--from", sys.argv[1], "--to", sys.argv[2]]) == 0
+assert main(["convert", "import", "--from", sys.argv[1], "--to", sys.argv[2]]) == 0
 print("extra bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 

@@ -15,7 +15,9 @@ from flax import nnx
 from tests.efficiency import tiny_systems
 from tests.helpers import params_of
 from tests.inference import tiny
-from vr_jax.efficiency import __main__ as program
+from vr_jax.cli import efficiency as command
+from vr_jax.cli.flags import parse
+from vr_jax.cli.main import main
 from vr_jax.efficiency.measure import load, measure, random_model
 from vr_jax.efficiency.plot import draw
 from vr_jax.efficiency.report import JSON, MARKDOWN, PLOT
@@ -44,8 +46,8 @@ def run(config_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "efficiency"
     sources = [f"--config={config_file}:{name}" for name in ("baseline", "uncompressed", "fastv")]
     scores = ["--score=fastv=40", "--score=baseline=42.9", "--score=uncompressed=45"]
-    options = program.parser().parse_args([*sources, *FLAGS, *scores, f"--output={output}"])
-    return output, program.run(options)
+    flags = parse(command.EfficiencyFlags, [*sources, *FLAGS, *scores, f"--output={output}"])
+    return output, command.compare(flags)
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +144,15 @@ def test_table_and_plot(run, found):
 def test_results_are_replaced_only_if_asked(run, config_file, capsys, monkeypatch):
     kept = (run[0] / JSON).read_bytes()
     arguments = [f"--config={config_file}", f"--output={run[0]}"]
-    assert program.main(arguments) == 1
+    assert main(["efficiency", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"{JSON} is there already; choose another --output, or --overwrite it" in err
     assert (run[0] / JSON).read_bytes() == kept
-    monkeypatch.setattr(program, "measure", lambda *_: pytest.fail("past the check"))
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("past the check"))
     with pytest.raises(pytest.fail.Exception, match="past the check"):
-        program.main([*arguments, "--overwrite"])
-    assert program.main([f"--config={config_file}", f"--output={config_file}"]) == 1
+        main(["efficiency", *arguments, "--overwrite"])
+    assert main(["efficiency", f"--config={config_file}", f"--output={config_file}"]) == 2
     assert "is not a folder; choose another one" in capsys.readouterr().err
 
 
@@ -250,22 +252,22 @@ def test_scores(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to measure"),
+        ([], "--config is missing"),
         (["--config=nowhere.py"], "config nowhere.py does not exist"),
         (["--config=FILE:other"], "no variant 'other': expected one of baseline"),
         (["--config=FILE:no_model"], "the recipe has no model section"),
         (["--config=FILE", "--config=FILE"], "is given twice"),
         (["--config=FILE", "--score=1", "--score=2"], "2 scores for 1 systems (tiny)"),
-        (["--config=FILE", "--new_tokens=1"], "new_tokens = 1: expected at least 2"),
+        (["--config=FILE", "--new_tokens=1"], "--new_tokens = 1: expected an integer >= 2"),
         (["--config=FILE", "--text_tokens=3"], "text_tokens = 3: the chat template and one digit take"),
         (["--config=FILE", "--buckets", "--text_tokens=40000"], "the largest bucket holds 32768"),
         (["--checkpoint=FILE"], "is not a model directory"),
     ],
 )
 def test_mistakes_are_one_line(config_file, capsys, arguments, message):
-    assert program.main([argument.replace("FILE", str(config_file)) for argument in arguments]) == 1
+    assert main(["efficiency", *(argument.replace("FILE", str(config_file)) for argument in arguments)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("efficiency: ")
+    assert last.startswith("vr-jax efficiency: ")
     assert message in last
 
 
@@ -273,7 +275,7 @@ def test_a_layout_that_the_model_cannot_have(tmp_path, capsys):
     """A pruner's settings that the model cannot meet, found when the layout and the pruner come together."""
     path = tiny_systems.write(tmp_path)
     path.write_text(path.read_text().replace('"layer": 1', '"layer": 9'))
-    assert program.main([f"--config={path}:fastv"]) == 1
+    assert main(["efficiency", f"--config={path}:fastv"]) == 2
     assert f"{path}:fastv with --image=anyres4: pruning 'fastv': layer = 9 outside" in capsys.readouterr().err
 
 

@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vr_jax.cli.evaluate import main as evaluation_main
-from vr_jax.cli.evaluate import options_of
 
+from tests.commands import run
 from tests.inference import tiny
 from tests.inference.test_generate import compilations
-from vr_jax.cli import chat
 from vr_jax.data.collate import collate
+from vr_jax.evaluation.evaluate import options_of
 from vr_jax.inference.buckets import Buckets
+from vr_jax.inference.chat import Chat
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
+from vr_jax.inference.sampling import Sampling
 from vr_jax.model.batch import NO_CELL, BatchShape
 from vr_jax.model.config import ConfigError, ProjectorConfig
 from vr_jax.sharding import make_mesh, param_shardings
@@ -157,22 +158,22 @@ def test_eval_and_chat_take_the_flag(folder, capsys):
     """Both answer as a model that was loaded with the pruner; the summary names it."""
     choice = json.dumps({"name": "fastv", "layer": 1, "keep": 0.1})
     flags = {"checkpoint": folder / "model", "benchmark": "chartqa", "data": folder, "batch_size": 1}
-    assert evaluation_main({**flags, "output": folder / "out", "pruning": choice}, None) == 0
+    assert run("eval", **flags, output=folder / "out", pruning=choice) == 0
     summary = json.loads((folder / "out" / "chartqa" / "summary.json").read_text())
     assert summary["settings"]["model"]["pruning"] == {
         **{"name": "fastv", "layer": 1, "keep": 0.1},
         "budget": "after_layer",
     }
-    assert evaluation_main({**flags, "output": folder / "none", "pruning": "vispruner"}, None) == 1
+    assert run("eval", **flags, output=folder / "none", pruning="vispruner") == 2
     assert "needs the projector 'mlp'" in capsys.readouterr().err
 
     loaded = load_for_inference(folder / "model", config=with_pruning(tiny.config(vision_remember=False), choice))
-    talk = chat.Chat(Generator(loaded.model, loaded.tokenizer), loaded.processor, [folder / "wide.png"])
-    expected = "".join(talk.ask("What?", 4, chat.Sampling()))
+    talk = Chat(Generator(loaded.model, loaded.tokenizer), loaded.processor, [folder / "wide.png"])
+    expected = "".join(talk.ask("What?", 4, Sampling()))
     arguments = ["--checkpoint", folder / "model", "--image", folder / "wide.png", "--max_new_tokens", "4", "What?"]
-    assert chat.main([*map(str, arguments), "--pruning", choice]) == 0
+    assert run("chat", *arguments, pruning=choice) == 0
     assert capsys.readouterr().out == expected + "\n"
-    assert chat.main([*map(str, arguments), "--pruning", "fast"]) == 1
+    assert run("chat", *arguments, pruning="fast") == 2
     assert "known names are" in capsys.readouterr().err
 
 

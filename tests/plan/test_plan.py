@@ -15,13 +15,14 @@ from flax import nnx
 
 from tests.training.tiny import noise_batch, tiny_recipe
 from vr_jax import sharding
+from vr_jax.cli import plan as command
+from vr_jax.cli.main import main
 from vr_jax.data.collate import collate
 from vr_jax.inference.generate import PromptBatch
 from vr_jax.inference.sampling import Sampling
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.plan import __main__ as command
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
 from vr_jax.plan.compiling import bytes_per_chip, out_of_memory
@@ -245,16 +246,19 @@ def test_every_chip_has_a_peak():
         ([f"--config={DEMO}", "--topology=cpu:8", "--config.batch.row=3"], "row"),
         ([f"--config={DEMO}", "--topology=cpu:8", "--config.mesh.fsdp=3"], "change config.mesh"),
         ([f"--config={DEMO}", "--topology=cpu:8", "--config.batch.rows=3"], "not divisible by 8"),
-        ([f"--config={DEMO}", "--topology=cpu:8", "--efficiency=2"], "--efficiency=2.0: expected a share"),
+        (
+            [f"--config={DEMO}", "--topology=cpu:8", "--efficiency=2"],
+            "--efficiency = 2.0: expected a finite number > 0 and <= 1",
+        ),
         ([f"--config={DEMO}", "--topology=cpu:8", "--mode=decode", "--cache_tokens=5"], "the prompt alone has"),
         ([f"--config={DEMO}", "--topology=cpu:8", "--mode=decode", "--search"], "--search is for --mode=train"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(command, "prepare_process", parse)
-    assert command.main(arguments) == 2
+    assert main(["plan", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("plan: ")
+    assert error.startswith("vr-jax plan: ")
     assert len(error.splitlines()) == 1
     assert message in error
 
@@ -359,7 +363,7 @@ def test_a_plan_for_tpu():
     """In its own process, whose environment must be set before the compiler is loaded."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "vr_jax.plan", f"--config={DEMO}", "--topology=v5e:2x2"),
+            *(sys.executable, "-m", "vr_jax", "plan", f"--config={DEMO}", "--topology=v5e:2x2"),
             *("--config.batch.tokens=128", "--optimization_level=O0"),
         ],
         cwd=ROOT,

@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.commands import run
 from vr_jax.probe import plot
 from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.results import ProbeResult, TapResult, read_results, table, write_results
@@ -44,7 +45,7 @@ def test_taps_stand_in_the_order_of_the_forward_pass():
 def test_two_models_in_one_figure(folders, tmp_path, capsys):
     for suffix in ("svg", "png"):
         output = tmp_path / "figures" / f"probe.{suffix}"
-        assert plot.main([*map(str, folders), f"--output={output}", "--labels=LLaVA, LLaVA-VR"]) == 0
+        assert run("probe plot", *folders, output=output, labels="LLaVA, LLaVA-VR") == 0
         assert [path.name for path in output.parent.glob(f"*{suffix}")] == [output.name], "nothing temporary is left"
     with Image.open(tmp_path / "figures" / "probe.png") as image:
         assert image.size > (1000, 500)
@@ -74,8 +75,8 @@ def test_results_of_different_settings_get_a_word(folders, tmp_path, capsys):
     other = result("vr", refusion=True)
     settings = {**other.settings, "data": {**other.settings["data"], "train": 80}}
     write_results(folders[1], dataclasses.replace(other, settings=settings))
-    assert plot.main([*map(str, folders), f"--output={tmp_path / 'a.svg'}"]) == 0
-    assert capsys.readouterr().err == "vr_jax.probe.plot: careful, the results differ in data.train: 8, 80\n"
+    assert run("probe plot", *folders, output=tmp_path / "a.svg") == 0
+    assert capsys.readouterr().err == "vr-jax probe plot: careful, the results differ in data.train: 8, 80\n"
 
 
 def test_equal_labels_get_their_paths():
@@ -88,7 +89,7 @@ def test_equal_labels_get_their_paths():
 
 def test_without_matplotlib(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert plot.main([str(folders[0]), f"--output={tmp_path / 'a.svg'}"]) == 1
+    assert run("probe plot", folders[0], output=tmp_path / "a.svg") == 2
     assert "matplotlib is not installed; pip install 'vr-jax[benchmarks]'" in capsys.readouterr().err
     assert not (tmp_path / "a.svg").exists()
 
@@ -98,7 +99,7 @@ def test_without_matplotlib(folders, tmp_path, monkeypatch, capsys):
     [
         (None, "no such file; expected a results.json"),
         ("{", "is not valid JSON"),
-        ("[]", "holds no results of `python -m vr_jax.probe`"),
+        ("[]", "holds no results of `vr-jax probe`"),
         ('{"format": "vr_jax probe", "version": 9}', "has version 9, this code reads version 1"),
         ('{"format": "vr_jax probe", "version": 1}', "is damaged (KeyError: 'taps')"),
     ],
@@ -106,12 +107,12 @@ def test_without_matplotlib(folders, tmp_path, monkeypatch, capsys):
 def test_results_that_cannot_be_read(tmp_path, capsys, text, message):
     if text is not None:
         (tmp_path / "results.json").write_text(text)
-    assert plot.main([str(tmp_path / "results.json")]) == 1
+    assert run("probe plot", tmp_path / "results.json") == 2
     assert message in capsys.readouterr().err
 
 
 def test_an_unknown_kind_of_file(folders, capsys):
-    assert plot.main([str(folders[0]), "--output=a.gif"]) == 1
+    assert run("probe plot", folders[0], output="a.gif") == 2
     assert "expected a file name that ends in .svg, .png, .pdf" in capsys.readouterr().err
 
 

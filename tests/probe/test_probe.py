@@ -1,33 +1,31 @@
 """Whole runs: what is learnt, what is written, one device and eight, the command line and its mistakes."""
 
 import json
-import logging
-import runpy
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl import logging as absl_logging
 from ml_collections import ConfigDict
-from vr_jax.cli.evaluate import fingerprint
 
+from tests.commands import run
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from tests.probe.conftest import LAYERS, QUICK
+from vr_jax.cli.main import main
+from vr_jax.evaluation.evaluate import fingerprint
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.model.config import single_tile
 from vr_jax.probe import tiny_imagenet
 from vr_jax.probe.head import make_heads
 from vr_jax.probe.images import Reader
-from vr_jax.probe.main import ProbeOptions, main, options_of
+from vr_jax.probe.main import ProbeOptions, options_of
+from vr_jax.probe.main import run as probe
 from vr_jax.probe.results import read_results
 from vr_jax.probe.taps import QUESTION, one_tile, prompt_batch, taps_of
 from vr_jax.probe.training import FitOptions, _count, fit
 from vr_jax.settings.config_files import RecipeError, load_recipe
-from vr_jax.sharding import make_mesh
+from vr_jax.sharding import ShardingError, make_mesh
 from vr_jax.storage import directory_lock
 
 
@@ -109,7 +107,7 @@ def test_one_device_agrees_with_eight(result, setting):
 
 
 def test_a_batch_that_the_mesh_cannot_cut(setting):
-    assert main({"checkpoint": str(setting.checkpoint), "data": str(setting.data), "batch_size": 63}, None) == 1
+    assert run("probe", checkpoint=setting.checkpoint, data=setting.data, batch_size=63) == 2
 
 
 def test_flags_win_over_the_recipe(setting):
@@ -148,10 +146,10 @@ def test_the_demos_recipe_knows_its_checkpoint():
         ({"data": "/nowhere"}, "/nowhere: no such folder"),
         ({"layers": "1,9"}, "layers (1, 9): expected increasing numbers in 1..3"),
         ({"layers": "one"}, "layers 'one': expected numbers with commas between"),
-        ({"epochs": 0}, "epochs = 0: expected an integer of at least 1"),
+        ({"epochs": 0}, "--epochs = 0: expected an integer >= 1"),
         ({"width": 30}, "width = 30 is not divisible by heads = 8"),
-        ({"lr": -1.0}, "lr = -1.0"),
-        ({"train_images": -1}, "train_images = -1: expected an integer of at least 0"),
+        ({"lr": -1.0}, "--lr = -1.0: expected a finite number > 0"),
+        ({"train_images": -1}, "--train_images = -1: expected an integer >= 0"),
         ({}, "probe/results.json is there already; choose another --output, or --overwrite it"),
         ({"output": "FILE"}, "is not a folder; choose another one"),
     ],
@@ -161,51 +159,41 @@ def test_mistakes_are_one_line(setting, result, capsys, flags, message):
     given = {"checkpoint": str(setting.checkpoint), "data": str(setting.data)} | flags
     if given.get("output") == "FILE":
         given["output"] = setting.checkpoint / "config.json"
-    assert main(given, None) == 1
+    assert run("probe", **given) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("vr_jax.probe: ")
+    assert err.startswith("vr-jax probe: ")
     assert err.count("\n") == 1
     assert message in err
 
 
-def test_a_mesh_that_does_not_exist(setting, tmp_path, capsys):
-    flags = {"checkpoint": str(setting.checkpoint), "data": str(setting.data), "output": tmp_path}
-    assert main(flags, {"mesh": {"fsdp": -1, "data": 1}}) == 1
-    assert capsys.readouterr().err == "vr_jax.probe: config.mesh has no axis data: expected replica, fsdp, tensor\n"
+def test_a_mesh_that_does_not_exist(setting):
+    with pytest.raises(ShardingError, match=r"config\.mesh has no axis data: expected replica, fsdp, tensor"):
+        probe(options_of({"checkpoint": setting.checkpoint, "data": setting.data}, {"mesh": {"fsdp": -1, "data": 1}}))
 
 
 def test_a_folder_that_another_run_writes_to(setting, tmp_path, capsys):
     flags = {"checkpoint": str(setting.checkpoint), "data": str(setting.data), "output": tmp_path}
     with directory_lock(tmp_path):
-        assert main(flags | {"overwrite": True}, None) == 1
+        assert run("probe", **flags, overwrite=True) == 2
     assert f"{tmp_path} is in use by another run" in capsys.readouterr().err
 
 
-@pytest.fixture
-def command(monkeypatch):
-    """`python -m vr_jax.probe`, without a new process: exit status."""
-    known, handlers = set(flags.FLAGS), list(logging.getLogger().handlers)
+def test_the_command_line_with_random_weights(setting, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["probe", *arguments])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_module("vr_jax.probe", run_name="__main__")
-        return end.value.code
-
-    yield run
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-    if absl_logging.get_absl_handler() not in handlers:
-        logging.getLogger().removeHandler(absl_logging.get_absl_handler())
-
-
-def test_the_command_line_with_random_weights(command, setting, tmp_path, capfd):
-    status = command(
-        *("--config=configs/probe_demo.py:baseline", "--random", f"--data={setting.data}", f"--output={tmp_path}"),
-        *("--config.probe.layers=(2,)", "--config.probe.seeds=1", "--epochs=1", "--train_images=8", "--val_images=8"),
-        *("--batch_size=8", "--config.probe.width=16", "--label=tried out"),
+    status = main(
+        [
+            "probe",
+            *("--config=configs/probe_demo.py:baseline", "--random", f"--data={setting.data}", f"--output={tmp_path}"),
+            *(
+                "--config.probe.layers=(2,)",
+                "--config.probe.seeds=1",
+                "--epochs=1",
+                "--train_images=8",
+                "--val_images=8",
+            ),
+            *("--batch_size=8", "--config.probe.width=16", "--label=tried out"),
+        ]
     )
     out, err = capfd.readouterr()
     assert status == 0, err[-3000:]
@@ -219,9 +207,9 @@ def test_the_command_line_with_random_weights(command, setting, tmp_path, capfd)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe.svg", "results.json"]
 
 
-def test_a_wrong_field_on_the_command_line(command, capfd):
-    assert command("--config=configs/probe_demo.py", "--config.probe.epoch=1", "--data=x") == 2
+def test_a_wrong_field_on_the_command_line(capfd, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["probe", "--config=configs/probe_demo.py", "--config.probe.epoch=1", "--data=x"]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(
-        "vr_jax.probe: --config.probe.epoch: config.probe has no field 'epoch'; did you mean 'epochs'?"
-    )
+    assert last.startswith("vr-jax probe: ")
+    assert "'epoch'" in last

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import run
 from vr_jax.model.config import single_tile
 from vr_jax.probe import stand_in, tiny_imagenet
 from vr_jax.probe.errors import ProbeError
@@ -17,7 +18,7 @@ from vr_jax.probe.tiny_imagenet import LabelledImage, subset
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "stand_in"
-    assert stand_in.main([str(folder), "--classes=3", "--train=50", "--val=4"]) == 0
+    assert run("probe stand_in", folder, classes=3, train=50, val=4) == 0
     return folder
 
 
@@ -58,10 +59,10 @@ def test_the_stand_in_is_repeatable_and_never_overwrites(generated, tmp_path, ca
     stand_in.write(tmp_path / "again", classes=3, train=50, val=4)
     for path in sorted(generated.rglob("*.*")):
         assert (tmp_path / "again" / path.relative_to(generated)).read_bytes() == path.read_bytes()
-    assert stand_in.main([str(generated)]) == 1
+    assert run("probe stand_in", generated) == 2
     assert "holds files; choose an empty folder" in capsys.readouterr().err
-    assert stand_in.main([str(tmp_path / "new"), "--classes=1"]) == 1
-    assert "classes = 1" in capsys.readouterr().err
+    assert run("probe stand_in", tmp_path / "new", classes=1) == 2
+    assert "--classes = 1: expected an integer >= 2 and <= 24" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

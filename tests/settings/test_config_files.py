@@ -5,7 +5,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from vr_jax.cli import demo
+from tests.commands import run
 from vr_jax.settings.config_files import RecipeError, load_recipe
 
 
@@ -44,5 +44,5 @@ def test_a_file_that_is_no_config(tmp_path):
 
 
 def test_the_demo_says_so(capsys, tmp_path):
-    assert demo.main(["--config=nowhere.py", f"--workdir={tmp_path}"]) == 1
-    assert capsys.readouterr().err.startswith("demo: config nowhere.py does not exist")
+    assert run("demo", config="nowhere.py", workdir=tmp_path) == 2
+    assert capsys.readouterr().err.startswith("vr-jax demo: config nowhere.py does not exist")

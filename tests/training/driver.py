@@ -1,15 +1,18 @@
 """A run in a process of its own, to be killed: python -m tests.training.driver WORKDIR [--delay S] [--set FIELD=VALUE]
 
-Same loop, checkpoints and exit codes as train.py, on noise."""
+Same loop, checkpoints and exit codes as `vr-jax train`, on noise."""
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
 
 from tests.training.tiny import noise_inputs, tiny_recipe
-from vr_jax.cli import train as cli
+from vr_jax.cli.logs import start_logging
+from vr_jax.cli.main import guarded
+from vr_jax.training.loop import train
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
@@ -24,4 +27,6 @@ if __name__ == "__main__":
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     changes = dict(item.split("=", 1) for item in options.set)
     config = tiny_recipe(**{name: json.loads(value) for name, value in changes.items()})
-    cli.run(config, options.workdir, open_inputs=noise_inputs(options.delay))
+    start_logging("vr-jax train", verbose=True)
+    inputs = noise_inputs(options.delay)
+    sys.exit(guarded(["vr-jax train"], lambda: train(config, options.workdir, open_inputs=inputs)))

@@ -14,13 +14,14 @@ from tests.training.tiny import NoiseIterator, noise_inputs, tiny_config, tiny_r
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips
 from vr_jax.data.types import Skip
-from vr_jax.model_directory import load_model
-from vr_jax.training import cli, loop
-from vr_jax.training.checkpoint import Checkpoints
+from vr_jax.model_directory import ModelDirectoryError, load_model
+from vr_jax.training import loop
+from vr_jax.training.checkpoint import CheckpointError, Checkpoints
 from vr_jax.training.inputs import Inputs
 from vr_jax.training.metrics import read_metrics
 from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, abstract_state
+from vr_jax.training.stopping import NonFiniteLoss
 
 STEPS = 20
 
@@ -149,14 +150,12 @@ def test_a_damaged_checkpoint_without_checksums_is_not_used_either(copy, caplog)
     assert "continuing from step 16" in caplog.text
 
 
-def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(copy, capsys):
+def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(copy):
     for folder in (copy / "checkpoints").iterdir():
         if folder.is_dir():
             (folder / "state" / "manifest.ocdbt").unlink()
-    with pytest.raises(SystemExit) as exit_code:
-        cli.run(tiny_recipe(), copy, open_inputs=noise_inputs())
-    assert exit_code.value.code == 2
-    assert "were damaged" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="were damaged"):
+        loop.train(tiny_recipe(), copy, open_inputs=noise_inputs())
 
 
 @pytest.mark.parametrize("devices", quick([4, 2, 1], 2))
@@ -203,12 +202,12 @@ def nan_from(step):
     return lambda config, model, mesh, workdir: Inputs(Poisoned(config.batch.rows), 1000, None)
 
 
-def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path, capsys):
+def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path):
     config = tiny_recipe(**{"checkpoint.every": 2, "steps": 12})
-    with pytest.raises(SystemExit) as stop:
-        cli.run(config, tmp_path, open_inputs=nan_from(6))
-    assert stop.value.code == 3
-    message = capsys.readouterr().err
+    with pytest.raises(NonFiniteLoss) as stop:
+        loop.train(config, tmp_path, open_inputs=nan_from(6))
+    assert stop.value.exit_code == 3
+    message = str(stop.value)
     assert "step 6: loss nan" in message
     ids = [f"6/{row}/{sample}" for row in range(8) for sample in (1, 2)]
     assert all(name in message for name in ids)
@@ -220,7 +219,7 @@ def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path, cap
     assert not (tmp_path / "model").exists()
 
 
-def test_too_many_unusable_samples_stop_the_run(tmp_path, capsys):
+def test_too_many_unusable_samples_stop_the_run(tmp_path):
     class Skipping(NoiseIterator):
         def __next__(self):
             host = super().__next__()
@@ -230,23 +229,18 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path, capsys):
     def inputs(config, model, mesh, workdir):
         return Inputs(Skipping(config.batch.rows), 1000, None)
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(tiny_recipe(), tmp_path, open_inputs=inputs)
-    assert stop.value.code == 4
-    message = capsys.readouterr().err
-    assert "bad/1/0: cut off" in message
-    assert "allowed 1.00%" in message
-    with pytest.raises(TooManySkips):
+    with pytest.raises(TooManySkips) as stop:
         loop.train(tiny_recipe(), tmp_path, open_inputs=inputs)
+    assert stop.value.exit_code == 4
+    assert "bad/1/0: cut off" in str(stop.value)
+    assert "allowed 1.00%" in str(stop.value)
 
 
-def test_another_model_does_not_continue_a_run(copy, capsys):
+def test_another_model_does_not_continue_a_run(copy):
     config = tiny_recipe(**{"model.decoder.intermediate_size": 72})
-    with pytest.raises(SystemExit) as stop:
-        cli.run(config, copy, open_inputs=noise_inputs())
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert "params/decoder.stages.0.mlp.down.kernel: found (1, 64, 32), expected (1, 72, 32)" in message
+    message = r"params/decoder\.stages\.0\.mlp\.down\.kernel: found \(1, 64, 32\), expected \(1, 72, 32\)"
+    with pytest.raises(CheckpointError, match=message):
+        loop.train(config, copy, open_inputs=noise_inputs())
     assert (copy / "checkpoints" / "20").is_dir()
 
 
@@ -264,19 +258,18 @@ def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
     before, after = arrays(whole), arrays(tmp_path)
     # One step at learning rate 0 (the warm-up starts there) changes nothing.
     jax.tree.map(np.testing.assert_array_equal, after, before)
-    with pytest.raises(SystemExit):
-        cli.run(tiny_recipe(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
+    with pytest.raises(ModelDirectoryError, match="/nowhere is not a model directory"):
+        loop.train(tiny_recipe(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
 
 
-def test_export_only_writes_the_newest_checkpoint(whole, copy, capsys):
+def test_export_only_writes_the_newest_checkpoint(whole, copy):
     shutil.rmtree(copy / "model")
     config = tiny_recipe(tokenizer="demo")
-    cli.run(config, copy, export_only=True)
+    loop.export_newest(config, copy)
     jax.tree.map(np.testing.assert_array_equal, arrays(copy), arrays(whole))
     assert (copy / "model" / "tokenizer.json").is_file()
-    with pytest.raises(SystemExit):
-        cli.run(config, copy / "empty", export_only=True)
-    assert "no checkpoint to export" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="no checkpoint to export"):
+        loop.export_newest(config, copy / "empty")
 
 
 @pytest.mark.slow

@@ -55,6 +55,11 @@ class EfficiencyFlags(Flags):
 
 def run(flags: EfficiencyFlags) -> None:
     """Measures, prints and writes."""
+    compare(flags)
+
+
+def compare(flags: EfficiencyFlags) -> report.Report:
+    """Measures, prints and writes; returns what was measured."""
     use_compilation_cache()
     sources = [Source(cast(Kind, kind), text) for kind, text in flags.sources]
     found = systems(sources, flags.image)
@@ -81,6 +86,7 @@ def run(flags: EfficiencyFlags) -> None:
         if flags.output is not None:
             report.write(Path(flags.output), result, scores)
             print(f"\n{Path(flags.output) / report.MARKDOWN}, {report.JSON}, {report.PLOT}")
+    return result
 
 
 COMMAND = Command(

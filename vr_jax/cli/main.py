@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from vr_jax.cli.flags import Command, Group, UsageError, help_text, parse, unknown
@@ -64,30 +64,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest[0] == "--version":
         print(f"{PROGRAM} {version(DISTRIBUTION)}")
         return EXIT_DONE
-    words, interrupted = [PROGRAM], "interrupted"
+    words = [PROGRAM]
+    return guarded(words, lambda: _call(words, rest))
+
+
+def guarded(words: Sequence[str], call: Callable[[], int | None]) -> int:
+    """Runs a call and turns what is foreseen to end it into a line on standard error and an exit status.
+
+    Args:
+        words: The words of the command, which begin the line. They are read when the call has ended.
+        call: Returns an exit status, or None after success.
+
+    Returns:
+        The exit status: that of the call, the exit code of its `UserError`, or 130 after Ctrl-C.
+    """
     try:
-        command = _command(rest, words)
-        if any(argument in HELP for argument in rest):
-            print(help_text(" ".join(words), command))
-            return EXIT_DONE
-        if isinstance(command, Group):
-            if command.default is None:
-                raise UsageError(_no_action(command, rest))
-            command = command.default
-        interrupted = command.interrupted
-        start_logging(" ".join(words), verbose=command.verbose)
-        return command.run(parse(command.flags, rest)) or EXIT_DONE
+        return call() or EXIT_DONE
     except (UserError, ValueError, OSError) as error:
         if isinstance(error, ValueError) and not type(error).__module__.startswith("vr_jax"):
             raise  # until every package raises UserError
         print(f"{' '.join(words)}: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
-    except KeyboardInterrupt:
-        print(f"{' '.join(words)}: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{' '.join(words)}: {error or 'interrupted'}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
 
 
-def _command(rest: list[str], words: list[str]) -> Command | Group:
+def _call(words: list[str], rest: list[str]) -> int | None:
+    """Runs the command of a command line; the words that name it move from `rest` to `words`."""
+    command = _command(words, rest)
+    if any(argument in HELP for argument in rest):
+        print(help_text(" ".join(words), command))
+        return EXIT_DONE
+    if isinstance(command, Group):
+        if command.default is None:
+            raise UsageError(_no_action(command, rest))
+        command = command.default
+    start_logging(" ".join(words), verbose=command.verbose)
+    flags = parse(command.flags, rest)
+    try:
+        return command.run(flags)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(command.interrupted) from None
+
+
+def _command(words: list[str], rest: list[str]) -> Command | Group:
     """Finds the command or the action that the first arguments name, and moves its words from `rest` to `words`."""
     name = rest[0].replace("-", "_")
     if name not in COMMANDS:

@@ -1,4 +1,4 @@
-"""Sets prepared as array_record files (`vr_jax.cli.prepare`), read without tensorflow."""
+"""Sets prepared as array_record files (`vr-jax prepare`), read without tensorflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAMAGE = (RuntimeError, ValueError, LookupError, DecodeError)
 
 
 class ArrayRecord:
-    """A set written by `vr_jax.cli.prepare`: array_record files, read through TensorFlow Datasets."""
+    """A set written by `vr-jax prepare`: array_record files, read through TensorFlow Datasets."""
 
     def __init__(self, directory: str | Path, split: str = "train"):
         import tensorflow_datasets as tfds  # slow to import, and needed by this source only

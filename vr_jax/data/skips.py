@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from vr_jax.data.types import HostBatch, Skip
+from vr_jax.errors import EXIT_TOO_MANY_SKIPS, UserError
 
 SkipReason = Literal[
     "malformed_record",  # a field is absent or has the wrong type
@@ -44,8 +45,10 @@ class SkipRecord(Exception):
         return Skip(record_id, self.reason, " ".join(self.detail.split()))
 
 
-class TooManySkips(RuntimeError):
+class TooManySkips(UserError):
     """More samples were skipped than allowed; the message lists them by reason."""
+
+    exit_code = EXIT_TOO_MANY_SKIPS
 
 
 def summary(skips: Iterable[Skip], *, per_reason: int = 20) -> str:

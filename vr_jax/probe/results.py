@@ -74,11 +74,11 @@ def read_results(path: Path) -> ProbeResult:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ProbeError(f"{path}: no such file; expected a {RESULTS} of `python -m vr_jax.probe`") from None
+        raise ProbeError(f"{path}: no such file; expected a {RESULTS} of `vr-jax probe`") from None
     except ValueError as error:
         raise ProbeError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ProbeError(f"{path} holds no results of `python -m vr_jax.probe`")
+        raise ProbeError(f"{path} holds no results of `vr-jax probe`")
     if values.get("version") != VERSION:
         raise ProbeError(f"{path} has version {values.get('version')}, this code reads version {VERSION}")
     try:

@@ -11,20 +11,19 @@ from typing import Any, NoReturn, Self
 import jax
 from jax.experimental import multihost_utils
 
-# Exit codes of train.py (docs/train.md).
-EXIT_DONE = 0
-EXIT_USAGE = 2  # a config, data, model or checkpoint that cannot be used
-EXIT_NOT_FINITE = 3
-EXIT_SKIPPED = 4  # too many unusable samples
-EXIT_PREEMPTED = 75  # saved on SIGTERM; the same command continues (EX_TEMPFAIL of sysexits.h)
+from vr_jax.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss or the gradient is NaN or infinite; names the step and the samples of its batch."""
 
+    exit_code = EXIT_NOT_FINITE
 
-class Preempted(RuntimeError):
+
+class Preempted(UserError):
     """The run was asked to stop and has saved its state."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 class Preemption:

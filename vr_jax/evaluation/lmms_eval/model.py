@@ -93,7 +93,7 @@ class VrJax(lmms):
         tasks = sorted({str(request.task_name) for request in requests})
         raise NotImplementedError(
             f"vr_jax does not answer tasks of several rounds ({', '.join(tasks)}): leave them out; for a conversation "
-            "by hand use python -m vr_jax.cli.chat"
+            "by hand use vr-jax chat"
         )
 
     def _question(self, text: Any, visuals: Any, doc_id: Any, task: str, split: str) -> Question:

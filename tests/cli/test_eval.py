@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from vr_jax.cli.evaluate import EvalOptions, _Interrupt, fingerprint, main, options_of, run
 
+from tests.commands import run
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
+from vr_jax.cli.eval import Interrupt
 from vr_jax.evaluation.benchmarks import PAPER
+from vr_jax.evaluation.evaluate import EvalOptions, evaluate, fingerprint, options_of
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.model.config import VlmConfig
@@ -55,7 +57,7 @@ def results(directory):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    return run(options(folder))
+    return evaluate(options(folder))
 
 
 def test_killed_and_continued_equals_uninterrupted(folder, whole, tmp_path):
@@ -115,7 +117,7 @@ def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
     chosen = options_of(flags, recipe)
     assert (chosen.limit, chosen.batch_size, chosen.output) == (5, 4, tmp_path)
     assert chosen.model == VlmConfig.from_dict(tiny.config().to_dict() | {"remat": "full"})
-    found = run(chosen)
+    found = evaluate(chosen)
     assert not caplog.records
     assert results(tmp_path / "chartqa") == results(folder / "model" / "eval" / "chartqa")[:5]
     assert found.summaries["chartqa"]["items"] == 5
@@ -141,12 +143,12 @@ def both(folder):
 def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_path, capsys):
     flags = {"checkpoint": str(folder / "model"), "data": str(both), "batch_size": 3, "max_new_tokens": 4}
     flags |= {"output": str(tmp_path), "report_items": 4}
-    assert main(flags | {"benchmark": "docvqa"}, None) == 0
+    assert run("eval", **flags, benchmark="docvqa") == 0
     (both / "AI2D").mkdir()
-    assert main(flags | {"benchmark": "gqa, ai2d, chartqa"}, None) == 1, "ai2d has no files, gqa no folder"
+    assert run("eval", **flags, benchmark="gqa, ai2d, chartqa") == 1, "ai2d has no files, gqa no folder"
     out, err = capsys.readouterr()
-    assert "eval.py: gqa was not run: " in err
-    assert "eval.py: ai2d was not run: " in err
+    assert "vr-jax eval: gqa was not run: " in err
+    assert "vr-jax eval: ai2d was not run: " in err
     assert "found neither test.jsonl" in err
     assert "no folder for gqa" in err
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -167,17 +169,17 @@ def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_pa
 
 def test_a_lost_interrupt_is_seen_after_the_next_batch(folder, tmp_path, capsys, monkeypatch):
     """As where Python drops the exception that the signal's handler raises inside a callback of JAX."""
-    monkeypatch.setattr(_Interrupt, "_note", lambda self, *_: setattr(self, "seen", True))
+    monkeypatch.setattr(Interrupt, "note", lambda self, *_: setattr(self, "seen", True))
 
     def interrupting(self, results):
         os.kill(os.getpid(), signal.SIGINT)
         check(self, results)
 
-    check = _Interrupt.check
-    monkeypatch.setattr(_Interrupt, "check", interrupting)
+    check = Interrupt.check
+    monkeypatch.setattr(Interrupt, "check", interrupting)
     flags = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa")}
     before = signal.getsignal(signal.SIGINT)
-    assert main(flags | {"output": str(tmp_path), "batch_size": 4, "limit": 12}, None) == 130
+    assert run("eval", **flags, output=tmp_path, batch_size=4, limit=12) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert len(load_results(tmp_path / "chartqa")) == 8, "one batch, of a row on each device"
     assert signal.getsignal(signal.SIGINT) == before
@@ -206,23 +208,23 @@ def test_names_of_benchmarks():
         ({"benchmark": "gqa,docvqa"}, "no benchmark could be run:"),
         ({"output": "/dev/null"}, "/dev/null cannot be written to (File exists); choose another --output"),
         ({"benchmark": "chartqa,chartqa"}, "expected different names"),
-        ({"report_items": -1}, "report_items = -1: expected an integer of at least 0"),
+        ({"report_items": -1}, "--report_items = -1: expected an integer >= 0"),
         ({"benchmark": None}, "missing: --benchmark"),
         ({"checkpoint": None}, "missing: --checkpoint"),
         ({"checkpoint": "/nowhere"}, "/nowhere is not a model directory"),
         ({"data": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"split": "val"}, "found neither val.jsonl nor val-*.parquet"),
-        ({"batch_size": 0}, "batch_size = 0: expected an integer of at least 1"),
+        ({"batch_size": 0}, "--batch_size = 0: expected an integer >= 1"),
         ({"max_new_tokens": 3}, "max_new_tokens: 16 there, 3 now"),
         ({"limit": 3}, "items.count: 150 there, 3 now"),
     ],
 )
 def test_mistakes_are_explained(folder, whole, capsys, flags, message):
     given = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa")}
-    assert main(given | flags, None) == 1
+    assert run("eval", **given | flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("eval.py: ")
+    assert err.startswith("vr-jax eval: ")
     assert message in err
     assert "Traceback" not in err
 
