@@ -68,7 +68,13 @@ def run(case: Case, level: str | None) -> str:
     if (case.folder / "plan.json").exists():
         return "kept"
     command = [
-        *(sys.executable, "-m", "vr_jax", "plan", f"--config=configs/llava_vr_qwen2_{case.recipe.replace(':', '.py:')}"),
+        *(
+            sys.executable,
+            "-m",
+            "vr_jax",
+            "plan",
+            f"--config=configs/llava_vr_qwen2_{case.recipe.replace(':', '.py:')}",
+        ),
         *(f"--topology={case.topology}", f"--output={case.folder}", *case.flags),
     ]
     # Only the TPU's compiler takes much longer at its default.

@@ -14,7 +14,8 @@ from tests.training.tiny import NoiseIterator, noise_inputs, tiny_config, tiny_r
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips
 from vr_jax.data.types import Skip
-from vr_jax.model_directory import ModelDirectoryError, load_model
+from vr_jax.errors import UserError
+from vr_jax.model_directory import load_model
 from vr_jax.training import loop
 from vr_jax.training.checkpoint import CheckpointError, Checkpoints
 from vr_jax.training.inputs import Inputs
@@ -258,7 +259,7 @@ def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
     before, after = arrays(whole), arrays(tmp_path)
     # One step at learning rate 0 (the warm-up starts there) changes nothing.
     jax.tree.map(np.testing.assert_array_equal, after, before)
-    with pytest.raises(ModelDirectoryError, match="/nowhere is not a model directory"):
+    with pytest.raises(UserError, match="/nowhere is not a model directory"):
         loop.train(tiny_recipe(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
 
 
