@@ -48,5 +48,5 @@ def get_config(variant: str = "phase1") -> ConfigDict:
         config.batch = ConfigDict({"rows": 11, "tokens": 512, "tiles": 15, "accumulation": 1})
         config.samples_per_step = 32
         config.steps = 240
-        config.trainable = ("decoder.*", "projector.*", "image_newline")
+        config.trainable = ("decoder.*", "refusion.*", "projector.*", "image_newline")
     return config

@@ -130,13 +130,13 @@ def test_warm_start_adds_what_the_config_adds(tmp_path):
     remember = tiny_config(refusion=tiny_refusion(insert_after=(1,), levels=(1,)), **changes)
     baseline = randomized(abstract(tiny_config(refusion=None, **changes)), seed=3)
     save_model(tmp_path / "baseline", baseline)
-    with pytest.raises(UserError, match=r"lacks parameters(.|\n)*decoder.refusion.0.ln_q.scale"):
+    with pytest.raises(UserError, match=r"lacks parameters(.|\n)*refusion.blocks.0.ln_q.scale"):
         load_model(tmp_path / "baseline", config=remember)
     started, report = warm_start([tmp_path / "baseline"], remember, make_mesh(fsdp=8), seed=5)
     fresh = merge_stages(params_of(VisionLanguageModel(remember, rngs=nnx.Rngs(5))))
     kept = merge_stages(params_of(baseline))
     found = merge_stages(params_of(started))
-    assert set(report.initialised) == {path for path in fresh if path.startswith("decoder.refusion.")}
+    assert set(report.initialised) == {path for path in fresh if path.startswith("refusion.")}
     assert set(report.loaded) == set(kept)
     assert report.unused == ()
     assert_same(found, kept | {path: fresh[path] for path in report.initialised})
@@ -164,18 +164,18 @@ def test_parts_are_combined(model, tmp_path):
 
 def test_nothing_is_dropped_unless_allowed(saved):
     baseline = tiny_config(refusion=None)
-    with pytest.raises(UserError, match=r"decoder.refusion.1.up.kernel \(24, 48\) of .*unused"):
+    with pytest.raises(UserError, match=r"refusion.blocks.1.up.kernel \(24, 48\) of .*unused"):
         load_model(saved, config=baseline)
-    _, report = warm_start([saved], baseline, allow_unused=["decoder.refusion"])
+    _, report = warm_start([saved], baseline, allow_unused=["refusion"])
     assert report.initialised == ()
-    assert all(path.startswith("decoder.refusion.") for path in report.unused)
+    assert all(path.startswith("refusion.") for path in report.unused)
 
 
 def test_other_shapes_are_listed(saved):
     two_levels = tiny_config(refusion=tiny_refusion(levels=(1, 3)))
     with pytest.raises(UserError) as error:
         load_model(saved, config=two_levels)
-    assert "decoder.refusion.0.ln_f.scale" in str(error.value)
+    assert "refusion.blocks.0.ln_f.scale" in str(error.value)
     assert "found (3, 16), expected (2, 16)" in str(error.value)
 
 

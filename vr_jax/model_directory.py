@@ -190,7 +190,7 @@ def warm_start(
     """A model of `config` that takes what the directories hold and initialises the rest as `VisionLanguageModel(config,
     rngs=nnx.Rngs(seed))` would: phase 2 from phase 1, phase 1 from an encoder and a decoder, LLaVA-VR from LLaVA.
 
-    allow_unused: path prefixes of stored parameters that the model may lack, e.g. "decoder.refusion". Raises
+    allow_unused: path prefixes of stored parameters that the model may lack, e.g. "refusion". Raises
     UserError naming each unused, mis-shaped or twice-given parameter."""
     abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(seed)))
     wanted = jax.eval_shape(merge_stages, flatten_params(abstract))

@@ -47,14 +47,14 @@ PARAM_RULES: tuple[tuple[str, P], ...] = (
     (r".+\.(down|up2|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
     (r".+\.(down|up2|fc2|ffn2)\.bias", P(None)),
     # Deformable attention: offsets and weights of a head lie side by side.
-    (r"decoder\.refusion\..+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
-    (r"decoder\.refusion\..+\.(offsets|weights|value)\.bias", P("tensor")),
-    (r"decoder\.refusion\..+\.output\.kernel", P("tensor", "fsdp")),
-    (r"decoder\.refusion\..+\.output\.bias", P(None)),
-    (r"decoder\.refusion\..+\.level_embed", P()),
+    (r"refusion\..+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
+    (r"refusion\..+\.(offsets|weights|value)\.bias", P("tensor")),
+    (r"refusion\..+\.output\.kernel", P("tensor", "fsdp")),
+    (r"refusion\..+\.output\.bias", P(None)),
+    (r"refusion\..+\.level_embed", P()),
     # Cambrian's aggregator.
-    (r"decoder\.refusion\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
-    (r"decoder\.refusion\..+\.pos_embed", P()),
+    (r"refusion\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
+    (r"refusion\..+\.pos_embed", P()),
     # Projections, learned queries and positions of the projectors; depthwise 3 x 3 kernels are vectors, nearly.
     (r"projector\.(q_proj|kv_proj|proj)\.kernel", P("fsdp", "tensor")),
     (r"projector\.(latents|query|position_embedding)", P(None, "fsdp")),

@@ -310,7 +310,7 @@ def small_recipe() -> ConfigDict:
         image=paper.IMAGES["anyres9"](48),
     )
     config = recipe.base(model)
-    config.trainable = ("decoder.*", "projector.*", "image_newline")
+    config.trainable = ("decoder.*", "refusion.*", "projector.*", "image_newline")
     return config
 
 

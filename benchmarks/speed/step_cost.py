@@ -78,7 +78,7 @@ def block_flops(config: VlmConfig) -> tuple[float, float]:
     def bidirectional(block: Block, stream: DecoderInputs, vision: VisionContext) -> jax.Array:
         return block.bidirectional(stream.hidden, stream, vision, *block._text_token(stream.hidden, vision))
 
-    block = model.decoder.refusion[0]
+    block = model.refusion.blocks[0]
     return flops_of(Block.cross, block, stream.hidden, context), flops_of(bidirectional, block, stream, context)
 
 

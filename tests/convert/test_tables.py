@@ -86,7 +86,7 @@ def test_vision_remember_has_the_names_of_the_reference(case: Case):
     theirs = independent_mapping.under(case.weights, "vr.0.") if case.kind == "llm" else case.weights
     ours = independent_mapping.vision_remember(theirs)
     theirs = {f"0.{name}": value for name, value in theirs.items()}
-    ours = {f"decoder.refusion.0.{path}": value for path, value in ours.items()}
+    ours = {f"refusion.blocks.0.{path}": value for path, value in ours.items()}
     places = slots(VISION_REMEMBER, ours)
     assert {name: slot.shape for name, slot in places.items()} == {name: value.shape for name, value in theirs.items()}
     placed = {path: np.full_like(value, np.nan) for path, value in ours.items()}
@@ -118,11 +118,11 @@ def test_a_parameter_without_a_name_is_an_error():
 
 def test_packed_projections_are_in_the_order_q_k_v():
     params = {
-        f"decoder.refusion.3.self_attn.{x}.{kind}": np.full((2, 2) if kind == "kernel" else 2, k, np.float32)
+        f"refusion.blocks.3.self_attn.{x}.{kind}": np.full((2, 2) if kind == "kernel" else 2, k, np.float32)
         for k, x in enumerate("qkv")
         for kind in ("kernel", "bias")
     }
-    params |= {f"decoder.refusion.3.self_attn.out.{k}": np.zeros((2,) * n) for k, n in (("kernel", 2), ("bias", 1))}
+    params |= {f"refusion.blocks.3.self_attn.out.{k}": np.zeros((2,) * n) for k, n in (("kernel", 2), ("bias", 1))}
     packed = slots(prefixed("model.vision_remember.", VISION_REMEMBER), params)
     weight = packed["model.vision_remember.3.self_attn.in_proj_weight"].take(params)
     np.testing.assert_array_equal(weight[:, 0], [0, 0, 1, 1, 2, 2])

@@ -36,7 +36,7 @@ def new(case: Case) -> DeformableAttention:
 def test_matches_official_output(case: Case):
     shapes, x = shapes_of(case), case.inputs
     named = {f"0.cross_attn.{name}": value for name, value in case.weights.items()}
-    prefix = "decoder.refusion.0.cross_attn."
+    prefix = "refusion.blocks.0.cross_attn."
     attention = torch_weights.load(nnx.eval_shape(lambda: new(case)), VISION_REMEMBER, named, prefix)
 
     @jax.jit

@@ -51,7 +51,7 @@ def sampler(weights, *, hidden_size: int, width: int, stride: int, depth: int = 
     model = model_config(config, hidden_size=hidden_size, stride=stride)
     block = nnx.eval_shape(lambda: sva.Block(config, model, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     named = {f"vision_sampler_layers.0.{name}": value for name, value in weights.items()}
-    return torch_weights.load(block, SVA, named, "decoder.refusion.0.")
+    return torch_weights.load(block, SVA, named, "refusion.blocks.0.")
 
 
 @jax.jit
@@ -101,7 +101,7 @@ def test_sva_from_features_to_the_last_layer(case: Case):
     model = model_config(config, hidden_size=c["D"], width=c["Dv"], stride=stride, side=side, num_layers=c["layers"])
     prepare = nnx.eval_shape(lambda: sva.Features(config, model, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     aux = {name: value for name, value in weights.items() if name.startswith("mm_projector_aux_0")}
-    prepare = torch_weights.load(prepare, SVA, aux, "decoder.refusion_features.")
+    prepare = torch_weights.load(prepare, SVA, aux, "refusion.features.")
     features = jax.jit(prepare)((to_windows(case.inputs["features"], stride)[:, None],))
 
     images = len(c["image_sizes_wh"])
@@ -199,7 +199,7 @@ def test_patch_merger(case: Case):
         )
     )
     named = {f"deepstack_merger_list.0.{name}": value for name, value in case.weights.items()}
-    merger = torch_weights.load(merger, DEEPSTACK, named, "decoder.refusion.0.merger.")
+    merger = torch_weights.load(merger, DEEPSTACK, named, "refusion.blocks.0.merger.")
     raster = case.inputs["x_raster"]
     windows = to_windows(raster.reshape(raster.shape[0], -1, c["Dv"]), c["s"])
     np.testing.assert_array_equal(windows.reshape(-1, c["Dv"]), case.outputs["x_window_order"])

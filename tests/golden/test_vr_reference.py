@@ -159,7 +159,7 @@ def block_of(config: VlmConfig, weights: dict[str, np.ndarray]) -> Block:
         weights = {name: value for name, value in weights.items() if not name.startswith(("ln_s", "self_attn"))}
     block = nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     named = {f"0.{name}": value for name, value in weights.items()}
-    return torch_weights.load(block, VISION_REMEMBER, named, "decoder.refusion.0.")
+    return torch_weights.load(block, VISION_REMEMBER, named, "refusion.blocks.0.")
 
 
 @jax.jit

@@ -86,7 +86,7 @@ def by_hand(model, batch):
     """The stream after every decoder layer, one layer at a time, and after every block."""
     config = model.config
     levels = model.encode_images(batch.tile_pixels)
-    features = model.decoder.refusion_features(tuple(levels[level] for level in config.refusion.levels))
+    features = model.refusion.features(tuple(levels[level] for level in config.refusion.levels))
     context = VisionContext.of(batch, features, config.cells_per_tile)
     inputs = DecoderInputs(hidden=model.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
     after, resumed = {}, {}
@@ -94,7 +94,7 @@ def by_hand(model, batch):
         zip(model.decoder.stages, itertools.pairwise(config.decoder_bounds), strict=True)
     ):
         if k:
-            inputs = model.decoder.refusion[k - 1](inputs, context)
+            inputs = model.refusion.blocks[k - 1](inputs, context)
             resumed[start] = inputs.hidden
         for i in range(stop - start):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], stage)

@@ -138,7 +138,7 @@ def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
 
         def watched(k, inputs):
             if k:
-                seen.append(model.decoder.refusion[k - 1].reread(inputs, context))
+                seen.append(model.refusion.blocks[k - 1].reread(inputs, context))
             return stage_hook(k, inputs)
 
         hidden, _ = model.decoder(model.inputs(levels, batch), None, watched)
@@ -169,11 +169,11 @@ def test_plain_equals_absorbed_and_later_layers_do_not_run(model, batch, found):
 
 
 def test_a_patch_moves_the_weights_of_its_own_cell_only(model, batch):
-    block, hidden = model.decoder.refusion[0], jax.random.normal(jax.random.key(0), (2, 60, 24))
+    block, hidden = model.refusion.blocks[0], jax.random.normal(jax.random.key(0), (2, 60, 24))
 
     @jax.jit
     def run(block, levels, patch):
-        features = model.decoder.refusion_features(levels)
+        features = model.refusion.features(levels)
         features = features.at[patch].multiply(-2)
         inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
         return block.reread(inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)).weights

@@ -152,7 +152,7 @@ def test_counts_equal_the_dot_products_of_the_model(refusion):
 def test_backward_costs_follow_what_is_trained():
     config, unit = tiny(cross_attention="plain"), {"tiles": 3, "tokens": 7, "pairs": 28, "targets": 2}
     forward = forward_flops(config)
-    phase1 = step_flops(config, ["projector.fc1.kernel", "decoder.refusion.0.up.kernel"])
+    phase1 = step_flops(config, ["projector.fc1.kernel", "refusion.blocks.0.up.kernel"])
     assert phase1.per_token == 2 * forward["decoder"]
     assert phase1.per_target == 2 * forward["head"]
     assert phase1.per_tile == forward["encoder"] + 3 * (forward["projector"] + forward["refusion"])

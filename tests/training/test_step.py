@@ -25,8 +25,8 @@ from vr_jax.training.state import (
 )
 from vr_jax.training.step import batch_counts, make_train_step, split_micro_batches
 
-PHASE2 = ("decoder.*", "projector.*", "image_newline")
-PHASE1 = ("decoder.refusion.*", "projector.*")
+PHASE2 = ("decoder.*", "refusion.*", "projector.*", "image_newline")
+PHASE1 = ("refusion.*", "projector.*")
 STEPS = 5
 
 
@@ -121,13 +121,13 @@ def test_one_step_equals_plain_full_logits_training(single):
 def test_only_the_trainable_subset_moves_has_moments_and_gradients():
     phase1 = run((1, 2, 1), globs=PHASE1, frozen_dtype="bfloat16", batches=2)
     state, start = phase1.state, phase1.start
-    assert all(p.startswith(("projector.", "decoder.refusion.")) for p in state.params)
+    assert all(p.startswith(("projector.", "refusion.")) for p in state.params)
     assert {x.dtype for x in state.frozen.values()} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in state.params.values()} == {jnp.dtype(jnp.float32)}
     jax.tree.map(np.testing.assert_array_equal, state.frozen, start.frozen)
     moved = [p for p in state.params if np.any(state.params[p] != start.params[p])]
     # With absorbed keys the key bias cancels in the softmax: it has no gradient.
-    assert set(state.params) - set(moved) <= {"decoder.refusion.0.cross_attn.k.bias"}
+    assert set(state.params) - set(moved) <= {"refusion.blocks.0.cross_attn.k.bias"}
     trained = sum(x.size for x in state.params.values())
     held = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
     assert held == 2 * trained
@@ -173,7 +173,7 @@ def test_model_tree_is_the_model():
 
 def test_trainable_globs_that_match_nothing_are_named():
     tree = ModelTree(tiny_config(refusion=None))
-    with pytest.raises(TrainableError, match=r"'decoder\.refusion\.\*' matches no parameter.*projector\.fc1"):
+    with pytest.raises(TrainableError, match=r"'refusion\.\*' matches no parameter.*projector\.fc1"):
         tree.trainable(PHASE1)
     with pytest.raises(TrainableError, match="empty"):
         tree.trainable([])

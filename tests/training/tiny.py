@@ -115,7 +115,7 @@ def tiny_recipe(**changes) -> ConfigDict:
     """20 updates of everything but the encoder, saved every 4."""
     config = recipe.base(tiny_config())
     config.batch.update(rows=8, tokens=24, tiles=2)
-    config.trainable = ("decoder.*", "projector.*")
+    config.trainable = ("decoder.*", "refusion.*", "projector.*")
     config.optimizer.lr = 3e-3
     config.loss_chunk = 8
     config.steps = 20

@@ -30,7 +30,7 @@ SECTION_OF = (
     ("encoder.", "encoder"),
     ("projector.", "projector"),
     ("image_newline", "projector"),
-    ("decoder.refusion", "refusion"),  # the blocks, and what prepares the features for them
+    ("refusion", "refusion"),  # the blocks, and what prepares the features for them
     ("decoder.", "decoder"),
 )
 

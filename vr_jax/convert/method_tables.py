@@ -103,7 +103,7 @@ LLAVA_PROJECTORS: dict[str, Table] = {
     "pool": prefixed("model.mm_projector.", PROJECTORS["mlp"]),
 }
 
-_BLOCK = "decoder.refusion.{i}"
+_BLOCK = "refusion.blocks.{i}"
 
 # Qwen3-VL in transformers 5.23 (`Qwen3VLVisionPatchMerger`); the pooled merger takes the same names.
 DEEPSTACK: Table = (
@@ -115,9 +115,9 @@ DEEPSTACK: Table = (
 _SAMPLER = "vision_sampler_layers.{i}.layers.{n}"
 # cambrian `vision_sampler.py`, `cambrian_arch.py`, with one encoder.
 SVA: Table = (
-    *linear("mm_projector_aux_0.0", "decoder.refusion_features.fc1"),
-    *linear("mm_projector_aux_0.2", "decoder.refusion_features.fc2"),
-    *norm("mm_projector_aux_0.3", "decoder.refusion_features.norm"),
+    *linear("mm_projector_aux_0.0", "refusion.features.fc1"),
+    *linear("mm_projector_aux_0.2", "refusion.features.fc2"),
+    *norm("mm_projector_aux_0.3", "refusion.features.norm"),
     *linear(f"{_SAMPLER}.proj_context", f"{_BLOCK}.layers.proj_context", bias=False),
     *linear(f"{_SAMPLER}.proj_in", f"{_BLOCK}.layers.proj_in", bias=False),
     Rule(f"{_SAMPLER}.pos_embed_0", (f"{_BLOCK}.layers.pos_embed",)),

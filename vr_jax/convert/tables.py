@@ -123,7 +123,7 @@ def newline(theirs: str) -> Table:
     return (Rule(theirs, ("image_newline",)),)
 
 
-_BLOCK = "decoder.refusion.{i}"
+_BLOCK = "refusion.blocks.{i}"
 # Names of the recorded reference (item vr_reference); up2, gates, ffn and the deformable attention exist only in
 # variants of it.
 VISION_REMEMBER: Table = (

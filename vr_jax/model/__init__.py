@@ -1,0 +1,1 @@
+"""The model: modules and pure functions of arrays."""

@@ -1,13 +1,14 @@
-"""Parameters as flat dicts of dot-joined paths, staged (as the model holds them) or merged (as disks hold them).
+"""Parameters as flat dictionaries by path, staged as the model holds them or merged as files hold them.
 
-Staged: `decoder.stages.2.attn.q.kernel`, one leading axis for the layers of stage 2.
-Merged: `decoder.layers.attn.q.kernel`, the leading axis is the layer's number in the whole decoder, so that moving an
-re-fusion block, which only moves the stage bounds, does not orphan a checkpoint (design decision 1)."""
+Staged paths are `decoder.stages.2.attn.q.kernel`, with one leading axis for the layers of stage 2. Merged paths are
+`decoder.layers.attn.q.kernel`, whose leading axis is the layer's number in the whole decoder. Moving a re-fusion block
+moves only the bounds of the stages, so files hold merged parameters (docs/design/decisions.md#decision-1).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,33 +18,44 @@ import jax.numpy as jnp
 from vr_jax.model.config import VlmConfig
 from vr_jax.sharding import path_of
 
-_STAGED = re.compile(r"(?P<stack>vision|decoder)\.stages\.(?P<stage>\d+)\.(?P<rest>.+)")
-_MERGED = re.compile(r"(?P<stack>vision|decoder)\.layers\.(?P<rest>.+)")
+_STAGED = re.compile(r"(?P<stack>encoder|decoder)\.stages\.(?P<stage>\d+)\.(?P<rest>.+)")
+_MERGED = re.compile(r"(?P<stack>encoder|decoder)\.layers\.(?P<rest>.+)")
 
 
 def flatten_params(module: Any) -> dict[str, Any]:
-    """Every array of a module (or of its abstract tree) by its dot-joined path."""
+    """Every array of a module, or of its abstract tree, by its dot-joined path."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
 def unflatten_params[Module](module: Module, params: Mapping[str, Any]) -> Module:
-    """`module` (abstract or not) with its arrays replaced by those of `params`.
+    """A module with its arrays replaced.
 
-    Raises KeyError for a path that `params` lacks."""
+    Args:
+        module: The module, or its abstract tree.
+        params: The new arrays by path.
+
+    Raises:
+        KeyError: `params` lacks a path of the module.
+    """
     leaves, structure = jax.tree_util.tree_flatten_with_path(module)
     return jax.tree_util.tree_unflatten(structure, [params[path_of(path)] for path, _ in leaves])
 
 
 def merged_path(path: str) -> str:
-    """`decoder.stages.K.x` -> `decoder.layers.x`; any other path unchanged."""
+    """The merged form of a staged path; any other path stays as it is."""
     match = _STAGED.fullmatch(path)
     return f"{match['stack']}.layers.{match['rest']}" if match else path
 
 
 def merge_stages(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Staged to merged: the stages of each stack are joined along the layer axis, in order.
+    """Joins the stages of each stack along the layer axis.
 
-    Takes arrays; for ShapeDtypeStructs run it under `jax.eval_shape`."""
+    Args:
+        params: Arrays by staged path. For ShapeDtypeStructs run the function under `jax.eval_shape`.
+
+    Returns:
+        Arrays by merged path.
+    """
     stages: dict[str, dict[int, Any]] = {}
     merged: dict[str, Any] = {}
     for path, array in params.items():
@@ -59,9 +71,18 @@ def merge_stages(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_stages(params: Mapping[str, Any], config: VlmConfig) -> dict[str, Any]:
-    """Merged to staged, cut where `config` has its stage bounds; the inverse of `merge_stages`.
+    """Cuts merged parameters at the bounds of a config's stages; the inverse of `merge_stages`.
 
-    Raises ValueError where the number of layers differs from the config's."""
+    Args:
+        params: Arrays by merged path.
+        config: The model.
+
+    Returns:
+        Arrays by staged path.
+
+    Raises:
+        ValueError: The number of layers differs from the config's.
+    """
     staged: dict[str, Any] = {}
     for path, array in params.items():
         match = _MERGED.fullmatch(path)
@@ -77,5 +98,6 @@ def split_stages(params: Mapping[str, Any], config: VlmConfig) -> dict[str, Any]
     return staged
 
 
-def stage_bounds(config: VlmConfig, stack: str) -> Sequence[int]:
-    return config.encoder_bounds if stack == "vision" else config.decoder_bounds
+def stage_bounds(config: VlmConfig, stack: str) -> tuple[int, ...]:
+    """The bounds of the stages of a stack, "encoder" or "decoder"."""
+    return config.encoder_bounds if stack == "encoder" else config.decoder_bounds

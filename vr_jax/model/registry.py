@@ -1,171 +1,487 @@
-"""What every config shares, and the bases of the exchangeable methods: projectors, re-fusion blocks, pruners.
+"""The five kinds of exchangeable methods, and the registry in which a method's config class enters itself by name.
 
-A method's config class stands in its own module and derives from one of these; `model/config.py` finds it by name."""
+A method is one file: its frozen config dataclass, its modules, its shapes and its FLOP count. The config class derives
+from the base of its kind and states its name, which registers it::
+
+    @dataclass(frozen=True, kw_only=True)
+    class PoolConfig(ProjectorConfig, name="pool"):
+        ...
+
+A method reads of the rest of the model only what `ModelSpec` holds. This module imports no method; `discover` imports
+the files of the five folders by name. See docs/methods.md for an example of each kind.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
-if TYPE_CHECKING:
-    from vr_jax.model.config import ImageConfig, VlmConfig
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
 
+from vr_jax.errors import ConfigError
+from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, check
+from vr_jax.model.batch import Batch
+from vr_jax.model.decoders.stages import DecoderModule, StageHook
 
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names the field, what it holds and what it may hold."""
+# The field of VlmConfig that holds a method of each kind, and the folder of vr_jax.model with the files of that kind.
+FOLDERS: dict[str, str] = {
+    "encoder": "encoders",
+    "projector": "projectors",
+    "decoder": "decoders",
+    "refusion": "refusion",
+    "pruning": "pruning",
+}
 
-
-class Config:
-    """`to_dict` / `from_dict` for frozen dataclasses; nested configs are dicts, tuples are lists (JSON-safe)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return _plain(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises ConfigError naming an unknown field, and the known ones."""
-        known = sorted(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ConfigError(f"{cls.__name__}: unknown field(s) {unknown}; known fields: {known}")
-        return cls(**{name: _tuples(cls.parse_field(name, value)) for name, value in values.items()})
-
-    @classmethod
-    def parse_field(cls, name: str, value: Any) -> Any:
-        """A field's value from its JSON form; classes with nested configs override it."""
-        del name
-        return value
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def check_choice(owner: str, name: str, value: Any, choices: tuple) -> None:
-    check(value in choices, f"{owner}.{name} = {value!r}: expected one of {list(choices)}")
-
-
-def check_increasing(owner: str, name: str, value: tuple[int, ...]) -> None:
-    check(
-        len(value) > 0 and list(value) == sorted(set(value)),
-        f"{owner}.{name} = {value}: expected at least one, strictly increasing",
-    )
+_methods: dict[str, dict[str, type[MethodConfig]]] = {kind: {} for kind in FOLDERS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectorConfig(Config):
-    """A token-compressing projector (paper, Table 1) and its stride s: s*s patches become one vision token.
+class ModelSpec:
+    """The facts about a whole model that its methods may read; `VlmConfig.spec` makes one.
 
-    Projectors with further fields derive from it; VlmConfig turns a plain one into its projector's own class."""
+    Attributes:
+        grid: Patches per side of a tile.
+        encoder_width: Channels of the encoder's hidden states.
+        encoder_layers: Number of the encoder's layers.
+        decoder_width: Channels of the decoder's hidden states.
+        decoder_layers: Number of the decoder's layers.
+        decoder_heads: Query heads of a decoder layer.
+        rope_theta: Base of the decoder's rotary frequencies.
+        projector: Name of the projector.
+        stride: Patches per side of a window, which becomes one vision token.
+        cells_per_side: Vision tokens per side of a tile.
+        feature_level: The encoder's hidden state that feeds the projector; 0 is the patch embeddings.
+        attention: Backend of the full attention (`vr_jax.kernels.attention`).
+        remat: What the decoder's layers recompute in the backward pass (`layers.maybe_remat`).
+        dtype: Type of the activations.
+    """
 
-    name: str = "pool"
-    stride: int = 3
+    grid: int
+    encoder_width: int
+    encoder_layers: int
+    decoder_width: int
+    decoder_layers: int
+    decoder_heads: int
+    rope_theta: float
+    projector: str
+    stride: int
+    cells_per_side: int
+    feature_level: int
+    attention: str = "auto"
+    remat: str = "none"
+    dtype: DTypeLike = jnp.float32
 
-    def __post_init__(self):
-        check(self.stride >= 1, f"ProjectorConfig.stride = {self.stride}: expected an integer >= 1")
-        check(
-            self.name != "mlp" or self.stride == 1,
-            f"ProjectorConfig: projector 'mlp' does not compress, stride must be 1, found {self.stride}",
-        )
+    @property
+    def patches_per_tile(self) -> int:
+        """Patches of a tile."""
+        return self.grid**2
+
+    @property
+    def patches_per_cell(self) -> int:
+        """Patches of a window."""
+        return self.stride**2
+
+    @property
+    def cells_per_tile(self) -> int:
+        """Vision tokens of a tile."""
+        return self.cells_per_side**2
+
+
+class MethodConfig(Config):
+    """Base of all method configs: it registers subclasses by name and keeps the name in their JSON form.
+
+    Attributes:
+        kind: One of the keys of `FOLDERS`.
+        name: The name that chooses the method in a config file.
+    """
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, *, name: str | None = None, kind: str | None = None, **options: Any) -> None:
+        """Registers a method.
+
+        Args:
+            name: The method's name.
+            kind: Given by the base of a kind in place of a name.
+            **options: Passed on.
+
+        Raises:
+            TypeError: The name is missing, or another class of the same kind has it.
+        """
+        super().__init_subclass__(**options)
+        if kind is not None:
+            cls.kind = kind
+            return
+        if not name:
+            raise TypeError(f"{cls.__qualname__} has no name: write class {cls.__qualname__}(..., name=...)")
+        known = _methods[cls.kind]
+        if name in known:
+            other = known[name]
+            raise TypeError(
+                f"{cls.__module__}.{cls.__qualname__}: the {cls.kind} {name!r} exists already, "
+                f"it is {other.__module__}.{other.__qualname__}; choose another name"
+            )
+        cls.name = name
+        known[name] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the fields as a dictionary that JSON can hold."""
+        return {"name": self.name, **super().to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
+        """Builds the config from what `to_dict` returns.
+
+        Args:
+            values: Field names and JSON-safe values. The base of a kind needs a `name`, which chooses the class; for
+                the class of a method it may be absent.
+            where: What the error messages call this config.
+
+        Raises:
+            ConfigError: The name is absent, unknown or that of another method; or a field is unknown or has a wrong
+                value.
+        """
+        own = getattr(cls, "name", None)
+        where = where or (cls.kind if own is None else cls.__name__)
+        fields = {key: value for key, value in values.items() if key != "name"}
+        name = values.get("name", own)
+        if own is None:
+            return method(cls.kind, name, where).from_dict(fields, where)  # type: ignore[return-value]  # a subclass
+        check(name == own, f"{where}.name = {name!r}: {cls.__name__} is the {cls.kind} {own!r}")
+        return super().from_dict(fields, where)
+
+
+@runtime_checkable
+class EncoderModule(Protocol):
+    """The interface of an encoder's module."""
+
+    def __call__(
+        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
+    ) -> tuple[Float[Array, "*B cells patches D"], ...]:
+        """The hidden states `levels` (0 is the patch embeddings) of tiles, window-major."""
+        ...
+
+    def received_attention(self, hidden: Float[Array, "*B cells patches D"]) -> Float[Array, "*B heads cells patches"]:
+        """The attention that each patch receives in the last layer, averaged over the patches that attend; float32.
+
+        Args:
+            hidden: The input of that layer.
+
+        Returns:
+            The attention of each head; over the patches of a tile it sums to one.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(MethodConfig, kind="encoder"):
+    """A vision encoder, which maps tiles to feature levels.
+
+    Attributes:
+        hidden_size: Channels of the hidden states.
+        num_layers: Number of layers.
+        image_size: Pixels per side of a tile.
+    """
+
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    image_size: PositiveInt
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of a tile."""
+        raise NotImplementedError
+
+    def flops_per_tile(self, layers: int) -> float:
+        """Operations of the forward pass of one tile through the first `layers` layers, two per multiply-add."""
+        raise NotImplementedError
+
+    def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> EncoderModule:
+        """The encoder's module.
+
+        Args:
+            spec: The model that it belongs to.
+            bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1; every level that is read is a bound.
+            rngs: Random state of the initial values.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig(MethodConfig, kind="projector"):
+    """A token-compressing projector (paper, Table 1).
+
+    Attributes:
+        stride: Patches per side of a window; stride * stride patches become one vision token.
+    """
+
+    stride: PositiveInt = 3
 
     def cells_per_side(self, grid: int) -> int:
         """Vision tokens per side of a tile of grid x grid patches."""
         return grid // self.stride
 
-    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
-        """Encoder hidden states that the projector reads; the first one is its main input."""
-        return (model.vision_feature_layer,)
+    def feature_levels(self, spec: ModelSpec) -> tuple[int, ...]:
+        """The encoder's hidden states that the projector reads; the first is its main input."""
+        return (spec.feature_level,)
 
-    def check_model(self, model: VlmConfig) -> None:
-        """Raises ConfigError where the projector does not fit the rest of the model."""
+    def check_model(self, spec: ModelSpec) -> None:
+        """Checks that the projector fits the model.
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        """Operations of the forward pass: two per multiply-add of its matrix products (methods.md 9.2)."""
-        width, hidden = model.encoder.hidden_size, model.decoder.hidden_size
-        return 2 * model.cells_per_tile * (width * hidden + hidden**2)
+        Raises:
+            ConfigError: It does not fit.
+        """
+
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """Operations of the forward pass of one tile, two per multiply-add of a matrix product.
+
+        The default is that of two linear layers on every vision token.
+        """
+        return 2 * spec.cells_per_tile * (spec.encoder_width * spec.decoder_width + spec.decoder_width**2)
+
+    def build(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> Any:
+        """The projector's module.
+
+        It maps one array (..., cells, patches of a cell, encoder width) for each of `feature_levels` to vision tokens
+        (..., cells, decoder width).
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusionConfig(Config):
-    """What acts on the vision tokens between decoder layers, from the encoder's hidden states `levels`."""
+class DecoderConfig(MethodConfig, kind="decoder"):
+    """A text decoder, whose layers run in stages.
 
-    name: str
-    # Decoder layers already run when a block acts, counted from 1 as in the paper ("after the first and fourth").
-    insert_after: tuple[int, ...] = (1, 4)
-    levels: tuple[int, ...] = (7, 15, 23)  # indices into the encoder's hidden states; 0 = patch embeddings
+    Attributes:
+        vocab_size: Number of tokens.
+        hidden_size: Channels of the hidden states.
+        num_layers: Number of layers.
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key and value heads of a layer.
+        rope_theta: Base of the rotary frequencies.
+        tie_word_embeddings: Whether the output matrix is the transposed embedding.
+    """
 
-    def __post_init__(self):
-        for name in ("insert_after", "levels"):
-            check_increasing(type(self).__name__, name, getattr(self, name))
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    rope_theta: PositiveFloat
+    tie_word_embeddings: bool
+
+    def flops_per_token(self) -> float:
+        """Operations of the forward pass of one token through the linear layers, two per multiply-add."""
+        raise NotImplementedError
+
+    def flops_per_pair(self) -> float:
+        """Operations of the attention of all layers for one query and one visible key."""
+        raise NotImplementedError
+
+    def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> DecoderModule:
+        """The decoder's module.
+
+        Args:
+            spec: The model that it belongs to.
+            bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1.
+            rngs: Random state of the initial values.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusionConfig(MethodConfig, kind="refusion"):
+    """Re-fusion blocks, which update the vision tokens between decoder layers from the encoder's hidden states.
+
+    Attributes:
+        insert_after: Numbers of decoder layers that have run when a block acts, counted from 1 as in the paper ("after
+            the first and fourth layer").
+        levels: The encoder's hidden states that the blocks read; 0 is the patch embeddings.
+    """
+
+    insert_after: tuple[PositiveInt, ...] = (1, 4)
+    levels: tuple[NonNegativeInt, ...] = (7, 15, 23)
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        super().__post_init__()
+        for field in ("insert_after", "levels"):
+            check_increasing(f"{type(self).__name__}.{field}", getattr(self, field))
 
     @property
     def blocks(self) -> int:
-        """Modules with weights of their own: one per insertion unless they share."""
+        """Number of blocks with weights of their own: one per insertion unless insertions share theirs."""
         return len(self.insert_after)
 
     @property
     def pooled_text(self) -> str:
-        """Which text the blocks may pool (`VisionRememberConfig.text_pool`)."""
+        """The text that the blocks may pool, one of the choices of `VisionRememberConfig.text_pool`."""
         return "none"
 
-    def check_model(self, model: VlmConfig) -> None:
-        """Raises ConfigError where the re-fusion block does not fit the rest of the model."""
+    def check_model(self, spec: ModelSpec) -> None:
+        """Checks that the blocks fit the model.
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        """Operations of the forward pass of all insertions: two per multiply-add (methods.md 9.2)."""
+        Raises:
+            ConfigError: They do not fit.
+        """
+
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """Operations of the forward pass of all insertions for one tile, two per multiply-add."""
+        raise NotImplementedError
+
+    def build_features(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> Any:
+        """The module that prepares the features for all blocks, run once per forward pass; None if there is none.
+
+        It maps a tuple of the hidden states `levels`, each (B, T, cells, patches of a cell, encoder width), to what the
+        blocks find in `VisionContext.features`. Without it they find the tuple.
+        """
+        del spec, rngs
+
+    def build(self, spec: ModelSpec, index: int, *, rngs: nnx.Rngs) -> Any:
+        """The block of insertion `index`, a module that maps (DecoderInputs, VisionContext) to DecoderInputs."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSize:
-    """What a prompt holds, as far as a pruner's budget depends on it."""
+    """The contents of a prompt, as far as a pruner's budget depends on them.
 
-    text: int  # tokens
-    cells: int  # vision tokens that stand for a cell
+    Attributes:
+        text: Text tokens.
+        cells: Vision tokens that stand for a cell.
+        newlines: Image-newline tokens.
+        tiles: Tiles.
+    """
+
+    text: int
+    cells: int
     newlines: int
     tiles: int
 
     @property
     def vision(self) -> int:
+        """Vision tokens, newlines included."""
         return self.cells + self.newlines
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrunerConfig(Config):
-    """Drops vision tokens of an already trained model at inference; adds no parameters."""
+class ForwardPass:
+    """The modules and inputs of one forward pass that a pruner may use.
 
-    name: str
+    Attributes:
+        encoder: The encoder.
+        decoder: The decoder.
+        levels: The encoder's hidden states by number, each (B, T, cells, patches of a cell, encoder width).
+        batch: The batch.
+        lengths: The row length of every decoder stage, which holds the tokens that `PrunerConfig.kept` counts; None if
+            rows keep their length.
+    """
 
-    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
-        """Decoder layers already run where it looks at, or drops from, the stream: stage bounds."""
+    encoder: EncoderModule
+    decoder: DecoderModule
+    levels: Mapping[int, Float[Array, "B T C S Dv"]]
+    batch: Batch
+    lengths: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunerConfig(MethodConfig, kind="pruning"):
+    """A pruner, which drops vision tokens of an already trained model at inference and has no parameters."""
+
+    def cuts(self, spec: ModelSpec) -> tuple[int, ...]:
+        """Numbers of decoder layers that have run where the pruner ranks or drops tokens; stages end there."""
         raise NotImplementedError
 
-    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
-        """Encoder hidden states it reads beyond the projector's."""
-        del model
+    def feature_levels(self, spec: ModelSpec) -> tuple[int, ...]:
+        """The encoder's hidden states that the pruner reads beyond the projector's."""
+        del spec
         return ()
 
-    def check_model(self, model: VlmConfig) -> None:
-        """Raises ConfigError where the pruner does not fit the model, or its budget cannot be met."""
+    def check_model(self, spec: ModelSpec) -> None:
+        """Checks that the pruner fits the model and that its budget can be met.
 
-    def adapt_image(self, image: ImageConfig) -> ImageConfig:
-        """The image layout of the official code, for a model that was trained with another."""
+        Raises:
+            ConfigError: One of these fails.
+        """
+
+    def adapt_image(self, image: Any) -> Any:
+        """The image layout of the official code (an `ImageConfig`), for a model that was trained with another one."""
         return image
 
-    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
-        """Tokens of a prompt, text included, that decoder layer `layer` (counted from 0) sees, at most."""
+    def kept(self, spec: ModelSpec, layer: int, prompt: PromptSize) -> int:
+        """The largest number of a prompt's tokens, text included, that decoder layer `layer` (counted from 0) reads."""
         raise NotImplementedError
+
+    def build(self, spec: ModelSpec, forward: ForwardPass) -> StageHook[Any]:
+        """The stage hook that prunes in one forward pass.
+
+        Rows of its inputs hold one segment each and are aligned to the right, and stay so. Where `forward.lengths` is
+        given, the hook cuts the rows of stage k to lengths[k] slots; otherwise dropped tokens stay as padding.
+        """
+        raise NotImplementedError
+
+
+def check_increasing(where: str, values: tuple[float, ...]) -> None:
+    """Raises ConfigError unless there is at least one value and they are strictly increasing."""
+    check(
+        len(values) > 0 and list(values) == sorted(set(values)),
+        f"{where} = {values}: expected at least one number, strictly increasing",
+    )
+
+
+@functools.cache
+def discover() -> None:
+    """Imports every file of the five method folders, so that the methods in them are registered.
+
+    This is the only dynamic import of the model package. Calling it again does nothing.
+    """
+    for folder in FOLDERS.values():
+        package = importlib.import_module(f"vr_jax.model.{folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def names(kind: str) -> list[str]:
+    """The names of all methods of a kind (a key of `FOLDERS`), sorted."""
+    discover()
+    return sorted(_methods[kind])
+
+
+def method(kind: str, name: Any, where: str | None = None) -> type[Any]:
+    """The config class of a method.
+
+    Args:
+        kind: A key of `FOLDERS`.
+        name: The method's name.
+        where: What the error message calls the config, e.g. "config.model.projector"; by default the kind.
+
+    Raises:
+        ConfigError: There is no such method; the message lists the known names.
+    """
+    known = names(kind)
+    if name in known:
+        return _methods[kind][name]
+    near = difflib.get_close_matches(str(name), known, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"{where or kind}.name = {name!r}: {hint}known names are {', '.join(known)}")
+
+
+@contextmanager
+def registered_temporarily() -> Iterator[None]:
+    """Forgets the methods that are registered inside the context when it ends; for tests."""
+    discover()
+    before = {kind: dict(known) for kind, known in _methods.items()}
+    try:
+        yield
+    finally:
+        _methods.update(before)

@@ -1,22 +1,28 @@
-"""What the vision tokens of LLaVA-VR re-read: the weights of the local cross-attention at every insertion."""
+"""The attention weights of the local cross-attention of Vision Remember, at every insertion."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
+from vr_jax.errors import ConfigError
 from vr_jax.model.batch import Batch
-from vr_jax.model.config import ConfigError, VisionRememberConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import DecoderInputs
-from vr_jax.model.refusion.vision_remember import Reread
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.refusion.vision_remember import Reread, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import constrain
 
+# The state of the model's own stage hook, and the results so far.
+State = tuple[Any, tuple[Reread, ...]]
+
 
 def reread_refusal(config: VlmConfig) -> str | None:
-    """Why `reread` has nothing to say about a model; None where it has."""
+    """The reason why `reread` does not work with a model, or None where it works."""
     refusion = config.refusion
     if not isinstance(refusion, VisionRememberConfig):
-        found = "no refusion" if refusion is None else f"re-fusion block {refusion.name!r}"
+        found = "no re-fusion block" if refusion is None else f"the re-fusion block {refusion.name!r}"
         return f"only Vision Remember re-reads windows; this model has {found}"
     if refusion.interaction != "local":
         return (
@@ -27,25 +33,39 @@ def reread_refusal(config: VlmConfig) -> str | None:
 
 
 def reread(model: VisionLanguageModel, batch: Batch) -> tuple[Reread, ...]:
-    """One Reread for each of `config.refusion.insert_after`, from a prefill that ends at the last of them.
+    """The weights and updates of every insertion, from a prefill that ends at the last of them.
 
-    For jax.jit; rows may be packed, and may be sharded: the result is whole on every device. Raises ConfigError with
-    `reread_refusal`."""
+    The function is for jax.jit. Rows may be packed and may be sharded; the result is whole on every device.
+
+    Args:
+        model: A model for which `reread_refusal` gives no reason.
+        batch: The batch.
+
+    Returns:
+        One `Reread` for each of `config.refusion.insert_after`.
+
+    Raises:
+        ConfigError: The model has no local cross-attention.
+    """
     if refusal := reread_refusal(model.config):
         raise ConfigError(f"reread: {refusal}")
     assert model.config.refusion is not None
     levels = model.encode_images(batch.tile_pixels)
-    context, stage_hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
-    assert stage_hook is not None
-    found: list[Reread] = []
+    context, hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
+    assert hook is not None
 
-    def watched(k: int, inputs: DecoderInputs) -> DecoderInputs:
+    insertions = model.config.refusion.insert_after
+
+    def apply(k: int, inputs: DecoderInputs, state: State) -> tuple[DecoderInputs, State]:
+        inner, found = state
         if k:
-            found.append(model.refusion(k).reread(inputs, context))
-        return stage_hook(k, inputs)
+            found = (*found, model.refusion.block(len(found)).reread(inputs, context))
+        inputs, inner = hook.apply(k, inputs, inner)
+        return inputs, (inner, found)
 
-    last = model.config.refusion.insert_after[-1]
     inputs = model.inputs(levels, batch)
-    before_last = model.decoder.hidden_states(inputs, [last], watched).after[last]
-    found.append(model.refusion(len(found) + 1).reread(inputs.replace(hidden=before_last), context))
-    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tuple(found))
+    states = model.decoder.hidden_states(inputs, insertions[-1:], StageHook(apply, (hook.state, ())))
+    _, found = states.hook_state
+    last = model.refusion.block(len(insertions) - 1)
+    found = (*found, last.reread(inputs.replace(hidden=states.after[insertions[-1]]), context))
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), found)

@@ -125,7 +125,7 @@ def _phase1(model: VlmConfig) -> ConfigDict:
     config.batch = ConfigDict({"rows": 64, "tokens": 4 * (model.cells_per_tile + 17), "tiles": 4, "accumulation": 1})
     config.samples_per_step = 256
     config.optimizer.lr = 1e-3
-    config.trainable = ("projector.*", *(("decoder.refusion*",) if model.refusion else ()))
+    config.trainable = ("projector.*", *(("refusion.*",) if model.refusion else ()))
     return config
 
 
@@ -142,7 +142,7 @@ def _phase2(model: VlmConfig) -> ConfigDict:
     config.batch = ConfigDict({"rows": 8, "tokens": tokens, "tiles": tiles, "accumulation": 1})
     config.samples_per_step = 32 if model.cells_per_tile >= 64 else 39  # 1/16: more than four fit into that length
     config.optimizer.lr = 2e-4
-    config.trainable = ("decoder.*", "projector.*", "image_newline")
+    config.trainable = ("decoder.*", "projector.*", "image_newline", *(("refusion.*",) if model.refusion else ()))
     return config
 
 

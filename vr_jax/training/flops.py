@@ -79,7 +79,7 @@ def step_flops(config: VlmConfig, trainable: Iterable[str]) -> StepFlops:
     def trains(*prefixes: str) -> bool:
         return any(path.startswith(prefix) for path in trainable for prefix in prefixes)
 
-    inputs = trains("encoder.", "projector.", "image_newline", "decoder.embed.", "decoder.refusion")
+    inputs = trains("encoder.", "projector.", "image_newline", "decoder.embed.", "refusion.")
     layers = trains("decoder.stages.")
     head = trains("decoder.embed." if config.decoder.tie_word_embeddings else "decoder.lm_head.")
     forward = forward_flops(config)
@@ -88,7 +88,7 @@ def step_flops(config: VlmConfig, trainable: Iterable[str]) -> StepFlops:
     return StepFlops(
         per_tile=encoder * forward["encoder"]
         + (3 if trains("projector.") else encoder) * forward["projector"]
-        + (1 + inputs + trains("decoder.refusion")) * forward["refusion"],
+        + (1 + inputs + trains("refusion.")) * forward["refusion"],
         per_token=decoder * forward["decoder"],
         per_pair=(3 if inputs or layers else 1) * forward["attention"],
         per_target=(1 + (inputs or layers) + head) * forward["head"],

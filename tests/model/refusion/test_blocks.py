@@ -58,7 +58,7 @@ def test_each_tile_changes_its_own_tokens_only_and_every_parameter_trains(model)
     hidden = jnp.asarray(rng.normal(size=(2, 80, config.decoder.hidden_size)), jnp.float32)
     shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.encoder.hidden_size)
     levels = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in config.refusion.levels)
-    parts = (model.decoder.refusion_features, model.decoder.refusion)
+    parts = (model.refusion.features, model.refusion.blocks)
 
     @jax.jit
     def look(parts, levels, hidden, batch):

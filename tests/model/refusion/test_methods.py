@@ -31,7 +31,7 @@ def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
         lambda: PatchMerger(width, stride**2, out, norm_per_patch=norm_per_patch, dtype=jnp.float32, rngs=nnx.Rngs(0))
     )
     named = {f"deepstack_merger_list.3.{name}": value for name, value in torch_weights.state_dict(official).items()}
-    ours = torch_weights.load(ours, DEEPSTACK, named, "decoder.refusion.3.merger.")
+    ours = torch_weights.load(ours, DEEPSTACK, named, "refusion.blocks.3.merger.")
     windows = np.random.default_rng(0).normal(size=(5, stride**2, width)).astype(np.float32)
     windows[0] *= 1e-3  # shows the epsilon
     expected = official(torch.from_numpy(windows)).detach().numpy()

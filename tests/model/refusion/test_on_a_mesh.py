@@ -51,5 +51,5 @@ def test_eight_devices_equal_one(name: str):
     for path in expected:
         if "refusion" in path:
             np.testing.assert_allclose(found[path], expected[path], atol=1e-4, rtol=1e-4, err_msg=path)
-    kernels = [x for x in jax.tree.leaves((placed.decoder.refusion,)) if x.ndim >= 2 and x.size > 256]
+    kernels = [x for x in jax.tree.leaves((placed.refusion.blocks,)) if x.ndim >= 2 and x.size > 256]
     assert any(x.sharding.shard_shape(x.shape) != x.shape for x in kernels)

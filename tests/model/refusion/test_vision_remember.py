@@ -58,7 +58,7 @@ def inside(model, batch):
     @jax.jit
     def meet(model, batch):
         levels = model.encode_images(batch.tile_pixels)
-        features = model.decoder.refusion_features(tuple(levels[level] for level in CONFIG.refusion.levels))
+        features = model.refusion.features(tuple(levels[level] for level in CONFIG.refusion.levels))
         inputs = DecoderInputs(
             hidden=model.embed(batch, levels),
             positions=batch.positions,
@@ -66,7 +66,7 @@ def inside(model, batch):
         )
         return inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)
 
-    return (model.decoder.refusion[0], *meet(model, batch))
+    return (model.refusion.blocks[0], *meet(model, batch))
 
 
 @jax.jit
@@ -83,7 +83,7 @@ def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
     zeros = {
         name for name, value in fresh.items() if "refusion" in name and name.endswith("kernel") and not value.any()
     }
-    assert zeros == {f"decoder.refusion.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
+    assert zeros == {f"refusion.blocks.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
     params = params_of(model)
     for name in zeros:
         for array in (name, name.replace("kernel", "bias")):

@@ -1,0 +1,1 @@
+"""Text decoders, whose layers run in stages."""

@@ -1,11 +1,11 @@
-"""Qwen2 decoder in stages: each stage is one `lax.scan` over stacked layers; re-fusion blocks act between stages.
+"""`qwen2`: the Qwen2 decoder, whose layers run in stages (docs/design/decisions.md#decision-1).
 
-Source: transformers `models/qwen2/modeling_qwen2.py`; design decision 1."""
+Source: transformers `models/qwen2/modeling_qwen2.py`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.kernels.attention.api import attention, cached_attention
-from vr_jax.model.config import Qwen2Config
+from vr_jax.fields import PositiveFloat, PositiveInt, check
+from vr_jax.model.decoders.stages import (
+    DecoderInputs,
+    DecodeStage,
+    HiddenStates,
+    KVCache,
+    Rotary,
+    StageCache,
+    StageHook,
+    write_slot,
+)
 from vr_jax.model.layers import (
     Embedding,
     RMSNorm,
@@ -31,58 +41,81 @@ from vr_jax.model.layers import (
     split_heads,
     stack_layers,
 )
+from vr_jax.model.registry import DecoderConfig, ModelSpec
 from vr_jax.sharding import constrain
 
-Rotary = tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]
+KeysValues = tuple[Array, Array]
+# Maps the query (B, N, H, K), key and value (B, N, G, K) of a layer to the result of the attention (B, N, H, K) and to
+# what the layer hands on besides its hidden states: the key-value cache, or None.
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class StageCache:
-    """Keys and values of one stage's layers. Slots are filled from the left; rows share the next free slot because
-    prompts are right-aligned. Stages may have different lengths (pruning).
+@dataclass(frozen=True, kw_only=True)
+class Qwen2Config(DecoderConfig, name="qwen2"):
+    """Qwen2; the defaults are those of `Qwen/Qwen2-0.5B-Instruct`.
 
-    Heads come before slots: what one head attends to lies together. For a decoder that is `unstacked`, layers are
-    arrays of their own (`unstacked_cache`)."""
+    Attributes:
+        intermediate_size: Channels of the feed-forward layers.
+        rms_norm_eps: Epsilon of the norms.
+        initializer_range: Standard deviation of random weights. Narrow models that are trained from scratch want about
+            hidden_size ** -0.5.
+    """
 
-    keys: Float[Array, "L B G S K"] | tuple[Float[Array, "B G S K"], ...]
-    values: Float[Array, "L B G S K"] | tuple[Float[Array, "B G S K"], ...]
-    valid: Bool[Array, "B S"]  # slots a new token may attend to
-    next: Int[Array, ""]  # first free slot
-    shift: Int[Array, " B"]  # how far positions lie below those of the prompt (pruners that renumber)
+    vocab_size: PositiveInt = 151936
+    hidden_size: PositiveInt = 896
+    intermediate_size: PositiveInt = 4864
+    num_layers: PositiveInt = 24
+    num_heads: PositiveInt = 14
+    num_kv_heads: PositiveInt = 2
+    rope_theta: PositiveFloat = 1e6
+    rms_norm_eps: PositiveFloat = 1e-6
+    tie_word_embeddings: bool = True
+    initializer_range: PositiveFloat = 0.02
 
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        super().__post_init__()
+        check(
+            self.hidden_size % self.num_heads == 0,
+            f"Qwen2Config.hidden_size = {self.hidden_size} is not divisible by num_heads = {self.num_heads}",
+        )
+        check(
+            self.num_heads % self.num_kv_heads == 0,
+            f"Qwen2Config.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}",
+        )
 
-KVCache = tuple[StageCache, ...]
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.num_heads
 
+    def flops_per_token(self) -> float:
+        """See `DecoderConfig.flops_per_token`."""
+        width, kv_width = self.hidden_size, self.num_kv_heads * self.head_dim
+        layer = 2 * (2 * width**2 + 2 * width * kv_width + 3 * width * self.intermediate_size)
+        return self.num_layers * layer
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DecoderInputs:
-    """The packed rows as they travel through the stages; a re-fusion block maps one Stream to the next."""
+    def flops_per_pair(self) -> float:
+        """See `DecoderConfig.flops_per_pair`."""
+        return self.num_layers * 4 * self.hidden_size
 
-    hidden: Float[Array, "B N D"]
-    positions: Int[Array, "B N"]
-    segment_ids: Int[Array, "B N"]
-
-    def replace(self, **changes: Any) -> DecoderInputs:
-        return dataclasses.replace(self, **changes)
-
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """Residual streams, never final-normed, of which M positions were selected.
-
-    after: decoder layer (counted from 1) -> what leaves it, before the re-fusion block that acts there. resumed: layer after
-    which a re-fusion block acts -> what the re-fusion block makes of it."""
-
-    after: dict[int, Float[Array, "B M D"]]
-    resumed: dict[int, Float[Array, "B M D"]]
+    def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> Decoder:
+        """See `DecoderConfig.build`."""
+        return Decoder(
+            self,
+            bounds=bounds,
+            attention_backend=spec.attention,
+            remat=spec.remat,
+            dtype=spec.dtype,
+            rngs=rngs,
+        )
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with biases on q, k, v and none on the output."""
+    """The projections of grouped-query attention, with biases on q, k, v and none on the output."""
 
-    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the projections."""
         width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
         init = normal(config.initializer_range)
         self.q = linear(width, width, dtype=dtype, rngs=rngs, init=init)
@@ -94,15 +127,17 @@ class Attention(nnx.Module):
     def project(
         self, x: Float[Array, "B N D"], rotary: Rotary
     ) -> tuple[Float[Array, "B N H K"], Float[Array, "B N G K"], Float[Array, "B N G K"]]:
+        """The rotated queries and keys, and the values."""
         q = rotate(split_heads(self.q(x), self.heads), *rotary)
         k = rotate(split_heads(self.k(x), self.kv_heads), *rotary)
         return q, k, split_heads(self.v(x), self.kv_heads)
 
 
 class Mlp(nnx.Module):
-    """SwiGLU."""
+    """The feed-forward layer, a SwiGLU without biases."""
 
-    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the three projections."""
         width, inner = config.hidden_size, config.intermediate_size
         init = normal(config.initializer_range)
         self.gate = linear(width, inner, dtype=dtype, rngs=rngs, init=init, use_bias=False)
@@ -110,47 +145,63 @@ class Mlp(nnx.Module):
         self.down = linear(inner, width, dtype=dtype, rngs=rngs, init=init, use_bias=False)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Maps hidden states."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    """One decoder layer: attention and feed-forward layer, each with an RMSNorm before it."""
+
+    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the sub-layers."""
         self.input_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.post_attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self,
-        x: Float[Array, "B N D"],
-        rotary: Rotary,
-        attend: Callable[[Array, Array, Array], Float[Array, "B N H K"]],
-    ) -> Float[Array, "B N D"]:
-        """`attend` maps this layer's query, key and value to the attended values: over the row, or over a cache."""
+        self, x: Float[Array, "B N D"], rotary: Rotary, attend: Attend
+    ) -> tuple[Float[Array, "B N D"], Any]:
+        """Runs the layer.
+
+        Args:
+            x: Hidden states.
+            rotary: Cosine and sine of the rotary angles.
+            attend: The attention, over the row itself or over a cache.
+
+        Returns:
+            The hidden states after the layer, and the second result of `attend`.
+        """
         q, k, v = self.attn.project(self.input_norm(x), rotary)
-        x = x + self.attn.out(merge_heads(attend(q, k, v)))
+        attended, written = attend(q, k, v)
+        x = x + self.attn.out(merge_heads(attended))
         x = x + self.mlp(self.post_attention_norm(x))
-        return constrain(x, "batch", "seq", "embed")
+        return constrain(x, "batch", "seq", "embed"), written
 
 
 class Decoder(nnx.Module):
-    """Token embedding, stages, re-fusion blocks between them, final norm and head.
-
-    bounds: stage k holds layers bounds[k] .. bounds[k + 1] - 1. re-fusion blocks: the blocks that act between stages, and
-    what prepares the encoder's features for them; the decoder holds them, `VisionLanguageModel` applies them."""
+    """Token embedding, stages of layers, final norm and head; `DecoderModule` documents the methods."""
 
     def __init__(
         self,
         config: Qwen2Config,
         *,
         bounds: tuple[int, ...],
-        refusion: Sequence[nnx.Module],
-        refusion_features: nnx.Module | None,
-        attention_backend: str,
-        remat: str,
+        attention_backend: str = "auto",
+        remat: str = "none",
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
+        """Initialises the decoder.
+
+        Args:
+            config: Its sizes.
+            bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1.
+            attention_backend: Backend of `vr_jax.kernels.attention`.
+            remat: What the layers recompute in the backward pass (`layers.maybe_remat`).
+            dtype: Type of the activations.
+            rngs: Random state of the initial values.
+        """
         init = normal(config.initializer_range)
         self.embed = Embedding(config.vocab_size, config.hidden_size, init=init, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
@@ -159,9 +210,6 @@ class Decoder(nnx.Module):
                 for start, stop in itertools.pairwise(bounds)
             ]
         )
-        self.refusion = nnx.List(refusion)
-        if refusion_features is not None:
-            self.refusion_features = refusion_features
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = linear(
@@ -171,7 +219,7 @@ class Decoder(nnx.Module):
         self.attention_backend, self.remat = attention_backend, remat
 
     def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:
-        """Empty caches of `length` slots per row (prompt plus new tokens), one number or one for each stage."""
+        """See `DecoderModule.init_cache`."""
         c = self.config
         layers = [stop - start for start, stop in itertools.pairwise(self.bounds)]
         lengths = [length] * len(layers) if isinstance(length, int) else length
@@ -189,53 +237,57 @@ class Decoder(nnx.Module):
         return tuple(stage(*sizes) for sizes in zip(layers, lengths, strict=True))
 
     def __call__(
-        self,
-        inputs: DecoderInputs,
-        cache: KVCache | None = None,
-        stage_hook: Callable[[int, DecoderInputs], DecoderInputs] | None = None,
-    ) -> tuple[Float[Array, "B N D"], KVCache | None]:
-        """Whole rows: training, or prefill when `cache` (empty) is given. Returns hidden states after the final norm.
-
-        between: maps the stream that enters stage k; None runs the plain decoder. It may change the row's length."""
+        self, inputs: DecoderInputs, cache: KVCache | None = None, stage_hook: StageHook[Any] | None = None
+    ) -> tuple[Float[Array, "B M D"], KVCache | None]:
+        """See `DecoderModule.__call__`."""
         caches: list[StageCache] = []
         last_position = inputs.positions[:, -1]
+        state = stage_hook.state if stage_hook else None
         for k, stage in enumerate(self.stages):
             if stage_hook is not None:
-                inputs = stage_hook(k, inputs)
+                inputs, state = stage_hook.apply(k, inputs, state)
             inputs, written = self._run_stage(stage, inputs, cache[k] if cache else None)
             if written is not None:
                 caches.append(dataclasses.replace(written, shift=last_position - inputs.positions[:, -1]))
+        if stage_hook is not None:
+            inputs, _ = stage_hook.apply(len(self.stages), inputs, state)
         return self.norm(inputs.hidden), (tuple(caches) if cache else None)
 
     def _run_stage(
         self, stage: DecoderLayer, inputs: DecoderInputs, cache: StageCache | None
     ) -> tuple[DecoderInputs, StageCache | None]:
-        rotary = rotary_angles(inputs.positions, self.config.head_dim, self.config.rope_theta)
+        """Runs one stage on whole rows and fills its cache."""
+        rotary = self._rotary(inputs.positions)
 
-        def body(x, layer):
-            kept = {}
+        def body(x: Array, layer: DecoderLayer) -> tuple[Array, KeysValues | None]:
+            def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues | None]:
+                written = None if cache is None else (k.swapaxes(1, 2), v.swapaxes(1, 2))
+                return self._attend(inputs, q, k, v), written
 
-            def attend(q, k, v):
-                if cache is not None:
-                    kept["keys"], kept["values"] = k.swapaxes(1, 2), v.swapaxes(1, 2)
-                return self._attend(inputs, q, k, v)
-
-            x = layer(x, rotary, attend)
-            return x, kept
+            return layer(x, rotary, attend)
 
         hidden, written = jax.lax.scan(maybe_remat(body, self.remat, in_scan=True), inputs.hidden, stage)
         if cache is not None:
-            length = hidden.shape[1]
+            (keys, values), length = written, hidden.shape[1]
             cache = dataclasses.replace(
                 cache,
-                keys=cache.keys.at[:, :, :, :length].set(written["keys"]),  # type: ignore[union-attr]  # stacked
-                values=cache.values.at[:, :, :, :length].set(written["values"]),  # type: ignore[union-attr]
+                keys=cache.keys.at[:, :, :, :length].set(keys),
+                values=cache.values.at[:, :, :, :length].set(values),
                 valid=cache.valid.at[:, :length].set(inputs.segment_ids > 0),
                 next=jnp.asarray(length, jnp.int32),
             )
         return inputs.replace(hidden=hidden), cache
 
-    def _attend(self, inputs: DecoderInputs, q: Array, k: Array, v: Array) -> Float[Array, "B N H K"]:
+    def _rotary(self, positions: Int[Array, "B N"]) -> Rotary:
+        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+
+    def _attend(
+        self,
+        inputs: DecoderInputs,
+        q: Float[Array, "B N H K"],
+        k: Float[Array, "B N G K"],
+        v: Float[Array, "B N G K"],
+    ) -> Float[Array, "B N H K"]:
         segments = inputs.segment_ids
         return attention(
             q, k, v, query_segments=segments, key_segments=segments, causal=True, backend=self.attention_backend
@@ -245,30 +297,28 @@ class Decoder(nnx.Module):
         self,
         inputs: DecoderInputs,
         layers: Sequence[int],
-        stage_hook: Callable[[int, DecoderInputs], DecoderInputs] | None = None,
+        stage_hook: StageHook[Any] | None = None,
         select: Callable[[Float[Array, "B N D"]], Float[Array, "B M D"]] = lambda hidden: hidden,
     ) -> HiddenStates:
-        """What `select` takes from the residual stream of whole rows at chosen depths; later layers are not run.
-
-        layers: counted from 1, strictly increasing; any of them, stage bounds or not. between: as in `__call__`, but it
-        must keep the rows' length. Raises ValueError for layers that do not exist."""
+        """See `DecoderModule.hidden_states`."""
         depth = self.config.num_layers
         if list(layers) != sorted(set(layers)) or not layers or layers[0] < 1 or layers[-1] > depth:
             raise ValueError(f"layers = {tuple(layers)}: expected strictly increasing numbers in 1..{depth}")
         like = jax.eval_shape(select, inputs.hidden)
         taken = jnp.zeros((len(layers), *like.shape), like.dtype)
         resumed: dict[int, Array] = {}
+        state = stage_hook.state if stage_hook else None
         for k, (stage, (start, stop)) in enumerate(zip(self.stages, itertools.pairwise(self.bounds), strict=True)):
             if start >= layers[-1]:
                 break
             if stage_hook is not None:
-                inputs = stage_hook(k, inputs)
+                inputs, state = stage_hook.apply(k, inputs, state)
                 if k:
                     resumed[start] = select(inputs.hidden)
             # A layer that nobody asked for writes beyond the end, which drops it.
             slots = [layers.index(i) if i in layers else len(layers) for i in range(start + 1, stop + 1)]
             inputs, taken = self._run_tapped(stage, inputs, taken, jnp.asarray(slots), select)
-        return HiddenStates(after=dict(zip(layers, taken, strict=True)), resumed=resumed)
+        return HiddenStates(after=dict(zip(layers, taken, strict=True)), resumed=resumed, hook_state=state)
 
     def _run_tapped(
         self,
@@ -278,88 +328,92 @@ class Decoder(nnx.Module):
         slots: Int[Array, " L"],
         select: Callable[[Array], Array],
     ) -> tuple[DecoderInputs, Float[Array, "K B M D"]]:
-        rotary = rotary_angles(inputs.positions, self.config.head_dim, self.config.rope_theta)
+        """Runs one stage and writes the selected states after layer i to `taken[slots[i]]`."""
+        rotary = self._rotary(inputs.positions)
 
-        def body(carry, layer_and_slot):
-            # What is taken is carried, not scanned out: a scan would stack the states of every layer.
+        def body(carry: tuple[Array, Array], layer_and_slot: tuple[DecoderLayer, Array]) -> tuple[Any, None]:
+            # The result is carried and not scanned out, because a scan would stack the states of every layer.
             x, taken = carry
             layer, slot = layer_and_slot
-            x = layer(x, rotary, functools.partial(self._attend, inputs))
+            x, _ = layer(x, rotary, lambda q, k, v: (self._attend(inputs, q, k, v), None))
             return (x, taken.at[slot].set(select(x), mode="drop")), None
 
         (hidden, taken), _ = jax.lax.scan(body, (inputs.hidden, taken), (stage, slots))
         return inputs.replace(hidden=hidden), taken
 
+    def last_token_attention(self, stage: int, inputs: DecoderInputs) -> Float[Array, "B N"]:
+        """See `DecoderModule.last_token_attention`."""
+        layer: DecoderLayer = jax.tree.map(lambda leaf: leaf[0], self.stages[stage])
+        config, segments = self.config, inputs.segment_ids
+        index = jnp.arange(segments.shape[1])
+        last = jnp.max(jnp.where(segments > 0, index, 0), axis=1, keepdims=True)
+
+        def at_last(array: Array) -> Array:
+            taken = jnp.take_along_axis(array, last.reshape(-1, *(1,) * (array.ndim - 1)), axis=1)
+            return constrain(taken, "batch", *(None,) * (array.ndim - 1))
+
+        x = layer.input_norm(inputs.hidden)
+        cos, sin = self._rotary(inputs.positions)
+        key = rotate(split_heads(layer.attn.k(x), config.num_kv_heads), cos, sin)
+        query = rotate(split_heads(layer.attn.q(at_last(x)), config.num_heads), at_last(cos), at_last(sin))
+        query = query.reshape(query.shape[0], config.num_kv_heads, -1, config.head_dim)
+        logits = jnp.einsum("bgrk,bngk->bgrn", query, key, preferred_element_type=jnp.float32)
+        mask = (segments > 0) & (index <= last)
+        logits = jnp.where(mask[:, None, None], logits * config.head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        return jnp.where(mask, jnp.mean(jax.nn.softmax(logits, axis=-1), axis=(1, 2)), 0.0)
+
     def decode(
-        self, hidden: Float[Array, "B 1 D"], positions: Int[Array, "B 1"], cache: KVCache
-    ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-        """One more token per row; re-fusion blocks never act here. positions: counted on from the prompt's last one."""
+        self,
+        hidden: Float[Array, "B 1 D"],
+        positions: Int[Array, "B 1"],
+        cache: Sequence[Any],
+        decode_stage: DecodeStage | None = None,
+    ) -> tuple[Float[Array, "B 1 D"], tuple[Any, ...]]:
+        """See `DecoderModule.decode`."""
+        run = decode_stage or scan_stage
         caches = []
         for stage, stage_cache in zip(self.stages, cache, strict=True):
-            shifted = positions - stage_cache.shift[:, None]
-            rotary = rotary_angles(shifted, self.config.head_dim, self.config.rope_theta)
-            hidden, stage_cache = _decode_stage(stage, hidden, rotary, stage_cache)
+            rotary = self._rotary(positions - stage_cache.shift[:, None])
+            hidden, stage_cache = run(stage, hidden, rotary, stage_cache)
             caches.append(stage_cache)
         return self.norm(hidden), tuple(caches)
 
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """See `DecoderModule.head_kernel`."""
+        if self.config.tie_word_embeddings:
+            return self.embed.embedding[...].T
+        return self.lm_head.kernel[...]
 
-def _decode_stage(
-    stage: DecoderLayer | nnx.List, hidden: Float[Array, "B 1 D"], rotary: Rotary, cache: StageCache
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """See `DecoderModule.logits`."""
+        if self.config.tie_word_embeddings:
+            # The transpose is avoided: for a single token XLA's CPU compiler reads it column by column, 8 times slower.
+            table = self.embed.embedding[...].astype(hidden.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        kernel = self.lm_head.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def scan_stage(
+    stage: DecoderLayer, hidden: Float[Array, "B 1 D"], rotary: Rotary, cache: StageCache
 ) -> tuple[Float[Array, "B 1 D"], StageCache]:
+    """Decodes one token per row by a scan over the stacked layers of a stage; see `DecodeStage`."""
     valid = cache.valid.at[:, cache.next].set(True)
 
-    def write(slots: Array, new: Float[Array, "B 1 G K"], *layer: Any) -> Array:
-        new = new.swapaxes(1, 2)[(None,) * len(layer)]
-        return jax.lax.dynamic_update_slice(slots, new, (*layer, 0, 0, cache.next, 0))
+    def body(
+        carry: tuple[Array, Array, Array], layer_and_index: tuple[DecoderLayer, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        # The cache is carried and not scanned over, so that each step writes one slot in place.
+        x, keys, values = carry
+        layer, index = layer_and_index
 
-    if isinstance(stage, nnx.List):
-        written = []
-        for layer, *slots in zip(stage, cache.keys, cache.values, strict=True):
+        def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues]:
+            written = write_slot(keys, k, cache.next, index), write_slot(values, v, cache.next, index)
+            return cached_attention(q, written[0][index], written[1][index], valid), written
 
-            def attend_own(q, k, v, slots=slots):
-                slots[:] = write(slots[0], k), write(slots[1], v)
-                return cached_attention(q, slots[0], slots[1], valid)
+        x, (keys, values) = layer(x, rotary, attend)
+        return (x, keys, values), None
 
-            hidden = layer(hidden, rotary, attend_own)
-            written.append(slots)
-        keys, values = zip(*written, strict=True)
-    else:
-
-        def body(carry, layer_and_index):
-            # The cache is carried, not scanned over, so that each step writes one slot in place.
-            x, keys, values = carry
-            layer, index = layer_and_index
-
-            def attend(q, k, v):
-                nonlocal keys, values
-                keys, values = write(keys, k, index), write(values, v, index)
-                return cached_attention(q, keys[index], values[index], valid)
-
-            x = layer(x, rotary, attend)
-            return (x, keys, values), None
-
-        layers = jnp.arange(len(cache.keys))
-        (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))  # type: ignore[arg-type]
+    layers = jnp.arange(len(cache.keys))
+    (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))
     return hidden, dataclasses.replace(cache, keys=keys, values=values, valid=valid, next=cache.next + 1)
-
-
-def unstacked_cache(cache: KVCache) -> KVCache:
-    """The same cache for an `unstacked` decoder."""
-    return tuple(dataclasses.replace(stage, keys=tuple(stage.keys), values=tuple(stage.values)) for stage in cache)
-
-
-def unstacked(decoder: Decoder) -> Decoder:
-    """The same decoder for `decode` alone, with layers as arrays of their own (copies of the stages' parameters; all
-    else is shared).
-
-    For CPUs: XLA copies a layer out of the stacked arrays before it multiplies with it, which takes two thirds of a
-    decode step whose time is that of reading the parameters once."""
-    graph, state = nnx.split(decoder)
-    split = nnx.merge(graph, state)
-    split.stages = nnx.List(
-        [
-            nnx.List([jax.tree.map(lambda leaf, i=i: leaf[i], stage) for i in range(stop - start)])  # type: ignore[misc]
-            for stage, (start, stop) in zip(decoder.stages, itertools.pairwise(decoder.bounds), strict=True)
-        ]
-    )
-    return split

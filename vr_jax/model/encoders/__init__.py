@@ -1,0 +1,1 @@
+"""Vision encoders, which map tiles to feature levels."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,58 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
+from vr_jax.fields import PositiveFloat, PositiveInt, check
 from vr_jax.kernels.attention.api import full_attention
-from vr_jax.model.config import SiglipConfig
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
+from vr_jax.model.registry import EncoderConfig, ModelSpec
 from vr_jax.model.windows import patchify, raster_order
 from vr_jax.sharding import constrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipConfig(EncoderConfig, name="siglip"):
+    """SigLIP's vision tower; the defaults are those of `google/siglip-large-patch16-384`.
+
+    Attributes:
+        intermediate_size: Channels of the feed-forward layers.
+        num_heads: Attention heads.
+        patch_size: Pixels per side of a patch.
+        layer_norm_eps: Epsilon of the norms.
+    """
+
+    hidden_size: PositiveInt = 1024
+    intermediate_size: PositiveInt = 4096
+    num_layers: PositiveInt = 24
+    num_heads: PositiveInt = 16
+    image_size: PositiveInt = 384
+    patch_size: PositiveInt = 16
+    layer_norm_eps: PositiveFloat = 1e-6
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        super().__post_init__()
+        check(
+            self.hidden_size % self.num_heads == 0,
+            f"SiglipConfig.hidden_size = {self.hidden_size} is not divisible by num_heads = {self.num_heads}",
+        )
+
+    @property
+    def grid(self) -> int:
+        """See `EncoderConfig.grid`. A remainder of pixels is dropped at the right and bottom (so400m/14-384: 27)."""
+        return self.image_size // self.patch_size
+
+    def flops_per_tile(self, layers: int) -> float:
+        """See `EncoderConfig.flops_per_tile`."""
+        patches, width = self.grid**2, self.hidden_size
+        embed = 2 * patches * width * 3 * self.patch_size**2
+        layer = 2 * patches * (4 * width**2 + 2 * width * self.intermediate_size) + 4 * patches**2 * width
+        return embed + layers * layer
+
+    def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> Siglip:
+        """See `EncoderConfig.build`."""
+        return Siglip(
+            self, stride=spec.stride, bounds=bounds, attention_backend=spec.attention, dtype=spec.dtype, rngs=rngs
+        )
 
 
 class Attention(nnx.Module):

@@ -1,6 +1,7 @@
-"""`perceiver`: learned latents attend to all patches of a tile, layer by layer (Flamingo's resampler), then an MLP.
+"""`perceiver` is Flamingo's resampler: learned latents attend to all patches of a tile, layer by layer; then an MLP.
 
-Source: LLaVA-NeXT `multimodal_resampler/perceiver.py`; methods.md 2.3 (a)."""
+Source: LLaVA-VL/LLaVA-NeXT `llava/model/multimodal_resampler/perceiver.py`; docs/design/methods.md#perceiver.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +14,66 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import VlmConfig
+from vr_jax.fields import PositiveInt, check
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
-from vr_jax.model.registry import ProjectorConfig, check
+from vr_jax.model.registry import ModelSpec, ProjectorConfig
 
 EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceiverConfig(ProjectorConfig):
-    """LLaVA-NeXT's Perceiver; latent k is the vision token at row k // n, column k % n of the tile.
+class PerceiverConfig(ProjectorConfig, name="perceiver"):
+    """LLaVA-NeXT's Perceiver. Latent k is the vision token at row k // n and column k % n of the tile.
 
-    Raises ConfigError for a number of latents that is no square."""
+    Attributes:
+        depth: Number of layers.
+        latents: Number of latents, a square number, or None for one for each window of stride x stride patches.
+            LLaVA-NeXT's default is 32.
+        ff_multiplier: Width of the feed-forward layers, in widths of the encoder.
+        heads: Attention heads.
+        head_dim: Channels of a head.
+    """
 
-    name: str = "perceiver"
-    depth: int = 3
-    latents: int | None = None  # None: one for each window of stride x stride patches (LLaVA-NeXT: 32)
-    ff_multiplier: int = 4
-    heads: int = 8
-    head_dim: int = 64
+    depth: PositiveInt = 3
+    latents: PositiveInt | None = None
+    ff_multiplier: PositiveInt = 4
+    heads: PositiveInt = 8
+    head_dim: PositiveInt = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Checks the fields."""
         super().__post_init__()
-        for name in ("depth", "ff_multiplier", "heads", "head_dim"):
-            value = getattr(self, name)
-            check(value >= 1, f"PerceiverConfig.{name} = {value}: expected an integer >= 1")
         if self.latents is not None:
-            side = math.isqrt(max(self.latents, 0))
+            side = math.isqrt(self.latents)
             check(
-                self.latents >= 1 and side**2 == self.latents,
+                side**2 == self.latents,
                 f"PerceiverConfig.latents = {self.latents}: expected a square number, because the latents are the "
                 "n x n vision tokens of a tile, which unpad, the newline vectors and Vision Remember lay out as a "
-                f"grid; nearest: {max(side, 1) ** 2} or {(side + 1) ** 2}; or None for one per window",
+                f"grid; nearest: {side**2} or {(side + 1) ** 2}; or None for one per window",
             )
 
     def cells_per_side(self, grid: int) -> int:
+        """See `ProjectorConfig.cells_per_side`."""
         return grid // self.stride if self.latents is None else math.isqrt(self.latents)
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        patches, latents, width = model.encoder.grid**2, model.cells_per_tile, model.encoder.hidden_size
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """See `ProjectorConfig.flops_per_tile`."""
+        patches, latents, width = spec.patches_per_tile, spec.cells_per_tile, spec.encoder_width
         inner, keys = self.heads * self.head_dim, patches + latents
         attention = 2 * latents * width * inner + 2 * keys * width * inner + 2 * latents * keys * inner
         feed_forward = 2 * latents * self.ff_multiplier * width**2
-        return 2 * self.depth * (attention + feed_forward) + super().flops_per_tile(model)
+        return 2 * self.depth * (attention + feed_forward) + super().flops_per_tile(spec)
+
+    def build(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> PerceiverProjector:
+        """See `ProjectorConfig.build`."""
+        return PerceiverProjector(self, spec, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Latents attend to the patches and to themselves."""
+    """Attention of the latents to the patches and to themselves, without biases."""
 
-    def __init__(self, width: int, config: PerceiverConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, config: PerceiverConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the four projections; `width` is that of latents and patches."""
         inner = config.heads * config.head_dim
         self.q = linear(width, inner, use_bias=False, dtype=dtype, rngs=rngs)
         self.k = linear(width, inner, use_bias=False, dtype=dtype, rngs=rngs)
@@ -70,13 +82,17 @@ class Attention(nnx.Module):
         self.heads = config.heads
 
     def __call__(self, latents: Float[Array, "M L D"], patches: Float[Array, "M P D"]) -> Float[Array, "M L D"]:
+        """The update of L latents from P patches."""
         keys = jnp.concatenate([patches, latents], axis=1)
         q, k, v = (split_heads(x, self.heads) for x in (self.q(latents), self.k(keys), self.v(keys)))
         return self.out(merge_heads(jax.nn.dot_product_attention(q, k, v)))
 
 
 class Layer(nnx.Module):
-    def __init__(self, width: int, config: PerceiverConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    """One layer of the resampler: attention, then a feed-forward layer, each added to the latents."""
+
+    def __init__(self, width: int, config: PerceiverConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the sub-layers; `width` is that of latents and patches."""
         self.ln_media = LayerNorm(width, eps=EPS)
         self.ln_latents = LayerNorm(width, eps=EPS)
         self.attn = Attention(width, config, dtype=dtype, rngs=rngs)
@@ -85,28 +101,36 @@ class Layer(nnx.Module):
         self.fc2 = linear(config.ff_multiplier * width, width, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, latents: Float[Array, "M L D"], patches: Float[Array, "M P D"]) -> Float[Array, "M L D"]:
+        """The latents after this layer."""
         latents = latents + self.attend(latents, patches)
         return latents + self.feed_forward(latents)
 
     def attend(self, latents: Float[Array, "M L D"], patches: Float[Array, "M P D"]) -> Float[Array, "M L D"]:
+        """The update of the attention."""
         return self.attn(self.ln_latents(latents), self.ln_media(patches))
 
     def feed_forward(self, latents: Float[Array, "M L D"]) -> Float[Array, "M L D"]:
+        """The update of the feed-forward layer."""
         return self.fc2(jax.nn.gelu(self.fc1(self.norm(latents)), approximate=False))
 
 
 class PerceiverProjector(nnx.Module):
-    """Blind to the order of the patches; positions are whatever the features hold."""
+    """The resampler, then Linear, exact GELU, Linear.
 
-    def __init__(self, config: PerceiverConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, hidden = model.encoder.hidden_size, model.decoder.hidden_size
-        self.latents = nnx.Param(normal(1.0)(rngs.params(), (model.cells_per_tile, width)))
+    It does not depend on the order of the patches; positions are known only from the features themselves.
+    """
+
+    def __init__(self, config: PerceiverConfig, spec: ModelSpec, *, rngs: nnx.Rngs) -> None:
+        """Initialises latents and layers for the widths of `spec`."""
+        width, hidden, dtype = spec.encoder_width, spec.decoder_width, spec.dtype
+        self.latents = nnx.Param(normal(1.0)(rngs.params(), (spec.cells_per_tile, width)))
         self.layers = stack_layers(lambda r: Layer(width, config, dtype=dtype, rngs=r), config.depth, rngs)
         self.norm = LayerNorm(width, eps=EPS)
         self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, hidden, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: Float[Array, "*B cells patches Dv"]) -> Float[Array, "*B L Dt"]:
+        """Maps the patches of a tile to its vision tokens."""
         *batch, cells, patches, width = features.shape
         tokens = self.resample(features.reshape(-1, cells * patches, width))
         tokens = self.fc2(jax.nn.gelu(self.fc1(tokens), approximate=False))
@@ -114,9 +138,14 @@ class PerceiverProjector(nnx.Module):
 
     def resample(self, patches: Float[Array, "M P D"]) -> Float[Array, "M L D"]:
         """The latents after the last layer, before the MLP."""
-        latents, _ = jax.lax.scan(lambda x, layer: (layer(x, patches), None), self.first_latents(patches), self.layers)
+
+        def run(x: Float[Array, "M L D"], layer: Layer) -> tuple[Float[Array, "M L D"], None]:
+            return layer(x, patches), None
+
+        latents, _ = jax.lax.scan(run, self.first_latents(patches), self.layers)
         return self.norm(latents)
 
     def first_latents(self, patches: Float[Array, "M P D"]) -> Float[Array, "M L D"]:
+        """The learned latents, once for each tile."""
         latents = self.latents[...].astype(patches.dtype)
         return jnp.broadcast_to(latents, (patches.shape[0], *latents.shape))

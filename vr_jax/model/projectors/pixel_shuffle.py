@@ -1,6 +1,8 @@
-"""`pixel_shuffle`: the patches of a window side by side on the channel axis, then LayerNorm and an MLP.
+"""`pixel_shuffle` is InternVL's projector: a window's patches side by side on the channel axis, LayerNorm, an MLP.
 
-Source: OpenGVLab/InternVL `modeling_internvl_chat.py` (`pixel_shuffle`, ps_version v2, and `mlp1`); methods.md 2.2."""
+Source: OpenGVLab/InternVL `modeling_internvl_chat.py` (`pixel_shuffle` with `ps_version` "v2", and `mlp1`);
+docs/design/methods.md#pixel-shuffle.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +10,42 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import VlmConfig
 from vr_jax.model.layers import LayerNorm, linear
-from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.registry import ModelSpec, ProjectorConfig
 
 EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelShuffleConfig(ProjectorConfig):
-    """InternVL's projector; the stride is an integer, also where the official ratio 1/s is no exact float."""
+class PixelShuffleConfig(ProjectorConfig, name="pixel_shuffle"):
+    """InternVL's projector. The stride is an integer; the official ratio 1 / stride need not be an exact float."""
 
-    name: str = "pixel_shuffle"
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """See `ProjectorConfig.flops_per_tile`."""
+        inputs, width = self.stride**2 * spec.encoder_width, spec.decoder_width
+        return 2 * spec.cells_per_tile * (inputs * width + width**2)
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        inputs, hidden = self.stride**2 * model.encoder.hidden_size, model.decoder.hidden_size
-        return 2 * model.cells_per_tile * (inputs * hidden + hidden**2)
+    def build(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> PixelShuffleProjector:
+        """See `ProjectorConfig.build`."""
+        return PixelShuffleProjector(self, spec, rngs=rngs)
 
 
 class PixelShuffleProjector(nnx.Module):
-    """Window-major features are shuffled already: channel order (dy, dx, c) is a reshape."""
+    """LayerNorm, Linear, exact GELU, Linear on whole windows.
 
-    def __init__(self, config: PixelShuffleConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        inputs, hidden = config.stride**2 * model.encoder.hidden_size, model.decoder.hidden_size
+    Window-major features are shuffled already: the official channel order (dy, dx, channel) is a reshape.
+    """
+
+    def __init__(self, config: PixelShuffleConfig, spec: ModelSpec, *, rngs: nnx.Rngs) -> None:
+        """Initialises the layers for the widths of `spec`."""
+        inputs, width = config.stride**2 * spec.encoder_width, spec.decoder_width
         self.norm = LayerNorm(inputs, eps=EPS)
-        self.fc1 = linear(inputs, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, hidden, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(inputs, width, dtype=spec.dtype, rngs=rngs)
+        self.fc2 = linear(width, width, dtype=spec.dtype, rngs=rngs)
 
     def __call__(self, features: Float[Array, "*B cells patches Dv"]) -> Float[Array, "*B cells Dt"]:
+        """Maps the patches of each cell to its vision token."""
         shuffled = features.reshape(*features.shape[:-2], -1)
         return self.fc2(jax.nn.gelu(self.fc1(self.norm(shuffled)), approximate=False))

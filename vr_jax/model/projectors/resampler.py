@@ -1,6 +1,7 @@
-"""`resampler`: one cross-attention of learned queries on a grid, all positions as 2-D sines (Qwen-VL, MiniCPM-V).
+"""`resampler` is that of Qwen-VL and MiniCPM-V: one cross-attention of a grid of learned queries; positions are sines.
 
-Source: MiniCPM-V-2 `resampler.py` (`Resampler`); methods.md 8.2."""
+Source: HwwwwwwwH/MiniCPM-V-2 `resampler.py` (`Resampler`); docs/design/methods.md#resampler and #minicpm-v.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import VlmConfig
+from vr_jax.fields import PositiveInt, check
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
-from vr_jax.model.registry import ProjectorConfig, check
+from vr_jax.model.registry import ModelSpec, ProjectorConfig
 from vr_jax.model.windows import raster_order
 
 EPS = 1e-6
@@ -24,46 +24,60 @@ _init = normal(0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResamplerConfig(ProjectorConfig):
-    """n x n queries, one for each window of stride x stride patches; as wide as the decoder."""
+class ResamplerConfig(ProjectorConfig, name="resampler"):
+    """One query for each window of stride x stride patches; the attention is as wide as the decoder.
 
-    name: str = "resampler"
-    heads: int | None = None  # None: one per 128 channels
-    # Whether keys have the positions of their own grid; otherwise those of the queries, resized bicubically (Qwen-VL).
+    Attributes:
+        heads: Attention heads, or None for one per 128 channels.
+        adaptive: Whether keys have the positions of their own grid, as in MiniCPM-V. Otherwise they have the positions
+            of the queries, resized bicubically, as in Qwen-VL.
+    """
+
+    heads: PositiveInt | None = None
     adaptive: bool = True
 
-    def head_count(self, model: VlmConfig) -> int:
-        return self.heads or max(1, model.decoder.hidden_size // 128)
+    def head_count(self, spec: ModelSpec) -> int:
+        """The number of attention heads in a model."""
+        return self.heads or max(1, spec.decoder_width // 128)
 
-    def check_model(self, model: VlmConfig) -> None:
-        width, heads = model.decoder.hidden_size, self.head_count(model)
+    def check_model(self, spec: ModelSpec) -> None:
+        """See `ProjectorConfig.check_model`."""
+        width, heads = spec.decoder_width, self.head_count(spec)
         check(width % heads == 0, f"projector.heads = {heads} does not divide the decoder's width {width}; set another")
         check(
             width % 4 == 0,
-            f"projector 'resampler': text.hidden_size = {width} is not divisible by 4, which 2-D sine positions need",
+            f"projector 'resampler': decoder.hidden_size = {width} is not divisible by 4, which 2-D sine positions need",
         )
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        """Without the queries' own projection, which all tiles share."""
-        patches, cells, width = model.encoder.grid**2, model.cells_per_tile, model.decoder.hidden_size
-        keys_values = patches * (model.encoder.hidden_size * width + 2 * width**2)
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """See `ProjectorConfig.flops_per_tile`. The projection of the queries is not counted: all tiles share it."""
+        patches, cells, width = spec.patches_per_tile, spec.cells_per_tile, spec.decoder_width
+        keys_values = patches * (spec.encoder_width * width + 2 * width**2)
         return 2 * (keys_values + 2 * cells * patches * width + 2 * cells * width**2)
+
+    def build(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> Resampler:
+        """See `ProjectorConfig.build`."""
+        return Resampler(self, spec, rngs=rngs)
 
 
 class Resampler(nnx.Module):
-    def __init__(self, config: ResamplerConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        vision, width = model.encoder.hidden_size, model.decoder.hidden_size
-        self.query = nnx.Param(_init(rngs.params(), (model.cells_per_tile, width)))
+    """Learned queries attend to all patches of a tile; LayerNorm and a linear layer follow."""
+
+    def __init__(self, config: ResamplerConfig, spec: ModelSpec, *, rngs: nnx.Rngs) -> None:
+        """Initialises queries and layers for the widths of `spec`."""
+        vision, width, dtype = spec.encoder_width, spec.decoder_width, spec.dtype
+        self.query = nnx.Param(_init(rngs.params(), (spec.cells_per_tile, width)))
         if vision != width:
             self.kv_proj = linear(vision, width, use_bias=False, dtype=dtype, rngs=rngs, init=_init)
         self.ln_q = LayerNorm(width, eps=EPS)
         self.ln_kv = LayerNorm(width, eps=EPS)
-        self.attn = MultiHeadAttention(width, width, config.head_count(model), out_init=_init, dtype=dtype, rngs=rngs)
+        self.attn = MultiHeadAttention(width, width, config.head_count(spec), out_init=_init, dtype=dtype, rngs=rngs)
         self.ln_post = LayerNorm(width, eps=EPS)
         self.proj = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs, init=normal(width**-0.5))
-        self.side, self.adaptive, self.dtype = model.cells_per_side, config.adaptive, dtype
+        self.side, self.adaptive, self.dtype = spec.cells_per_side, config.adaptive, dtype
 
     def __call__(self, features: Float[Array, "*B cells patches Dv"]) -> Float[Array, "*B cells Dt"]:
+        """Maps the patches of a tile to its vision tokens."""
         *batch, cells, patches, width = features.shape
         grid = round((cells * patches) ** 0.5)
         positions = self.key_positions(grid, grid)[raster_order(grid, round(patches**0.5))]
@@ -71,13 +85,23 @@ class Resampler(nnx.Module):
         return tokens.reshape(*batch, *tokens.shape[1:])
 
     def resample(self, patches: Float[Array, "M P Dv"], positions: Float[np.ndarray, "P Dt"]) -> Float[Array, "M Q Dt"]:
-        """Patches in any order, `positions` in the same."""
+        """The vision tokens of M tiles.
+
+        Args:
+            patches: The features of P patches, in any order.
+            positions: The positions of the patches, in the same order.
+
+        Returns:
+            One vision token for each query.
+        """
         return self.proj(self.ln_post(self.attend(self.keys_values(patches), positions)))
 
     def keys_values(self, patches: Float[Array, "M P Dv"]) -> Float[Array, "M P Dt"]:
+        """The features in the decoder's width; positions are added to keys only."""
         return self.ln_kv(self.kv_proj(patches) if hasattr(self, "kv_proj") else patches)
 
     def attend(self, values: Float[Array, "M P Dt"], positions: Float[np.ndarray, "P Dt"]) -> Float[Array, "M Q Dt"]:
+        """Attention of the queries to patches with the given positions."""
         query = self.ln_q(self.query[...].astype(self.dtype))
         q = self.attn.q(query + jnp.asarray(self.query_positions, self.dtype))
         k, v = self.attn.k(values + jnp.asarray(positions, self.dtype)), self.attn.v(values)
@@ -86,10 +110,11 @@ class Resampler(nnx.Module):
 
     @property
     def query_positions(self) -> Float[np.ndarray, "Q Dt"]:
+        """The positions of the queries' grid, row by row."""
         return sine_positions(self.side, self.side, self.query.shape[-1])
 
     def key_positions(self, rows: int, columns: int) -> Float[np.ndarray, "P Dt"]:
-        """Positions of a grid of patches, row by row."""
+        """The positions of a grid of patches, row by row."""
         width = self.query.shape[-1]
         if self.adaptive:
             return sine_positions(rows, columns, width)
@@ -98,8 +123,12 @@ class Resampler(nnx.Module):
         return resized.reshape(rows * columns, width).astype(np.float32)
 
 
-def sine_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "rows*columns width"]:
-    """Half of the channels for the column, half for the row, each [sin(p w_k), cos(p w_k)], w_k = 10000^(-4k/width)."""
+def sine_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "P D"]:
+    """Two-dimensional sine positions of a grid, row by row.
+
+    The first half of the channels holds the column, the second half the row. Each half holds sin(p w_k), then
+    cos(p w_k), with w_k = 10000^(-4 k / width).
+    """
     frequency = 1e4 ** (-np.arange(width // 4) / (width // 4))
 
     def one_axis(positions: np.ndarray) -> np.ndarray:
@@ -111,10 +140,12 @@ def sine_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "ro
     return both.reshape(rows * columns, width).astype(np.float32)
 
 
-def bicubic(inputs: int, outputs: int) -> Float[np.ndarray, "outputs inputs"]:
-    """Weights of torch's bicubic `interpolate` along one axis: a = -0.75, no antialias, pixel centres, edges repeated.
+def bicubic(inputs: int, outputs: int) -> Float[np.ndarray, "O I"]:
+    """The matrix that resizes one axis as torch's bicubic `interpolate` does.
 
-    (`jax.image.resize` has a = -0.5.)"""
+    It samples at pixel centres without antialiasing and repeats the edges. torch's cubic has a = -0.75, that of
+    `jax.image.resize` has a = -0.5.
+    """
     a = -0.75
     centre = (np.arange(outputs) + 0.5) * inputs / outputs - 0.5
     first = np.floor(centre).astype(int)

@@ -1,88 +1,82 @@
-"""FastV (Chen et al., ECCV 2024): after layer K, keep the vision tokens that layer K's last token attends to most.
+"""`fastv` keeps the vision tokens that the last token attends to most in layer K (Chen et al., ECCV 2024).
 
-Source: pkunlp-icler/FastV, the variant with a cache, which prunes once at prefill; methods.md 4.1."""
+Source: pkunlp-icler/FastV `src/FastV/llava-hf/transformers/src/transformers/models/llama/modeling_llama.py`, the variant
+with a key-value cache, which prunes once at prefill; docs/design/methods.md#fastv.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from vr_jax.model.batch import Batch
-from vr_jax.model.decoders.qwen2 import DecoderInputs
-from vr_jax.model.pruning.dropping import (
-    StageHook,
-    compact,
-    counts,
-    drop,
-    last_token_attention,
-    strongest,
-    vision_tokens,
-)
-from vr_jax.model.registry import PromptSize, PrunerConfig, check, check_choice
-
-if TYPE_CHECKING:
-    from vr_jax.model.config import VlmConfig
-    from vr_jax.model.vlm import Levels, VisionLanguageModel
+from vr_jax.fields import Fraction, PositiveInt, check
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.pruning.dropping import compact, counts, drop, row_length, strongest, vision_tokens
+from vr_jax.model.registry import ForwardPass, ModelSpec, PromptSize, PrunerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastVConfig(PrunerConfig):
-    """Kept tokens keep their positions. FastV's own R is 1 - keep."""
+class FastVConfig(PrunerConfig, name="fastv"):
+    """FastV. Kept tokens keep their positions.
 
-    name: str = "fastv"
-    layer: int = 2  # K: decoder layers that see every token
-    keep: float = 1 / 9  # fraction of the vision tokens
-    # after_layer: `keep` are left after layer K. layer_average: so many fewer that the mean over all layers is `keep`.
+    Attributes:
+        layer: The number K of decoder layers that read every token.
+        keep: The fraction of the vision tokens that is kept. FastV's own R is 1 - keep.
+        budget: "after_layer" keeps the fraction after layer K. "layer_average" keeps so many fewer that the mean over all
+            layers is the fraction.
+    """
+
+    layer: PositiveInt = 2
+    keep: Fraction = 1 / 9
     budget: Literal["after_layer", "layer_average"] = "after_layer"
 
-    def __post_init__(self):
-        check(0 <= self.keep <= 1, f"FastVConfig.keep = {self.keep}: expected a fraction in 0..1")
-        check_choice("FastVConfig", "budget", self.budget, ("after_layer", "layer_average"))
-
-    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
+    def cuts(self, spec: ModelSpec) -> tuple[int, ...]:
+        """See `PrunerConfig.cuts`."""
+        del spec
         return (self.layer - 1, self.layer)
 
-    def check_model(self, model: VlmConfig) -> None:
-        depth = model.decoder.num_layers
+    def check_model(self, spec: ModelSpec) -> None:
+        """See `PrunerConfig.check_model`."""
+        depth = spec.decoder_layers
         check(
-            isinstance(self.layer, int) and 1 <= self.layer < depth,
+            self.layer < depth,
             f"pruning 'fastv': layer = {self.layer} outside the decoder; expected an integer in 1..{depth - 1}",
         )
         check(
             self.budget == "after_layer" or self.keep * depth >= self.layer,
-            f"pruning 'fastv': {self.layer} of {depth} layers see every token, so the layer average cannot fall below "
+            f"pruning 'fastv': {self.layer} of {depth} layers read every token, so the layer average cannot fall below "
             f"{self.layer / depth:.4g}, keep = {self.keep:.4g}; raise keep, lower layer, or use budget 'after_layer'",
         )
 
-    def count(self, model: VlmConfig, total: int) -> int:
-        """How many of `total` vision tokens are kept. Python's rounding of a float64 product, as FastV's."""
-        depth, fraction = model.decoder.num_layers, self.keep
+    def count(self, spec: ModelSpec, total: int) -> int:
+        """How many of `total` vision tokens are kept: Python's rounding of a float64 product, as in FastV."""
+        depth, fraction = spec.decoder_layers, self.keep
         if self.budget == "layer_average":
             fraction = (self.keep * depth - self.layer) / (depth - self.layer)
         return round(total * fraction)
 
-    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
-        return prompt.text + (prompt.vision if layer < self.layer else self.count(model, prompt.vision))
+    def kept(self, spec: ModelSpec, layer: int, prompt: PromptSize) -> int:
+        """See `PrunerConfig.kept`."""
+        return prompt.text + (prompt.vision if layer < self.layer else self.count(spec, prompt.vision))
 
+    def build(self, spec: ModelSpec, forward: ForwardPass) -> StageHook[tuple[Bool[Array, "B N"], Float[Array, "B N"]]]:
+        """See `PrunerConfig.build`. The state is the mask of vision tokens and their scores, which layer K - 1 gives."""
+        decoder, lengths = forward.decoder, forward.lengths
+        vision = vision_tokens(forward.batch)
+        count = counts(lambda n: self.count(spec, n), jnp.sum(vision, axis=1), vision.shape[1])
 
-def start(
-    config: FastVConfig, model: VisionLanguageModel, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
-) -> StageHook:
-    """See `pruning.Entry`."""
-    vision = vision_tokens(batch)
-    count = counts(lambda n: config.count(model.config, n), jnp.sum(vision, axis=1), vision.shape[1])
-    bounds = model.config.decoder_bounds
-    score = jnp.zeros(vision.shape)  # known once the layer before the drop is reached
+        def apply(
+            k: int, inputs: DecoderInputs, state: tuple[Bool[Array, "B N"], Float[Array, "B N"]]
+        ) -> tuple[DecoderInputs, tuple[Bool[Array, "B N"], Float[Array, "B N"]]]:
+            vision, score = state
+            if decoder.bounds[k] == self.layer:
+                inputs = drop(inputs, ~vision | strongest(score, vision, count), renumber=False)
+            inputs, vision = compact((inputs, vision), inputs.segment_ids > 0, row_length(lengths, k))
+            if decoder.bounds[k] == self.layer - 1:
+                score = decoder.last_token_attention(k, inputs)
+            return inputs, (vision, score)
 
-    def stage_hook(k: int, inputs: DecoderInputs) -> DecoderInputs:
-        nonlocal vision, score
-        if bounds[k] == config.layer:
-            inputs = drop(inputs, ~vision | strongest(score, vision, count), renumber=False)
-        inputs, vision = compact((inputs, vision), inputs.segment_ids > 0, lengths[k] if lengths else None)
-        if bounds[k] == config.layer - 1:
-            score = last_token_attention(model.decoder, k, inputs)
-        return inputs
-
-    return stage_hook
+        return StageHook(apply, (vision, jnp.zeros(vision.shape)))

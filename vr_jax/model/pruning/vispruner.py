@@ -1,66 +1,63 @@
-"""VisPruner (Zhang et al., ICCV 2025): per tile, the patches the encoder attends to most, and a diverse rest.
+"""`vispruner` keeps per tile the patches that the encoder attends to most, and a diverse rest (Zhang et al., ICCV 2025).
 
-Source: Theia-4869/VisPruner `encode_images`, `prepare_inputs_labels_for_multimodal`; methods.md 4.3."""
+Source: Theia-4869/VisPruner (`encode_images`, `prepare_inputs_labels_for_multimodal`);
+docs/design/methods.md#vispruner.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.model.batch import Batch
-from vr_jax.model.decoders.qwen2 import DecoderInputs
-from vr_jax.model.pruning.dropping import StageHook, compact, drop
-from vr_jax.model.registry import PromptSize, PrunerConfig, check
+from vr_jax.fields import Fraction, PositiveInt, check
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.pruning.dropping import compact, drop, row_length
+from vr_jax.model.registry import EncoderModule, ForwardPass, ModelSpec, PromptSize, PrunerConfig
 
-if TYPE_CHECKING:
-    from vr_jax.model.config import ImageConfig, VlmConfig
-    from vr_jax.model.encoders.siglip import Siglip
-    from vr_jax.model.vlm import Levels, VisionLanguageModel
-
-STEP = 8  # tokens that a round of merging removes
+STEP = 8  # The number of tokens that a round of merging removes.
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisPrunerConfig(PrunerConfig):
-    """Selects patches of each tile before the decoder runs; kept tokens are renumbered.
+class VisPrunerConfig(PrunerConfig, name="vispruner"):
+    """VisPruner, which selects patches of each tile before the decoder runs and renumbers the kept tokens.
 
-    The official layout has no newlines (`image.unpad` False, see `adapt_image`). With unpad, newlines are kept."""
+    The official layout has no newlines (`image.unpad` is False, see `adapt_image`). With unpad, newlines are kept.
 
-    name: str = "vispruner"
-    tokens: int = 64  # per tile
-    important_ratio: float = 0.5  # of them, chosen by attention; the others by dissimilarity
+    Attributes:
+        tokens: Number of patches that are kept of each tile.
+        important_ratio: The fraction of them that is chosen by attention; the others are chosen by dissimilarity.
+    """
 
-    def __post_init__(self):
-        owner = "VisPrunerConfig"
-        check(
-            isinstance(self.tokens, int) and self.tokens >= 1,
-            f"{owner}.tokens = {self.tokens}: expected an integer, at least 1 per tile",
-        )
-        check(0 <= self.important_ratio <= 1, f"{owner}.important_ratio = {self.important_ratio}: expected 0..1")
+    tokens: PositiveInt = 64
+    important_ratio: Fraction = 0.5
 
     @property
     def important(self) -> int:
+        """The number of patches that are chosen by attention."""
         return int(self.tokens * self.important_ratio)
 
-    def cuts(self, model: VlmConfig) -> tuple[int, ...]:
+    def cuts(self, spec: ModelSpec) -> tuple[int, ...]:
+        """See `PrunerConfig.cuts`."""
+        del spec
         return (0,)
 
-    def feature_levels(self, model: VlmConfig) -> tuple[int, ...]:
-        """The features compared, and what the encoder's last block attends from."""
-        return (model.vision_feature_layer, model.encoder.num_layers - 1)
+    def feature_levels(self, spec: ModelSpec) -> tuple[int, ...]:
+        """See `PrunerConfig.feature_levels`: the features that are compared, and the input of the last layer."""
+        return (spec.feature_level, spec.encoder_layers - 1)
 
-    def check_model(self, model: VlmConfig) -> None:
-        patches = model.encoder.grid**2
+    def check_model(self, spec: ModelSpec) -> None:
+        """See `PrunerConfig.check_model`."""
+        patches = spec.patches_per_tile
         check(
-            model.projector.name == "mlp",
+            spec.projector == "mlp",
             f"pruning 'vispruner' selects patches: it needs the projector 'mlp', one token per patch, found "
-            f"{model.projector.name!r} with stride {model.projector.stride}",
+            f"{spec.projector!r} with stride {spec.stride}",
         )
         check(
             self.tokens <= patches,
@@ -79,17 +76,36 @@ class VisPrunerConfig(PrunerConfig):
                 f"would remove {removed} of {size // 2}; use none, or at least {STEP}",
             )
 
-    def adapt_image(self, image: ImageConfig) -> ImageConfig:
+    def adapt_image(self, image: Any) -> Any:
+        """See `PrunerConfig.adapt_image`."""
         return dataclasses.replace(image, unpad=False)
 
-    def kept(self, model: VlmConfig, layer: int, prompt: PromptSize) -> int:
-        # With unpad, selected patches may lie in the padding: then fewer are left.
+    def kept(self, spec: ModelSpec, layer: int, prompt: PromptSize) -> int:
+        """See `PrunerConfig.kept`. With unpad, fewer are left where selected patches lie in the padding."""
+        del spec, layer
         return prompt.text + prompt.newlines + min(prompt.cells, prompt.tiles * self.tokens)
+
+    def build(self, spec: ModelSpec, forward: ForwardPass) -> StageHook[None]:
+        """See `PrunerConfig.build`. The hook carries no state."""
+        batch, levels, lengths = forward.batch, forward.levels, forward.lengths
+        main, last = (levels[level] for level in self.feature_levels(spec))
+        chosen = selected(self, forward.encoder, main, last)
+        chosen = chosen.reshape(chosen.shape[0], -1)
+        keep = (batch.vision_cell < 0) | jnp.take_along_axis(chosen, jnp.maximum(batch.vision_cell, 0), axis=1)
+
+        def apply(k: int, inputs: DecoderInputs, state: None) -> tuple[DecoderInputs, None]:
+            if k == 0:
+                inputs = drop(inputs, keep, renumber=True)
+            return compact(inputs, inputs.segment_ids > 0, row_length(lengths, k)), state
+
+        return StageHook(apply, None)
 
 
 def rounds(left: int, diverse: int) -> list[tuple[int, int]]:
-    """(size of the list, tokens removed) of every round that brings `left` tokens down to `diverse`; 0 keeps none and
-    takes no round."""
+    """The rounds that bring `left` tokens down to `diverse`, as (size of the list, number of tokens removed).
+
+    If `diverse` is 0, no token is kept and no round is needed.
+    """
     found = []
     while left > diverse > 0:
         found.append((left, min(STEP, left - diverse)))
@@ -100,10 +116,20 @@ def rounds(left: int, diverse: int) -> list[tuple[int, int]]:
 def select(
     features: Float[Array, "patches D"], attention: Float[Array, " patches"], important: int, diverse: int
 ) -> tuple[Int[Array, " important"], Int[Array, " diverse"]]:
-    """Patches of one tile: the most attended ones in falling order, and the diverse rest in the official list's order.
+    """Selects patches of one tile.
 
-    Each round splits the list into its even and odd places and removes the even ones that are most similar to an odd
-    one; the other even ones follow in falling similarity, then the odd ones."""
+    Each round splits the list of the rest into its even and odd places, and removes the even ones that are most similar
+    to an odd one. The other even ones follow in falling similarity, then the odd ones.
+
+    Args:
+        features: The features to compare.
+        attention: The attention that each patch receives.
+        important: The number of patches that are chosen by attention.
+        diverse: The number of patches that are chosen from the rest by dissimilarity.
+
+    Returns:
+        The important patches in falling order of attention, and the diverse ones in the order of the official list.
+    """
     patches = features.shape[0]
     features = features.astype(jnp.float32)
     features /= jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
@@ -117,7 +143,7 @@ def select(
     place = jnp.arange(len(remaining))
 
     def merge(remaining, size_and_removed):
-        # The list keeps its length; only its first `size` places count.
+        # The list keeps its length, and only its first `size` places count.
         size, removed = size_and_removed
         even, odd = remaining[0::2], remaining[1::2]
         valid = half < size // 2
@@ -133,36 +159,32 @@ def select(
 
 
 def selected(
-    config: VisPrunerConfig, siglip: Siglip, features: Float[Array, "B T C 1 D"], hidden: Float[Array, "B T C 1 D"]
+    config: VisPrunerConfig,
+    encoder: EncoderModule,
+    features: Float[Array, "B T C 1 D"],
+    hidden: Float[Array, "B T C 1 D"],
 ) -> Bool[Array, "B T C"]:
-    """Which patches of every tile are kept. hidden: what enters the encoder's last block."""
+    """The mask of the patches of every tile that are kept.
+
+    Args:
+        config: The numbers of patches.
+        encoder: The encoder, whose last layer attends.
+        features: The features to compare.
+        hidden: The input of the encoder's last layer.
+
+    Returns:
+        True for the patches that are kept.
+    """
     diverse = config.tokens - config.important
 
-    # Tile by tile: the attention map of a tile is patches x patches for every head.
-    def attended(hidden):
-        return jnp.mean(siglip.received_attention(hidden), axis=-3)
+    # One tile at a time, because the attention of a tile takes patches x patches numbers for every head.
+    def attended(hidden: Float[Array, "B C 1 D"]) -> Float[Array, "B C 1"]:
+        return jnp.mean(encoder.received_attention(hidden), axis=-3)
 
     attention = jnp.moveaxis(jax.lax.map(attended, jnp.moveaxis(hidden, 1, 0)), 0, 1)
 
-    def of_tile(features, attention):
+    def of_tile(features: Float[Array, "C D"], attention: Float[Array, " C"]) -> Bool[Array, " C"]:
         chosen = jnp.concatenate(select(features, attention, config.important, diverse))
         return jnp.zeros(len(features), bool).at[chosen].set(True)
 
     return jax.vmap(jax.vmap(of_tile))(features.squeeze(-2), attention.squeeze(-1))
-
-
-def start(
-    config: VisPrunerConfig, model: VisionLanguageModel, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None
-) -> StageHook:
-    """See `pruning.Entry`."""
-    vision = model.config.encoder
-    chosen = selected(config, model.encoder, levels[model.config.vision_feature_layer], levels[vision.num_layers - 1])
-    chosen = chosen.reshape(chosen.shape[0], -1)
-    keep = (batch.vision_cell < 0) | jnp.take_along_axis(chosen, jnp.maximum(batch.vision_cell, 0), axis=1)
-
-    def stage_hook(k: int, inputs: DecoderInputs) -> DecoderInputs:
-        if k == 0:
-            inputs = drop(inputs, keep, renumber=True)
-        return compact(inputs, inputs.segment_ids > 0, lengths[k] if lengths else None)
-
-    return stage_hook

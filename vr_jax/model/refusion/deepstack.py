@@ -1,7 +1,9 @@
-"""DeepStack: features of one encoder level each are merged to the decoder's width and added to the vision tokens.
+"""`deepstack`: features of one encoder level each are merged to the decoder's width and added to the vision tokens.
 
 Source: Qwen3-VL in transformers 5.23, `models/qwen3_vl/modeling_qwen3_vl.py` (`Qwen3VLVisionPatchMerger`,
-`Qwen3VLTextModel._deepstack_process`); levels, layers and the pooled merger: methods.md 3.2. No gate, no zero init."""
+`Qwen3VLTextModel._deepstack_process`). The levels, layers and the pooled merger are ours:
+docs/design/methods.md#deepstack. There is no gate and no zero initialisation, as in the original.
+"""
 
 from __future__ import annotations
 
@@ -14,70 +16,69 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.fields import NonNegativeInt, PositiveInt, check
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.registry import RefusionConfig, check, check_choice
+from vr_jax.model.registry import ModelSpec, RefusionConfig
 from vr_jax.sharding import constrain
 
 EPS = 1e-6
-MERGERS = ("pool_mlp", "qwen3_vl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepStackConfig(RefusionConfig):
-    """The k-th level is added after the k-th of the layers `insert_after`.
+class DeepStackConfig(RefusionConfig, name="deepstack"):
+    """DeepStack: the k-th level is added after the k-th of the layers `insert_after`.
 
-    Raises ConfigError unless there is one level for each insertion."""
+    Attributes:
+        merger: "pool_mlp" is a window mean, LayerNorm and the layers of the main projector. "qwen3_vl" is the published
+            patch merger, whose hidden layer is as wide as a whole window: three times 93 M parameters at windows of
+            3 x 3 patches of 1024 channels.
+    """
 
-    name: str = "deepstack"
-    insert_after: tuple[int, ...] = (1, 2, 3)
-    levels: tuple[int, ...] = (7, 15, 23)
-    # pool_mlp: window mean, LayerNorm, then the form of the main projector; qwen3_vl: the published patch merger,
-    # whose hidden layer has the width of a whole window (three times 93M parameters at s = 3 and D_v = 1024).
+    insert_after: tuple[PositiveInt, ...] = (1, 2, 3)
+    levels: tuple[NonNegativeInt, ...] = (7, 15, 23)
     merger: Literal["pool_mlp", "qwen3_vl"] = "pool_mlp"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Checks the fields."""
         super().__post_init__()
-        check_choice("DeepStackConfig", "merger", self.merger, MERGERS)
         check(
             len(self.levels) == len(self.insert_after),
             f"DeepStackConfig: {len(self.levels)} levels {self.levels} for {len(self.insert_after)} insertions "
             f"insert_after = {self.insert_after}: expected one level for each insertion",
         )
 
-    def widths(self, model: VlmConfig) -> tuple[int, int]:
-        """Inputs and outputs of a merger's first layer."""
-        width = model.encoder.hidden_size
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """See `RefusionConfig.flops_per_tile`."""
         if self.merger == "pool_mlp":
-            return width, model.decoder.hidden_size
-        return (width * model.projector.stride**2,) * 2
+            width, inner = spec.encoder_width, spec.decoder_width
+        else:
+            width = inner = spec.encoder_width * spec.patches_per_cell
+        return len(self.insert_after) * 2 * spec.cells_per_tile * (width * inner + inner * spec.decoder_width)
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        width, hidden = self.widths(model)
-        return len(self.insert_after) * 2 * model.cells_per_tile * (width * hidden + hidden * model.decoder.hidden_size)
-
-
-class Features(nnx.Module):
-    """The levels as they are; nothing is learned. No gradient: the encoder is frozen."""
-
-    def __init__(self, config: DeepStackConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        del config, model, dtype, rngs
-
-    def __call__(self, levels: tuple[Float[Array, "B T C S Dv"], ...]) -> tuple[Float[Array, "B T C S Dv"], ...]:
-        return jax.lax.stop_gradient(levels)
+    def build(self, spec: ModelSpec, index: int, *, rngs: nnx.Rngs) -> Block:
+        """See `RefusionConfig.build`."""
+        return Block(self, spec, index, rngs=rngs)
 
 
 class PatchMerger(nnx.Module):
-    """Qwen3-VL's: the patches of a window side by side, LayerNorm, Linear, exact GELU, Linear.
-
-    norm_per_patch: normalise each patch before they are joined (Qwen3-VL's main merger) instead of the window
-    (`use_postshuffle_norm`, its DeepStack mergers)."""
+    """Qwen3-VL's merger: the patches of a window side by side, LayerNorm, Linear, exact GELU, Linear."""
 
     def __init__(
         self, width: int, patches: int, out: int, *, norm_per_patch: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    ) -> None:
+        """Initialises the layers.
+
+        Args:
+            width: Channels of a patch.
+            patches: Patches of a window.
+            out: Channels of the result.
+            norm_per_patch: Whether each patch is normalised before they are joined, as in Qwen3-VL's main merger.
+                Otherwise the joined window is (`use_postshuffle_norm`, its DeepStack mergers).
+            dtype: Type of the computation.
+            rngs: Random state of the initial values.
+        """
         hidden = width * patches
         self.norm = LayerNorm(width if norm_per_patch else hidden, eps=EPS)
         self.fc1 = linear(hidden, hidden, dtype=dtype, rngs=rngs)
@@ -85,6 +86,7 @@ class PatchMerger(nnx.Module):
         self.norm_per_patch = norm_per_patch
 
     def __call__(self, windows: Float[Array, "*B S Dv"]) -> Float[Array, "*B Dt"]:
+        """Maps windows of S patches to one vector each."""
         x = self.norm(windows) if self.norm_per_patch else windows
         x = x.reshape(*x.shape[:-2], -1)
         if not self.norm_per_patch:
@@ -95,29 +97,32 @@ class PatchMerger(nnx.Module):
 class PoolMerger(nnx.Module):
     """Window mean, LayerNorm, Linear, exact GELU, Linear."""
 
-    def __init__(self, width: int, out: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, out: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the layers from `width` to `out` channels."""
         self.norm = LayerNorm(width, eps=EPS)
         self.fc1 = linear(width, out, dtype=dtype, rngs=rngs)
         self.fc2 = linear(out, out, dtype=dtype, rngs=rngs)
 
     def __call__(self, windows: Float[Array, "*B S Dv"]) -> Float[Array, "*B Dt"]:
+        """Maps windows of S patches to one vector each."""
         return self.fc2(jax.nn.gelu(self.fc1(self.norm(jnp.mean(windows, axis=-2))), approximate=False))
 
 
 class Block(nnx.Module):
-    """Insertion `index`: merges level `index`."""
+    """One insertion, which merges one level and adds it to the vision tokens."""
 
-    def __init__(self, config: DeepStackConfig, model: VlmConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, out = model.encoder.hidden_size, model.decoder.hidden_size
+    def __init__(self, config: DeepStackConfig, spec: ModelSpec, index: int, *, rngs: nnx.Rngs) -> None:
+        """Initialises the merger of insertion `index`, which reads the level `index`."""
+        width, out, dtype = spec.encoder_width, spec.decoder_width, spec.dtype
         self.merger: PoolMerger | PatchMerger
         if config.merger == "pool_mlp":
             self.merger = PoolMerger(width, out, dtype=dtype, rngs=rngs)
         else:
-            self.merger = PatchMerger(width, model.projector.stride**2, out, dtype=dtype, rngs=rngs)
+            self.merger = PatchMerger(width, spec.patches_per_cell, out, dtype=dtype, rngs=rngs)
         self.index = index
 
     def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
-        """Adds to the states at vision tokens; every other state passes through untouched."""
+        """Adds to the hidden states of vision tokens and leaves all others as they are."""
         cells = self.merger(vision.features[self.index])
         cells = constrain(cells.reshape(cells.shape[0], -1, cells.shape[-1]), "batch", "cells", "embed")
         return inputs.replace(hidden=inputs.hidden + vision.scatter_cells(cells))

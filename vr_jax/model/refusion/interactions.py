@@ -1,57 +1,71 @@
-"""What a vision token of Vision Remember re-reads (paper, Table 5b): its window, its whole tile, or sampled points.
+"""The three interactions of Vision Remember (paper, Table 5b): with the window, the whole tile, or sampled points.
 
-An interaction holds the projections around the attention, and maps one query per cell to one update per cell:
-`__call__(query (B, T*C, E), features (B, T, C, S, L*D_v), affine) -> (B, T*C, out width)`; the features are
-normalised, `affine` is their norm's affine part if they have one. Nothing crosses the border of a tile."""
+An interaction holds the projections around an attention. It maps one query per cell and the features of the tiles to one
+update per cell. The features are normalised; `affine` is the affine part of their norm, or None if they have none.
+Nothing crosses the border of a tile.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import BackendError, window_attention, window_weights
-from vr_jax.model.config import ConfigError, VisionRememberConfig, VlmConfig
 from vr_jax.model.layers import MultiHeadAttention, merge_heads, split_heads
 from vr_jax.model.refusion.deformable import DeformableAttention
 from vr_jax.model.windows import to_raster
 
 
 class FeatureAffine(nnx.Module):
-    """Scale and bias of the features' LayerNorms: (levels, D_v)."""
+    """The scale and bias of the features' norms, (levels, channels of a level)."""
 
-    def __init__(self, levels: int, width: int):
+    def __init__(self, levels: int, width: int) -> None:
+        """Initialises the identity."""
         self.scale = nnx.Param(jnp.ones((levels, width)))
         self.bias = nnx.Param(jnp.zeros((levels, width)))
 
     def __call__(self, features: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+        """Scales and shifts features with all levels side by side."""
         scale, bias = (p[...].reshape(-1).astype(features.dtype) for p in (self.scale, self.bias))
         return features * scale + bias
 
 
-class _KeyAttention(MultiHeadAttention):
-    """Cross-attention over all keys that a query may see: a group of queries shares its keys.
+class KeyAttention(MultiHeadAttention):
+    """Cross-attention in which a group of queries shares all its keys.
 
-    Subclasses say which: `keys(features)` are the groups' keys (G, K, E); `attend` does the attention."""
+    A subclass says what a group is: `keys` gives each group's keys, and `attend` computes the attention.
+    """
 
     def __init__(
         self,
-        config: VisionRememberConfig,
-        model: VlmConfig,
+        width: int,
         out_width: int,
+        heads: int,
         *,
-        out_init: Callable | None,
+        absorbed: bool,
+        out_init: Initializer | None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
-        heads, _ = config.heads(model)
-        super().__init__(config.inner_width(model), out_width, heads, out_init=out_init, dtype=dtype, rngs=rngs)
-        self.config = config
+    ) -> None:
+        """Initialises the projections.
+
+        Args:
+            width: Channels of queries and features.
+            out_width: Channels of the update.
+            heads: Attention heads.
+            absorbed: Whether the projections of keys and values are folded into the query and behind the softmax.
+            out_init: Initialiser of the output's kernel; None is torch's default of a linear layer.
+            dtype: Type of the computation.
+            rngs: Random state of the initial values.
+        """
+        super().__init__(width, out_width, heads, out_init=out_init, dtype=dtype, rngs=rngs)
+        self.absorbed = absorbed
 
     def __call__(
         self,
@@ -59,37 +73,42 @@ class _KeyAttention(MultiHeadAttention):
         features: Float[Array, "B T C S E"],
         affine: FeatureAffine | None,
     ) -> Float[Array, "B N O"]:
+        """The update of each cell from its query."""
         keys = self.keys(features)
-        grouped, read = self._logit_factors(query, keys, affine)
-        heads = self._absorbed if self.config.cross_attention == "absorbed" else self._plain
-        return self.out(merge_heads(heads(grouped, read, keys, affine)).reshape(query.shape))
-
-    def _logit_factors(
-        self, query: Float[Array, "B N E"], keys: Float[Array, "G K E"], affine: FeatureAffine | None
-    ) -> tuple[Float[Array, "G Q H e"], Float[Array, "G K h e"]]:
-        """The queries and keys whose products are the logits: of each head, or in the absorbed form keys that all heads
-        share (h = 1) and queries as wide as they are."""
-        grouped = split_heads(self.q(query), self.heads).reshape(keys.shape[0], -1, self.heads, self._depth)
-        if self.config.cross_attention == "plain":
-            return grouped, split_heads(self.k(_with(affine, keys)), self.heads)
-        key = split_heads(self.k.kernel[...], self.heads)
-        if affine is not None:
-            key = key * affine.scale[...].reshape(-1)[:, None, None]
-        return jnp.einsum("gqhd,ehd->gqhe", grouped, key.astype(grouped.dtype)), keys[:, :, None, :]
-
-    @property
-    def _depth(self) -> int:
-        return self.q.out_features // self.heads
+        grouped, key = self._logit_factors(query, keys, affine)
+        attended = self._absorbed(grouped, key, affine) if self.absorbed else self._plain(grouped, key, keys, affine)
+        return self.out(merge_heads(attended).reshape(query.shape))
 
     @staticmethod
     def keys(features: Float[Array, "B T C S E"]) -> Float[Array, "G K E"]:
+        """The K keys of each of G groups of queries."""
         raise NotImplementedError
 
     def attend(
         self, query: Float[Array, "G Q H d"], key: Float[Array, "G K h d"], value: Float[Array, "G K h v"], scale: float
     ) -> Float[Array, "G Q H v"]:
-        """h is H or, in the absorbed form, 1."""
+        """The attention; h is H, or 1 where all heads share keys and values, as they do in the absorbed form."""
         raise NotImplementedError
+
+    @property
+    def _head_dim(self) -> int:
+        return self.q.out_features // self.heads
+
+    def _logit_factors(
+        self, query: Float[Array, "B N E"], keys: Float[Array, "G K E"], affine: FeatureAffine | None
+    ) -> tuple[Float[Array, "G Q H e"], Float[Array, "G K h e"]]:
+        """The queries and keys whose products are the logits.
+
+        The plain form has a query and a key for each head. In the absorbed form all heads share the keys (h = 1), which
+        are the features themselves, and the queries are as wide as these.
+        """
+        grouped = split_heads(self.q(query), self.heads).reshape(keys.shape[0], -1, self.heads, self._head_dim)
+        if not self.absorbed:
+            return grouped, split_heads(self.k(_with(affine, keys)), self.heads)
+        key = split_heads(self.k.kernel[...], self.heads)
+        if affine is not None:
+            key = key * affine.scale[...].reshape(-1)[:, None, None]
+        return jnp.einsum("gqhd,ehd->gqhe", grouped, key.astype(grouped.dtype)), keys[:, :, None, :]
 
     def _plain(
         self,
@@ -98,22 +117,18 @@ class _KeyAttention(MultiHeadAttention):
         keys: Float[Array, "G K E"],
         affine: FeatureAffine | None,
     ) -> Float[Array, "G Q H d"]:
-        """Keys and values of every patch are projected: the reference."""
+        """The reference: values of every patch are projected."""
         value = split_heads(self.v(_with(affine, keys)), self.heads)
-        return self.attend(query, key, value, self._depth**-0.5)
+        return self.attend(query, key, value, self._head_dim**-0.5)
 
     def _absorbed(
-        self,
-        query: Float[Array, "G Q H e"],
-        shared: Float[Array, "G K 1 e"],
-        keys: Float[Array, "G K E"],
-        affine: FeatureAffine | None,
+        self, query: Float[Array, "G Q H e"], shared: Float[Array, "G K 1 e"], affine: FeatureAffine | None
     ) -> Float[Array, "G Q H d"]:
-        """The same function with W_k folded into the query and W_v behind the softmax (design decision 3).
+        """The same function with the value projection behind the softmax (docs/design/decisions.md#decision-6).
 
-        Exact: the key bias and the norm's bias shift all logits of a query alike and cancel in the softmax; the
-        weights sum to one, so the value bias passes through."""
-        del keys  # they are `shared`
+        It is exact. The bias of the keys and that of the norm shift all logits of a query alike and cancel in the
+        softmax. The weights sum to one, so the bias of the values passes through.
+        """
         value = split_heads(self.v.kernel[...], self.heads)
         assert self.v.bias is not None
         value_bias = split_heads(self.v.bias[...], self.heads)
@@ -121,7 +136,7 @@ class _KeyAttention(MultiHeadAttention):
             scale, bias = affine.scale[...].reshape(-1), affine.bias[...].reshape(-1)
             value_bias = value_bias + jnp.einsum("e,ehd->hd", bias, value)
             value = value * scale[:, None, None]
-        context = self.attend(query, shared, shared, self._depth**-0.5)
+        context = self.attend(query, shared, shared, self._head_dim**-0.5)
         return jnp.einsum("gqhe,ehd->gqhd", context, value.astype(query.dtype)) + value_bias.astype(query.dtype)
 
 
@@ -129,18 +144,42 @@ def _with(affine: FeatureAffine | None, features: Float[Array, "*B E"]) -> Float
     return features if affine is None else affine(features)
 
 
-class LocalAttention(_KeyAttention):
-    """Each query sees the patches of its own cell."""
+class LocalAttention(KeyAttention):
+    """Each query attends to the patches of its own cell."""
+
+    def __init__(
+        self,
+        width: int,
+        out_width: int,
+        heads: int,
+        *,
+        absorbed: bool,
+        kernel: str,
+        out_init: Initializer | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Initialises the projections; `kernel` is the backend of `window_attention`, the rest as in the base."""
+        super().__init__(width, out_width, heads, absorbed=absorbed, out_init=out_init, dtype=dtype, rngs=rngs)
+        self.kernel = kernel
 
     @staticmethod
     def keys(features: Float[Array, "B T C S E"]) -> Float[Array, "W S E"]:
+        """The patches of each of W cells."""
         return features.reshape(-1, *features.shape[3:])
 
-    def attend(self, query, key, value, scale):
+    def attend(
+        self, query: Float[Array, "W 1 H d"], key: Float[Array, "W S h d"], value: Float[Array, "W S h v"], scale: float
+    ) -> Float[Array, "W 1 H v"]:
+        """Attention of one query to its window.
+
+        Raises:
+            ConfigError: The chosen kernel does not run here.
+        """
         try:
-            return window_attention(query[:, 0], key, value, scale=scale, backend=self.config.kernel)[:, None]
+            return window_attention(query[:, 0], key, value, scale=scale, backend=self.kernel)[:, None]
         except BackendError as error:
-            raise ConfigError(f"refusion.kernel = {self.config.kernel!r}: {error}") from error
+            raise ConfigError(f"refusion.kernel = {self.kernel!r}: {error}") from error
 
     def weights(
         self,
@@ -148,50 +187,58 @@ class LocalAttention(_KeyAttention):
         features: Float[Array, "B T C S E"],
         affine: FeatureAffine | None,
     ) -> Float[Array, "B T C S"]:
-        """How each query spreads over the patches of its cell: the mean of the heads' attention weights, float32."""
-        grouped, read = self._logit_factors(query, self.keys(features), affine)
-        weights = window_weights(grouped[:, 0], read, scale=self._depth**-0.5)
+        """The attention weights of each query over the patches of its cell, float32, averaged over the heads."""
+        grouped, key = self._logit_factors(query, self.keys(features), affine)
+        weights = window_weights(grouped[:, 0], key, scale=self._head_dim**-0.5)
         return jnp.mean(weights, axis=1).reshape(features.shape[:-1])
 
 
-class GlobalAttention(_KeyAttention):
-    """Each query sees all patches of its tile (methods.md 6: the paper's batch axis is the tiles)."""
+class GlobalAttention(KeyAttention):
+    """Each query attends to all patches of its tile (docs/design/methods.md#interaction-variants)."""
 
     @staticmethod
-    def keys(features: Float[Array, "B T C S E"]) -> Float[Array, "B*T C*S E"]:
+    def keys(features: Float[Array, "B T C S E"]) -> Float[Array, "G K E"]:
+        """The patches of each tile."""
         batch, tiles, cells, patches, width = features.shape
         return features.reshape(batch * tiles, cells * patches, width)
 
-    def attend(self, query, key, value, scale):
+    def attend(
+        self, query: Float[Array, "G Q H d"], key: Float[Array, "G K h d"], value: Float[Array, "G K h v"], scale: float
+    ) -> Float[Array, "G Q H v"]:
+        """Attention of the queries of a tile to its patches."""
         return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="xla")
 
 
 class SampledAttention(DeformableAttention):
-    """Each query sees `config.points` points per level and head, at learnt distances from the centre of its cell.
+    """Each query reads some points per level and head, at learned distances from the centre of its cell.
 
-    The levels' maps stay apart; a learnt vector per level is added before the value projection, as in DETR."""
+    The maps of the levels stay apart. A learned vector per level is added before the value projection, as in Deformable
+    DETR.
+    """
 
     def __init__(
         self,
-        config: VisionRememberConfig,
-        model: VlmConfig,
+        width: int,
         out_width: int,
+        heads: int,
+        levels: int,
+        points: int,
         *,
-        out_init: Callable | None,
+        out_init: Initializer | None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
-        heads, _ = config.heads(model)
-        width, levels = config.inner_width(model), len(config.levels)
-        super().__init__(width, out_width, heads, levels, config.points, out_init=out_init, dtype=dtype, rngs=rngs)
+    ) -> None:
+        """Initialises the projections and the vectors of the levels; see `DeformableAttention`."""
+        super().__init__(width, out_width, heads, levels, points, out_init=out_init, dtype=dtype, rngs=rngs)
         self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (levels, width)))
 
     def __call__(
         self,
         query: Float[Array, "B N E"],
-        features: Float[Array, "B T C S L*E"],
+        features: Float[Array, "B T C S F"],
         affine: FeatureAffine | None,
     ) -> Float[Array, "B N O"]:
+        """The update of each cell from its query; `features` hold all levels side by side, F = levels * E."""
         batch, tiles, cells, patches, _ = features.shape
         if affine is not None:
             features = affine(features)
@@ -211,13 +258,6 @@ class SampledAttention(DeformableAttention):
 
 
 def _centres(side: int) -> Float[np.ndarray, "C 2"]:
-    """Centres (x, y) of the cells of a tile, in units of the tile."""
+    """The centres (x, y) of the cells of a tile, in units of the tile."""
     row, column = np.divmod(np.arange(side * side), side)
     return ((np.stack([column, row], axis=-1) + 0.5) / side).astype(np.float32)
-
-
-INTERACTIONS: dict[str, type[_KeyAttention] | type[SampledAttention]] = {
-    "local": LocalAttention,
-    "global": GlobalAttention,
-    "deformable": SampledAttention,
-}

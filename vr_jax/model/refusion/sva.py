@@ -1,8 +1,10 @@
-"""Cambrian-1's spatial vision aggregator inside the decoder: each vision token attends to its window.
+"""`sva` is Cambrian-1's spatial vision aggregator inside the decoder: each vision token attends to its window.
 
 Source: cambrian-mllm/cambrian `cambrian/model/vision_sampler.py` (`VisionCrossAttentionLayer`, "joint"),
-`cambrian_arch.py` (auxiliary projection, global context), `language_model/cambrian_llama.py` (in-LLM samplers);
-methods.md 3.1. No gate, no zero init: it perturbs the decoder from the first step, as the original does."""
+`cambrian/model/cambrian_arch.py` (auxiliary projection, global context) and
+`cambrian/model/language_model/cambrian_llama.py` (the samplers in the decoder); docs/design/methods.md#sva. There is no
+gate and no zero initialisation: as in the original, the blocks change the decoder's hidden states from the first step on.
+"""
 
 from __future__ import annotations
 
@@ -16,64 +18,88 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from vr_jax.fields import NonNegativeInt, PositiveInt, check
 from vr_jax.kernels.window_attention import window_attention
-from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.registry import RefusionConfig, check
+from vr_jax.model.registry import ModelSpec, RefusionConfig
 from vr_jax.sharding import constrain
 
 EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SvaConfig(RefusionConfig):
-    """After layers 1 and 4, as Vision Remember; Cambrian's default (start 0, stride 3) in a decoder of L layers is
-    insert_after = tuple(range(1, L, 3)): 1, 4, 7, ...
+class SvaConfig(RefusionConfig, name="sva"):
+    """The aggregator after layers 1 and 4, as Vision Remember has it by default.
 
-    Raises ConfigError unless there is exactly one level."""
+    Cambrian's own default (start 0, stride 3) in a decoder of L layers is `insert_after` = 1, 4, 7, ... up to L.
 
-    name: str = "sva"
-    levels: tuple[int, ...] = (23,)
-    width: int = 1024  # of the auxiliary features and of the attention
-    heads: int = 16
-    depth: int = 1  # layers of one insertion
+    Attributes:
+        levels: Exactly one level.
+        width: Channels of the auxiliary features and of the attention.
+        heads: Attention heads.
+        depth: Layers of one insertion.
+    """
 
-    def __post_init__(self):
+    levels: tuple[NonNegativeInt, ...] = (23,)
+    width: PositiveInt = 1024
+    heads: PositiveInt = 16
+    depth: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
         super().__post_init__()
         check(len(self.levels) == 1, f"SvaConfig.levels = {self.levels}: expected exactly one level")
-        check(self.depth >= 1, f"SvaConfig.depth = {self.depth}: expected an integer >= 1")
         check(
-            self.heads >= 1 and self.width % self.heads == 0,
+            self.width % self.heads == 0,
             f"SvaConfig.heads = {self.heads} does not divide width = {self.width}; set a divisor",
         )
 
-    def flops_per_tile(self, model: VlmConfig) -> float:
-        queries, patches, width = model.cells_per_tile, model.encoder.grid**2, self.width
-        features = patches * width * (model.encoder.hidden_size + width)
-        per_query = 2 * width * (model.decoder.hidden_size + 2 * width)  # in and out, query and output, two of the MLP
+    def flops_per_tile(self, spec: ModelSpec) -> float:
+        """See `RefusionConfig.flops_per_tile`."""
+        queries, patches, width = spec.cells_per_tile, spec.patches_per_tile, self.width
+        features = patches * width * (spec.encoder_width + width)
+        # Query and output of the attention, and the two products on either side, one of them with the decoder's width.
+        per_query = 2 * width * (spec.decoder_width + 2 * width)
         layer = width**2 + queries * per_query + 2 * patches * width * (width + 1)
         return 2 * (features + len(self.insert_after) * self.depth * layer)
 
+    def build_features(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> Features:
+        """See `RefusionConfig.build_features`."""
+        return Features(self, spec, rngs=rngs)
+
+    def build(self, spec: ModelSpec, index: int, *, rngs: nnx.Rngs) -> Block:
+        """See `RefusionConfig.build`. All insertions are alike."""
+        del index
+        return Block(self, spec, rngs=rngs)
+
 
 class SvaFeatures(NamedTuple):
-    """What all insertions share."""
+    """The auxiliary features that all insertions share.
+
+    Attributes:
+        windows: The projected features.
+        context: Their mean over each tile.
+        valid: The patches that belong to the image where a tile is padded; None where all do.
+    """
 
     windows: Float[Array, "B T C S E"]
-    context: Float[Array, "B T E"]  # mean over the tile
-    valid: Bool[Array, "B T C S"] | None = None  # patches of the image, where a tile is padded; None: all of them
+    context: Float[Array, "B T E"]
+    valid: Bool[Array, "B T C S"] | None = None
 
 
 class Features(nnx.Module):
-    """Auxiliary projection of the level, and each tile's global context. The encoder gets no gradient."""
+    """The auxiliary projection of the level, and each tile's global context. The encoder gets no gradient."""
 
-    def __init__(self, config: SvaConfig, model: VlmConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc1 = linear(model.encoder.hidden_size, config.width, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: SvaConfig, spec: ModelSpec, *, rngs: nnx.Rngs) -> None:
+        """Initialises Linear, exact GELU, Linear and LayerNorm."""
+        self.fc1 = linear(spec.encoder_width, config.width, dtype=spec.dtype, rngs=rngs)
+        self.fc2 = linear(config.width, config.width, dtype=spec.dtype, rngs=rngs)
         self.norm = LayerNorm(config.width, eps=EPS)
 
     def __call__(self, levels: tuple[Float[Array, "B T C S Dv"]]) -> SvaFeatures:
+        """Projects the one level."""
         (level,) = jax.lax.stop_gradient(levels)
         windows = self.norm(self.fc2(jax.nn.gelu(self.fc1(level), approximate=False)))
         windows = constrain(windows, "batch", "tiles", "cells", None, "embed")
@@ -81,9 +107,10 @@ class Features(nnx.Module):
 
 
 class WindowAttention(nnx.Module):
-    """One query against the keys of its window; a LayerNorm before each of the bias-free projections."""
+    """Attention of one query to its window, with a LayerNorm before each projection of it; no projection has a bias."""
 
-    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises norms and projections for `width` channels."""
         make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, use_bias=False)
         self.ln_q, self.ln_k, self.ln_v = (LayerNorm(width, eps=EPS) for _ in range(3))
         self.q, self.k, self.v, self.out = make(), make(), make(), make()
@@ -104,9 +131,21 @@ class WindowAttention(nnx.Module):
 
 
 class VisionCrossAttentionLayer(nnx.Module):
-    """Cambrian's "joint" layer of one encoder. patches: keys of a window."""
+    """Cambrian's "joint" layer for one encoder."""
 
-    def __init__(self, query_width: int, width: int, patches: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, query_width: int, width: int, patches: int, heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        """Initialises the layer.
+
+        Args:
+            query_width: Channels of the queries, those of the decoder.
+            width: Channels of the features and of the attention.
+            patches: Patches of a window.
+            heads: Attention heads.
+            dtype: Type of the computation.
+            rngs: Random state of the initial values.
+        """
         make = functools.partial(linear, dtype=dtype, rngs=rngs, use_bias=False)
         self.proj_context = make(width, width)
         self.proj_in = make(query_width + width, width)
@@ -124,7 +163,17 @@ class VisionCrossAttentionLayer(nnx.Module):
         windows: Float[Array, "B C S E"],
         valid: Bool[Array, "B C S"] | None,
     ) -> Float[Array, "B C D"]:
-        """C queries with a window each, of G groups (tiles) with a context each, in order: C / G queries per group."""
+        """The queries after this layer.
+
+        Args:
+            query: C queries.
+            context: The contexts of G tiles; each is that of C / G consecutive queries.
+            windows: The window of each query.
+            valid: The patches that belong to the image; None where all do.
+
+        Returns:
+            The updated queries.
+        """
         context = jnp.repeat(self.proj_context(context), query.shape[1] // context.shape[1], axis=1)
         x = self.proj_in(constrain(jnp.concatenate([query, context], axis=-1), "batch", "cells", "embed"))
         if windows.shape[2] > 1:
@@ -135,21 +184,20 @@ class VisionCrossAttentionLayer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One insertion: `config.depth` layers (VisionTokenSampler)."""
+    """One insertion: `SvaConfig.depth` layers (`VisionTokenSampler`)."""
 
-    def __init__(self, config: SvaConfig, model: VlmConfig, index: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        del index  # all insertions are alike
-        patches = model.projector.stride**2
-        self.layers = stack_layers(
-            lambda r: VisionCrossAttentionLayer(
-                model.decoder.hidden_size, config.width, patches, config.heads, dtype=dtype, rngs=r
-            ),
-            config.depth,
-            rngs,
-        )
+    def __init__(self, config: SvaConfig, spec: ModelSpec, *, rngs: nnx.Rngs) -> None:
+        """Initialises the layers for the widths of `spec`."""
+
+        def layer(rngs: nnx.Rngs) -> VisionCrossAttentionLayer:
+            return VisionCrossAttentionLayer(
+                spec.decoder_width, config.width, spec.patches_per_cell, config.heads, dtype=spec.dtype, rngs=rngs
+            )
+
+        self.layers = stack_layers(layer, config.depth, rngs)
 
     def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
-        """Updates the states at vision tokens; every other state passes through untouched."""
+        """Updates the hidden states of vision tokens and leaves all others as they are."""
         features: SvaFeatures = vision.features
         cells = constrain(vision.gather_cells(inputs.hidden), "batch", "cells", "embed")
         rows = cells.shape[0]
@@ -166,9 +214,11 @@ class Block(nnx.Module):
         windows: Float[Array, "B C S E"],
         valid: Bool[Array, "B C S"] | None = None,
     ) -> Float[Array, "B C D"]:
-        """The queries after all layers; shapes as in `VisionCrossAttentionLayer`."""
+        """The queries after all layers; the arguments are those of `VisionCrossAttentionLayer`."""
 
-        def layer(x, layer):
+        def run(
+            x: Float[Array, "B C D"], layer: VisionCrossAttentionLayer
+        ) -> tuple[Float[Array, "B C D"], None]:
             return constrain(layer(x, context, windows, valid), "batch", "cells", "embed"), None
 
-        return jax.lax.scan(layer, query, self.layers)[0]
+        return jax.lax.scan(run, query, self.layers)[0]
