@@ -6,14 +6,12 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from vr_jax.model.config import (
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    single_tile,
-)
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.settings import recipe
 
 MODEL = VlmConfig(
@@ -28,13 +26,13 @@ MODEL = VlmConfig(
         rope_theta=1e4,
         initializer_range=0.1,
     ),
-    projector=ProjectorConfig(stride=2),
+    projector=PoolConfig(stride=2),
     refusion=VisionRememberConfig(insert_after=(1, 2), levels=(1, 2, 3)),
     image=single_tile(48),
     vision_feature_layer=3,
 )
 
-UNCOMPRESSED = dataclasses.replace(MODEL, projector=ProjectorConfig(name="mlp", stride=1), refusion=None)
+UNCOMPRESSED = dataclasses.replace(MODEL, projector=MlpConfig(), refusion=None)
 
 
 def get_config(variant: str = "") -> ConfigDict:

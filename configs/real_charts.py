@@ -5,15 +5,11 @@ too; phase 2 (chart questions) freezes the encoder, as the paper does. It memori
 
 from ml_collections import ConfigDict
 
-from vr_jax.model.config import (
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    anyres4,
-    single_tile,
-)
+from vr_jax.model.config import VlmConfig, anyres4, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.settings import recipe
 
 TILE = 96  # pixels
@@ -27,7 +23,7 @@ def get_config(variant: str = "phase1") -> ConfigDict:
     model = VlmConfig(
         encoder=VISION,
         decoder=TEXT,
-        projector=ProjectorConfig(name="pool", stride=3),
+        projector=PoolConfig(stride=3),
         refusion=VisionRememberConfig(insert_after=(1, 3), levels=(2, 3, 4)),
         vision_feature_layer=4,
         image=single_tile(TILE) if variant == "phase1" else anyres4(TILE),

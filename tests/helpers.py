@@ -15,14 +15,11 @@ import pytest
 from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
-from vr_jax.model.config import (
-    ImageConfig,
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-)
+from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.sharding import path_of
 
 
@@ -54,7 +51,7 @@ def tiny_config(**changes) -> VlmConfig:
     base = {
         "encoder": vision,
         "decoder": tiny_text(),
-        "projector": ProjectorConfig(name="pool", stride=2),
+        "projector": PoolConfig(stride=2),
         "refusion": tiny_refusion(),
         "image": ImageConfig(tile_size=vision.image_size, aspect_ratio="anyres", grids=((2, 1), (1, 2), (2, 2))),
         "vision_feature_layer": 3,

@@ -11,10 +11,14 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from vr_jax import sharding
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig, VlmConfig
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 QWEN2 = {
@@ -142,7 +146,7 @@ def test_every_projector_is_in_the_table_and_divides(name, text):
 
 def test_so400m_is_in_the_table():
     vision = SiglipConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, patch_size=14)
-    config = VlmConfig(encoder=vision, projector=ProjectorConfig(name="mlp", stride=1))
+    config = VlmConfig(encoder=vision, projector=MlpConfig())
     tree = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     assert sharding.unsharded(tree, abstract_mesh((1, 8, 2))) == []
 

@@ -31,8 +31,8 @@ from benchmarks.accuracy.training import (
     size_of,
     window_levels,
 )
-from vr_jax.model.config import VisionRememberConfig
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.accuracy.tasks import VOCABULARY, Page
-from vr_jax.model.config import Qwen2Config, SiglipConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.training import size_of
+from vr_jax.errors import ConfigError
 from vr_jax.experiments.paper import TABLES, Fields, System
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.config import VlmConfig
 
 
 @dataclass(frozen=True)

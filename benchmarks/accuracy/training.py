@@ -17,8 +17,9 @@ from benchmarks.accuracy.encoder import Cached
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.tasks import KINDS, PAD, PROMPT, TOKEN
 from vr_jax.model.batch import NO_CELL, Batch
-from vr_jax.model.config import ProjectorConfig, VlmConfig, single_tile
+from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.decoders.qwen2 import DecoderLayer
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.vlm import Levels, VisionLanguageModel
 from vr_jax.model.windows import to_windows
 from vr_jax.pytree import array_dataclass
@@ -51,7 +52,7 @@ def size_of(setting: Setting) -> VlmConfig:
     return VlmConfig(
         encoder=setting.vision,
         decoder=setting.text,
-        projector=ProjectorConfig(name="mlp", stride=1),
+        projector=MlpConfig(),
         image=single_tile(setting.page.side),
         vision_feature_layer=setting.kept_levels[-1],
         dtype=setting.dtype,
@@ -139,7 +140,7 @@ def alignment_loss(
     Without it, a projector that starts at random takes the decoder's circuits apart before it learns to use them."""
     images = numbers // data.tokens.shape[1]
     levels = window_levels(config, data.levels, images)
-    tokens = projector(*(levels[level] for level in config.projector.feature_levels(config)))  # type: ignore[operator]
+    tokens = projector(*(levels[level] for level in config.projector.feature_levels(config.spec)))  # type: ignore[operator]
     logits = jnp.einsum("bcd,dv->bcv", tokens[:, 0], words, preferred_element_type=jnp.float32)
     return _naming_loss(logits, data.marks[images], config.projector.stride)
 

@@ -39,7 +39,11 @@ from vr_jax.data.sources import open_source
 from vr_jax.data.types import Conversation, Example
 from vr_jax.experiments import paper
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VisionRememberConfig, VlmConfig
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model_directory import warm_start
 from vr_jax.settings import recipe
 from vr_jax.training.flops import StepFlops, step_flops
@@ -304,7 +308,7 @@ def small_recipe() -> ConfigDict:
         decoder=Qwen2Config(
             vocab_size=512, hidden_size=256, intermediate_size=1024, num_layers=2, num_heads=4, num_kv_heads=2
         ),
-        projector=ProjectorConfig(stride=3),
+        projector=PoolConfig(stride=3),
         refusion=VisionRememberConfig(insert_after=(1,), levels=(1, 2, 3), cross_heads=3),
         vision_feature_layer=3,
         image=paper.IMAGES["anyres9"](48),

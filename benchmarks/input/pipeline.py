@@ -35,7 +35,8 @@ from transformers import AutoTokenizer, LlavaOnevisionImageProcessorPil
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Turn
-from vr_jax.model.config import VisionRememberConfig, VlmConfig, anyres9
+from vr_jax.model.config import VlmConfig, anyres9
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 QUESTION = "<image>\nWhat does the image show? Answer with one short sentence."

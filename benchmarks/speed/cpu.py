@@ -31,17 +31,12 @@ from goals import goals_of, lines_of
 from timing import report, side_by_side
 
 from vr_jax.model.batch import Batch
-from vr_jax.model.config import (
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    anyres4,
-    single_tile,
-)
+from vr_jax.model.config import VlmConfig, anyres4, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.refusion.vision_remember import Block
+from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 
@@ -84,7 +79,7 @@ def small_config(remember: bool) -> VlmConfig:
         decoder=Qwen2Config(
             vocab_size=4096, hidden_size=256, intermediate_size=768, num_layers=8, num_heads=4, num_kv_heads=2
         ),
-        projector=ProjectorConfig(stride=3),
+        projector=PoolConfig(stride=3),
         refusion=VisionRememberConfig(insert_after=(1, 4), levels=(2, 4, 6)) if remember else None,
         vision_feature_layer=6,
         image=single_tile(144),

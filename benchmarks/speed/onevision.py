@@ -15,7 +15,10 @@ from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
 from vr_jax.experiments import paper
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, anyres4, anyres9_all36
+from vr_jax.model.config import VlmConfig, anyres4, anyres9_all36
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.mlp import MlpConfig
 
 SO400M = SiglipConfig(
     hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14
@@ -39,7 +42,7 @@ def onevision(size: str, dtype: str) -> VlmConfig:
     return VlmConfig(
         encoder=vision,
         decoder=text,
-        projector=ProjectorConfig(name="mlp", stride=1),
+        projector=MlpConfig(),
         vision_feature_layer=vision.num_layers,
         image=anyres9_all36(vision.image_size),
         dtype=dtype,  # type: ignore[arg-type]

@@ -26,10 +26,10 @@ from vr_jax import sharding
 from vr_jax.data import anyres
 from vr_jax.experiments import paper
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import VisionRememberConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import DecoderInputs, KVCache
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.stages import DecoderInputs, KVCache
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.refusion.vision_remember import Block
+from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan.hlo_costs import program_costs
 from vr_jax.settings import recipe

@@ -11,8 +11,11 @@ import numpy as np
 from flax import nnx
 
 from vr_jax.experiments import paper
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, anyres9
+from vr_jax.model.config import VlmConfig, anyres9
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
+from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 LEARNING_RATE, CLIP = 1e-4, 1.0
@@ -66,7 +69,7 @@ def work(size: str, dtype: str, remat: str = "full") -> Work:
             decoder=Qwen2Config(
                 vocab_size=256, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2
             ),
-            projector=ProjectorConfig(stride=3),
+            projector=PoolConfig(stride=3),
             vision_feature_layer=2,
             image=anyres9(48),
         )

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from vr_jax.convert.configs import read_llava, read_qwen2, read_siglip, write_llava, write_qwen2, write_siglip
-from vr_jax.model.config import Qwen2Config, SiglipConfig, anyres4
+from vr_jax.model.config import anyres4
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 
 FILE = Path("config.json")
 # lmms-lab/llava-onevision-qwen2-7b-ov, without the fields that do not concern the model.

@@ -8,14 +8,11 @@ from PIL import Image
 
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.types import Conversation, Turn
-from vr_jax.model.config import (
-    ImageConfig,
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-)
+from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))
 
@@ -29,7 +26,7 @@ def tiny_config(*, image: ImageConfig | None = None, text_pool: str | None = "fi
         decoder=Qwen2Config(
             vocab_size=512, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1, num_kv_heads=1
         ),
-        projector=ProjectorConfig(name="pool", stride=2),
+        projector=PoolConfig(stride=2),
         refusion=refusion,
         image=image or ImageConfig(tile_size=32, aspect_ratio="anyres", grids=GRIDS),
         vision_feature_layer=1,

@@ -12,8 +12,9 @@ from vr_jax.data import anyres
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import REASONS, SkipRecord
 from vr_jax.data.types import Conversation, Turn
+from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
-from vr_jax.model.config import ConfigError, ImageConfig
+from vr_jax.model.config import ImageConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,15 @@ CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
 from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_refusion
-from vr_jax.model.config import ProjectorConfig, single_tile
+from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.config import single_tile
 from vr_jax.settings import recipe
 
 COMMON = dict(encoder=tiny_vision(num_layers=2), vision_feature_layer=2, decoder=tiny_text(vocab_size=320, num_layers=2),
               image=single_tile(24))
 REMEMBER = tiny_refusion(insert_after=(1,), levels=(1, 2))
-UNCOMPRESSED = ProjectorConfig(name="mlp", stride=1)
+UNCOMPRESSED = MlpConfig()
 MODELS = {
     "baseline": tiny_config(**COMMON, re-fusion block=None),
     "remember": tiny_config(**COMMON, re-fusion block=REMEMBER),

@@ -18,7 +18,8 @@ from vr_jax.evaluation import plan
 from vr_jax.evaluation.report import heat_png
 from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator
-from vr_jax.model.config import ImageConfig, ProjectorConfig
+from vr_jax.model.config import ImageConfig
+from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import Reread
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_windows
@@ -28,7 +29,7 @@ from vr_jax.sharding import make_mesh, param_shardings
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))
 CONFIG = tiny_config(
     encoder=tiny_vision(image_size=48),
-    projector=ProjectorConfig(name="pool", stride=3),
+    projector=PoolConfig(stride=3),
     image=ImageConfig(tile_size=48, aspect_ratio="anyres", grids=GRIDS),
 )
 SIZES = {

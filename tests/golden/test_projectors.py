@@ -11,7 +11,9 @@ from flax import nnx
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
 from vr_jax.convert.method_tables import PROJECTORS as NAMES
-from vr_jax.model.config import Qwen2Config, SiglipConfig, VlmConfig, single_tile
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.windows import to_raster, to_windows
 

@@ -16,14 +16,16 @@ from tests.helpers import tiny_vision
 from vr_jax.convert.tables import TEXT, VISION
 from vr_jax.data import anyres
 from vr_jax.model.batch import NO_CELL, Batch
-from vr_jax.model.config import ImageConfig, ProjectorConfig, PrunerConfig, Qwen2Config, SiglipConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
-from vr_jax.model.encoders.siglip import Siglip
+from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
+from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.encoders.siglip import Siglip, SiglipConfig
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.pruning.dropping import last_token_attention
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig, select, selected
-from vr_jax.model.registry import PromptSize
+from vr_jax.model.registry import PromptSize, PrunerConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 KINDS = ("vispruner", "siglip", "vispruner_pack", "fastv", "pdrop")
@@ -101,7 +103,7 @@ def test_vispruner_in_the_encoder(case: Case):
         decoder=Qwen2Config(
             vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2, num_kv_heads=1
         ),
-        projector=ProjectorConfig(name="mlp", stride=1),
+        projector=MlpConfig(),
         pruning=pruning,
         image=ImageConfig(tile_size=c["image"], aspect_ratio="square"),
         vision_feature_layer=c["layers"] - 1,
@@ -162,7 +164,7 @@ def recorded_model(case: Case, pruning: PrunerConfig | None) -> VisionLanguageMo
     config = VlmConfig(
         encoder=vision,
         decoder=text,
-        projector=ProjectorConfig(name="mlp", stride=1),
+        projector=MlpConfig(),
         pruning=pruning,
         image=ImageConfig(tile_size=vision.image_size, aspect_ratio="square"),
         vision_feature_layer=1,

@@ -13,8 +13,11 @@ from tests.golden.discovery import Case, cases
 from vr_jax.convert.method_tables import DEEPSTACK, SVA
 from vr_jax.convert.tables import TEXT
 from vr_jax.model.batch import NEWLINE, NO_CELL
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
+from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion import deepstack, sva
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.registry import RefusionConfig
@@ -38,7 +41,7 @@ def model_config(
             hidden_size=width, num_heads=1, num_layers=4, image_size=side * stride, patch_size=1, intermediate_size=1
         ),
         decoder=Qwen2Config(hidden_size=hidden_size, **text),
-        projector=ProjectorConfig(stride=stride),
+        projector=PoolConfig(stride=stride),
         refusion=refusion,
         image=single_tile(side * stride),
         vision_feature_layer=0,

@@ -14,17 +14,13 @@ from tests import torch_weights
 from tests.golden.discovery import Case, cases
 from vr_jax.convert.tables import HEAD, TEXT, VISION_REMEMBER
 from vr_jax.model.batch import NEWLINE, NO_CELL
-from vr_jax.model.config import (
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    single_tile,
-)
-from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
+from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.refusion.vision_remember import Block, Features
+from vr_jax.model.refusion.vision_remember import Block, Features, VisionRememberConfig
 from vr_jax.model.windows import to_windows
 
 VISION_KIND, NEWLINE_KIND = 2, 3  # in.kind; 0 is padding, 1 text
@@ -57,7 +53,7 @@ def model_config(case: Case, cross_attention: str) -> VlmConfig:
             rms_norm_eps=qwen.get("rms_norm_eps", 1e-6),
             tie_word_embeddings=qwen.get("tie_word_embeddings", True),
         ),
-        projector=ProjectorConfig(stride=c["s"]),
+        projector=PoolConfig(stride=c["s"]),
         refusion=VisionRememberConfig(
             insert_after=tuple(layer + 1 for layer in layers),
             levels=tuple(range(c["levels"])),

@@ -15,6 +15,7 @@ from tests.commands import run
 from tests.inference import tiny
 from tests.inference.test_generate import compilations
 from vr_jax.data.collate import collate
+from vr_jax.errors import ConfigError
 from vr_jax.evaluation.evaluate import options_of
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.chat import Chat
@@ -22,7 +23,7 @@ from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
 from vr_jax.inference.sampling import Sampling
 from vr_jax.model.batch import NO_CELL, BatchShape
-from vr_jax.model.config import ConfigError, ProjectorConfig
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.sharding import make_mesh, param_shardings
 
 NEW_TOKENS, ROWS = 4, 8
@@ -35,7 +36,7 @@ PRUNINGS = {
 
 
 def uncompressed():
-    return dataclasses.replace(tiny.config(vision_remember=False), projector=ProjectorConfig(name="mlp", stride=1))
+    return dataclasses.replace(tiny.config(vision_remember=False), projector=MlpConfig())
 
 
 @pytest.fixture(scope="module", params=PRUNINGS)

@@ -10,9 +10,10 @@ from flax import nnx
 
 from tests.helpers import tiny_config
 from vr_jax import sharding
-from vr_jax.model.config import ProjectorConfig, VlmConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"

@@ -7,18 +7,12 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny_config, tiny_refusion, tiny_text, tiny_vision
-from vr_jax.model.config import (
-    ConfigError,
-    ImageConfig,
-    ProjectorConfig,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    anyres4,
-    anyres9,
-    anyres9_all36,
-    single_tile,
-)
+from vr_jax.errors import ConfigError
+from vr_jax.model.config import ImageConfig, VlmConfig, anyres4, anyres9, anyres9_all36, single_tile
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
+from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 
@@ -33,8 +27,8 @@ ERRORS = {
         ["SiglipConfig", "'width'", "hidden_size"],
     ),
     "unknown top field": (lambda: VlmConfig.from_dict({"visoin": {}}), ["VlmConfig", "'visoin'", "encoder"]),
-    "stride": (lambda: tiny_config(projector=ProjectorConfig(stride=4)), ["stride = 4", "6 x 6", "[1, 2, 3, 6]"]),
-    "stride below one": (lambda: ProjectorConfig(stride=0), ["stride = 0", ">= 1"]),
+    "stride": (lambda: tiny_config(projector=PoolConfig(stride=4)), ["stride = 4", "6 x 6", "[1, 2, 3, 6]"]),
+    "stride below one": (lambda: PoolConfig(stride=0), ["stride = 0", ">= 1"]),
     "mlp with stride": (lambda: ProjectorConfig(name="mlp", stride=2), ["'mlp'", "stride", "found 2"]),
     "insert_after": (
         lambda: tiny_config(refusion=tiny_refusion(insert_after=(1, 4))),

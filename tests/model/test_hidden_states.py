@@ -14,7 +14,7 @@ from transformers import Qwen2ForCausalLM
 from tests import torch_weights
 from tests.helpers import SampleImage, Text, example, pack, randomized, tiny_config, tiny_refusion, tiny_text
 from tests.model.decoders.test_qwen2 import LENGTH, build, stream_of
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.vlm import VisionLanguageModel

@@ -6,10 +6,13 @@ import jax
 import pytest
 from flax import nnx
 
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, VisionRememberConfig, VlmConfig
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.registry import RefusionConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
@@ -141,7 +144,7 @@ def test_the_ladder_of_table_5a():
 
 
 def test_the_uncompressed_projector_has_the_same_size():
-    config = VlmConfig(projector=ProjectorConfig(name="mlp", stride=1))
+    config = VlmConfig(projector=MlpConfig())
     assert count(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))).projector) == pytest.approx(
         1.722e6, abs=5e2
     )

@@ -21,8 +21,8 @@ from tests.helpers import (
     with_params,
 )
 from tests.model.refusion.test_vision_remember_options import Reference, inputs, samples
-from vr_jax.model.config import ConfigError
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.errors import ConfigError
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.vision_remember import Block, Features

@@ -15,7 +15,8 @@ from tests.inference import tiny
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
 from vr_jax.inference.prompts import user_turn
-from vr_jax.model.config import ProjectorConfig
+from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_raster
 from vr_jax.probe.errors import ProbeError
@@ -122,7 +123,7 @@ def test_other_projectors_name_what_stands_for_the_compressor(projector, width):
 
 
 def test_a_compressor_that_does_not_exist_is_left_out_by_name():
-    config = dataclasses.replace(CONFIG, projector=ProjectorConfig(name="mlp", stride=1), refusion=None)
+    config = dataclasses.replace(CONFIG, projector=MlpConfig(), refusion=None)
     taps, left_out = taps_of(config, (1,))
     assert [tap.name for tap in taps] == ["encoder", "projector", "layer 1"]
     assert left_out == {"compressor": "the projector 'mlp' does not compress: it would repeat the encoder"}

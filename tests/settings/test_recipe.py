@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from vr_jax import sharding
+from vr_jax.errors import ConfigError
 from vr_jax.experiments import paper
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.settings import recipe
 from vr_jax.training.inputs import InputError, check_batch
 from vr_jax.training.optimizer import OptimizerConfig

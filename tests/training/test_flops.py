@@ -7,16 +7,13 @@ import pytest
 from flax import nnx
 
 from vr_jax.model.batch import Batch
-from vr_jax.model.config import (
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    single_tile,
-)
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.registry import RefusionConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, peak_flops, step_flops
@@ -82,7 +79,7 @@ def tiny(other: RefusionConfig | None = None, **options):
         decoder=Qwen2Config(
             vocab_size=50, hidden_size=24, intermediate_size=56, num_layers=4, num_heads=3, num_kv_heads=1
         ),
-        projector=ProjectorConfig(stride=4),
+        projector=PoolConfig(stride=4),
         refusion=refusion,
         image=single_tile(16),
         vision_feature_layer=2,

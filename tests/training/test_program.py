@@ -6,8 +6,9 @@ import pytest
 from tests.training.tiny import tiny_config, tiny_recipe
 from vr_jax import sharding
 from vr_jax.data.collate import collate
+from vr_jax.errors import ConfigError
 from vr_jax.model.batch import BatchShape
-from vr_jax.model.config import ConfigError, anyres9_all36
+from vr_jax.model.config import anyres9_all36
 from vr_jax.training.inputs import put_batch
 from vr_jax.training.program import abstract_batch, build_program, parts_of, total_steps
 

@@ -10,14 +10,11 @@ from ml_collections import ConfigDict
 
 from vr_jax.data.types import HostBatch
 from vr_jax.model.batch import NO_CELL, Batch
-from vr_jax.model.config import (
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VisionRememberConfig,
-    VlmConfig,
-    single_tile,
-)
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.settings import recipe
 from vr_jax.training.inputs import Inputs
 
@@ -38,7 +35,7 @@ def tiny_config(**changes) -> VlmConfig:
             num_heads=4,
             num_kv_heads=2,
         ),
-        "projector": ProjectorConfig(stride=2),
+        "projector": PoolConfig(stride=2),
         "refusion": VisionRememberConfig(insert_after=(1,), levels=(1, 2), init="torch_default"),
         "image": single_tile(TILE),
         "vision_feature_layer": 2,

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
-from vr_jax.model.config import (
-    ImageConfig,
-    ProjectorConfig,
-    Qwen2Config,
-    SiglipConfig,
-    VlmConfig,
-)
+from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.projectors.mlp import MlpConfig
 
 IMAGE_TOKEN = 151646  # `<image>` of the llava-onevision-qwen2 tokenizers
 _MAX_POSITIONS = 32768  # of Qwen2's configs; ours has no such limit
@@ -161,7 +158,7 @@ def read_hf_llava(values: Mapping[str, Any], file: Path) -> VlmConfig:
     return VlmConfig(
         encoder=vision,
         decoder=read_qwen2(text, file),
-        projector=ProjectorConfig(name="mlp", stride=1),
+        projector=MlpConfig(),
         image=image,
         vision_feature_layer=_hidden_state(full.vision_feature_layer, vision.num_layers, file),
     )
@@ -227,7 +224,7 @@ def read_llava(
     return VlmConfig(
         encoder=encoder,
         decoder=decoder or read_qwen2(values, file),
-        projector=ProjectorConfig(name="mlp", stride=1),
+        projector=MlpConfig(),
         image=_image_config(aspect, pinpoints, encoder.image_size, unpad=unpad, rounding="truncate", file=file),
         # LLaVA deletes the last block and takes the output of what is left (siglip_encoder.py).
         vision_feature_layer=depth - 1,

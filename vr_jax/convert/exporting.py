@@ -21,7 +21,9 @@ from vr_jax.convert.configs import (
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
-from vr_jax.model.config import Qwen2Config, SiglipConfig, VlmConfig
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model_directory import copy_side_files, load_params, read_sections
 from vr_jax.storage import complete_directory
 

@@ -16,8 +16,11 @@ from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_s
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError
-from vr_jax.model.config import ProjectorConfig, Qwen2Config, SiglipConfig, VlmConfig, single_tile
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import save_params
 from vr_jax.storage import check_target
@@ -79,7 +82,7 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
         config = VlmConfig(
             encoder=encoder,
             decoder=decoder,
-            projector=ProjectorConfig(name="mlp", stride=1),
+            projector=MlpConfig(),
             image=single_tile(encoder.image_size),
             vision_feature_layer=encoder.num_layers,
         )

@@ -16,8 +16,9 @@ from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Template, TextPo
 from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example
+from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NO_CELL, BatchShape
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.config import VlmConfig
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from PIL import Image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.efficiency.results import EfficiencyError
+from vr_jax.errors import ConfigError
 from vr_jax.experiments.paper import IMAGES
 from vr_jax.inference.loading import with_pruning
 from vr_jax.inference.prompts import user_turn
 from vr_jax.model.batch import NO_CELL
-from vr_jax.model.config import ConfigError, ImageConfig, VlmConfig
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings.config_files import load_recipe
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vr_jax.model.config import ConfigError, Qwen2Config, VlmConfig, anyres4, anyres9
+from vr_jax.errors import ConfigError
+from vr_jax.model.config import VlmConfig, anyres4, anyres9
+from vr_jax.model.decoders.qwen2 import Qwen2Config
 
 TEXTS: dict[str, Qwen2Config] = {
     "0.5b": Qwen2Config(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2),
@@ -63,7 +65,7 @@ class System:
         for kind, fields in {"projector": self.projector, "refusion": refusion, "pruning": self.pruning}.items():
             if fields is None:
                 continue
-            method = VlmConfig.parse_field(kind, {**fields, **(changes or {}).get(fields["name"], {})})
+            method = VlmConfig.parse_field(kind, {**fields, **(changes or {}).get(fields["name"], {})}, kind)
             if levels is not None and hasattr(method, "levels"):
                 method = dataclasses.replace(method, levels=tuple(levels[level] for level in method.levels))
             methods[kind] = method

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -23,12 +22,19 @@ from vr_jax.data.types import Example
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.sampling import Sampling, sample
 from vr_jax.inference.streaming import TextStream, decode_text
+from vr_jax.inference.unstacked import (
+    UnstackedCache,
+    decode_unstacked,
+    unstacked_cache,
+    unstacked_model,
+    unstacks,
+)
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
-from vr_jax.model.decoders.qwen2 import KVCache, StageCache, unstacked, unstacked_cache
+from vr_jax.model.decoders.stages import KVCache, StageCache
 from vr_jax.model.registry import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.pytree import array_dataclass
-from vr_jax.sharding import batch_sharding, batch_shards, constrain, mesh_in_context, platform, replicated
+from vr_jax.sharding import batch_sharding, batch_shards, constrain, replicated
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
@@ -61,7 +67,7 @@ class PromptBatch:
 class DecodeState:
     """Everything one decode step needs; B rows, room for M new tokens. Donated from step to step."""
 
-    cache: KVCache
+    cache: KVCache | tuple[UnstackedCache, ...]
     tokens: Int[Array, "B M"]  # generated so far; after a row's stop token, the pad id
     positions: Int[Array, " B"]  # rotary position of the next token
     done: Bool[Array, " B"]
@@ -252,7 +258,7 @@ class Generator:
             newlines=int(np.sum(cells == NEWLINE)),
             tiles=len(prompt.tile_pixels),
         )
-        return [config.pruning.kept(config, layer, size) for layer in self._pruned_stages()]  # type: ignore[union-attr]
+        return [config.pruning.kept(config.spec, layer, size) for layer in self._pruned_stages()]  # type: ignore[union-attr]
 
     def _until_stop(self, tokens: Int[np.ndarray, " m"]) -> tuple[list[int], bool]:
         stops = np.flatnonzero(np.isin(tokens, self.stop_ids))
@@ -316,7 +322,10 @@ class Generator:
 
         def body(state: DecodeState) -> DecodeState:
             newest = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
-            hidden, cache = model.decode(newest, state.positions[:, None], state.cache)
+            decode: Any = VisionLanguageModel.decode
+            if isinstance(state.cache[0], UnstackedCache):
+                decode = decode_unstacked
+            hidden, cache = decode(model, newest, state.positions[:, None], state.cache)
             state = dataclasses.replace(state, cache=cache, positions=state.positions + 1)
             return self._append(state, model.logits(hidden[:, 0]), temperature, top_p)
 
@@ -340,19 +349,6 @@ class Generator:
         return lay_out(dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1), constrain)
 
 
-def unstacks() -> bool:
-    """Whether decoding has layers, and their caches, as arrays of their own: on one CPU."""
-    return platform() == "cpu" and mesh_in_context() is None
-
-
-def unstacked_model(model: VisionLanguageModel) -> VisionLanguageModel:
-    """The same model for `decode` alone, its decoder `unstacked`."""
-    graph, state = nnx.split(model)
-    copy = nnx.merge(graph, state)
-    copy.decoder = unstacked(model.decoder)
-    return copy
-
-
 def lay_out(state: DecodeState, place: Callable[..., Any]) -> DecodeState:
     """`place(array, *logical axis names)` of every array. Every state is sharded alike, so that the loop compiles once;
     small arrays are whole on every device, so that each process can read all rows."""
@@ -361,8 +357,9 @@ def lay_out(state: DecodeState, place: Callable[..., Any]) -> DecodeState:
         layers = (None,) * (cached.ndim - 4)  # an axis where they are stacked
         return place(cached, *layers, "batch", "kv_heads", None, None)
 
-    def stage(cache: StageCache) -> StageCache:
-        return StageCache(
+    def stage(cache: StageCache | UnstackedCache) -> StageCache | UnstackedCache:
+        return dataclasses.replace(
+            cache,
             keys=jax.tree.map(slots, cache.keys),
             values=jax.tree.map(slots, cache.values),
             valid=place(cache.valid, "batch", None),

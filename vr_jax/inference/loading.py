@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from vr_jax.data.processor import Processor
-from vr_jax.errors import UserError
+from vr_jax.errors import ConfigError, UserError
 from vr_jax.inference.generate import GenerationError
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.registry import PrunerConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import load_model, read_config
 from vr_jax.sharding import ShardingError
@@ -44,7 +45,7 @@ def with_pruning(config: VlmConfig, choice: str | Mapping[str, Any] | None) -> V
         except json.JSONDecodeError as error:
             raise ConfigError(f"pruning {choice!r} is no valid JSON object: {error}") from None
     try:
-        pruning = VlmConfig.parse_field("pruning", dict(fields))
+        pruning = PrunerConfig.from_dict(dict(fields))
         return dataclasses.replace(config, pruning=pruning, image=pruning.adapt_image(config.image))
     except TypeError as error:  # a field of the wrong type, which comparisons refuse
         raise ConfigError(f"pruning {choice!r}: a field has the wrong type ({error})") from None

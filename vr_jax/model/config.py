@@ -241,7 +241,9 @@ class VlmConfig(Config):
         """The encoder's hidden states that the model reads, shallow to deep."""
         refusion = self.refusion.levels if self.refusion else ()
         pruning = self.pruning.feature_levels(self.spec) if self.pruning else ()
-        return tuple(sorted({*refusion, *pruning, *self.projector.feature_levels(self.spec), self.vision_feature_layer}))
+        return tuple(
+            sorted({*refusion, *pruning, *self.projector.feature_levels(self.spec), self.vision_feature_layer})
+        )
 
     @property
     def decoder_bounds(self) -> tuple[int, ...]:

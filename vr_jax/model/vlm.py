@@ -134,9 +134,7 @@ class VisionLanguageModel(nnx.Module):
         """The inputs of the decoder's first layer."""
         return DecoderInputs(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
 
-    def stage_hook(
-        self, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None = None
-    ) -> StageHook[Any] | None:
+    def stage_hook(self, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None = None) -> StageHook[Any] | None:
         """The hook that prunes or applies the re-fusion blocks, or None for a plain model.
 
         Args:

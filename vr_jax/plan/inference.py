@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
+from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out
+from vr_jax.inference.unstacked import unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel

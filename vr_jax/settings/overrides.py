@@ -14,17 +14,11 @@ from typing import Annotated, Any, Literal, Union
 
 from vr_jax.errors import ConfigError
 from vr_jax.fields import check, check_names, check_value, describe, field_types
-from vr_jax.model.projectors import PROJECTORS
-from vr_jax.model.pruning import PRUNERS
-from vr_jax.model.refusion import REFUSION
-from vr_jax.model.registry import ProjectorConfig, PrunerConfig, RefusionConfig
+from vr_jax.model import registry
+from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
 
 # The sections whose fields depend on the method that they name.
-_METHODS: dict[type, Mapping[str, Any]] = {
-    ProjectorConfig: PROJECTORS,
-    RefusionConfig: REFUSION,
-    PrunerConfig: PRUNERS,
-}
+_METHODS = (EncoderConfig, ProjectorConfig, DecoderConfig, RefusionConfig, PrunerConfig)
 
 
 @dataclass(frozen=True)
@@ -83,15 +77,13 @@ def change_fields(
     return result
 
 
-def method_class(base: type, name: Any, where: str) -> type:
+def method_class(base: Any, name: Any, where: str) -> type:
     """Returns the config class of a method by its name.
 
     Raises:
         ConfigError: No method of this kind has that name; the message lists those that exist.
     """
-    known = _METHODS[base]
-    check(name in known, f"{where}.name = {name!r}: expected one of {', '.join(sorted(known))}")
-    return known[name].config
+    return registry.method(base.kind, name, where)
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,7 @@ def _find(config_class: type, values: dict[str, Any], path: str, where: str) -> 
         if base is None and not _is_mapping(hint):
             raise ConfigError(f"{shown} is {describe(hint)} and has no fields")
         if at[part] is None:
-            names = ", ".join(sorted(_METHODS.get(base, ())))  # type: ignore[arg-type]  # a base is a class
+            names = ", ".join(registry.names(base.kind)) if base in _METHODS else ""
             raise ConfigError(f"{shown} is None (switched off); choose one with {shown}.name=NAME, one of {names}")
         at = at[part]
     return _Place(at, last, _field_hint(hint, at, last, shown), f"{shown}.{last}")
@@ -156,10 +148,10 @@ def _defaults(base: type, name: Any, place: _Place, where: str) -> dict[str, Any
         return before
     own = get_annotations(config_class) if config_class is not base else {}
     kept = {key: before[key] for key in field_types(base) if key in before and key not in own and key != "name"}
-    return config_class(name=name).to_dict() | kept
+    return config_class().to_dict() | kept
 
 
-def _section(hint: Any) -> type | None:
+def _section(hint: Any) -> Any:
     """The dataclass that an annotation names, alone or beside None."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in typing.get_args(hint) if part is not type(None)]

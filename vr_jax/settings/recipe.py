@@ -11,8 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from vr_jax.errors import ConfigError
 from vr_jax.experiments import paper
-from vr_jax.model.config import ConfigError, Qwen2Config, VlmConfig, single_tile
+from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.decoders.qwen2 import Qwen2Config
 
 VARIANTS = ("phase1", "phase2", "phase1_baseline", "phase2_baseline")
 

@@ -52,20 +52,13 @@ class StepFlops:
 def forward_flops(config: VlmConfig) -> dict[str, float]:
     """Operations of the forward pass: `encoder`, `projector`, `refusion` per tile, `decoder` per token, `attention`
     per visible pair, `head` per target. Reference values: methods.md 9.2."""
-    vision, text = config.encoder, config.decoder
-    patches, width = vision.grid**2, vision.hidden_size
-    block = 2 * patches * (4 * width**2 + 2 * width * vision.intermediate_size) + 4 * patches**2 * width
-    embed = 2 * patches * width * 3 * vision.patch_size**2
-    hidden, inner = text.hidden_size, text.intermediate_size
-    kv_width = text.num_kv_heads * text.head_dim
-    layer = 2 * (2 * hidden**2 + 2 * hidden * kv_width + 3 * hidden * inner)
     return {
-        "encoder": embed + max(config.feature_levels) * block,
-        "projector": config.projector.flops_per_tile(config),
-        "refusion": config.refusion.flops_per_tile(config) if config.refusion else 0.0,
-        "decoder": text.num_layers * layer,
-        "attention": text.num_layers * 4 * hidden,
-        "head": 2 * hidden * text.vocab_size,
+        "encoder": config.encoder.flops_per_tile(max(config.feature_levels)),
+        "projector": config.projector.flops_per_tile(config.spec),
+        "refusion": config.refusion.flops_per_tile(config.spec) if config.refusion else 0.0,
+        "decoder": config.decoder.flops_per_token(),
+        "attention": config.decoder.flops_per_pair(),
+        "head": 2 * config.decoder.hidden_size * config.decoder.vocab_size,
     }
 
 

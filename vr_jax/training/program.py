@@ -9,8 +9,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vr_jax.errors import ConfigError
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.sharding import batch_sharding
 from vr_jax.training.optimizer import OptimizerConfig, Schedule, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state

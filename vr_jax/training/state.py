@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, UInt32
 
 from vr_jax import sharding
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.errors import ConfigError
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.pytree import array_dataclass
 from vr_jax.training.optimizer import matches, optimizer_shardings

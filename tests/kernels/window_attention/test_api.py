@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.helpers import tiny_config, tiny_refusion, tiny_vision
+from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import BackendError, api, window_attention
-from vr_jax.model.config import ConfigError, VlmConfig
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.refusion import interactions
 from vr_jax.model.refusion.interactions import LocalAttention
 from vr_jax.sharding import make_mesh

@@ -14,8 +14,8 @@ from transformers import Qwen2ForCausalLM
 from tests import torch_weights
 from tests.helpers import tiny_text
 from vr_jax.convert.tables import HEAD, TEXT
-from vr_jax.model.config import Qwen2Config
-from vr_jax.model.decoders.qwen2 import Decoder, DecoderInputs
+from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
+from vr_jax.model.decoders.stages import DecoderInputs
 
 CONFIGS = {
     "grouped, tied": tiny_text(),

@@ -26,11 +26,13 @@ from tests.helpers import (
 )
 from tests.training.test_flops import dot_flops
 from vr_jax.convert.tables import mlp_projector, norm
-from vr_jax.model.config import ConfigError, ProjectorConfig, VlmConfig
+from vr_jax.errors import ConfigError
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.projectors.perceiver import PerceiverConfig
 from vr_jax.model.projectors.resampler import bicubic
 from vr_jax.model.projectors.token_packer import shrink
+from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_windows
 

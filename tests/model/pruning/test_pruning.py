@@ -13,16 +13,13 @@ import pytest
 from flax import nnx
 
 from tests.helpers import SampleImage, Text, example, pack, randomized, tiny_config, tiny_refusion, tiny_text
+from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
-from vr_jax.model.config import (
-    ConfigError,
-    ProjectorConfig,
-    Qwen2Config,
-    VlmConfig,
-    anyres9_all36,
-)
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.config import VlmConfig, anyres9_all36
+from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.parameters import flatten_params, merge_stages
+from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.pruning.dropping import drop
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
@@ -41,7 +38,7 @@ STEPS = 3
 
 def config_with(pruning, **changes) -> VlmConfig:
     """36 vision tokens per tile."""
-    return tiny_config(projector=ProjectorConfig(name="mlp", stride=1), refusion=None, pruning=pruning, **changes)
+    return tiny_config(projector=MlpConfig(), refusion=None, pruning=pruning, **changes)
 
 
 def prompt_sizes(batch: Batch) -> list[PromptSize]:
@@ -226,7 +223,7 @@ TILE = PromptSize(text=0, cells=576, newlines=0, tiles=1)
 def model_of(layers: int, **changes) -> VlmConfig:
     """A VlmConfig of the paper's encoder with an uncompressed projector."""
     text = dataclasses.replace(Qwen2Config(), num_layers=layers)
-    return VlmConfig(decoder=text, projector=ProjectorConfig(name="mlp", stride=1), **changes)
+    return VlmConfig(decoder=text, projector=MlpConfig(), **changes)
 
 
 def average(pruning, layers: int, prompt: PromptSize = TILE) -> float:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion, tiny_text
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig

@@ -14,9 +14,11 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchMer
 from tests import torch_weights
 from tests.helpers import tiny_config, tiny_refusion
 from vr_jax.convert.method_tables import DEEPSTACK
-from vr_jax.model.config import ConfigError, RefusionConfig, VlmConfig
+from vr_jax.errors import ConfigError
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig, PatchMerger
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.registry import RefusionConfig
 
 
 @pytest.mark.parametrize("norm_per_patch", [False, True])

@@ -11,9 +11,9 @@ from flax import nnx
 from tests.helpers import params_of, randomized
 from tests.training.tiny import noise_batch, tiny_config
 from vr_jax import sharding
-from vr_jax.model.config import VisionRememberConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 REFUSION = {

@@ -19,7 +19,7 @@ from tests.helpers import (
     tiny_refusion,
     with_params,
 )
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.parameters import merge_stages, split_stages
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.vlm import VisionLanguageModel

@@ -13,7 +13,7 @@ from flax import nnx
 from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion
 from vr_jax.model.batch import NEWLINE, Batch
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.vision_remember import Block, Features
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vr_jax.kernels.attention.api import attention, cached_attention
 from vr_jax.fields import PositiveFloat, PositiveInt, check
+from vr_jax.kernels.attention.api import attention, cached_attention
 from vr_jax.model.decoders.stages import (
     DecoderInputs,
     DecodeStage,
@@ -159,9 +159,7 @@ class DecoderLayer(nnx.Module):
         self.post_attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B N D"], rotary: Rotary, attend: Attend
-    ) -> tuple[Float[Array, "B N D"], Any]:
+    def __call__(self, x: Float[Array, "B N D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B N D"], Any]:
         """Runs the layer.
 
         Args:

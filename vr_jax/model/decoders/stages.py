@@ -64,7 +64,10 @@ Rotary = tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]
 
 
 def write_slot(
-    slots: Float[Array, "*L B G S K"], new: Float[Array, "B 1 G K"], slot: Int[Array, ""], layer: Int[Array, ""] | None
+    slots: Float[Array, "*L B G S K"],
+    new: Float[Array, "B 1 G K"],
+    slot: Int[Array, ""],
+    layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "*L B G S K"]:
     """Writes the key or value of one new token per row.
 

@@ -216,9 +216,7 @@ class Block(nnx.Module):
     ) -> Float[Array, "B C D"]:
         """The queries after all layers; the arguments are those of `VisionCrossAttentionLayer`."""
 
-        def run(
-            x: Float[Array, "B C D"], layer: VisionCrossAttentionLayer
-        ) -> tuple[Float[Array, "B C D"], None]:
+        def run(x: Float[Array, "B C D"], layer: VisionCrossAttentionLayer) -> tuple[Float[Array, "B C D"], None]:
             return constrain(layer(x, context, windows, valid), "batch", "cells", "embed"), None
 
         return jax.lax.scan(run, query, self.layers)[0]
