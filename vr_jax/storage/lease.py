@@ -2,7 +2,8 @@
 
 The lease is a file that is created exclusively. It names its holder and is kept fresh by a thread of the holder; the
 time of its last refresh is the file's modification time. A lease that was not refreshed for `STALE_AFTER` seconds, or
-whose process is gone from this machine, may be removed by anyone who wants the folder.
+whose process is gone from this machine, may be removed by anyone who wants the folder. The clocks of the hosts must
+agree to within a fraction of that time.
 
 Every change of the file is conditional on the version that was read before, as it is with the generations of objects
 in a bucket. A second implementation of `LeaseFile` for buckets can therefore stand beside `DiskLeaseFile`.
@@ -343,8 +344,7 @@ def lease(path: PathLike, *, wait: float = 0.0, place: PathLike | None = None) -
         place: What messages call the thing that is held; the default is the file's folder.
     """
     path = as_path(path)
-    if not is_local(path):
-        raise UserError(f"{path}: folders of a bucket cannot be held yet; choose a folder of a disk")
+    _check_local(path)
     with file_errors(f"{path} cannot be written"):
         held = Lease.acquire(os.fspath(place or path.parent), DiskLeaseFile(path), wait=wait)
     try:
@@ -377,6 +377,7 @@ def directory_lock(folder: PathLike, *, wait: float = 0.0) -> Iterator[Lease | N
     def acquire() -> Lease | None:
         if not distributed.is_first():
             return None
+        _check_local(folder)
         make_folder(folder)
         return held.enter_context(lease(folder / LOCK_FILE, wait=wait))
 
@@ -394,6 +395,11 @@ def check_unlocked(folder: PathLike) -> None:
     if (as_path(folder) / LOCK_FILE).exists():
         with lease(as_path(folder) / LOCK_FILE):
             pass
+
+
+def _check_local(path: PathLike) -> None:
+    if not is_local(path):
+        raise UserError(f"{path}: folders of a bucket cannot be held yet; choose a folder of a disk")
 
 
 def make_folder(folder: PathLike) -> None:
