@@ -256,12 +256,3 @@ def test_a_mesh_axis_may_be_part_of_a_torus_axis():
     mesh = sharding.make_mesh(8, 8, 1, devices=[_Chip(i) for i in range(64)])
     assert dict(mesh.shape) == {"replica": 8, "fsdp": 8, "tensor": 1}
     assert {chip.id for chip in mesh.devices.flat} == set(range(64))
-
-
-def test_a_mesh_of_a_recipe():
-    assert dict(sharding.mesh_of({"fsdp": -1, "tensor": 2}).shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
-    with pytest.raises(sharding.ShardingError, match=r"config\.mesh has no axis data: expected replica, fsdp, tensor"):
-        sharding.mesh_of({"data": 8})
-    for size in ("2", 2.0, True):
-        with pytest.raises(sharding.ShardingError, match=r"config\.mesh\.fsdp = .*expected an integer"):
-            sharding.mesh_of({"fsdp": size})

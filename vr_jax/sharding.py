@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -106,17 +106,6 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
         f"mesh replica x fsdp x tensor = {shape[0]} x {shape[1]} x {shape[2]} on {slices} slices: "
         f"replica or fsdp must be a multiple of {slices}"
     )
-
-
-def mesh_of(sizes: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """`make_mesh` from a recipe's section. Raises ShardingError for an axis that does not exist or is no integer."""
-    unknown = sorted(set(sizes) - set(AXES))
-    if unknown:
-        raise ShardingError(f"config.mesh has no axis {', '.join(unknown)}: expected {', '.join(AXES)}")
-    for axis, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise ShardingError(f"config.mesh.{axis} = {size!r}: expected an integer, -1 for the remaining devices")
-    return make_mesh(**sizes, devices=devices)
 
 
 def _resolve_shape(sizes: dict[str, int], count: int) -> tuple[int, int, int]:

@@ -33,9 +33,8 @@ from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.runner import evaluate
 from vr_jax.evaluation.types import Item
 from vr_jax.inference.generate import Generator
-from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.settings.config_files import load_recipe
+from vr_jax.settings import load_config
 
 CONFIG = Path(__file__).parents[1] / "configs" / "real_charts.py"
 NEW_TOKENS = 16
@@ -85,7 +84,7 @@ def items(count: int) -> list[Item]:
 
 
 def build() -> tuple[Generator, Processor]:
-    config = VlmConfig.from_dict(load_recipe(f"{CONFIG}:phase2").model.to_dict())
+    config = load_config(f"{CONFIG}:phase2").model
     model = jax.jit(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))()
     tokenizer = demo_tokenizer()
     return Generator(model, tokenizer, ignore_stop=True), Processor(tokenizer, config)

@@ -25,7 +25,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from timing import side_by_side
 from transformers import AutoTokenizer
 
@@ -45,7 +44,7 @@ from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model_directory import warm_start
-from vr_jax.settings import recipe
+from vr_jax.settings import TrainConfig, load_config
 from vr_jax.training.flops import StepFlops, step_flops
 from vr_jax.training.inputs import put_batch
 from vr_jax.training.program import build_program
@@ -243,13 +242,13 @@ def sampler_groups(sizes: Sizes, devices: int = 8, device: int = 4) -> list[list
     return groups
 
 
-def config_of(stride: int, size: str, phase: str) -> ConfigDict:
+def config_of(stride: int, size: str, phase: str) -> TrainConfig:
     row = {1: "table4/uncompressed", 2: "table2/ratio4_vr", 3: "table2/ratio9_vr", 4: "table2/ratio16_vr"}[stride]
-    return recipe.table_row(f"{row}/{size}/{phase}")
+    return load_config(f"configs/tables/paper.py:{row}/{size}/{phase}")
 
 
-def table(config: ConfigDict, sizes: Sizes, name: str) -> str:
-    model = VlmConfig.from_dict(config.model.to_dict())
+def table(config: TrainConfig, sizes: Sizes, name: str) -> str:
+    model = config.model
     step = step_flops(model, ModelTree(model).trainable(config.trainable))
     shape = BatchShape(rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=0)
     fitting = [size for size in sizes if size[0] <= shape.tokens and size[1] <= shape.tiles]
@@ -298,7 +297,7 @@ def read(options: argparse.Namespace, model: VlmConfig) -> list[tuple[int, int]]
     return sizes
 
 
-def small_recipe() -> ConfigDict:
+def small_config() -> TrainConfig:
     """Phase 2 at 1/9 with narrow, shallow parts: 24 x 24 patches a tile, and about the ratio of SigLIP-L's FLOPs per
     tile to Qwen2-0.5B's per token (511)."""
     model = VlmConfig(
@@ -313,14 +312,12 @@ def small_recipe() -> ConfigDict:
         vision_feature_layer=3,
         image=paper.IMAGES["anyres9"](48),
     )
-    config = recipe.base(model)
-    config.trainable = ("decoder.*", "refusion.*", "projector.*", "image_newline")
-    return config
+    return TrainConfig(model=model, trainable=("decoder.*", "refusion.*", "projector.*", "image_newline"))
 
 
 def measured_step(sizes: Sizes, tokens: int, tiles: int, rounds: int) -> str:
-    """A train step of `small_recipe` on one packed row, against one row of the same shape for each of its samples."""
-    config = small_recipe()
+    """A train step of `small_config` on one packed row, against one row of the same shape for each of its samples."""
+    config = small_config()
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     program = build_program(config, mesh, 100)
     side = program.model.image.tile_size
@@ -338,7 +335,7 @@ def measured_step(sizes: Sizes, tokens: int, tiles: int, rounds: int) -> str:
     calls, flops = {}, {}
     with jax.set_mesh(mesh):
         model, _ = warm_start([], program.model, mesh)
-        start = create_state(program.tree, program.optimizer, program.abstract, model, 0)
+        start = create_state(program.tree, program.optimizer, program.abstract, model)
         for name, (shape, rows) in alternatives.items():
             host = collate([[_example(k, *sizes[k], side) for k in numbers] for numbers in rows], shape)
             batch = put_batch(host.batch, mesh)
@@ -383,7 +380,7 @@ def main() -> None:
     samples = [] if options.data else mixture(options.samples, options.seed)
     for stride in STRIDES:
         config = config_of(stride, options.size, "phase2")
-        model = VlmConfig.from_dict(config.model.to_dict())
+        model = config.model
         sizes = read(options, model) if options.data else [sample.size(model) for sample in samples]
         print(table(config, sizes, f"phase 2, {options.size}, 1/{stride**2}"))
         if options.step and stride == 3:
@@ -392,7 +389,7 @@ def main() -> None:
         return
     for stride in STRIDES:
         config = config_of(stride, options.size, "phase1")
-        cells = VlmConfig.from_dict(config.model.to_dict()).cells_per_tile
+        cells = config.model.cells_per_tile
         sizes = [(cells + tokens, 1) for tokens in captions(options.samples, options.seed)]
         print(table(config, sizes, f"phase 1, {options.size}, 1/{stride**2}"))
 

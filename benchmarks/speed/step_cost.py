@@ -32,7 +32,7 @@ from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan.hlo_costs import program_costs
-from vr_jax.settings import recipe
+from vr_jax.settings import load_config
 from vr_jax.training.program import abstract_batch, build_program
 
 TEXT_TOKENS = 60
@@ -108,10 +108,10 @@ def prefill_report(size: str) -> str:
 def compile_report(size: str) -> str:
     """Wall and CPU seconds of each stage of phase 2's train step."""
     jax.config.update("jax_enable_compilation_cache", False)
-    config = recipe.llava_vr("phase2", paper.TEXTS[size])
+    config = load_config(f"configs/llava_vr_qwen2_{size.replace('.', '_')}.py:phase2")
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     program = build_program(config, mesh, 1000)
-    batch = abstract_batch(config, mesh, program.model)
+    batch = abstract_batch(config, mesh)
     marks = [(time.perf_counter(), time.process_time())]
 
     def mark() -> None:

@@ -19,9 +19,10 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
 
     from vr_jax.model.parameters import split_stages, unflatten_params
     from vr_jax.model.vlm import VisionLanguageModel
+    from vr_jax.settings import OptimizerSettings
     from vr_jax.sharding import batch_sharding, make_mesh
     from vr_jax.training.flops import peak_flops, step_flops
-    from vr_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+    from vr_jax.training.optimizer import make_optimizer, make_schedule
     from vr_jax.training.state import ModelTree, abstract_state, create_state
     from vr_jax.training.step import batch_counts, make_train_step
 
@@ -29,7 +30,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
     mesh = make_mesh(devices=[device])
     tree = ModelTree(work.config)
     trainable = tree.trainable(TRAINABLE)
-    settings = OptimizerConfig(lr=LEARNING_RATE, schedule="constant", warmup_ratio=0.0, clip_norm=CLIP)
+    settings = OptimizerSettings(lr=LEARNING_RATE, schedule="constant", warmup_ratio=0.0, clip_norm=CLIP)
     schedule = make_schedule(settings, 1)
     optimizer = make_optimizer(settings, schedule, trainable)
     abstract = abstract_state(tree, optimizer, trainable, mesh, work.config.dtype)

@@ -9,12 +9,11 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation import plan
 from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.model.config import VlmConfig
-from vr_jax.settings.config_files import load_recipe
+from vr_jax.settings import load_config
 
 
 def test_items_are_shaped_like_chartqa():
-    config = VlmConfig.from_dict(load_recipe(f"{CONFIG}:phase2").model.to_dict())
+    config = load_config(f"{CONFIG}:phase2").model
     processor, benchmark, asked = Processor(demo_tokenizer(), config), get_benchmark("chartqa"), items(8)
     assert len({item.images for item in asked}) == len(asked)
     for item in asked:

@@ -1,4 +1,4 @@
-"""eval.py on a model directory and ChartQA files: killed and continued, recipes, and one clear line per mistake."""
+"""eval.py on a model directory and ChartQA files: killed and continued, config files, and one clear line per mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from tests.commands import run
 from tests.golden.discovery import REPOSITORY
@@ -24,7 +23,6 @@ from vr_jax.evaluation.evaluate import EvalOptions, evaluate, fingerprint, optio
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.types import EvaluationError
 from vr_jax.model.config import VlmConfig
-from vr_jax.settings.config_files import RecipeError
 
 COUNT = 150  # so many that the process cannot end before it is killed
 
@@ -104,8 +102,8 @@ def test_results_lie_below_the_checkpoint_unless_told(folder, whole):
     assert whole.summary["average"] is None
 
 
-def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
-    recipe = ConfigDict(
+def test_a_limit_and_a_config(folder, whole, tmp_path, caplog):
+    config = TrainConfig.from_config_dict(
         {
             "model": tiny.config().to_dict() | {"remat": "full"},
             "mesh": {"replica": 2, "fsdp": 2, "tensor": 2},
@@ -114,7 +112,7 @@ def test_a_limit_and_a_recipe(folder, whole, tmp_path, caplog):
         }
     )
     flags = {"checkpoint": str(folder / "model"), "benchmark": "chartqa", "data": str(folder / "chartqa"), "limit": 5}
-    chosen = options_of(flags, recipe)
+    chosen = options_of(flags, config)
     assert (chosen.limit, chosen.batch_size, chosen.output) == (5, 4, tmp_path)
     assert chosen.model == VlmConfig.from_dict(tiny.config().to_dict() | {"remat": "full"})
     found = evaluate(chosen)
@@ -227,11 +225,6 @@ def test_mistakes_are_explained(folder, whole, capsys, flags, message):
     assert err.startswith("vr-jax eval: ")
     assert message in err
     assert "Traceback" not in err
-
-
-def test_unknown_fields_of_the_recipe_are_named():
-    with pytest.raises(RecipeError, match=r"config\.eval: unknown field\(s\) \['batchsize'\]; known: .*'batch_size'"):
-        options_of({"checkpoint": "a", "benchmark": "b"}, {"eval": {"batchsize": 3}})
 
 
 def test_a_fingerprint_follows_the_content(folder, tmp_path):

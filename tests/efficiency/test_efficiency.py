@@ -75,7 +75,7 @@ def test_numbers_are_those_of_the_repeats(found):
 
 
 def test_prompts_are_those_of_anyres4(found):
-    """2 x 2 tiles and the base; the recipe's own layout is a single tile. 3 x 3 or 6 x 6 cells a tile, newlines."""
+    """2 x 2 tiles and the base; the config's own layout is a single tile. 3 x 3 or 6 x 6 cells a tile, newlines."""
     _, by_name = found
     for name, side in (("baseline", 3), ("uncompressed", 6), ("fastv", 6)):
         system = by_name[name]
@@ -190,8 +190,8 @@ def test_paper_rows_and_layouts():
     assert image_size(anyres9()) == (1152, 1152)
     assert image_size(single_tile(96)) == (96, 96)
     assert only("configs/llava_vr_qwen2_0_5b.py:phase1", "anyres4").image == anyres4()
-    assert only("configs/llava_vr_qwen2_0_5b.py:phase1", "recipe").image == single_tile()
-    assert only("configs/tables/paper.py:table5c/after_1/0.5b/phase2", "recipe").image == anyres4()
+    assert only("configs/llava_vr_qwen2_0_5b.py:phase1", "config").image == single_tile()
+    assert only("configs/tables/paper.py:table5c/after_1/0.5b/phase2", "config").image == anyres4()
     pruned = only("configs/tables/paper.py:table4/vispruner", "anyres4")
     assert (pruned.pruning.name, pruned.image.unpad) == ("vispruner", False)
 
@@ -255,7 +255,7 @@ def test_scores(tmp_path):
         ([], "--config is missing"),
         (["--config=nowhere.py"], "config nowhere.py does not exist"),
         (["--config=FILE:other"], "no variant 'other': expected one of baseline"),
-        (["--config=FILE:no_model"], "the recipe has no model section"),
+        (["--config=FILE:no_model"], "config.model is missing"),
         (["--config=FILE", "--config=FILE"], "is given twice"),
         (["--config=FILE", "--score=1", "--score=2"], "2 scores for 1 systems (tiny)"),
         (["--config=FILE", "--new_tokens=1"], "--new_tokens = 1: expected an integer >= 2"),

@@ -9,19 +9,18 @@ import dataclasses
 from ml_collections import ConfigDict
 from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_refusion
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.config import single_tile
-from vr_jax.settings import recipe
+from vr_jax.settings import TrainConfig
 
 COMMON = dict(encoder=tiny_vision(num_layers=2), vision_feature_layer=2, decoder=tiny_text(vocab_size=320, num_layers=2),
               image=single_tile(24))
 REMEMBER = tiny_refusion(insert_after=(1,), levels=(1, 2))
 UNCOMPRESSED = MlpConfig()
 MODELS = {
-    "baseline": tiny_config(**COMMON, re-fusion block=None),
-    "remember": tiny_config(**COMMON, re-fusion block=REMEMBER),
-    "uncompressed": tiny_config(**COMMON, re-fusion block=None, projector=UNCOMPRESSED),
-    "fastv": tiny_config(**COMMON, re-fusion block=None, projector=UNCOMPRESSED),
+    "baseline": tiny_config(**COMMON, refusion=None),
+    "remember": tiny_config(**COMMON, refusion=REMEMBER),
+    "uncompressed": tiny_config(**COMMON, refusion=None, projector=UNCOMPRESSED),
+    "fastv": tiny_config(**COMMON, refusion=None, projector=UNCOMPRESSED),
 }
 
 
@@ -30,10 +29,10 @@ def get_config(variant="baseline"):
         return ConfigDict({"steps": 1})
     if variant not in MODELS:
         raise ValueError(f"no variant {variant!r}: expected one of {', '.join(MODELS)}")
-    config = recipe.base(MODELS[variant])
+    config = TrainConfig(model=MODELS[variant])
     if variant == "fastv":
-        config.eval.pruning = '{"name": "fastv", "layer": 1, "keep": 0.25}'
-    return config
+        config = config.replace({"eval.pruning": '{"name": "fastv", "layer": 1, "keep": 0.25}'})
+    return config.to_config_dict()
 """
 
 

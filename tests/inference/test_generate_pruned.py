@@ -23,7 +23,9 @@ from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
 from vr_jax.inference.sampling import Sampling
 from vr_jax.model.batch import NO_CELL, BatchShape
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.settings import EvaluationSettings, TrainConfig
 from vr_jax.sharding import make_mesh, param_shardings
 
 NEW_TOKENS, ROWS = 4, 8
@@ -178,7 +180,14 @@ def test_eval_and_chat_take_the_flag(folder, capsys):
     assert "known names are" in capsys.readouterr().err
 
 
-def test_a_recipe_may_choose_the_pruner():
+def test_a_config_may_choose_the_pruner():
     flags = {"checkpoint": "a", "benchmark": "demo"}
-    assert options_of(flags, {"eval": {"pruning": {"name": "fastv"}}}).pruning == {"name": "fastv"}
-    assert options_of({**flags, "pruning": "vispruner"}, {"eval": {"pruning": "fastv"}}).pruning == "vispruner"
+    assert options_of(
+        flags, TrainConfig(model=VlmConfig(), eval=EvaluationSettings(pruning={"name": "fastv"}))
+    ).pruning == {"name": "fastv"}
+    assert (
+        options_of(
+            {**flags, "pruning": "vispruner"}, TrainConfig(model=VlmConfig(), eval=EvaluationSettings(pruning="fastv"))
+        ).pruning
+        == "vispruner"
+    )

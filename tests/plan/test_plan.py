@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.training.tiny import noise_batch, tiny_recipe
+from tests.training.tiny import noise_batch, tiny_run
 from vr_jax import sharding
 from vr_jax.cli import plan as command
 from vr_jax.cli.main import main
 from vr_jax.data.collate import collate
+from vr_jax.errors import ConfigError
 from vr_jax.inference.generate import PromptBatch
 from vr_jax.inference.sampling import Sampling
 from vr_jax.model.batch import BatchShape
@@ -29,11 +30,11 @@ from vr_jax.plan.compiling import bytes_per_chip, out_of_memory
 from vr_jax.plan.errors import PlanError
 from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
-from vr_jax.plan.recipes import recipe_of
 from vr_jax.plan.results import Memory, Roofline
 from vr_jax.plan.search import Candidate, in_turns, search, settings_of
 from vr_jax.plan.topology import Topology, open_topology, parse
 from vr_jax.plan.training import fit_rows, model_flops, plan_training, trace_step
+from vr_jax.settings import load_config
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, step_flops
 from vr_jax.training.inputs import put_batch
 from vr_jax.training.program import abstract_batch, build_program
@@ -50,21 +51,18 @@ def topology():
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    config = tiny_recipe()
-    config.model.attention = "xla"
-    config.mesh.update(replica=1, fsdp=4, tensor=2)
-    return config
+def config():
+    return tiny_run(**{"model.attention": "xla", "mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2})
 
 
 @pytest.fixture(scope="module")
-def plan(recipe, topology):
-    return plan_training("tiny", recipe, topology)
+def plan(config, topology):
+    return plan_training("tiny", config, topology)
 
 
 @pytest.fixture(scope="module")
-def program(recipe, topology):
-    return build_program(recipe, sharding.mesh_of(recipe.mesh, devices=topology.devices), 1000)
+def program(config, topology):
+    return build_program(config, sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices), 1000)
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +70,15 @@ def real(program):
     """A state and a batch, as train.py has them."""
     with jax.set_mesh(program.mesh):
         model = VisionLanguageModel(program.model, rngs=nnx.Rngs(0))
-        state = create_state(program.tree, program.optimizer, program.abstract, model, 0)
+        state = create_state(program.tree, program.optimizer, program.abstract, model)
     return state, put_batch(noise_batch(0), program.mesh)
 
 
-def test_the_planned_program_is_the_one_that_trains(recipe, topology, program, real):
+def test_the_planned_program_is_the_one_that_trains(config, topology, program, real):
     """The same text, lowered from the planner's abstract arguments and from real arrays."""
     with jax.set_mesh(program.mesh):
         real = program.step.lower(*real).as_text()
-    assert trace_step(topology, recipe, program).lower().as_text() == real
+    assert trace_step(topology, config, program).lower().as_text() == real
 
 
 def test_planned_arguments_are_the_bytes_of_real_arrays(plan, program, real):
@@ -95,12 +93,12 @@ def test_planned_arguments_are_the_bytes_of_real_arrays(plan, program, real):
     assert memory.trained == on_first(state.params)
     assert memory.frozen == on_first(state.frozen)
     assert memory.optimizer == on_first(state.opt_state)
-    assert memory.inputs == on_first((batch, state.step, state.key))
+    assert memory.inputs == on_first((batch, state.step))
 
 
-def test_planned_memory_is_what_the_executable_says(plan, program, recipe):
+def test_planned_memory_is_what_the_executable_says(plan, program, config):
     with jax.set_mesh(program.mesh):
-        step = program.step.lower(program.abstract, abstract_batch(recipe, program.mesh, program.model)).compile()
+        step = program.step.lower(program.abstract, abstract_batch(config, program.mesh)).compile()
     said = step.memory_analysis()
     assert plan.memory.arguments == said.argument_size_in_bytes
     assert plan.memory.temporaries == said.temp_size_in_bytes
@@ -115,11 +113,11 @@ def test_operations_in_the_compiled_program_are_those_asked_for(plan):
     assert plan.work.collective_bytes["all-gather"] > 0
 
 
-def test_operations_of_the_paper_s_recipe_are_the_analytic_ones():
+def test_operations_of_the_paper_s_config_are_the_analytic_ones():
     """Phase 2 at 0.5B, one full row: the formula of vr_jax/training/flops.py, what remat repeats, and nothing else."""
     topology = open_topology("cpu:1")
-    config = recipe_of(f"{RECIPE}:phase2", ["--config.batch.rows=1", "--config.model.attention=xla"])
-    program = build_program(config, sharding.mesh_of(config.mesh, devices=topology.devices), 1000)
+    config = load_config(f"{RECIPE}:phase2", ["batch.rows=1", "model.attention=xla"])
+    program = build_program(config, sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices), 1000)
     found = matmul_flops(trace_step(topology, config, program).jaxpr.jaxpr)
     tokens, tiles = config.batch.tokens, config.batch.tiles
     # XLA's attention computes every pair of the row, the loss every position.
@@ -133,35 +131,28 @@ def test_operations_of_the_paper_s_recipe_are_the_analytic_ones():
     assert found == pytest.approx(needed + repeated, rel=0.05)
 
 
-def test_model_flops_of_full_rows(recipe, program):
+def test_model_flops_of_full_rows(config, program):
     """By hand: 8 rows of 24 tokens and two tiles with four cells, one sample for each row on average."""
     parts = step_flops(program.model, program.trainable)
     expected = parts.total(tiles=16, tokens=192, pairs=192 * (192 / 8 + 1) / 2, targets=192 - 16 * 4)
-    assert model_flops(recipe, program.model, program.trainable) == expected
+    assert model_flops(config, program.trainable) == expected
 
 
-def test_rows_are_raised_to_what_divides_and_the_note_says_so(topology, recipe):
-    config = recipe.copy_and_resolve_references()
-    note = fit_rows(config, 48, fixed=False)
-    assert (config.batch.rows, config.samples_per_step) == (48, 48)
+def test_rows_are_raised_to_what_divides_and_the_note_says_so(topology, config):
+    fitted, note = fit_rows(config, 48, fixed=False)
+    assert (fitted.batch.rows, fitted.samples_per_step) == (48, 48)
     assert "rows 8 -> 48, samples per update 8 -> 48" in note
     assert "--config.batch.rows=48 --config.samples_per_step=48" in note
-    assert fit_rows(config, 48, fixed=False) is None
-    with pytest.raises(ValueError, match="not divisible by 8"):
+    assert fit_rows(fitted, 48, fixed=False) == (fitted, None)
+    with pytest.raises(ConfigError, match="not divisible by 8"):
         plan_training(
-            "tiny", _with(recipe, **{"batch.rows": 12, "mesh.fsdp": 8, "mesh.tensor": 1}), topology, fixed_rows=True
+            "tiny", config.replace({"batch.rows": 12, "mesh.fsdp": 8, "mesh.tensor": 1}), topology, fixed_rows=True
         )
 
 
-def _with(recipe, **changes):
-    config = recipe.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-def test_decoding_is_planned_with_the_programs_of_generation(topology, recipe):
+def test_decoding_is_planned_with_the_programs_of_generation(topology, config):
     request = Request(batch=4, text_tokens=8, new_tokens=8)
-    config = _with(recipe, **{"mesh.fsdp": 4, "mesh.tensor": 2})
+    config = config.replace({"mesh.fsdp": 4, "mesh.tensor": 2})
     found = plan_inference("tiny", config, topology, "decode", request)
     text, layers = config.model.decoder, 2
     slots = found.settings["cache_tokens"]
@@ -176,10 +167,10 @@ def test_decoding_is_planned_with_the_programs_of_generation(topology, recipe):
     assert found.samples == found.tokens == 4
 
 
-def test_the_planned_prefill_is_the_one_that_generation_runs(recipe):
+def test_the_planned_prefill_is_the_one_that_generation_runs(config):
     """The same program, traced from the planner's abstract arguments and from a generator's real ones."""
     topology = open_topology("cpu:1")
-    config = _with(recipe, **{"mesh.fsdp": 1, "mesh.tensor": 1})
+    config = config.replace({"mesh.fsdp": 1, "mesh.tensor": 1})
     planned, asked = [], Request(batch=1, text_tokens=12, new_tokens=5, dtype="float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -189,7 +180,7 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(recipe):
             plan_inference("tiny", config, topology, "prefill", asked)
     model = VisionLanguageModel(VlmConfig.from_dict(config.model.to_dict()), rngs=nnx.Rngs(0))
     shape = BatchShape(rows=1, tokens=4 + 12, tiles=1, tile_size=16)
-    with jax.set_mesh(sharding.mesh_of(config.mesh, devices=topology.devices)):
+    with jax.set_mesh(sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)):
         generator = abstract_generator(model)
         prompts = PromptBatch(collate([], shape, pad_side="left").batch, np.zeros(1, np.int32), None)
         arrays, static = generator._prefill_arguments(prompts, 5, Sampling())
@@ -304,11 +295,9 @@ def test_the_report_and_its_files(plan, tmp_path):
     assert "| optimizer |" in (tmp_path / report.MARKDOWN).read_text()
 
 
-def test_remat_policies_take_turns_behind_the_recipes_own():
+def test_remat_policies_take_turns_behind_the_own_policy():
     def candidate(remat, fsdp, seconds):
-        return Candidate(
-            {"mesh.fsdp": fsdp, "model.remat": remat, "batch.accumulation": 1}, recipe_of(DEMO, []), seconds
-        )
+        return Candidate({"mesh.fsdp": fsdp, "model.remat": remat, "batch.accumulation": 1}, load_config(DEMO), seconds)
 
     estimates = [
         ("none", 1, 1.0),
@@ -324,21 +313,20 @@ def test_remat_policies_take_turns_behind_the_recipes_own():
     ]
 
 
-def test_search_plans_the_recipe_first_and_gives_flags(recipe, topology, plan, monkeypatch):
-    """With no time left it still plans one, and names what it left. A recipe's mesh for other chips is no obstacle."""
+def test_search_plans_the_config_first_and_gives_flags(config, topology, plan, monkeypatch):
+    """With no time left it still plans one, and names what it left. A mesh for other chips is no obstacle."""
     lines, asked = [], []
-    elsewhere = recipe.copy_and_resolve_references()
-    elsewhere.mesh.fsdp = 3
-    assert settings_of(elsewhere, topology) == {"model.remat": recipe.model.remat, "batch.accumulation": 1}
+    elsewhere = config.replace({"mesh.fsdp": 3})
+    assert settings_of(elsewhere, topology) == {"model.remat": config.model.remat, "batch.accumulation": 1}
 
     def planned(name, config, topology, **options):
         asked.append(config)
-        return dataclasses.replace(plan, mesh=dict(config.mesh.items()))
+        return dataclasses.replace(plan, mesh=config.mesh.to_dict())
 
     monkeypatch.setattr("vr_jax.plan.search.plan_training", planned)
     found = search(
         "tiny",
-        recipe,
+        config,
         topology,
         budget=0,
         efficiency=0.5,
@@ -348,8 +336,8 @@ def test_search_plans_the_recipe_first_and_gives_flags(recipe, topology, plan, m
         say=lines.append,
     )
     assert len(found.plans) == len(found.flags) == 1
-    # The recipe as it is comes first.
-    own = {"mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "model.remat": recipe.model.remat}
+    # The config as it is comes first.
+    own = {"mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "model.remat": config.model.remat}
     assert all(f"--config.{name}={value}" in found.flags[0] for name, value in own.items())
     assert "candidates" in found.left[0]
     assert found.flags[0] in found.text()

@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from tests.commands import run
 from tests.golden.discovery import REPOSITORY
@@ -24,7 +23,7 @@ from vr_jax.probe.main import run as probe
 from vr_jax.probe.results import read_results
 from vr_jax.probe.taps import QUESTION, one_tile, prompt_batch, taps_of
 from vr_jax.probe.training import FitOptions, _count, fit
-from vr_jax.settings.config_files import RecipeError, load_recipe
+from vr_jax.settings import TrainConfig, load_config
 from vr_jax.sharding import ShardingError, make_mesh
 from vr_jax.storage import directory_lock
 
@@ -110,8 +109,8 @@ def test_a_batch_that_the_mesh_cannot_cut(setting):
     assert run("probe", checkpoint=setting.checkpoint, data=setting.data, batch_size=63) == 2
 
 
-def test_flags_win_over_the_recipe(setting):
-    recipe = ConfigDict(
+def test_flags_win_over_the_config(setting):
+    config = TrainConfig.from_config_dict(
         {
             "model": tiny.config().to_dict(),
             "mesh": {"replica": 2, "fsdp": 4, "tensor": 1},
@@ -119,20 +118,18 @@ def test_flags_win_over_the_recipe(setting):
             "probe": {"epochs": 3, "layers": (1, 2), "checkpoint": "a", "lr": 0.1},
         }
     )
-    options = options_of({"epochs": 5, "data": "d", "layers": "2,3", "checkpoint": None}, recipe)
+    options = options_of({"epochs": 5, "data": "d", "layers": "2,3", "checkpoint": None}, config)
     assert (options.epochs, options.layers, options.lr, str(options.checkpoint)) == (5, (2, 3), 0.1, "a")
     assert (options.model, dict(options.mesh)) == (tiny.config(), {"replica": 2, "fsdp": 4, "tensor": 1})
-    with pytest.raises(RecipeError, match=r"config\.probe: unknown field\(s\) \['epoch'\]; known: .*'epochs'"):
-        options_of({"data": "d"}, {"probe": {"epoch": 3}})
     assert ProbeOptions().epochs == 15
-    # Random weights are those of the recipe's model, not of the size of its checkpoint, which need not be there.
-    assert options_of({"data": "d", "random": True, "output": "o"}, recipe).checkpoint is None
-    assert str(options_of({"data": "d", "random": True, "checkpoint": "b"}, recipe).checkpoint) == "b"
+    # Random weights are those of the config's model, not of the size of its checkpoint, which need not be there.
+    assert options_of({"data": "d", "random": True, "output": "o"}, config).checkpoint is None
+    assert str(options_of({"data": "d", "random": True, "checkpoint": "b"}, config).checkpoint) == "b"
 
 
-def test_the_demos_recipe_knows_its_checkpoint():
+def test_the_config_of_the_demo_knows_its_checkpoint():
     for variant, name in (("", "vr"), (":baseline", "base")):
-        options = options_of({"data": "d"}, load_recipe(REPOSITORY / f"configs/probe_demo.py{variant}"))
+        options = options_of({"data": "d"}, load_config(REPOSITORY / f"configs/probe_demo.py{variant}"))
         assert options.checkpoint == Path(f"runs/probe_{name}/model")
 
 

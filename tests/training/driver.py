@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from tests.training.tiny import noise_inputs, tiny_recipe
+from tests.training.tiny import noise_inputs, tiny_run
 from vr_jax.cli.logs import start_logging
 from vr_jax.cli.main import guarded
 from vr_jax.training.loop import train
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     if options.coordinator:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     changes = dict(item.split("=", 1) for item in options.set)
-    config = tiny_recipe(**{name: json.loads(value) for name, value in changes.items()})
+    config = tiny_run(**{name: json.loads(value) for name, value in changes.items()})
     start_logging("vr-jax train", verbose=True)
     inputs = noise_inputs(options.delay)
     sys.exit(guarded(["vr-jax train"], lambda: train(config, options.workdir, open_inputs=inputs)))

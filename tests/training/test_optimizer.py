@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from vr_jax.training.optimizer import OptimizerConfig, OptimizerError, decays, make_optimizer, make_schedule
+from vr_jax.errors import ConfigError
+from vr_jax.settings import OptimizerSettings
+from vr_jax.training.optimizer import decays, make_optimizer, make_schedule
 
 SHAPES = {
     "projector.fc1.kernel": (4, 3),
@@ -20,7 +22,7 @@ STEPS = 25
 
 
 def test_trajectory_equals_torch_adamw_with_clipping_groups_and_cosine():
-    config = OptimizerConfig(
+    config = OptimizerSettings(
         lr=3e-2, weight_decay=0.1, clip_norm=1.0, warmup_ratio=0.1, lr_groups=(("encoder.*", 2e-3),)
     )
     rng = np.random.default_rng(0)
@@ -72,7 +74,7 @@ def test_no_decay_on_biases_and_norms():
 
 @pytest.mark.parametrize("total", [1, 7, 1000])
 def test_cosine_starts_at_zero_peaks_after_the_warm_up_and_ends_at_zero(total):
-    schedule = make_schedule(OptimizerConfig(lr=0.5), total)
+    schedule = make_schedule(OptimizerSettings(lr=0.5), total)
     warmup = -(-total * 3 // 100)
     values = [float(schedule(i)) for i in range(total + 1)]
     assert values[0] == 0
@@ -81,26 +83,26 @@ def test_cosine_starts_at_zero_peaks_after_the_warm_up_and_ends_at_zero(total):
 
 
 def test_without_warm_up_and_constant():
-    schedule = make_schedule(OptimizerConfig(lr=0.5, warmup_ratio=0.0, schedule="constant"), 10)
+    schedule = make_schedule(OptimizerSettings(lr=0.5, warmup_ratio=0.0, schedule="constant"), 10)
     assert [float(schedule(i)) for i in (0, 5, 9)] == [0.5] * 3
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lr": 0.0}, "optimizer.lr = 0.0"),
-        ({"lr": float("nan")}, "optimizer.lr = nan"),
-        ({"lr": 1.0, "warmup_ratio": 1.5}, "optimizer.warmup_ratio = 1.5"),
-        ({"lr": 1.0, "schedule": "linear"}, "optimizer.schedule = 'linear'"),
-        ({"lr": 1.0, "weight_decay": -1}, "optimizer.weight_decay = -1"),
+        ({"lr": 0.0}, "OptimizerSettings.lr = 0.0"),
+        ({"lr": float("nan")}, "OptimizerSettings.lr = nan"),
+        ({"lr": 1.0, "warmup_ratio": 1.5}, "OptimizerSettings.warmup_ratio = 1.5"),
+        ({"lr": 1.0, "schedule": "linear"}, "OptimizerSettings.schedule = 'linear'"),
+        ({"lr": 1.0, "weight_decay": -1}, "OptimizerSettings.weight_decay = -1"),
     ],
 )
 def test_impossible_settings_are_named(fields, message):
-    with pytest.raises(OptimizerError, match=message.replace(".", r"\.")):
-        OptimizerConfig(**fields)
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        OptimizerSettings(**fields)
 
 
 def test_a_group_that_matches_nothing_is_named():
-    config = OptimizerConfig(lr=1.0, lr_groups=(("visoin.*", 1e-6),))
-    with pytest.raises(OptimizerError, match=r"'visoin\.\*' matches no trainable parameter"):
+    config = OptimizerSettings(lr=1.0, lr_groups=(("visoin.*", 1e-6),))
+    with pytest.raises(ConfigError, match=r"'visoin\.\*' matches no trained parameter"):
         make_optimizer(config, make_schedule(config, 10), SHAPES)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training.tiny import noise_inputs, tiny_config, tiny_recipe
+from tests.training.tiny import noise_inputs, tiny_config, tiny_run
 from vr_jax.model_directory import load_model
 from vr_jax.training import loop
 from vr_jax.training.metrics import read_metrics
@@ -67,7 +67,7 @@ def arrays(workdir):
 def whole(tmp_path_factory):
     """The uninterrupted run, in this process."""
     workdir = tmp_path_factory.mktemp("whole")
-    loop.train(tiny_recipe(), workdir, open_inputs=noise_inputs())
+    loop.train(tiny_run(), workdir, open_inputs=noise_inputs())
     return workdir
 
 

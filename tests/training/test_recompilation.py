@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.compilations import compilations
-from tests.training.tiny import CELLS, TILE, VOCABULARY, noise_batch, tiny_recipe
+from tests.training.tiny import CELLS, TILE, VOCABULARY, noise_batch, tiny_run
 from vr_jax.data.collate import collate
 from vr_jax.data.packing import Arrival, RowPacker
 from vr_jax.data.types import Example
@@ -60,7 +60,7 @@ class PackedNoise:
 def run(tmp_path_factory):
     """A whole run with checkpoints in between, its steps under guard, and what it compiled. The recipe is that of
     test_loop.py, so that one of the two finds its program in the tests' cache."""
-    config = tiny_recipe()
+    config = tiny_run()
     found = []
 
     def open_inputs(*_):

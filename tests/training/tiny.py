@@ -6,7 +6,6 @@ import time
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from vr_jax.data.types import HostBatch
 from vr_jax.model.batch import NO_CELL, Batch
@@ -15,7 +14,7 @@ from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
-from vr_jax.settings import recipe
+from vr_jax.settings import TrainConfig
 from vr_jax.training.inputs import Inputs
 
 TILE, CELLS, VOCABULARY = 16, 4, 64
@@ -101,22 +100,24 @@ class NoiseIterator:
 def noise_inputs(delay: float = 0.0):
     """Stands in for `vr_jax.training.inputs.open_inputs`."""
 
-    def open_inputs(config, model, mesh, workdir):
+    def open_inputs(config, mesh, workdir):
         iterator = NoiseIterator(config.batch.rows, jax.process_index(), jax.process_count(), delay)
         return Inputs(iterator, samples=1000, tokenizer_dir=None)
 
     return open_inputs
 
 
-def tiny_recipe(**changes) -> ConfigDict:
-    """20 updates of everything but the encoder, saved every 4."""
-    config = recipe.base(tiny_config())
-    config.batch.update(rows=8, tokens=24, tiles=2)
-    config.trainable = ("decoder.*", "refusion.*", "projector.*")
-    config.optimizer.lr = 3e-3
-    config.loss_chunk = 8
-    config.steps = 20
-    config.checkpoint.every = 4
-    config.tensorboard = False
-    config.update_from_flattened_dict(changes)
-    return config
+def tiny_run(**changes) -> TrainConfig:
+    """20 updates of everything but the encoder, saved every 4. changes: values by dotted field name."""
+    fields = {
+        "batch.rows": 8,
+        "batch.tokens": 24,
+        "batch.tiles": 2,
+        "trainable": ("decoder.*", "refusion.*", "projector.*"),
+        "optimizer.lr": 3e-3,
+        "loss_chunk": 8,
+        "steps": 20,
+        "checkpoint.every": 4,
+        "tensorboard": False,
+    }
+    return TrainConfig(model=tiny_config()).replace(fields | changes)

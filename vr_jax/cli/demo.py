@@ -12,12 +12,12 @@ from typing import Annotated
 import jax
 
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.cli.shared import load_config_dict
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
 from vr_jax.evaluation.evaluate import EvalOptions, evaluate
 from vr_jax.evaluation.report import ScoreRow, score_rows, with_baselines, write_report
 from vr_jax.fields import Range
+from vr_jax.settings import load_config
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -47,7 +47,7 @@ def demo(flags: DemoFlags) -> list[ScoreRow]:
     use_compilation_cache()
     workdir = Path(flags.workdir)
     overrides = (*flags.overrides, *((f"steps={flags.steps}",) if flags.steps else ()))
-    config = load_config_dict(flags.config, overrides)
+    config = load_config(flags.config, overrides)
     _empty(workdir)
     train(config, workdir)
     trained = time.perf_counter()

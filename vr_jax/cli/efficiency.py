@@ -38,7 +38,7 @@ class EfficiencyFlags(Flags):
     )
     output: str | None = flag(None, f"Folder for {report.JSON}, {report.MARKDOWN} and {report.PLOT}.", metavar="DIR")
     overwrite: bool = flag(False, "Replace the results in --output.")
-    image: Literal["anyres4", "anyres9", "recipe"] = flag("anyres4", "Layout of the image.")
+    image: Literal["anyres4", "anyres9", "config"] = flag("anyres4", "Layout of the image.")
     dtype: DType | None = flag(
         None, "Type of parameters and activations. The default is float32 on CPUs, else bfloat16."
     )

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Self
 import jax
 
 from vr_jax.cli.flags import Command, flag
-from vr_jax.cli.shared import DType, ProcessFlags, load_config_dict, start_processes
+from vr_jax.cli.shared import DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
 from vr_jax.evaluation.evaluate import evaluate, options_of, write_run_report
 from vr_jax.evaluation.overall import table
 from vr_jax.evaluation.types import Profile
 from vr_jax.fields import Range
+from vr_jax.settings import load_config
 
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
 
@@ -73,7 +74,7 @@ def run(flags: EvalFlags) -> int:
     """Evaluates, writes the report and prints the scores."""
     start_processes(flags)
     use_compilation_cache()
-    config = load_config_dict(flags.config, flags.overrides) if flags.config else None
+    config = load_config(flags.config, flags.overrides) if flags.config else None
     given = {name: value for name, value in vars(flags).items() if name not in _OWN}
     options = options_of(given, config)
     try:

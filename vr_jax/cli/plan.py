@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.cli.shared import CONFIG_HELP, load_config_dict
+from vr_jax.cli.shared import CONFIG_HELP
 from vr_jax.errors import UserError
 from vr_jax.fields import Range
 from vr_jax.plan import report
@@ -18,6 +18,7 @@ from vr_jax.plan.results import Plan
 from vr_jax.plan.search import search
 from vr_jax.plan.topology import EXAMPLES, open_topology, prepare_process
 from vr_jax.plan.training import plan_training
+from vr_jax.settings import load_config
 from vr_jax.storage import results_folder
 
 EXIT_DOES_NOT_FIT = 3
@@ -63,7 +64,7 @@ def run(flags: PlanFlags) -> int:
     prepare_process(flags.topology)
     if flags.search and flags.mode != "train":
         raise UserError(f"--search is for --mode=train, found --mode={flags.mode}")
-    config = load_config_dict(flags.config, flags.overrides)
+    config = load_config(flags.config, flags.overrides)
     topology = open_topology(flags.topology)
     with contextlib.ExitStack() as held:
         if flags.output is not None:

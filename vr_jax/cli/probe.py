@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 from vr_jax.cli.flags import Command, Flags, Group, flag
-from vr_jax.cli.shared import MAX_SEED, DType, load_config_dict
+from vr_jax.cli.shared import MAX_SEED, DType
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.fields import Range
 from vr_jax.plotting import SUFFIXES, NoMatplotlib
 from vr_jax.probe import main as probe
 from vr_jax.probe import plot, stand_in
 from vr_jax.probe.results import RESULTS, read_results, table
+from vr_jax.settings import load_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class StandInFlags(Flags):
 def run(flags: ProbeFlags) -> None:
     """Trains the heads, prints the table and draws the figure."""
     use_compilation_cache()
-    config = load_config_dict(flags.config, flags.overrides) if flags.config else None
+    config = load_config(flags.config, flags.overrides) if flags.config else None
     given = {name: value for name, value in vars(flags).items() if name not in ("config", "overrides")}
     options = probe.options_of(given, config)
     result = probe.run(options)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-from ml_collections import ConfigDict
 
 from vr_jax import distributed
 from vr_jax.cli import logs
@@ -20,7 +19,6 @@ from vr_jax.fields import Range
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
 from vr_jax.model_directory import read_config
-from vr_jax.plan.recipes import recipe_of
 from vr_jax.sharding import make_mesh
 
 MAX_SEED = 2**32 - 1
@@ -86,8 +84,3 @@ def load_generator(flags: AnswerFlags) -> Iterator[tuple[Generator, Processor]]:
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         loaded = load_for_inference(checkpoint, mesh, config=config, dtype=flags.dtype)
         yield Generator(loaded.model, loaded.tokenizer), loaded.processor
-
-
-def load_config_dict(spec: str, overrides: Sequence[str]) -> ConfigDict:
-    """The config of FILE[:VARIANT] with overrides of its fields, each "FIELD=VALUE"."""
-    return recipe_of(spec, [f"--config.{override}" for override in overrides])

@@ -1,14 +1,14 @@
-"""What is measured: models from recipes and checkpoints, all with the same kind of prompt."""
+"""What is measured: models from config files and checkpoints, all with the same kind of prompt."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -24,10 +24,10 @@ from vr_jax.inference.prompts import user_turn
 from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model_directory import read_config
-from vr_jax.settings.config_files import load_recipe
+from vr_jax.settings import load_config
 
-RECIPE = "recipe"  # --image: as the recipe has it
-IMAGE_CHOICES = (*IMAGES, RECIPE)
+CONFIG = "config"  # --image: as the config has it
+IMAGE_CHOICES = (*IMAGES, CONFIG)
 
 
 Kind = Literal["config", "checkpoint"]
@@ -35,7 +35,7 @@ Kind = Literal["config", "checkpoint"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a recipe (FILE[:VARIANT], random weights) or a model directory."""
+    """Where a model comes from: a config file (FILE[:VARIANT], random weights) or a model directory."""
 
     kind: Kind
     text: str
@@ -51,10 +51,10 @@ class System:
 
 
 def systems(sources: Sequence[Source], image: str) -> list[System]:
-    """The models of `sources` in their order, each with the image layout `image` (a key of IMAGES, or RECIPE) for
-    tiles of its own size, and with the pruner that a recipe's `eval` section names.
+    """The models of `sources` in their order, each with the image layout `image` (a key of IMAGES, or CONFIG) for
+    tiles of its own size, and with the pruner that a config's `eval` section names.
 
-    Raises EfficiencyError for no source or one given twice, RecipeError, UserError, and ConfigError for a
+    Raises EfficiencyError for no source or one given twice, ModelDirectoryError, and ConfigError for a config file or a
     model that does not work with that layout."""
     if not sources:
         raise EfficiencyError("nothing to measure: give --config=FILE[:VARIANT] (several times to compare)")
@@ -86,22 +86,19 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _config(source: Source, image: str) -> VlmConfig:
-    pruning = None
+    pruning: str | Mapping[str, Any] | None = None
     if source.kind == "checkpoint":
         if not Path(source.text).is_dir():
             raise EfficiencyError(f"{source.text} is not a model directory: there is no such folder")
         config = read_config(source.text)
     else:
-        recipe = load_recipe(source.text)
-        if "model" not in recipe:
-            raise EfficiencyError(f"{source.text}: the recipe has no model section")
-        config = VlmConfig.from_dict(recipe.model.to_dict())
-        pruning = recipe.get("eval", {}).get("pruning")
+        settings = load_config(source.text)
+        config, pruning = settings.model, settings.eval.pruning
     try:
-        if image != RECIPE:
+        if image != CONFIG:
             config = dataclasses.replace(config, image=IMAGES[image](config.image.tile_size))
         # A pruner comes last: it may lay images out in its own way.
-        return with_pruning(config, pruning if pruning is None or isinstance(pruning, str) else pruning.to_dict())
+        return with_pruning(config, pruning)
     except ConfigError as error:
         raise ConfigError(f"{source.text} with --image={image}: {error}") from error
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from vr_jax.data.processor import Processor
 from vr_jax.distributed import together
@@ -32,8 +31,8 @@ from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
-from vr_jax.settings.config_files import plain, section_options
-from vr_jax.sharding import mesh_of
+from vr_jax.settings import TrainConfig
+from vr_jax.sharding import make_mesh
 from vr_jax.storage import check_unlocked, write_json
 
 REPORT = "report.html"
@@ -100,22 +99,18 @@ class Run:
     config: VlmConfig
 
 
-def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> EvalOptions:
-    """Flags that are set (not None) win over the recipe's `eval` section, which wins over the defaults; its `model`
-    and `mesh` sections are taken as they are. Raises RecipeError for an unknown field of `eval`, EvaluationError for a
-    missing checkpoint or benchmark."""
-    recipe = recipe or {}
-    fields = {one.name for one in dataclasses.fields(EvalOptions)} - {"model", "mesh"}
-    values = section_options(recipe, "eval", fields, flags)
+def options_of(flags: Mapping[str, Any], config: TrainConfig | None) -> EvalOptions:
+    """Flags that are set (not None) win over the config's `eval` section, which wins over the defaults; its `model`
+    and `mesh` sections are taken as they are. Raises EvaluationError for a missing checkpoint or benchmark."""
+    section = {} if config is None else config.eval.to_dict()
+    values = {name: value for name, value in section.items() if value is not None} | {
+        name: value for name, value in flags.items() if value is not None
+    }
     for name in ("checkpoint", "data", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
-    if isinstance(values.get("pruning"), Mapping | ConfigDict):
-        values["pruning"] = plain(values["pruning"])
-    if recipe.get("model"):
-        values["model"] = VlmConfig.from_dict(plain(recipe["model"]))
-    if recipe.get("mesh"):
-        values["mesh"] = plain(recipe["mesh"])
+    if config is not None:
+        values |= {"model": config.model, "mesh": config.mesh.to_dict()}
     missing = sorted({"checkpoint", "benchmark"} - set(values))
     if missing:
         raise EvaluationError("missing: " + ", ".join(f"--{name}" for name in missing))
@@ -141,7 +136,7 @@ def evaluate(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], No
     summaries: dict[str, dict[str, Any]] = {}
     shown: list[ReportItem] = []
     if ready:
-        mesh = mesh_of(options.mesh)
+        mesh = make_mesh(**options.mesh)
         loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
         with jax.set_mesh(mesh):
             generator = Generator(loaded.model, loaded.tokenizer)
@@ -224,7 +219,7 @@ def _model_config(options: EvalOptions) -> VlmConfig:
     saved = read_config(options.checkpoint)
     if options.model is None:
         return with_pruning(saved, options.pruning)
-    # How it is computed is the recipe's to say; a difference in what is computed is worth a word.
+    # How it is computed is the config's to say; a difference in what is computed is worth a word.
     same_way = dataclasses.replace(options.model, dtype=saved.dtype, attention=saved.attention, remat=saved.remat)
     if same_way != saved:
         logger.warning("config.model differs from %s/config.json and is used instead", options.checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
 
 from vr_jax import sharding
 from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out
@@ -22,6 +22,7 @@ from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofli
 from vr_jax.plan.errors import PlanError
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology, compiling_for
+from vr_jax.settings import TrainConfig
 from vr_jax.training.flops import forward_flops
 
 Mode = Literal["prefill", "decode"]
@@ -87,14 +88,14 @@ def _laid_out(state: DecodeState, where: NamedSharding) -> DecodeState:
 
 
 def plan_inference(
-    name: str, config: ConfigDict, topology: Topology, mode: Mode, request: Request, *, effort: str | None = None
+    name: str, config: TrainConfig, topology: Topology, mode: Mode, request: Request, *, effort: str | None = None
 ) -> Plan:
-    """What answering `request.batch` prompts, each with one image in the recipe's largest layout, needs on each chip:
+    """What answering `request.batch` prompts, each with one image in the config's largest layout, needs on each chip:
     the prefill, or one decoded token. Raises PlanError, ConfigError or ShardingError."""
     if min(request.batch, request.text_tokens, request.new_tokens) < 1:
         raise PlanError("--batch, --text_tokens and --new_tokens must be positive")
-    model_config = VlmConfig.from_dict({**config.model.to_dict(), "dtype": request.dtype, "remat": "none"})
-    mesh = sharding.mesh_of(config.mesh, devices=topology.devices)
+    model_config = dataclasses.replace(config.model, dtype=request.dtype, remat="none")  # type: ignore[arg-type]  # checked by the config
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     tiles, vision = _image(model_config)
     length = vision + request.text_tokens
     new_tokens = request.new_tokens

@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from vr_jax import sharding
 from vr_jax.model.config import VlmConfig
 from vr_jax.plan import report
 from vr_jax.plan.compiling import bytes_per_chip
 from vr_jax.plan.errors import PlanError
-from vr_jax.plan.recipes import flags_of
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology
 from vr_jax.plan.training import STEPS, fit_rows, model_flops, plan_training
+from vr_jax.settings import TrainConfig
 from vr_jax.training.program import build_program
 
 ACCUMULATIONS = (1, 2, 4)
@@ -30,10 +28,10 @@ _KEPT = {"none": 34.0, "dots": 12.0, "full": 1.0}
 
 @dataclass(frozen=True)
 class Candidate:
-    """settings: what differs from the recipe, by field. seconds: estimated bound of an update per sample."""
+    """settings: what differs from the config, by field. seconds: estimated bound of an update per sample."""
 
     settings: dict[str, Any]
-    config: ConfigDict
+    config: TrainConfig
     seconds: float
 
 
@@ -65,7 +63,7 @@ class Found:
 
 def search(
     name: str,
-    config: ConfigDict,
+    config: TrainConfig,
     topology: Topology,
     *,
     budget: float,
@@ -75,7 +73,7 @@ def search(
     effort: str | None,
     say: Callable[[str], None],
 ) -> Found:
-    """Compiles candidates, the recipe's own settings first, until `budget` seconds have passed (at least one).
+    """Compiles candidates, the config's own settings first, until `budget` seconds have passed (at least one).
 
     Raises PlanError if nothing can work."""
     began = time.perf_counter()
@@ -109,11 +107,16 @@ def search(
     return Found([plan for plan, _ in done], [flags for _, flags in done], left)
 
 
-def settings_of(config: ConfigDict, topology: Topology) -> dict[str, Any]:
-    """What a candidate with the recipe's own mesh, remat policy and micro-batches has in its settings."""
+def flags_of(settings: Mapping[str, Any]) -> str:
+    """{"batch.rows": 256} -> "--config.batch.rows=256"."""
+    return " ".join(f"--config.{field}={value}" for field, value in settings.items())
+
+
+def settings_of(config: TrainConfig, topology: Topology) -> dict[str, Any]:
+    """What a candidate with the config's own mesh, remat policy and micro-batches has in its settings."""
     own = {"model.remat": config.model.remat, "batch.accumulation": config.batch.accumulation}
     try:
-        mesh = sharding.mesh_of(config.mesh, devices=topology.devices)
+        mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     except sharding.ShardingError:  # made for another number of chips
         return own
     return own | {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
@@ -135,8 +138,8 @@ def _rank(entry: tuple[Plan, str]) -> tuple[bool, float]:
     return plan.memory.fits is False, bound
 
 
-def _candidates(config: ConfigDict, topology: Topology, fixed_rows: bool) -> Iterator[Candidate]:
-    model = VlmConfig.from_dict(config.model.to_dict())
+def _candidates(config: TrainConfig, topology: Topology, fixed_rows: bool) -> Iterator[Candidate]:
+    model = config.model
     count = len(topology.devices)
     for tensor in _divisors(count):
         # Heads that do not divide would be computed on every chip of the axis.
@@ -147,13 +150,12 @@ def _candidates(config: ConfigDict, topology: Topology, fixed_rows: bool) -> Ite
 
 
 def _on_mesh(
-    config: ConfigDict, topology: Topology, model: VlmConfig, shape: tuple[int, int, int], fixed_rows: bool
+    config: TrainConfig, topology: Topology, model: VlmConfig, shape: tuple[int, int, int], fixed_rows: bool
 ) -> Iterator[Candidate]:
     axes = dict(zip(sharding.AXES, shape, strict=True))
-    changed = config.copy_and_resolve_references()
-    changed.mesh.update(axes)
+    changed = config.replace({f"mesh.{axis}": size for axis, size in axes.items()})
     try:
-        mesh = sharding.mesh_of(changed.mesh, devices=topology.devices)
+        mesh = sharding.make_mesh(**changed.mesh.to_dict(), devices=topology.devices)
     except sharding.ShardingError:  # slices that this shape cannot be laid over
         return
     program = build_program(changed, mesh, STEPS)
@@ -164,13 +166,13 @@ def _on_mesh(
     if state > capacity:
         return
     for accumulation, remat in itertools.product(ACCUMULATIONS, _KEPT):
-        one = changed.copy_and_resolve_references()
-        one.batch.accumulation, one.model.remat = accumulation, remat
-        shards = sharding.batch_shards(mesh)
-        rows = one.batch.rows
-        fit_rows(one, shards, fixed=fixed_rows)
+        shards, rows = sharding.batch_shards(mesh), changed.batch.rows
+        # Rows are fitted to all pieces first: settings with rows that the micro-batches do not divide are refused.
+        whole = changed.replace({"batch.accumulation": 1, "model.remat": remat})
+        one, _ = fit_rows(whole, shards * accumulation, fixed=fixed_rows)
         if one.batch.rows % (shards * accumulation) or (accumulation > 1 and one.batch.rows > max(rows, shards * 4)):
             continue
+        one = one.replace({"batch.accumulation": accumulation})
         tokens = one.batch.rows * one.batch.tokens // (shards * accumulation)
         kept = tokens * model.decoder.num_layers * model.decoder.hidden_size * 2 * _KEPT[remat] / shape[2]
         if state + kept > capacity:
@@ -184,7 +186,7 @@ def _on_mesh(
 
 
 def _estimate(
-    config: ConfigDict,
+    config: TrainConfig,
     topology: Topology,
     program: Any,
     model: VlmConfig,
@@ -198,7 +200,7 @@ def _estimate(
     if topology.chip is None:
         return float(_REPEATED[remat])
     chip = topology.chip
-    needed = model_flops(config, program.model, program.trainable) / program.mesh.size
+    needed = model_flops(config, program.trainable) / program.mesh.size
     compute = needed * (1 + _REPEATED[remat] / 4) / chip.peak_flops
     # Weights are gathered for both passes of every micro-batch, gradients scattered and, over replicas, reduced once.
     weights = gathered / tensor

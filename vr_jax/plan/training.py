@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable
 
 import jax
-from ml_collections import ConfigDict
 
 from vr_jax import sharding
-from vr_jax.model.config import VlmConfig
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
 from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
+from vr_jax.settings import TrainConfig
 from vr_jax.training import inputs
 from vr_jax.training.flops import step_flops
 from vr_jax.training.program import TrainProgram, abstract_batch, build_program
@@ -22,18 +21,17 @@ PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
 STEPS = 1000  # the schedule's length does not change what a step needs
 
 
-def fit_rows(config: ConfigDict, shards: int, *, fixed: bool) -> str | None:
-    """Raises the rows of an update to the next multiple that this mesh divides, and `samples_per_step` with them; says
-    so. fixed: the user chose the rows."""
+def fit_rows(config: TrainConfig, shards: int, *, fixed: bool) -> tuple[TrainConfig, str | None]:
+    """The settings with the rows of an update raised to the next multiple that this mesh divides, and
+    `samples_per_step` with them, and a note that says so. fixed: the user chose the rows."""
     pieces = shards * config.batch.accumulation
     rows = -(-config.batch.rows // pieces) * pieces
     if rows == config.batch.rows or fixed:
-        return None
+        return config, None
     old_rows, old_samples = config.batch.rows, config.samples_per_step
-    config.batch.rows = rows
-    config.samples_per_step = round(old_samples * rows / old_rows)
-    return (
-        f"rows {old_rows} -> {rows}, samples per update {old_samples} -> {config.samples_per_step}: the recipe's rows "
+    config = config.replace({"batch.rows": rows, "samples_per_step": round(old_samples * rows / old_rows)})
+    return config, (
+        f"rows {old_rows} -> {rows}, samples per update {old_samples} -> {config.samples_per_step}: the config's rows "
         f"do not divide over {pieces} pieces of the batch; train.py needs --config.batch.rows={rows} "
         f"--config.samples_per_step={config.samples_per_step}, and another learning rate may suit"
     )
@@ -41,7 +39,7 @@ def fit_rows(config: ConfigDict, shards: int, *, fixed: bool) -> str | None:
 
 def plan_training(
     name: str,
-    config: ConfigDict,
+    config: TrainConfig,
     topology: Topology,
     *,
     efficiency: float = 0.6,
@@ -49,13 +47,12 @@ def plan_training(
     fixed_rows: bool = False,
     effort: str | None = None,
 ) -> Plan:
-    """What one update of a recipe needs on each chip of a topology.
+    """What one update of a run needs on each chip of a topology.
 
-    config: is not changed. samples: of an epoch; default: those of the paper's phase. effort: see `compile_for`.
-    Raises PlanError, ConfigError, InputError, OptimizerError, ShardingError or TrainableError."""
-    config = config.copy_and_resolve_references()
-    mesh = sharding.mesh_of(config.mesh, devices=topology.devices)
-    changed = fit_rows(config, sharding.batch_shards(mesh), fixed=fixed_rows)
+    samples: of an epoch; default: those of the paper's phase. effort: see `compile_for`.
+    Raises PlanError, ConfigError or ShardingError."""
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
+    config, changed = fit_rows(config, sharding.batch_shards(mesh), fixed=fixed_rows)
     inputs.check_batch(config.batch, mesh)
     program = build_program(config, mesh, STEPS)
     traced = trace_step(topology, config, program)
@@ -64,7 +61,7 @@ def plan_training(
     samples = samples or (PHASE1_SAMPLES if config.data.template == "plain" else PHASE2_SAMPLES)
     work = roofline = None
     if compiled.costs is not None:
-        work = work_of(topology, mesh, traced, compiled.costs, model_flops(config, program.model, program.trainable))
+        work = work_of(topology, mesh, traced, compiled.costs, model_flops(config, program.trainable))
         roofline = roofline_of(topology, work)
     steps = math.ceil(samples * config.epochs / config.samples_per_step)
     return Plan(
@@ -89,7 +86,7 @@ def plan_training(
             trained=bytes_per_chip(state.params),
             frozen=bytes_per_chip(state.frozen),
             optimizer=bytes_per_chip(state.opt_state),
-            inputs=bytes_per_chip((abstract_batch(config, mesh, program.model), state.step, state.key)),
+            inputs=bytes_per_chip((abstract_batch(config, mesh), state.step)),
         ),
         work=work,
         roofline=roofline,
@@ -104,17 +101,17 @@ def plan_training(
     )
 
 
-def trace_step(topology: Topology, config: ConfigDict, program: TrainProgram) -> jax.stages.Traced:
+def trace_step(topology: Topology, config: TrainConfig, program: TrainProgram) -> jax.stages.Traced:
     """The jitted update that train.py calls, traced for this topology."""
     step: Callable = program.step
     with compiling_for(topology, program.mesh):
-        return step.trace(program.abstract, abstract_batch(config, program.mesh, program.model))  # type: ignore[attr-defined]
+        return step.trace(program.abstract, abstract_batch(config, program.mesh))  # type: ignore[attr-defined]
 
 
-def model_flops(config: ConfigDict, model: VlmConfig, trainable: tuple[str, ...]) -> float:
+def model_flops(config: TrainConfig, trainable: tuple[str, ...]) -> float:
     """Operations that the model needs for one update whose rows are full: every slot used, samples of equal lengths, a
     target at every position that is no vision token."""
-    batch = config.batch
+    batch, model = config.batch, config.model
     tokens = batch.rows * batch.tokens
     length = tokens / config.samples_per_step
     return step_flops(model, trainable).total(

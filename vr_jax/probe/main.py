@@ -1,4 +1,4 @@
-"""What `vr-jax probe` runs: a checkpoint and Tiny-ImageNet, from flags and an optional recipe."""
+"""What `vr-jax probe` runs: a checkpoint and Tiny-ImageNet, from flags and an optional config file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from vr_jax.probe.results import RESULTS, ProbeResult, TapResult, write_results
 from vr_jax.probe.taps import QUESTION, Tap, default_layers, one_tile, prompt_batch, taps_of
 from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import Fit, FitOptions, fit
-from vr_jax.settings.config_files import plain, section_options
-from vr_jax.sharding import mesh_of
+from vr_jax.settings import TrainConfig
+from vr_jax.sharding import make_mesh
 from vr_jax.storage import results_folder
 
 FIGURE = "probe.svg"
-DEMO = "demo"  # `tokenizer` of a recipe
+DEMO = "demo"  # `tokenizer` of a config
 TITLES = {"vision_remember": "Vision Remember", "deepstack": "DeepStack", "sva": "SVA"}
 NOTES = (
     "Everything but the heads is frozen. One tile per image, squashed to the encoder's size (bicubic); prefill only.",
@@ -58,9 +58,9 @@ class ProbeOptions(FitOptions):
     label: str | None = None  # names the model in plots
     overwrite: bool = False
     workers: int = 8  # threads that read images
-    tokenizer: str = ""  # the recipe's
+    tokenizer: str = ""  # the config's
     model: VlmConfig | None = None  # default: the checkpoint's config.json
-    mesh: Mapping[str, Any] = field(default_factory=dict)  # of `mesh_of`
+    mesh: Mapping[str, Any] = field(default_factory=dict)  # of `make_mesh`
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,28 +70,24 @@ class ProbeOptions(FitOptions):
                 raise ProbeError(f"{name} = {value!r}: expected an integer of at least {least}")
 
 
-_NOT_OPTIONS = ("model", "mesh", "tokenizer")
-
-
-def options_of(flags: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> ProbeOptions:
-    """Flags that are set (not None) win over the recipe's `probe` section, which wins over the defaults; its `model`,
-    `mesh` and `tokenizer` are taken as they are. A recipe's checkpoint is not what the flag --random is about: the
-    recipe's model is. Raises RecipeError for an unknown field, ProbeError for what is missing."""
-    recipe = recipe or {}
-    fields = {one.name for one in dataclasses.fields(ProbeOptions)} - {*_NOT_OPTIONS}
-    values = section_options(recipe, "probe", fields, flags)
-    if flags.get("random") and flags.get("checkpoint") is None and recipe.get("model"):
+def options_of(flags: Mapping[str, Any], config: TrainConfig | None) -> ProbeOptions:
+    """Flags that are set (not None) win over the config's `probe` section, which wins over the defaults; its `model`,
+    `mesh` and `tokenizer` are taken as they are. The checkpoint of a config is not what the flag --random is about: its
+    model is. Raises ProbeError for what is missing."""
+    section = {} if config is None else config.probe.to_dict()
+    values = {name: value for name, value in section.items() if value is not None} | {
+        name: value for name, value in flags.items() if value is not None
+    }
+    if flags.get("random") and flags.get("checkpoint") is None and config is not None:
         values.pop("checkpoint", None)
     for name in ("checkpoint", "data", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
     if values.get("layers") is not None:
         values["layers"] = _numbers(values["layers"])
-    if recipe.get("model"):
-        values["model"] = VlmConfig.from_dict(plain(recipe["model"]))
-    if recipe.get("mesh"):
-        values["mesh"] = plain(recipe["mesh"])
-    options = ProbeOptions(**values, tokenizer=recipe.get("tokenizer") or "")
+    if config is not None:
+        values |= {"model": config.model, "mesh": config.mesh.to_dict(), "tokenizer": config.tokenizer}
+    options = ProbeOptions(**values)
     if options.data is None:
         raise ProbeError("--data is missing: the folder of tiny-imagenet-200, or of `vr-jax probe stand_in`")
     if options.checkpoint is None and not options.random:
@@ -112,7 +108,7 @@ def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
     train = subset(data.train, min(options.train_images, len(data.train)), options.data_seed)
     val = subset(data.val, min(options.val_images, len(data.val)), options.data_seed)
     data = dataclasses.replace(data, train=train, val=val)
-    mesh = mesh_of(options.mesh)
+    mesh = make_mesh(**options.mesh)
     with results_folder(output_of(options), RESULTS, overwrite=options.overwrite):
         loaded = _load(options, config, mesh)
         reader = Reader(data.folder, config.image, options.workers)

@@ -13,12 +13,8 @@ from inspect import get_annotations
 from typing import Annotated, Any, Literal, Union
 
 from vr_jax.errors import ConfigError
-from vr_jax.fields import check, check_names, check_value, describe, field_types
+from vr_jax.fields import Config, check, check_names, check_value, describe, field_types
 from vr_jax.model import registry
-from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
-
-# The sections whose fields depend on the method that they name.
-_METHODS = (EncoderConfig, ProjectorConfig, DecoderConfig, RefusionConfig, PrunerConfig)
 
 
 @dataclass(frozen=True)
@@ -66,24 +62,13 @@ def change_fields(
     for name, value in choices:
         section = name.removesuffix(".name")
         place = _find(config_class, result, section, where)
-        base = _section(place.hint)
-        assert base is not None
         chosen = _read(place.hint if name == section else str, value, f"{where}.{name}")
-        place.container[place.name] = None if chosen is None else _defaults(base, chosen, place, where)
+        place.container[place.name] = None if chosen is None else _defaults(place, chosen)
     for name, value in changes:
         if (name, value) not in choices:
             place = _find(config_class, result, name, where)
             place.container[place.name] = _read(place.hint, value, place.where, place.container.get(place.name))
     return result
-
-
-def method_class(base: Any, name: Any, where: str) -> type:
-    """Returns the config class of a method by its name.
-
-    Raises:
-        ConfigError: No method of this kind has that name; the message lists those that exist.
-    """
-    return registry.method(base.kind, name, where)
 
 
 @dataclass(frozen=True)
@@ -103,23 +88,24 @@ def _find(config_class: type, values: dict[str, Any], path: str, where: str) -> 
     for part in sections:
         hint = _field_hint(hint, at, part, shown)
         shown = f"{shown}.{part}"
-        base = _section(hint)
-        if base is None and not _is_mapping(hint):
+        if _section(hint) is None and not _is_mapping(hint):
             raise ConfigError(f"{shown} is {describe(hint)} and has no fields")
         if at[part] is None:
-            names = ", ".join(registry.names(base.kind)) if base in _METHODS else ""
-            raise ConfigError(f"{shown} is None (switched off); choose one with {shown}.name=NAME, one of {names}")
+            kind = _method_kind(hint)
+            names = f" with {shown}.name=NAME, one of {', '.join(registry.names(kind))}" if kind else ""
+            raise ConfigError(f"{shown} is None (switched off); choose one first{names}")
         at = at[part]
     return _Place(at, last, _field_hint(hint, at, last, shown), f"{shown}.{last}")
 
 
 def _field_hint(hint: Any, values: Mapping[str, Any], name: str, where: str) -> Any:
     """The annotation of a field of the section that `hint` annotates and `values` holds."""
-    base = _section(hint)
-    if base is None:
+    section, kind = _section(hint), _method_kind(hint)
+    if section is None:
         return Any
-    config_class = method_class(base, values.get("name"), where) if base in _METHODS else base
-    hints = field_types(config_class)
+    hints = field_types(section)
+    if kind is not None:
+        hints = {"name": str, **field_types(registry.method(kind, values.get("name"), where))}
     check_names([name], hints, where)
     return hints[name]
 
@@ -137,21 +123,30 @@ def _chooses_method(config_class: type, path: str, value: Any) -> bool:
         if section is None or part not in field_types(section):
             return False
         hint = field_types(section)[part]
-    return _section(hint) in _METHODS
+    return _method_kind(hint) is not None
 
 
-def _defaults(base: type, name: Any, place: _Place, where: str) -> dict[str, Any]:
+def _defaults(place: _Place, name: Any) -> dict[str, Any]:
     """The defaults of a method, with the values of the shared fields that it declares no default for."""
-    config_class = method_class(base, name, place.where)
+    base, kind = _section(place.hint), _method_kind(place.hint)
+    assert base is not None
+    assert kind is not None
+    config_class: type[Config] = registry.method(kind, name, place.where)
     before = place.container[place.name] or {}
     if before.get("name") == name:
         return before
-    own = get_annotations(config_class) if config_class is not base else {}
-    kept = {key: before[key] for key in field_types(base) if key in before and key not in own and key != "name"}
-    return config_class().to_dict() | kept
+    own = get_annotations(config_class)
+    kept = {key: before[key] for key in field_types(base) if key in before and key not in own}
+    return config_class.from_dict(kept, place.where).to_dict()
 
 
-def _section(hint: Any) -> Any:
+def _method_kind(hint: Any) -> str | None:
+    """The kind of the methods, e.g. "projector", whose base an annotation names."""
+    section = _section(hint)
+    return section.kind if section is not None and issubclass(section, registry.MethodConfig) else None
+
+
+def _section(hint: Any) -> type | None:
     """The dataclass that an annotation names, alone or beside None."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in typing.get_args(hint) if part is not type(None)]

@@ -341,17 +341,6 @@ class TrainConfig(Config):
         """Returns the settings as a ConfigDict, for a config file that starts from another one's."""
         return ConfigDict(self.to_dict(), convert_dict=True)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as a dictionary that JSON can hold."""
-        return {**super().to_dict(), "model": self.model.to_dict()}
-
-    @classmethod
-    def parse_field(cls, name: str, value: Any, where: str) -> Any:
-        """Converts the value of a field from its JSON form."""
-        if name == "model" and isinstance(value, Mapping):
-            return VlmConfig.from_dict(dict(value))
-        return super().parse_field(name, value, where)
-
     def replace(self, changes: Mapping[str, Any]) -> Self:
         """Returns the settings with some fields changed, checked again.
 

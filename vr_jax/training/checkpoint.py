@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from vr_jax.distributed import barrier, gather
+from vr_jax.errors import UserError
 from vr_jax.training.state import TrainState
 
 FOLDER, DAMAGED_FOLDER = "checkpoints", "checkpoints_damaged"
@@ -32,10 +33,6 @@ CHECKSUMS = "checksums.process_{}.json"
 _BLOCK = 1 << 24
 
 logger = logging.getLogger("vr_jax.training")
-
-
-class CheckpointError(RuntimeError):
-    """No checkpoint can be used, or one that does not belong to this run; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Checkpoints:
     def restore_newest(self, abstract: TrainState) -> Restored | None:
         """The newest undamaged checkpoint in the shapes, types and shardings of `abstract`; None if there is none yet.
 
-        A damaged one is reported with the file at fault and set aside. Raises CheckpointError if all are damaged, or
+        A damaged one is reported with the file at fault and set aside. Raises UserError if all are damaged, or
         if one does not fit `abstract` or this number of processes."""
         steps = self.steps()
         for step in reversed(steps):
@@ -132,14 +129,14 @@ class Checkpoints:
                 try:
                     return self._restore(step, abstract)
                 except Exception as error:  # Orbax raises plain Exceptions for arrays that it cannot read
-                    if isinstance(error, CheckpointError) or _sealed(folder):
+                    if isinstance(error, UserError) or _sealed(folder):
                         raise
                     problem = f"{folder}: {str(error).splitlines()[0]}"
             aside = self._damaged / str(step)
             logger.error("checkpoint %d is damaged: %s; it is set aside as %s", step, problem, aside)
             self._set_aside(step, aside)
         if steps:
-            raise CheckpointError(f"all checkpoints in {self.directory} were damaged; see {self._damaged}")
+            raise UserError(f"all checkpoints in {self.directory} were damaged; see {self._damaged}")
         return None
 
     def _set_aside(self, step: int, aside: Path) -> None:
@@ -155,7 +152,7 @@ class Checkpoints:
     def _restore(self, step: int, abstract: TrainState) -> Restored:
         run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         if run["process_count"] != jax.process_count():
-            raise CheckpointError(
+            raise UserError(
                 f"checkpoint {self.directory / str(step)} was written by {run['process_count']} processes, each with "
                 f"its own place in the data; found {jax.process_count()}. Continue with {run['process_count']}, or "
                 "start a new run from its exported model"
@@ -232,7 +229,7 @@ def _check_fits(metadata: Any, abstract: TrainState, folder: Path) -> None:
              for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]  # fmt: skip
     if lines:
         more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
-        raise CheckpointError(
+        raise UserError(
             f"{folder} belongs to another model, trainable subset or optimizer; use another workdir or the config it "
             "was written with:\n  " + "\n  ".join(lines[:20]) + more
         )

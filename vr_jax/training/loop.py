@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -14,18 +13,18 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vr_jax import sharding
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.distributed import gather
-from vr_jax.model.config import VlmConfig
+from vr_jax.errors import UserError
 from vr_jax.model_directory import save_model, warm_start
+from vr_jax.settings import ProfileSettings, TrainConfig
 from vr_jax.training import inputs
-from vr_jax.training.checkpoint import CheckpointError, Checkpoints, Restored
+from vr_jax.training.checkpoint import Checkpoints, Restored
 from vr_jax.training.flops import StepFlops, peak_flops, step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
-from vr_jax.training.program import TrainProgram, build_program, parts_of, total_steps
+from vr_jax.training.program import TrainProgram, build_program, total_steps
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.step import Metrics
 from vr_jax.training.stopping import Preempted, Preemption, stop_not_finite
@@ -34,10 +33,10 @@ EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
 
 logger = logging.getLogger("vr_jax.training")
 
-OpenInputs = Callable[[ConfigDict, VlmConfig, Mesh, Path], inputs.Inputs]
+OpenInputs = Callable[[TrainConfig, Mesh, Path], inputs.Inputs]
 
 
-def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs.open_inputs) -> None:
+def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = inputs.open_inputs) -> None:
     """Runs a recipe (`recipe.base`) to its last step, continuing from the newest checkpoint in `workdir` if there is
     one, and writes the final model directory `<workdir>/model`.
 
@@ -46,13 +45,14 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
 
     Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, SourceError, UserError or
     CheckpointError for settings that cannot work; TooManySkips, NonFiniteLoss and Preempted when a run ends early."""
-    mesh = sharding.mesh_of(config.mesh)
-    parts = parts_of(config, mesh)
-    for line in sharding.unsharded(parts.tree.shapes, mesh):
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    tree = ModelTree(config.model)
+    tree.trainable(config.trainable)  # a glob that matches nothing is refused before the data are opened
+    for line in sharding.unsharded(tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
-    data = open_inputs(config, parts.model, mesh, workdir)
+    data = open_inputs(config, mesh, workdir)
     total = total_steps(config, data.samples)
-    program = parts.program(total)
+    program = build_program(config, mesh, total, tree)
     abstract = program.abstract
 
     first = jax.process_index() == 0
@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
                 stop = preemption.reached(step)
                 if stop or step == total or step % saved.every == 0:
                     record.flush()  # so that a state after a bad step is never saved
-                    run = {"config": _json(config), "skip_statistics": skip_statistics.get_state()}
+                    run = {"config": config.to_dict(), "skip_statistics": skip_statistics.get_state()}
                     loss = record.mean_loss_since_last_save()
                     checkpoints.save(step, state, data=data.iterator.get_state(), run=run, loss=loss)
                 if stop and step < total:
@@ -106,25 +106,25 @@ def train(config: ConfigDict, workdir: Path, *, open_inputs: OpenInputs = inputs
         export_state(workdir, program.tree, state, data.tokenizer_dir)
 
 
-def _start(config: ConfigDict, program: TrainProgram) -> TrainState:
+def _start(config: TrainConfig, program: TrainProgram) -> TrainState:
     """A new run: parameters from model directories, fresh ones for the rest."""
     directories = inputs.init_directories(config)
     model, report = warm_start(
-        directories, program.model, program.mesh, seed=config.seed, allow_unused=tuple(config.allow_unused)
+        directories, program.model, program.mesh, seed=config.seed, allow_unused=config.allow_unused
     )
     if directories:
         fresh = ", ".join(report.initialised) or "nothing"
         logger.info("took %d parameters from %s; initialised: %s", len(report.loaded), config.init_from, fresh)
     else:
         logger.info("config.init_from is empty: all parameters start random")
-    return create_state(program.tree, program.optimizer, program.abstract, model, config.seed)
+    return create_state(program.tree, program.optimizer, program.abstract, model)
 
 
 def _resume(
-    restored: Restored, config: ConfigDict, iterator: inputs.BatchIterator, skip_statistics: SkipStatistics
+    restored: Restored, config: TrainConfig, iterator: inputs.BatchIterator, skip_statistics: SkipStatistics
 ) -> None:
     """Puts data and skip statistics back to where the checkpoint was written."""
-    old, new = _flat(restored.run["config"]), _flat(_json(config))
+    old, new = _flat(restored.run["config"]), _flat(config.to_dict())
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             logger.warning(
@@ -133,14 +133,14 @@ def _resume(
     try:
         iterator.set_state(restored.data)
     except ValueError as error:
-        raise CheckpointError(
+        raise UserError(
             f"cannot continue from step {restored.step}: {error}. Use the data settings of the run, or start a new one"
         ) from error
     skip_statistics.set_state(restored.run["skip_statistics"])
     logger.info("continuing from step %d", restored.step)
 
 
-def _describe(config: ConfigDict, abstract: TrainState, mesh: Mesh, samples: int, start: int, total: int) -> None:
+def _describe(config: TrainConfig, abstract: TrainState, mesh: Mesh, samples: int, start: int, total: int) -> None:
     def count(params: dict[str, Any]) -> float:
         return sum(math.prod(leaf.shape) for leaf in params.values()) / 1e6
 
@@ -214,7 +214,7 @@ class Recorder:
         return sum(losses) / len(losses)
 
 
-def _profile(profile: ConfigDict, step: int, workdir: Path, *, before: bool, result: Any = None) -> None:
+def _profile(profile: ProfileSettings, step: int, workdir: Path, *, before: bool, result: Any = None) -> None:
     """Starts the trace before its first step and ends it after its last."""
     if not profile.steps:
         return
@@ -233,21 +233,16 @@ def export_state(workdir: Path, tree: ModelTree, state: TrainState, tokenizer_di
     logger.info("model directory: %s", target)
 
 
-def export_newest(config: ConfigDict, workdir: Path) -> None:
+def export_newest(config: TrainConfig, workdir: Path) -> None:
     """Writes `<workdir>/model` from the newest undamaged checkpoint, without training. Raises as `train` does."""
-    mesh = sharding.mesh_of(config.mesh)
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
     program = build_program(config, mesh, 1)  # the schedule's end does not matter here
     with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore_newest(program.abstract)
         if restored is None:
-            raise CheckpointError(f"{workdir} has no checkpoint to export")
+            raise UserError(f"{workdir} has no checkpoint to export")
         logger.info("exporting step %d", restored.step)
         export_state(workdir, program.tree, restored.state, inputs.tokenizer_directory(config, workdir))
-
-
-def _json(config: ConfigDict) -> dict[str, Any]:
-    """JSON-safe, so that what was saved compares equal to what is."""
-    return json.loads(json.dumps(config.to_dict()))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

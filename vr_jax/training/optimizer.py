@@ -1,98 +1,94 @@
-"""AdamW with warm-up, cosine decay, clipping and optional learning rates per parameter group (methods.md 1.6)."""
+"""AdamW with warm-up, cosine decay, gradient clipping and optional learning rates for groups of parameters.
+
+The defaults follow LLaVA-NeXT's scripts, that is Hugging Face's Trainer (docs/design/methods.md#hyper-parameters).
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import optax
 from jaxtyping import Array, Float, Int
 
+from vr_jax.errors import ConfigError
+from vr_jax.settings import OptimizerSettings
+
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
-
-
-class OptimizerError(ValueError):
-    """Optimizer settings that cannot be meant; one line for the user."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Defaults are those of LLaVA-NeXT's scripts (Hugging Face's Trainer)."""
-
-    lr: float  # at the end of the warm-up
-    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: to 0 at the last step
-    warmup_ratio: float = 0.03  # of all steps, rounded up; linear from 0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # never on biases and norms
-    clip_norm: float = 1.0  # of the global gradient norm
-    # (glob of parameter paths, its learning rate), e.g. (("encoder.*", 2e-6),); the first match counts.
-    lr_groups: tuple[tuple[str, float], ...] = ()
-
-    def __post_init__(self):
-        for name, value, low, high in (
-            ("lr", self.lr, 0, math.inf),
-            ("clip_norm", self.clip_norm, 0, math.inf),
-            ("eps", self.eps, 0, math.inf),
-        ):
-            if not low < value < high:
-                raise OptimizerError(f"optimizer.{name} = {value}: expected a finite number above {low}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise OptimizerError(f"optimizer.warmup_ratio = {self.warmup_ratio}: expected a share in [0, 1)")
-        if self.schedule not in ("cosine", "constant"):
-            raise OptimizerError(f"optimizer.schedule = {self.schedule!r}: expected 'cosine' or 'constant'")
-        if self.weight_decay < 0:
-            raise OptimizerError(f"optimizer.weight_decay = {self.weight_decay}: expected a number >= 0")
+Params = dict[str, Array]  # parameters, or arrays that belong to them, by dot-joined path (docs/architecture.md)
 
 
 def matches(path: str, globs: Iterable[str]) -> bool:
-    """Whether a parameter path matches one of the globs (`*` crosses dots)."""
+    """Returns whether a parameter path matches one of the globs. A `*` matches dots too."""
     return any(fnmatch.fnmatchcase(path, glob) for glob in globs)
 
 
 def decays(path: str) -> bool:
-    """Weight decay spares biases and norms, as Hugging Face's Trainer does."""
+    """Returns whether a parameter is subject to weight decay. Biases and norm scales are not, as in the Trainer."""
     return not path.endswith((".bias", ".scale"))
 
 
-def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
-    """Learning rate of the update numbered `step` (0 for the first), as transformers' cosine schedule with warm-up."""
-    warmup = math.ceil(total_steps * config.warmup_ratio)
-    if config.schedule == "constant":
-        decay = optax.constant_schedule(config.lr)
+def make_schedule(settings: OptimizerSettings, total_steps: int) -> Schedule:
+    """Builds the learning rate as a function of the number of the update.
+
+    It equals transformers' `get_cosine_schedule_with_warmup`: a linear warm-up from 0, then half a cosine to 0.
+
+    Args:
+        settings: The peak learning rate, the share of warm-up steps and the form of the decay.
+        total_steps: Number of updates of the run.
+
+    Returns:
+        A function from the number of an update, 0 for the first, to its learning rate.
+    """
+    warmup = math.ceil(total_steps * settings.warmup_ratio)
+    if settings.schedule == "constant":
+        decay = optax.constant_schedule(settings.lr)
     else:
-        decay = optax.cosine_decay_schedule(config.lr, max(1, total_steps - warmup))
+        decay = optax.cosine_decay_schedule(settings.lr, max(1, total_steps - warmup))
     if not warmup:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), decay], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, settings.lr, warmup), decay], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule, paths: Iterable[str]) -> optax.GradientTransformation:
-    """The optimizer of a dict path -> parameter with the keys `paths`.
+def make_optimizer(
+    settings: OptimizerSettings, schedule: Schedule, paths: Iterable[str]
+) -> optax.GradientTransformation:
+    """Builds the optimizer of the trained parameters.
 
-    Raises OptimizerError for a learning-rate group that matches no trainable parameter."""
+    Args:
+        settings: Adam's numbers, weight decay, clipping and the learning rates of groups.
+        schedule: The learning rate of an update (`make_schedule`).
+        paths: The paths of the trained parameters. The optimizer works on a dictionary with these keys.
+
+    Raises:
+        ConfigError: A group of `lr_groups` matches no trained parameter.
+    """
     paths = list(paths)
-    for glob, _ in config.lr_groups:
+    for glob, _ in settings.lr_groups:
         if not any(matches(path, [glob]) for path in paths):
-            raise OptimizerError(f"optimizer.lr_groups: {glob!r} matches no trainable parameter")
+            raise ConfigError(
+                f"config.optimizer.lr_groups: {glob!r} matches no trained parameter; "
+                "correct the glob, or add what it should match to config.trainable"
+            )
+    # The schedule is that of `lr`; a group's updates are scaled by the ratio of the two learning rates.
     factors = {
-        path: next((lr for glob, lr in config.lr_groups if matches(path, [glob])), config.lr) / config.lr
+        path: next((lr for glob, lr in settings.lr_groups if matches(path, [glob])), settings.lr) / settings.lr
         for path in paths
     }
 
-    def scale_groups(updates, params=None):
+    def scale_groups(updates: Params, params: Params | None = None) -> Params:
         del params
         return {path: update * factors[path] for path, update in updates.items()}
 
+    def decay_mask(params: Params) -> dict[str, bool]:
+        return {path: decays(path) for path in params}
+
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=lambda p: {path: decays(path) for path in p}),
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
+        optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
         optax.stateless(scale_groups),
         optax.scale_by_learning_rate(schedule),
     )
@@ -102,10 +98,17 @@ def optimizer_shardings(
     optimizer: optax.GradientTransformation,
     params: dict[str, jax.ShapeDtypeStruct],
     shardings: dict[str, jax.sharding.NamedSharding],
-    other: jax.sharding.NamedSharding,
+    replicated: jax.sharding.NamedSharding,
 ) -> optax.OptState:
-    """Shardings of the optimizer's state: moments lie as their parameters do, counters as `other`."""
+    """Returns the shardings of the optimizer's state.
+
+    Args:
+        optimizer: The optimizer.
+        params: The trained parameters without arrays, by path.
+        shardings: Their shardings. Each moment is laid out like its parameter.
+        replicated: The sharding of the counters.
+    """
     state = jax.eval_shape(optimizer.init, params)
     return optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, state, shardings, transform_non_params=lambda _: other
+        optimizer, lambda _, sharding: sharding, state, shardings, transform_non_params=lambda _: replicated
     )

@@ -1,4 +1,7 @@
-"""From a recipe to the jitted update and the state it works on: for the loop, for export, for the planner."""
+"""What a run computes: the model, the optimizer, the shapes of the state and the jitted update.
+
+Training runs it, the export reads its shapes, and the planner compiles it for devices that nobody holds.
+"""
 
 from __future__ import annotations
 
@@ -7,84 +10,80 @@ from dataclasses import dataclass
 
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from vr_jax.errors import ConfigError
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
+from vr_jax.settings import TrainConfig
 from vr_jax.sharding import batch_sharding
-from vr_jax.training.optimizer import OptimizerConfig, Schedule, make_optimizer, make_schedule
+from vr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state
 from vr_jax.training.step import TrainStep, make_train_step
 
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """What a recipe runs on a mesh. `step` is to be called under `jax.set_mesh(mesh)`, with a state laid out as
-    `abstract` and a batch as `abstract_batch`."""
+    """The computation of a run on a mesh, without any array.
+
+    Attributes:
+        model: The model's config.
+        mesh: The devices.
+        tree: The model's parameters.
+        trainable: Paths of the trained parameters, in the model's order.
+        schedule: The learning rate of an update.
+        optimizer: The optimizer of the trained parameters.
+        abstract: Shapes, types and shardings of the state.
+        step: The jitted update. It is called under `jax.set_mesh(mesh)` with a state laid out as `abstract` and a batch
+            laid out as `abstract_batch`.
+    """
 
     model: VlmConfig
     mesh: Mesh
     tree: ModelTree
-    trainable: tuple[str, ...]  # parameter paths, in model order
+    trainable: tuple[str, ...]
     schedule: Schedule
     optimizer: optax.GradientTransformation
     abstract: TrainState
     step: TrainStep
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What of a TrainProgram is known before the data are, and with them the number of updates."""
+def build_program(config: TrainConfig, mesh: Mesh, total_steps: int, tree: ModelTree | None = None) -> TrainProgram:
+    """Builds the computation of a run. Nothing is allocated or compiled.
 
-    config: ConfigDict
-    model: VlmConfig
-    mesh: Mesh
-    tree: ModelTree
-    trainable: tuple[str, ...]
+    Args:
+        config: The settings of the run.
+        mesh: The devices.
+        total_steps: Number of updates, after which the learning rate has decayed.
+        tree: The model's parameters, where the caller has them already.
 
-    def program(self, total_steps: int) -> TrainProgram:
-        """total_steps: where the learning rate ends. Raises OptimizerError."""
-        config = self.config
-        settings = OptimizerConfig(**config.optimizer.to_dict())
-        schedule = make_schedule(settings, total_steps)
-        optimizer = make_optimizer(settings, schedule, self.trainable)
-        abstract = abstract_state(self.tree, optimizer, self.trainable, self.mesh, config.frozen_dtype)
-        step = make_train_step(
-            self.tree,
-            optimizer,
-            schedule,
-            abstract,
-            accumulation=config.batch.accumulation,
-            loss_chunk=config.loss_chunk,
-        )
-        return TrainProgram(self.model, self.mesh, self.tree, self.trainable, schedule, optimizer, abstract, step)
-
-
-def parts_of(config: ConfigDict, mesh: Mesh) -> Parts:
-    """Raises ConfigError, TrainableError or ShardingError for a recipe that cannot work on this mesh."""
-    if config.loss_chunk < 1:
-        raise ConfigError(f"config.loss_chunk = {config.loss_chunk}: expected a positive number of positions")
-    model = VlmConfig.from_dict(config.model.to_dict())
-    tree = ModelTree(model)
-    return Parts(config, model, mesh, tree, tuple(tree.trainable(config.trainable)))
+    Raises:
+        ConfigError: The model cannot be built or trained, or a glob matches no parameter.
+        ShardingError: A parameter has no place on the mesh.
+    """
+    tree = tree or ModelTree(config.model)
+    trainable = tree.trainable(config.trainable)
+    schedule = make_schedule(config.optimizer, total_steps)
+    optimizer = make_optimizer(config.optimizer, schedule, trainable)
+    abstract = abstract_state(tree, optimizer, trainable, mesh, config.frozen_dtype)
+    step = make_train_step(
+        tree,
+        optimizer,
+        schedule,
+        abstract,
+        accumulation=config.batch.accumulation,
+        loss_chunk=config.loss_chunk,
+    )
+    return TrainProgram(config.model, mesh, tree, trainable, schedule, optimizer, abstract, step)
 
 
-def build_program(config: ConfigDict, mesh: Mesh, total_steps: int) -> TrainProgram:
-    """A recipe's program with a learning rate that ends at `total_steps`. Allocates nothing, compiles nothing.
-
-    Raises ConfigError, TrainableError, OptimizerError or ShardingError for a recipe that cannot work."""
-    return parts_of(config, mesh).program(total_steps)
-
-
-def total_steps(config: ConfigDict, samples: int) -> int:
-    """Updates of a run whose epoch has `samples` samples."""
+def total_steps(config: TrainConfig, samples: int) -> int:
+    """Returns the number of updates of a run whose epoch has the given number of samples."""
     return config.steps or max(1, math.ceil(config.epochs * samples / config.samples_per_step))
 
 
-def abstract_batch(config: ConfigDict, mesh: Mesh, model: VlmConfig) -> Batch:
-    """Shapes, types and shardings of the global batch of one update, without arrays."""
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
+    """Returns shapes, types and shardings of the global batch of one update, without arrays."""
+    image = config.model.image
     shape = BatchShape(
-        rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=model.image.tile_size
+        rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=image.tile_size
     )
-    return batch_structs(shape, batch_sharding(mesh), weighted_cells=model.image.may_interpolate)
+    return batch_structs(shape, batch_sharding(mesh), weighted_cells=image.may_interpolate)

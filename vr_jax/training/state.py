@@ -1,8 +1,9 @@
-"""The training state: what is trained, what is frozen, optimizer moments, step and key, as one sharded pytree."""
+"""The training state: trained and frozen parameters, the optimizer's moments and the step, as one sharded pytree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,39 +12,52 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Int
 
 from vr_jax import sharding
 from vr_jax.errors import ConfigError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.pytree import array_dataclass
-from vr_jax.training.optimizer import matches, optimizer_shardings
-
-Params = dict[str, Array]  # by dot-joined path (docs/architecture.md)
+from vr_jax.training.optimizer import Params, matches, optimizer_shardings
 
 
-class TrainableError(ValueError):
-    """A choice of trainable parameters that cannot be meant; one line for the user."""
-
-
-@array_dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
-    """Everything that changes from step to step, and the frozen parameters. Gradients and moments exist only for
-    `params` (design decision 6)."""
+    """Everything that changes from one update to the next.
 
-    step: Int[Array, ""]  # updates done
-    params: Params  # trained, float32 master weights
+    Gradients and moments exist only for the trained parameters (docs/design/decisions.md#decision-9).
+
+    Attributes:
+        step: Number of updates done.
+        params: Trained parameters by path, in float32.
+        frozen: Frozen parameters by path, in `config.frozen_dtype`.
+        opt_state: State of the optimizer of `params`.
+    """
+
+    step: Int[Array, ""]
+    params: Params
     frozen: Params
     opt_state: optax.OptState
-    key: UInt32[Array, " 2"]  # for what is random in a step; fold in `step`
 
 
 class ModelTree:
-    """A Llava of one config as a dict path -> parameter, and back."""
+    """The parameters of a model as a dictionary by dot-joined path, and the way back to the model.
+
+    Attributes:
+        config: The model's config.
+        shapes: Shape and type of every parameter by path, in the model's order.
+    """
 
     def __init__(self, config: VlmConfig):
-        """Raises ConfigError for a config that cannot be built, or not be trained. Allocates nothing."""
+        """Builds the model without arrays.
+
+        Args:
+            config: The model's config.
+
+        Raises:
+            ConfigError: The model cannot be built, or it has a pruner and therefore cannot be trained.
+        """
         if config.pruning is not None:
             raise ConfigError(
                 f"config.model.pruning = {config.pruning.name!r}: pruners act at inference only; train without one, "
@@ -56,22 +70,26 @@ class ModelTree:
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {sharding.path_of(path): leaf for path, leaf in leaves}
 
     def flatten(self, model: VisionLanguageModel) -> Params:
+        """Returns the parameters of a model of this config by path."""
         return dict(zip(self.shapes, jax.tree.leaves(model), strict=True))
 
     def build(self, params: Mapping[str, Any]) -> VisionLanguageModel:
-        """The model with these parameters; all paths must be there."""
-        return self._treedef.unflatten([params[path] for path in self.shapes])
+        """Returns the model with the given parameters. Every path must be there; further ones are ignored."""
+        model: VisionLanguageModel = self._treedef.unflatten([params[path] for path in self.shapes])
+        return model
 
-    def trainable(self, globs: Iterable[str]) -> list[str]:
-        """Paths that match one of `globs`, in model order. Raises TrainableError for a glob that matches nothing."""
+    def trainable(self, globs: Iterable[str]) -> tuple[str, ...]:
+        """Returns the paths that match one of the globs, in the model's order.
+
+        Raises:
+            ConfigError: A glob matches no parameter.
+        """
         globs = list(globs)
         for glob in globs:
             if not any(matches(path, [glob]) for path in self.shapes):
                 tops = sorted({".".join(path.split(".")[:2]) for path in self.shapes})
-                raise TrainableError(f"config.trainable: {glob!r} matches no parameter; there are {', '.join(tops)}")
-        if not globs:
-            raise TrainableError("config.trainable is empty: nothing to train")
-        return [path for path in self.shapes if matches(path, globs)]
+                raise ConfigError(f"config.trainable: {glob!r} matches no parameter; there are {', '.join(tops)}")
+        return tuple(path for path in self.shapes if matches(path, globs))
 
 
 def abstract_state(
@@ -81,20 +99,28 @@ def abstract_state(
     mesh: Mesh,
     frozen_dtype: str = "bfloat16",
 ) -> TrainState:
-    """Shapes, types and shardings of the state: where to restore a checkpoint to, whatever mesh wrote it.
+    """Returns the shapes, types and shardings of the state.
 
-    Trained parameters are float32, frozen ones `frozen_dtype`."""
+    A checkpoint is restored to them, whatever mesh it was written from.
+
+    Args:
+        tree: The model's parameters.
+        optimizer: The optimizer of the trained parameters.
+        trainable: Paths of the trained parameters, which are float32.
+        mesh: The devices.
+        frozen_dtype: Type of the frozen parameters.
+    """
     trainable = set(trainable)
     layout = sharding.param_shardings(tree.shapes, mesh)
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
 
     def struct(path: str, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(tree.shapes[path].shape, dtype, sharding=layout[path])
 
     params = {path: struct(path, jnp.float32) for path in tree.shapes if path in trainable}
-    moments = optimizer_shardings(optimizer, params, {path: layout[path] for path in params}, whole)
+    moments = optimizer_shardings(optimizer, params, {path: layout[path] for path in params}, replicated)
     fields: dict[str, Any] = {
-        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
         "params": params,
         "frozen": {path: struct(path, frozen_dtype) for path in tree.shapes if path not in trainable},
         "opt_state": jax.tree.map(
@@ -102,26 +128,30 @@ def abstract_state(
             jax.eval_shape(optimizer.init, params),
             moments,
         ),
-        "key": jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=whole),
     }
     return TrainState(**fields)
 
 
 def shardings_of(abstract: Any) -> Any:
+    """Returns the shardings of a pytree of arrays, or of their shapes."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def create_state(
-    tree: ModelTree,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    model: VisionLanguageModel,
-    seed: int,
+    tree: ModelTree, optimizer: optax.GradientTransformation, abstract: TrainState, model: VisionLanguageModel
 ) -> TrainState:
-    """A state at step 0 from a model (`model_directory.warm_start`), laid out and typed as `abstract` says."""
+    """Returns the state at step 0.
+
+    Args:
+        tree: The model's parameters.
+        optimizer: The optimizer of the trained parameters.
+        abstract: The shapes, types and shardings of the state.
+        model: The initial parameters (`vr_jax.model_directory.warm_start`).
+    """
     values = tree.flatten(model)
 
     def place(targets: Params) -> Params:
+        # Parameters are taken out one by one, so that no more than one of them exists in both types.
         return {
             path: jax.device_put(values.pop(path).astype(target.dtype), target.sharding)
             for path, target in targets.items()
@@ -129,7 +159,5 @@ def create_state(
 
     params, frozen = place(abstract.params), place(abstract.frozen)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.opt_state))(params)
-    step, key = jax.device_put(
-        (jnp.zeros((), jnp.int32), jax.random.PRNGKey(seed)), (abstract.step.sharding, abstract.key.sharding)
-    )
-    return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state, key=key)
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return TrainState(step=step, params=params, frozen=frozen, opt_state=opt_state)

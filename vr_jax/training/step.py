@@ -1,4 +1,4 @@
-"""One optimizer update as one jitted function: micro-batches, gradients, clipping, AdamW, the step's numbers."""
+"""One update as one jitted function: micro-batches, gradients, clipping, AdamW and the numbers of the step."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from jaxtyping import Array, Float
 from vr_jax.kernels.cross_entropy.api import chunked_cross_entropy, next_token_targets
 from vr_jax.model.batch import Batch
 from vr_jax.sharding import constrain
-from vr_jax.training.optimizer import Schedule
-from vr_jax.training.state import ModelTree, Params, TrainState, shardings_of
+from vr_jax.training.optimizer import Params, Schedule
+from vr_jax.training.state import ModelTree, TrainState, shardings_of
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def batch_counts(batch: Batch) -> Metrics:
-    """How much work a batch holds, padding left out. `pairs` are the query-key pairs causal attention sees."""
+    """Counts the work in a batch, without its padding.
+
+    Args:
+        batch: A global batch.
+
+    Returns:
+        `samples`; `tokens`; `targets`, the tokens with a loss; `tiles`, the image tiles; and `pairs`, the pairs of a
+        query and a key that causal attention within samples sees.
+    """
     used = batch.segment_ids > 0
     counts = {
         "samples": jnp.max(batch.segment_ids, axis=1),
@@ -34,9 +42,13 @@ def batch_counts(batch: Batch) -> Metrics:
 
 
 def split_micro_batches(batch: Batch, count: int) -> Batch:
-    """(B, ...) -> (count, B / count, ...). Micro-batch i takes rows i, i + count, ..., so no row changes its device."""
+    """Adds a leading axis of micro-batches: (B, ...) becomes (count, B / count, ...).
 
-    def split(x):
+    Micro-batch i takes the rows i, i + count, i + 2 count, ... A device holds consecutive rows, so that each keeps
+    its rows and none has to be sent.
+    """
+
+    def split(x: Array) -> Array:
         x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
         return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
@@ -52,10 +64,24 @@ def make_train_step(
     accumulation: int = 1,
     loss_chunk: int = 1024,
 ) -> TrainStep:
-    """The jitted update, to be called under `jax.set_mesh`; it takes over (donates) the state it is given.
+    """Builds the jitted update.
 
-    The loss is the mean cross-entropy over all targets of the global batch, in nats, however the batch is cut into
-    devices and micro-batches (LLaVA averages per device and micro-batch; methods.md 1.6)."""
+    The loss is the mean cross-entropy, in nats, over all targets of the global batch, however the batch is divided
+    into devices and micro-batches. LLaVA averages per device and micro-batch
+    (docs/design/methods.md#hyper-parameters).
+
+    Args:
+        tree: The model's parameters.
+        optimizer: The optimizer of the trained parameters.
+        schedule: The learning rate, for the numbers of the step.
+        abstract: Shapes, types and shardings of the state.
+        accumulation: Micro-batches of an update.
+        loss_chunk: Positions of one device whose logits exist at a time.
+
+    Returns:
+        A function of a state and a global batch that returns the next state and the numbers of the step. It is called
+        under `jax.set_mesh`, and reuses (donates) the memory of the state that it is given.
+    """
 
     def mean_loss(params: Params, frozen: Params, batch: Batch, targets_in_step: Array) -> Float[Array, ""]:
         model = tree.build({**frozen, **params})
@@ -69,7 +95,7 @@ def make_train_step(
         if accumulation == 1:
             return value_and_grad(state.params, state.frozen, batch, targets_in_step)
 
-        def add(carry, micro):
+        def add(carry: tuple[Float[Array, ""], Params], micro: Batch) -> tuple[tuple[Float[Array, ""], Params], None]:
             part = value_and_grad(state.params, state.frozen, micro, targets_in_step)
             return jax.tree.map(jnp.add, carry, part), None
 

@@ -1,4 +1,4 @@
-"""How a run ends before its last step: a polite signal, or a loss that is no number."""
+"""Ends a run before its last step: on a signal that asks for it, or on a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from vr_jax.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
 
 
 class NonFiniteLoss(UserError):
-    """The loss or the gradient is NaN or infinite; names the step and the samples of its batch."""
+    """The loss or the gradient is NaN or infinite; the message names the step and the samples of its batch."""
 
     exit_code = EXIT_NOT_FINITE
 
 
 class Preempted(UserError):
-    """The run was asked to stop and has saved its state."""
+    """The run was asked to stop and has saved its state; the same command continues it."""
 
     exit_code = EXIT_PREEMPTED
 
 
 class Preemption:
-    """Whether the run was asked to stop, as the same answer on every process at the same step.
+    """Notices that the run is asked to stop, with the same answer on every process at the same step.
 
-    One process: SIGTERM and SIGINT ask; a second one ends the process at once. Several: JAX's preemption service takes
-    SIGTERM on any of them and chooses a step that all will reach."""
+    With one process, SIGTERM or SIGINT asks, and a second one ends the process at once. With several, JAX's preemption
+    service takes a SIGTERM on any of them and chooses a step that all will reach.
+    """
 
     def __init__(self) -> None:
         self._asked = False
@@ -54,14 +55,25 @@ class Preemption:
         self._restore()
 
     def reached(self, step: int) -> bool:
-        """To be called at every step."""
+        """Returns whether the run stops after this step. Every process calls it at every step."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._asked
 
 
 def stop_not_finite(step: int, loss: float, grad_norm: float, record_ids: list[str], workdir: Path) -> NoReturn:
-    """Raises NonFiniteLoss, after writing the batch's record ids to `<workdir>/non_finite_batch.json`."""
+    """Writes the samples of a bad batch to `<workdir>/non_finite_batch.json` and ends the run.
+
+    Args:
+        step: The step of the batch.
+        loss: Its loss.
+        grad_norm: The norm of its gradient.
+        record_ids: Its samples on all processes.
+        workdir: Folder of the run.
+
+    Raises:
+        NonFiniteLoss: Always.
+    """
     path = workdir / "non_finite_batch.json"
     if jax.process_index() == 0:
         found = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "record_ids": record_ids}
