@@ -46,7 +46,9 @@ def base(model: VlmConfig) -> ConfigDict:
             "samples_per_step": 8,
             "epochs": 1.0,
             "steps": 0,  # number of updates; 0: epochs * samples / samples_per_step
-            "trainable": ("*",),  # globs of parameter paths (docs/architecture.md); all others are frozen
+            "trainable": (
+                "*",
+            ),  # globs of parameter paths (docs/design/architecture.md#parameter-paths); all others are frozen
             "frozen_dtype": "bfloat16",
             "optimizer": {
                 "lr": 1e-3,

@@ -284,7 +284,7 @@ class TrainConfig(Config):
             epoch, and equals the batch size of a run without packing.
         epochs: Passes over the data.
         steps: Number of updates. With 0, it is `epochs * samples / samples_per_step`.
-        trainable: Globs of parameter paths (docs/architecture.md). All other parameters are frozen.
+        trainable: Globs of parameter paths (docs/design/architecture.md#parameter-paths). All other parameters are frozen.
         frozen_dtype: Type of the frozen parameters.
         optimizer: The optimizer and its learning rate.
         loss_chunk: Positions of one device whose logits exist at a time.
