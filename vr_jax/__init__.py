@@ -41,6 +41,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a name of `__all__` when it is first used (PEP 562)."""
+    value: Any
     match name:
         case "Generator":
             from vr_jax.inference.generate import Generator as value

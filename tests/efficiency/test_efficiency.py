@@ -258,7 +258,7 @@ def test_scores(tmp_path):
         (["--config=FILE:no_model"], "config.model is missing"),
         (["--config=FILE", "--config=FILE"], "is given twice"),
         (["--config=FILE", "--score=1", "--score=2"], "2 scores for 1 systems (tiny)"),
-        (["--config=FILE", "--new_tokens=1"], "--new_tokens = 1: expected an integer >= 2"),
+        (["--config=FILE", "--new_tokens=1"], "--new_tokens=1: expected an integer >= 2"),
         (["--config=FILE", "--text_tokens=3"], "text_tokens = 3: the chat template and one digit take"),
         (["--config=FILE", "--buckets", "--text_tokens=40000"], "the largest bucket holds 32768"),
         (["--checkpoint=FILE"], "is not a model directory"),

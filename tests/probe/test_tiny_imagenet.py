@@ -62,7 +62,7 @@ def test_the_stand_in_is_repeatable_and_never_overwrites(generated, tmp_path, ca
     assert run("probe stand_in", generated) == 2
     assert "holds files; choose an empty folder" in capsys.readouterr().err
     assert run("probe stand_in", tmp_path / "new", classes=1) == 2
-    assert "--classes = 1: expected an integer >= 2 and <= 24" in capsys.readouterr().err
+    assert "--classes=1: expected an integer >= 2 and <= 24" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

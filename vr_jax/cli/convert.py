@@ -92,7 +92,7 @@ def _without_cancelled_writes(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 COMMAND = Group(
-    summary="Import checkpoints from Hugging Face or LLaVA, or export to their formats.",
+    summary="Import from Hugging Face or LLaVA, or export to their formats.",
     actions={
         "import": Command(
             summary="Turn a Hugging Face or LLaVA checkpoint into a model directory.",

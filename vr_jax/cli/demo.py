@@ -96,7 +96,7 @@ def _empty(workdir: Path) -> None:
 
 
 COMMAND = Command(
-    summary="Train a tiny model on generated images, score it, and write a report.",
+    summary="Train a tiny model on generated images, score it, write a report.",
     flags=DemoFlags,
     run=run,
     details="""The demo needs no data and no download, and starts anew each time. It takes minutes on two CPU cores.""",

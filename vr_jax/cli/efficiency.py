@@ -90,7 +90,7 @@ def compare(flags: EfficiencyFlags) -> report.Report:
 
 
 COMMAND = Command(
-    summary="Measure time to first token, tokens per second and memory side by side.",
+    summary="Compare time to first token, tokens per second and memory.",
     flags=EfficiencyFlags,
     run=run,
     examples=(

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
-from vr_jax.errors import UserError
+from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import Config, Range, check_value, describe, field_types
 
 WIDTH = 100
@@ -190,7 +190,7 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
             continue
         option, negated = _find(name, by_name)
         if option.kind is bool:
-            found[option.field] = _truth(name, value if equals else "true") != negated
+            found[option.field] = _truth(f"--{name}", value if equals else "true") != negated
             continue
         value = value if equals else _following(queue, argument)
         parsed = _value(option, f"--{name}", value)
@@ -208,9 +208,6 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
         if option.field not in values and option.required:
             shown = option.field.upper() if option.info.positional else f"--{option.names[0]}"
             raise UsageError(f"{shown} is missing: {_first_sentence(option.info.help)}")
-        if option.field in values:
-            label = option.field.upper() if option.info.positional else f"--{option.names[0]}"
-            check_value(option.hint, values[option.field], label)
     return table(**values)
 
 
@@ -228,18 +225,19 @@ def help_text(program: str, command: Command[Any] | Group) -> str:
         lines = [command.summary, "", f"usage: {program} ACTION [flags]", ""]
         if command.default is not None:
             lines = [help_text(program, command.default), "", "Actions:"]
-        lines += _rows((name, action.summary) for name, action in names)
+        lines += _rows([(name, action.summary) for name, action in names])
         lines += ["", f"{program} ACTION --help tells the flags of an action."]
         return "\n".join(lines)
     options = _options(command.flags)
     words = [_usage_word(option) for option in options if option.info.positional or option.required]
-    lines = [command.summary, "", " ".join(["usage:", program, *filter(None, words), "[flags]"])]
+    lines = [command.summary, "", " ".join(["usage:", program, *words, *(["[flags]"] if options else [])])]
     for paragraph in filter(None, command.details.split("\n\n")):
         lines += ["", *textwrap.wrap(" ".join(paragraph.split()), WIDTH)]
     if command.examples:
         lines += ["", "Examples:", *(f"  {example}" for example in command.examples)]
-    lines += ["", "Flags (--name=value or --name value):"]
-    lines += _rows((_heading(option), _explanation(option)) for option in options)
+    if options:
+        lines += ["", "Flags (--name=value or --name value):"]
+        lines += _rows([(_heading(option), _explanation(option)) for option in options])
     return "\n".join(lines)
 
 
@@ -291,9 +289,9 @@ def _value(option: _Option, label: str, text: str) -> Any:
     if base in (int, float):
         try:
             number = base(text)
-        except ValueError:
+            check_value(kind, number, label)
+        except (ValueError, ConfigError):
             raise UsageError(f"{label}={text}: expected {describe(kind)}") from None
-        check_value(kind, number, label)
         return number
     if typing.get_origin(base) is Literal and text not in typing.get_args(base):
         raise UsageError(f"{label}={text}: expected {describe(base)}")
@@ -348,7 +346,7 @@ def _heading(option: _Option) -> str:
     if option.info.overrides:
         return f"--{OVERRIDE}FIELD=VALUE"
     if option.kind is bool:
-        return f"--{option.names[0]}"
+        return f"--{'no_' if option.default is True else ''}{option.names[0]}"
     return ", ".join(f"--{name}={_metavar(option)}" for name in option.names)
 
 
@@ -368,8 +366,7 @@ def _explanation(option: _Option) -> str:
     return option.info.help + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
-    rows = list(rows)
+def _rows(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     column = min(26, max(len(left) for left, _ in rows) + 2)
     for left, right in rows:
         wrapped = textwrap.wrap(right, WIDTH - column - 2)

@@ -17,33 +17,30 @@ HELP = ("--help", "-h")
 # The modules of `vr_jax.cli` that hold the commands, and what the commands do. A module is imported when its command is
 # called, so that `vr-jax --help` does not wait for JAX.
 COMMANDS = {
-    "demo": "Train a tiny model on generated images, score it, and write a report.",
-    "train": "Train the model of a config file, or continue a run that was stopped.",
+    "demo": "Train a tiny model on generated images, score it, write a report.",
+    "train": "Train the model of a config, or continue a run that was stopped.",
     "eval": "Score a checkpoint on benchmarks and write a report.",
     "chat": "Ask a checkpoint about images, once or in a conversation.",
-    "convert": "Import checkpoints from Hugging Face or LLaVA, or export to their formats.",
+    "convert": "Import from Hugging Face or LLaVA, or export to their formats.",
     "prepare": "Write training data as array_record files.",
-    "plan": "Compile a run for a pod that nobody holds: memory, FLOPs, step time.",
-    "probe": "Measure where visual information is lost, from the encoder to the last layer.",
-    "efficiency": "Measure time to first token, tokens per second and memory side by side.",
+    "plan": "Compile a run for devices nobody holds: memory, FLOPs, time.",
+    "probe": "Measure where visual information is lost between the layers.",
+    "efficiency": "Compare time to first token, tokens per second and memory.",
     "experiments": "List the rows of the paper's tables, each with its config.",
 }
 OVERVIEW = """\
-vr-jax trains, converts and evaluates efficient vision-language models in JAX.
+vr-jax: efficient vision-language models in JAX, from two CPU cores to pods.
 
-First steps:
-  vr-jax demo                        # needs no data; writes runs/demo/report.html
-  vr-jax chat --checkpoint=runs/demo/model --image=FILE "How many bars are there?"
-  vr-jax train --config=configs/demo.py --workdir=runs/mine --config.optimizer.lr=1e-3
+First: vr-jax demo                    (no data needed; runs/demo/report.html)
+Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "How many bars?"
+       vr-jax train --config=configs/demo.py --workdir=runs/mine
 
 Commands:
 {commands}
 
-vr-jax COMMAND --help tells the flags of a command. --config takes a file or one
-of the packaged configs; --config.FIELD=VALUE sets any of its fields. Flags have
-underscores (dashes work too): --batch_size=8 or --batch-size 8.
-Exit codes: 0 done, 2 a mistake to mend, 130 interrupted; `vr-jax train --help`
-tells those of training.
+`vr-jax COMMAND --help` tells its flags. Flags have underscores; dashes work.
+--config=FILE[:VARIANT] is a file or a packaged config, whose fields are set by
+--config.optimizer.lr=1e-4. Exit codes: 0 done, 2 a mistake to mend, 130 Ctrl-C.
 """
 
 
@@ -86,7 +83,7 @@ def guarded(words: Sequence[str], call: Callable[[], int | None]) -> int:
         print(f"{' '.join(words)}: {error}", file=sys.stderr, flush=True)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt as error:
-        print(f"{' '.join(words)}: {error or 'interrupted'}", file=sys.stderr, flush=True)
+        print(f"{' '.join(words)}: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
 
 
@@ -131,5 +128,5 @@ def _no_action(group: Group, rest: Sequence[str]) -> str:
 
 def overview() -> str:
     """The text of `vr-jax --help`, which fits on one screen."""
-    rows = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11}  {summary}" for name, summary in COMMANDS.items())
     return OVERVIEW.format(commands=rows).rstrip()

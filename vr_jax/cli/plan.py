@@ -115,7 +115,7 @@ def _plan(flags: PlanFlags, config, topology, fixed_rows: bool) -> Plan:
 
 
 COMMAND = Command(
-    summary="Compile a run for a pod that nobody holds: memory, FLOPs, traffic, the bound on step time.",
+    summary="Compile a run for devices nobody holds: memory, FLOPs, time.",
     flags=PlanFlags,
     run=run,
     details="""The update that `vr-jax train` runs is compiled for the topology; no device is needed. Compilers:

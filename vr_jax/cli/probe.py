@@ -119,9 +119,9 @@ def run_stand_in(flags: StandInFlags) -> None:
 
 
 COMMAND = Group(
-    summary="Measure where visual information is lost, from the encoder to the last layer.",
+    summary="Measure where visual information is lost between the layers.",
     default=Command(
-        summary="Measure where visual information is lost, from the encoder to the last layer.",
+        summary="Measure where visual information is lost between the layers.",
         flags=ProbeFlags,
         run=run,
         details="""Small classifiers are trained on the vision tokens of a frozen model, at the encoder, behind the

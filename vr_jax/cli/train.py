@@ -34,7 +34,7 @@ def run(flags: TrainFlags) -> None:
 
 
 COMMAND = Command(
-    summary="Train the model of a config file, or continue a run that was stopped.",
+    summary="Train the model of a config, or continue a run that was stopped.",
     flags=TrainFlags,
     run=run,
     details="""The same command continues a run from its newest checkpoint. The final model is in WORKDIR/model, which

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
-from transformers import AutoTokenizer, PreTrainedConfig
 
 from vr_jax.data.processor import Processor
 from vr_jax.errors import ConfigError, UserError
@@ -71,6 +70,9 @@ def load_tokenizer(directory: Path, config: VlmConfig) -> tuple[Any, Processor]:
 
     Raises GenerationError without a tokenizer that can write the template, ConfigError for one larger than the
     vocabulary."""
+    # transformers takes seconds to import, and it imports torch where that is installed.
+    from transformers import AutoTokenizer, PreTrainedConfig
+
     try:
         # With a config given, transformers does not look for a model of its own in ours (and warns).
         tokenizer = AutoTokenizer.from_pretrained(directory, config=PreTrainedConfig(), local_files_only=True)

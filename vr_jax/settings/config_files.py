@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ml_collections import ConfigDict
 
+import vr_jax
 from vr_jax.errors import ConfigError
 from vr_jax.settings.train_config import TrainConfig
+
+CONFIG_FOLDER = "configs"
 
 
 class RecipeError(ConfigError):
@@ -45,9 +48,10 @@ def read_config_file(spec: str | Path) -> ConfigDict:
         ConfigError: The file does not exist, is no config file, or refuses the variant.
     """
     name, colon, variant = str(spec).partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise RecipeError(f"config {path} does not exist; run from the folder that holds configs/, or give its path")
+    path = Path(name) if Path(name).is_file() else packaged_config(name)
+    if path is None:
+        known = ", ".join(packaged_configs())
+        raise RecipeError(f"config {name} does not exist; give the path of a file, or a packaged config: {known}")
     found = importlib.util.spec_from_file_location(f"vr_jax_config_{path.stem}", path)
     if found is None or found.loader is None:
         raise RecipeError(f"config {path}: expected a Python file with get_config()")
@@ -66,6 +70,35 @@ def read_config_file(spec: str | Path) -> ConfigDict:
 
 
 load_recipe = read_config_file
+
+
+def packaged_config(name: str) -> Path | None:
+    """Returns the file of a config that comes with the package, e.g. "configs/demo.py", or None if there is no such one.
+
+    An installed package holds the files of `configs/`; in a checkout they stand beside the package.
+    """
+    folder = _config_folder()
+    relative = PurePosixPath(name)
+    if folder is None or relative.parts[:1] != (CONFIG_FOLDER,) or ".." in relative.parts:
+        return None
+    path = folder.joinpath(*relative.parts[1:])
+    return path if path.is_file() else None
+
+
+def packaged_configs() -> list[str]:
+    """Returns the names of the configs that come with the package, e.g. "configs/demo.py"."""
+    folder = _config_folder()
+    if folder is None:
+        return []
+    return sorted(f"{CONFIG_FOLDER}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.py"))
+
+
+def _config_folder() -> Path | None:
+    package = Path(vr_jax.__file__).parent
+    installed, checkout = package / CONFIG_FOLDER, package.parent
+    if installed.is_dir():
+        return installed
+    return checkout / CONFIG_FOLDER if (checkout / "pyproject.toml").is_file() else None
 
 
 def plain(section: Any) -> dict[str, Any]:

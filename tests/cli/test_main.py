@@ -1,0 +1,107 @@
+"""The program as a whole: its overview, its help texts, unknown names, and how errors leave it."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vr_jax.cli.flags import Group
+from vr_jax.cli.main import COMMANDS, guarded, main, overview
+from vr_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands():
+    """Every command and action, by the words that call it."""
+    for name in COMMANDS:
+        found = importlib.import_module(f"vr_jax.cli.{name}").COMMAND
+        if isinstance(found, Group):
+            yield from (((name, action), one) for action, one in found.actions.items())
+            found = found.default
+        if found is not None:
+            yield (name,), found
+
+
+def test_the_overview_fits_on_a_screen(capsys):
+    for arguments in ([], ["--help"], ["-h"], ["help"]):
+        assert main(arguments) == 0
+        out, err = capsys.readouterr()
+        assert (out, err) == (f"{overview()}\n", "")
+    lines = overview().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert all(f"\n  {name} " in overview() for name in COMMANDS)
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vr-jax 0.")
+
+
+def test_every_command_has_help_and_one_summary(capsys):
+    """The overview and the help of a command say the same, and every flag is explained by a sentence."""
+    for words, command in commands():
+        assert main([*words, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"{command.summary}\n")
+        if len(words) == 1:
+            assert command.summary == COMMANDS[words[0]]
+        for name, field in command.flags.__dataclass_fields__.items():
+            help = field.metadata["flag"].help
+            assert help[:1].isupper(), f"{words}: {name}: {help!r}"
+            assert help.endswith("."), f"{words}: {name}: {help!r}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "vr-jax: unknown command trian; did you mean train? known: "),
+        (["train", "--confg=x"], "vr-jax train: unknown flag --confg; did you mean --config? known: "),
+        (["train", "--workdir=x"], "vr-jax train: --config is missing: "),
+        (["convert"], "vr-jax convert: an action is missing; known: import, export"),
+        (["convert", "imprt"], "vr-jax convert: unknown action imprt; did you mean import? known: import, export"),
+        (["experiments", "now"], "vr-jax experiments: unexpected argument 'now'; flags start with --"),
+    ],
+)
+def test_unknown_names_are_one_line(capsys, arguments, message):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_errors_leave_with_their_exit_code(capsys):
+    class Own(UserError):
+        exit_code = 4
+
+    def fail(error):
+        raise error
+
+    assert guarded(["vr-jax", "x"], lambda: None) == 0
+    assert guarded(["vr-jax", "x"], lambda: 3) == 3
+    assert guarded(["vr-jax", "x"], lambda: fail(UserError("no"))) == 2
+    assert guarded(["vr-jax", "x"], lambda: fail(Own("own"))) == 4
+    assert guarded(["vr-jax", "x"], lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "vr-jax x: no\nvr-jax x: own\nvr-jax x: interrupted\n"
+    with pytest.raises(ValueError, match="a fault of the program"):
+        guarded(["vr-jax", "x"], lambda: fail(ValueError("a fault of the program")))
+
+
+def test_the_module_the_scripts_and_the_program_are_the_same():
+    def output(*command):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert output("-m", "vr_jax") == f"{overview()}\n"
+    assert output("train.py", "--help") == output("-m", "vr_jax", "train", "--help")
+    assert output("eval.py", "--help") == output("-m", "vr_jax", "eval", "--help")
+
+
+def test_the_rows_of_the_tables_are_listed(capsys):
+    assert main(["experiments"]) == 0
+    assert "table3: " in capsys.readouterr().out

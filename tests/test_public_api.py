@@ -1,0 +1,52 @@
+"""The names of `import vr_jax`, what importing costs, and the README's example in Python."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vr_jax
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_new_process(program: str) -> str:
+    """The standard output of a Python program in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", vr_jax.__all__)
+def test_every_name_is_there(name):
+    assert getattr(vr_jax, name) is not None
+    assert name in dir(vr_jax)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'vr_jax' has no attribute 'Lava'"):
+        vr_jax.Lava  # noqa: B018  # the access is what is tested
+
+
+def test_type_checkers_see_the_same_names():
+    """The names imported for type checkers, those of `__all__` and those that `__getattr__` finds are the same."""
+    tree = ast.parse((ROOT / "vr_jax" / "__init__.py").read_text())
+    checked = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {alias.name for node in ast.walk(checked[0]) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported | {"__version__"} == set(vr_jax.__all__)
+
+
+def test_importing_starts_nothing():
+    """The package and the overview of the commands are there before JAX is imported."""
+    program = "import sys, vr_jax; from vr_jax.cli.main import main; main(['--help']); print('jax' in sys.modules)"
+    assert in_new_process(program).splitlines()[-1] == "False"
+
+
+def test_importing_a_name_starts_no_backend():
+    program = (
+        "import vr_jax; [getattr(vr_jax, name) for name in vr_jax.__all__]; "
+        "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    )
+    assert in_new_process(program).splitlines()[-1] == "False"
