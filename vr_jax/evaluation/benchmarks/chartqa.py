@@ -1,13 +1,14 @@
-"""ChartQA (Masry et al. 2022) as lmms-eval scores it: relaxed accuracy.
+"""ChartQA (Masry et al. 2022), scored by relaxed accuracy.
 
-Data: `lmms-lab/ChartQA`, split test, 2,500 rows of type ("human_test" or "augmented_test"), question, answer, image.
-Both profiles score alike.
+The data are `lmms-lab/ChartQA`, split test, with 2,500 rows. A row has a type ("human_test" or "augmented_test"), a
+question, an answer, and an image. Prompts and scores are those of lmms-eval, and both profiles give the same scores
+(docs/design/benchmarks.md#chartqa).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
 from vr_jax.evaluation.tables import Column, text
@@ -17,6 +18,8 @@ TOLERANCE = 0.05
 
 
 class ChartQA(PublishedBenchmark):
+    """Questions about charts, written by people (category "human") or by a machine ("augmented")."""
+
     name = "chartqa"
     title = "ChartQA"
     headline = "relaxed_overall"
@@ -24,15 +27,19 @@ class ChartQA(PublishedBenchmark):
     published = Published("lmms-lab/ChartQA", "test")
     columns = (Column("type", text), Column("question", text), Column("answer", text))
 
+    @override
     def category_of(self, record: Mapping[str, Any]) -> str:
         return str(record.get("type", "")).split("_")[0]
 
+    @override
     def prompt(self, item: Item) -> str:
         return f"{item.question}\nAnswer the question with a single word."
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         return float(any(relaxed_match(prediction, answer) for answer in item.answers))
 
+    @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         splits = mean_by_category(items, scores)
         return {self.headline: sum(scores) / len(scores)} | {
@@ -41,9 +48,13 @@ class ChartQA(PublishedBenchmark):
 
 
 def relaxed_match(prediction: str, answer: str) -> bool:
-    """Numbers may be off by five percent of a non-zero answer; everything else must be equal, ignoring case.
+    """Says whether a prediction agrees with a reference answer.
 
-    Only a text that Python's `float` reads, or one that ends with %, is a number."""
+    A number may differ from a non-zero reference by five percent of the reference. Everything else must be equal except
+    for case. A text is a number if Python's `float` reads it, possibly without per-cent signs at its end.
+
+    Source: docs/design/benchmarks.md#chartqa; lmms-eval 0.7.3, `lmms_eval/tasks/chartqa/utils.py:relaxed_correctness`.
+    """
     found, wanted = _number(prediction), _number(answer)
     if found is not None and wanted:
         return abs(found - wanted) / abs(wanted) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""The demo's held-out images (generated, nothing to download): exact match, per kind of question."""
+"""The held-out images of the demo, which are generated, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import override
 
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
@@ -13,7 +14,12 @@ from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
 
 @dataclass(frozen=True)
 class DemoHeldOut(Benchmark):
-    """size: images, of each of which one question is asked. Needs no data."""
+    """One question about each of a number of generated images, scored by exact match.
+
+    Attributes:
+        size: The number of images.
+        seed: The seed of the images.
+    """
 
     size: int = 600
     seed: int = 0
@@ -22,6 +28,7 @@ class DemoHeldOut(Benchmark):
     title = "Demo"
     headline = "accuracy"
 
+    @override
     def items(self, data: Path | None = None, split: str | None = None) -> list[Item]:
         source = DemoSource("held_out", self.size, seed=self.seed)
         return [
@@ -30,14 +37,17 @@ class DemoHeldOut(Benchmark):
             for question in sample.questions[:1]
         ]
 
+    @override
     def prompt(self, item: Item) -> str:
         return item.question
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         return float(prediction == item.answers[0])
 
+    @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-        """`majority_baseline`: the accuracy of always giving the most frequent answer of these items."""
+        """Returns the accuracy over all items and by category, and that of always giving the most frequent answer."""
         majority = Counter(item.answers[0] for item in items).most_common(1)[0][1]
         return {
             self.headline: sum(scores) / len(scores),

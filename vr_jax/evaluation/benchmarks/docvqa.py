@@ -1,21 +1,24 @@
-"""DocVQA (Mathew et al. 2021), validation, as lmms-eval scores it: ANLS.
+"""DocVQA (Mathew et al. 2021), validation split, scored by ANLS.
 
-Data: `lmms-lab/DocVQA`, configuration DocVQA, split validation, 5,349 rows of question, answers, question_types, image.
-The answers of split test are not published. Both profiles score alike.
+The data are `lmms-lab/DocVQA`, configuration DocVQA, split validation, with 5,349 rows. A row has a question, its
+answers, its question types, and an image. The answers of the test split are not published. Prompts and scores are those
+of lmms-eval, and both profiles give the same scores (docs/design/benchmarks.md#docvqa).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, override
 
-from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, as_texts
 from vr_jax.evaluation.metrics.anls import anls
 from vr_jax.evaluation.tables import Column, answers, text, texts
 from vr_jax.evaluation.types import Item, Published
 
 
 class DocVQA(PublishedBenchmark):
+    """Questions about scanned documents. The category of an item is its first question type."""
+
     name = "docvqa"
     title = "DocVQA-val"
     headline = "anls"
@@ -28,14 +31,18 @@ class DocVQA(PublishedBenchmark):
         Column("question_types", texts, optional=True),
     )
 
+    @override
     def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple_of(record.get("answers"))
+        return as_texts(record.get("answers"))
 
+    @override
     def category_of(self, record: Mapping[str, Any]) -> str:
-        return next(iter(tuple_of(record.get("question_types"))), "all")
+        return next(iter(as_texts(record.get("question_types"))), "all")
 
+    @override
     def prompt(self, item: Item) -> str:
         return f"{item.question}\n{SHORT_ANSWER}"
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         return anls(prediction, item.answers)

@@ -1,13 +1,15 @@
-"""MME (Fu et al. 2023) as lmms-eval scores it: per image two questions with yes or no, and a bonus for both.
+"""MME (Fu et al. 2023), which asks two yes-or-no questions about each image.
 
-Data: `lmms-lab/MME`, split test, 2,374 rows of question_id (equal for the two questions), question, answer ("Yes" or
-"No"), category, image. Both profiles score alike. The paper's number is that of the ten perception categories, /20.
+The data are `lmms-lab/MME`, split test, with 2,374 rows. A row has a question id (the same for both questions about an
+image), a question, an answer ("Yes" or "No"), a category, and an image. Prompts and scores are those of lmms-eval, and
+both profiles give the same scores (docs/design/benchmarks.md#mme). The paper's tables hold the sum over the ten
+perception categories, divided by 20.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, override
 
 import numpy as np
 
@@ -29,8 +31,11 @@ def _yes_or_no(cell: Any) -> str:
 
 
 class MME(PublishedBenchmark):
-    """A damaged row whose category is unknown is wrong and in no category: the perception score is multiplied by the
-    share of the rows with a category."""
+    """Pairs of questions with a bonus where both answers are right.
+
+    A damaged row may lack its category. It counts as wrong: the perception score is multiplied by the share of rows
+    that have a category.
+    """
 
     name = "mme"
     title = "MME-P"
@@ -44,30 +49,40 @@ class MME(PublishedBenchmark):
         Column("category", text),
     )
 
+    @override
     def category_of(self, record: Mapping[str, Any]) -> str:
         return str(record.get("category", ""))
 
+    @override
     def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"question_id": str(record.get("question_id", ""))}
 
+    @override
     def prompt(self, item: Item) -> str:
         return f"{item.question.strip().replace(_REQUEST, '')}\n{SHORT_ANSWER}"
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         return float(yes_or_no(prediction) in map(_plain, item.answers))
 
+    @override
     def unparsed(self, prediction: str, item: Item) -> bool:
         return yes_or_no(prediction) == "other"
 
+    @override
     def limited(self, items: Sequence[Item], limit: int | None) -> list[Item]:
-        """The first `limit` items, and the partners of these that come later: no pair is torn."""
+        """Returns the first `limit` items together with their partners, so that every pair is complete."""
         if limit is None:
             return list(items)
         kept = {_pair(item) for item in items[:limit]}
         return [item for item in items if _pair(item) in kept]
 
+    @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
-        """Sums over the categories, of which each counts up to 200: perception up to 2000, cognition up to 800."""
+        """Returns the sums over the categories of perception (at most 2000) and of cognition (at most 800).
+
+        The cognition score is absent if no item belongs to a cognition category.
+        """
         means = {category: sum(pairs) / len(pairs) for category, pairs in _pairs(items, scores).items()}
         known = _known_share(items)
         cognition = [mean for category, mean in means.items() if category not in PERCEPTION]
@@ -76,8 +91,12 @@ class MME(PublishedBenchmark):
             **({"mme_cognition_score": sum(cognition)} if cognition else {}),
         }
 
+    @override
     def estimates(self, items: Sequence[Item], scores: Sequence[float]) -> Estimates:
-        """What is resampled are pairs, 0..100. Perception categories weigh a tenth each, cognition not at all."""
+        """Returns the pairs of each category, whose scores are 0 to 100.
+
+        In the overall score each perception category weighs a tenth, and the cognition categories weigh nothing.
+        """
         pairs = {category: np.asarray(values) / 2 for category, values in _pairs(items, scores).items()}
         return Estimates(
             [
@@ -90,7 +109,13 @@ class MME(PublishedBenchmark):
 
 
 def yes_or_no(reply: str) -> str:
-    """ "yes", "no", or "other": the whole reply, its letter, or what its first four characters hold."""
+    """Reads "yes" or "no" from a reply, or else "other".
+
+    The whole reply or its only letter decides, and otherwise the first four characters do, in which "yes" is looked for
+    before "no".
+
+    Source: docs/design/benchmarks.md#mme; lmms-eval 0.7.3, `lmms_eval/tasks/mme/utils.py:parse_pred_ans`.
+    """
     reply = _plain(reply)
     if reply in ("yes", "no"):
         return reply
@@ -108,13 +133,16 @@ def _known_share(items: Sequence[Item]) -> float:
 
 
 def _pair(item: Item) -> tuple[str, str]:
-    """A row whose columns are damaged is a pair of its own."""
+    """Identifies the pair of an item. An item without a question id, from a damaged row, is a pair of its own."""
     return item.category, item.fields["question_id"] or item.id
 
 
 def _pairs(items: Sequence[Item], scores: Iterable[float]) -> dict[str, list[float]]:
-    """By category, what each pair of questions is worth: 0, 50, or 200. A question without its partner, where the data
-    is incomplete, is worth 0 or 100: no bonus for both."""
+    """Returns the score of every pair by category: 0, 50, or 200.
+
+    A question without its partner, where the data are incomplete, scores 0 or 100, because the bonus is for two right
+    answers.
+    """
     members: dict[tuple[str, str], list[float]] = {}
     for item, score in zip(items, scores, strict=True):
         if not item.category:

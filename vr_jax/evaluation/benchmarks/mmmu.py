@@ -1,9 +1,12 @@
-"""MMMU (Yue et al. 2024), validation, as lmms-eval scores it: options and open questions, with up to seven images.
+"""MMMU (Yue et al. 2024), validation split: multiple-choice and open questions with up to seven images.
 
-Data: `lmms-lab/MMMU`, split validation, 900 rows of id ("validation_<Subject>_<n>"), question, options (the text of a
-Python list), question_type ("multiple-choice" or "open"), answer, image_1 to image_7. Where a reply names no option the
-reference draws one at random; here it counts as wrong. lmms-eval 0.3.5 to 0.7.2 score every open question 0, and up to
-0.6 allow 16 tokens: profile v0.5 does both.
+The data are `lmms-lab/MMMU`, split validation, with 900 rows. A row has an id ("validation_<Subject>_<n>"), a question,
+options (a Python list, written as a text), a question type ("multiple-choice" or "open"), an answer, and the images
+image_1 to image_7. Prompts and scores are those of lmms-eval (docs/design/benchmarks.md#mmmu), with one difference:
+where a reply names no option, lmms-eval draws one at random, and here the reply counts as wrong.
+
+Profile v0.5 scores every open question 0, as lmms-eval 0.3.5 to 0.7.2 do, and allows 16 tokens, as lmms-eval up to 0.6
+does.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, SHORT_ANSWER, PublishedBenchmark, lettered
 from vr_jax.evaluation.files import Wanted
@@ -27,7 +30,11 @@ _SUBJECT = re.compile(r"[^_]*_(.+?)_\d+")
 
 
 def options_of(cell: Any) -> tuple[str, ...]:
-    """The options in the text of a Python list, or in a list."""
+    """Reads options from the text of a Python list, or from a list.
+
+    Raises:
+        ValueError: The cell holds neither.
+    """
     options = cell
     if isinstance(cell, str):
         try:
@@ -46,12 +53,14 @@ def _question_type(cell: Any) -> str:
 
 
 class MMMU(PublishedBenchmark):
+    """College-level questions of 30 subjects, which are the categories."""
+
     name = "mmmu"
     title = "MMMU-val"
     headline = "mmmu_acc"
     group = "Knowledge"
     published = Published("lmms-lab/MMMU", "validation")
-    several_folders = True  # the authors' own repository has one for each subject
+    several_folders = True  # The repository of the authors has a folder for each subject.
     columns = (
         Column("id", text),
         Column("question", text),
@@ -61,16 +70,20 @@ class MMMU(PublishedBenchmark):
     )
 
     @property
+    @override
     def max_new_tokens(self) -> int:
         return 16 if self.profile == "v0.5" else 128
 
+    @override
     def rows(self, data: Path, wanted: Wanted) -> list[Row]:
         return read_rows(data, wanted, self.columns, image_columns=IMAGES, images_at=_images_at)
 
+    @override
     def category_of(self, record: Mapping[str, Any]) -> str:
         subject = _SUBJECT.fullmatch(str(record.get("id", "")))
         return subject[1] if subject else "other"
 
+    @override
     def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         options = record.get("options", ())
         return {
@@ -78,24 +91,28 @@ class MMMU(PublishedBenchmark):
             "question_type": record.get("question_type", ""),
         }
 
+    @override
     def prompt(self, item: Item) -> str:
-        """The marks `<image k>` stay; the images are put in front."""
+        """Returns the prompt, in which the marks `<image k>` stay; the images themselves are put in front."""
         return _prompt(item.question, item.fields["options"], item.fields["question_type"])
 
     def image_names(self, item: Item) -> list[str]:
-        """The columns of the images, in the order in which they are put in front."""
+        """Returns the columns of the item's images, in the order in which they are put in front of the prompt."""
         return _image_names(self.prompt(item))
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         if item.fields["question_type"] == _CHOICE:
             return float(chosen_option(prediction, item.fields["options"]) in item.answers)
         if self.profile == "v0.5":
-            return 0.0  # as in the reference, see above
+            return 0.0  # lmms-eval 0.3.5 to 0.7.2 do so by mistake; see the docstring of this module.
         return float(any(open_answer_is_right(prediction, answer) for answer in item.answers))
 
+    @override
     def unparsed(self, prediction: str, item: Item) -> bool:
         return item.fields["question_type"] == _CHOICE and chosen_option(prediction, item.fields["options"]) is None
 
+    @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         return {self.headline: round(sum(scores) / len(scores), 5), "n_scored": len(scores)}
 

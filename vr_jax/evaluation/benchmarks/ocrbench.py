@@ -1,14 +1,15 @@
-"""OCRBench (Liu et al. 2024) as lmms-eval scores it: the answer occurs in the reply.
+"""OCRBench (Liu et al. 2024): a reply is right if it contains the answer.
 
-Data: `echo840/OCRBench`, split test, 1,000 rows of dataset, question, question_type (10), answer (one or several),
-image. The profiles differ for formulas (dataset HME100k) and full-width characters. The score is the number of right
-answers out of 1,000, however many were asked.
+The data are `echo840/OCRBench`, split test, with 1,000 rows. A row has the name of its source dataset, a question, one
+of 10 question types, one or several answers, and an image. Prompts and scores are those of lmms-eval; the two profiles
+differ for formulas (dataset HME100k) and for full-width characters (docs/design/benchmarks.md#ocrbench). The score is
+the number of right answers out of 1,000, even if fewer questions were asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, override
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000:
 
 
 class OCRBench(PublishedBenchmark):
+    """Questions about text in images. The categories are the question types."""
+
     name = "ocrbench"
     title = "OCRBench"
     headline = "ocrbench_accuracy"
@@ -36,15 +39,19 @@ class OCRBench(PublishedBenchmark):
         Column("answer", answers),
     )
 
+    @override
     def category_of(self, record: Mapping[str, Any]) -> str:
         return str(record.get("question_type", ""))
 
+    @override
     def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"dataset": str(record.get("dataset", ""))}
 
+    @override
     def prompt(self, item: Item) -> str:
         return item.question.strip()
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         if self.profile == "v0.5":
             prediction = prediction.lower()
@@ -57,10 +64,12 @@ class OCRBench(PublishedBenchmark):
             text = text.translate(_FULL_WIDTH)
         return text.lower().strip().replace("\n", " ")
 
+    @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         correct = int(sum(scores))
         return {self.headline: correct / FULL_SIZE, "correct": correct}
 
+    @override
     def estimates(self, items: Sequence[Item], scores: Sequence[float]) -> Estimates:
         share = Stratum(len(scores) / FULL_SIZE, 100 * np.asarray(scores, np.float64))
         return Estimates([share], plain_estimates([item.category for item in items], scores).categories)

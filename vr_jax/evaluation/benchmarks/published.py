@@ -1,4 +1,4 @@
-"""What the benchmarks with published data share: the way from rows to items, and their prompts' last lines."""
+"""The base class of benchmarks with published data, and the parts of prompts that several of them share."""
 
 from __future__ import annotations
 
@@ -11,34 +11,55 @@ from vr_jax.evaluation.files import Wanted
 from vr_jax.evaluation.tables import Column, Row, read_rows
 from vr_jax.evaluation.types import Benchmark, Item, Published
 
+# The last lines of prompts (docs/design/benchmarks.md#common-rules).
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
 
 
 class PublishedBenchmark(Benchmark):
-    """A benchmark whose rows are read from files. `item` makes an Item of a row's values, as the readers of `columns`
-    leave them or as they are in the data, also of an incomplete row; subclasses say where its parts are (`..._of`)."""
+    """A benchmark whose rows are read from files.
+
+    `item` builds an Item from the values of a row. The values are either what the readers of `columns` return or the
+    raw cells of the data, and some may be absent. Subclasses override the methods `..._of` to say which values are the
+    references, the category and the further fields.
+
+    Attributes:
+        columns: The columns that are read.
+        files: Names of parquet files that do not follow the pattern `<split>-*.parquet`.
+        several_folders: Whether the rows are spread over several folders.
+        tokens: The largest number of tokens of a reply.
+    """
 
     published: ClassVar[Published]
     columns: ClassVar[Sequence[Column]]
-    files: ClassVar[tuple[str, ...]] = ()  # see `Wanted`
+    files: ClassVar[tuple[str, ...]] = ()
     several_folders: ClassVar[bool] = False
-    tokens: ClassVar[int] = 16  # longest reply
+    tokens: ClassVar[int] = 16
 
     @property
     def max_new_tokens(self) -> int:
+        """The largest number of tokens of a reply."""
         return self.tokens
 
     def wanted(self, split: str | None = None) -> Wanted:
+        """Describes the files of a split; None is the published split."""
         published = self.published
         return Wanted(split or published.split, published.config, self.files, self.several_folders)
 
     def downloads(self, split: str | None = None) -> list[str]:
-        """Patterns of the files that are fetched from the hub."""
+        """Returns the patterns of the files that are downloaded from the Hugging Face hub."""
         return self.wanted(split).patterns()
 
     def items(self, data: Path | None, split: str | None = None) -> list[Item]:
-        """data: None fetches the published files from the Hugging Face hub."""
+        """Reads all items.
+
+        Args:
+            data: The folder of the benchmark's files, or one file. None downloads the published files from the hub.
+            split: The split. None is the published one.
+
+        Raises:
+            UserError: There are no such files, or they cannot be read.
+        """
         if data is None:
             data = hub.download(
                 self.name, self.published.repo, self.downloads(split), " or ".join(self.wanted(split).names())
@@ -46,6 +67,7 @@ class PublishedBenchmark(Benchmark):
         return [self.item(row.id, row.values, row.images, row.problem) for row in self.rows(data, self.wanted(split))]
 
     def rows(self, data: Path, wanted: Wanted) -> list[Row]:
+        """Reads the rows of the files below `data`."""
         return read_rows(data, wanted, self.columns)
 
     def item(
@@ -55,6 +77,14 @@ class PublishedBenchmark(Benchmark):
         images: tuple[Path | bytes, ...] = (),
         problem: str | None = None,
     ) -> Item:
+        """Builds an item from a row.
+
+        Args:
+            item_id: The id of the row.
+            record: The values of the row by column.
+            images: The encoded images, in the order of the prompt.
+            problem: The reason why the item cannot be asked, if there is one.
+        """
         try:
             answers = self.answers_of(record)
         except ValueError as error:
@@ -63,32 +93,44 @@ class PublishedBenchmark(Benchmark):
         return Item(item_id, question, answers, category, images, self.fields_of(record), problem)
 
     def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        """The references, none if the row lacks them. Raises ValueError for a row whose columns contradict each
-        other."""
-        return tuple_of(record.get("answer"))
+        """Returns the references of a row, or none if the row lacks them.
+
+        Raises:
+            ValueError: The columns of the row contradict each other.
+        """
+        return as_texts(record.get("answer"))
 
     def category_of(self, record: Mapping[str, Any]) -> str:
+        """Returns the category of a row, whose score the summary reports separately."""
         del record
         return "all"
 
     def fields_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What else the prompt or the metric needs."""
+        """Returns the further values that the prompt or the metric needs."""
         del record
         return {}
 
 
 def lettered(options: Sequence[str]) -> str:
-    """The options line by line: "A. ...", "B. ..."."""
+    """Writes each option on a line of its own: "A. ...", "B. ..."."""
     return "\n".join(f"{letter(number)}. {option}" for number, option in enumerate(options))
 
 
 def letter(number: int) -> str:
+    """Returns the letter of an option, counted from 0."""
     return chr(ord("A") + number)
 
 
 def letter_of(number: Any, choices: Sequence[str]) -> tuple[str, ...]:
-    """The letter of the right choice, given its index; none if the row lacks it. Raises ValueError if there is no such
-    choice."""
+    """Converts the index of the right choice to its letter.
+
+    Args:
+        number: The index, counted from 0, as a number or a text. None gives no letter.
+        choices: The choices of the question.
+
+    Raises:
+        ValueError: There is no choice with this index.
+    """
     if number is None:
         return ()
     if not 0 <= int(number) < len(choices):
@@ -96,6 +138,6 @@ def letter_of(number: Any, choices: Sequence[str]) -> tuple[str, ...]:
     return (letter(int(number)),)
 
 
-def tuple_of(value: Any) -> tuple[str, ...]:
-    """The references in a record: one text or several, or none."""
+def as_texts(value: Any) -> tuple[str, ...]:
+    """Converts the references of a row, which are one text, several texts or None, to a tuple."""
     return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))

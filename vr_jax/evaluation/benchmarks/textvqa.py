@@ -1,21 +1,24 @@
-"""TextVQA (Singh et al. 2019), validation, as lmms-eval scores it: VQA accuracy. OCR tokens are not shown.
+"""TextVQA (Singh et al. 2019), validation split, scored by VQA accuracy; the prompt holds no OCR tokens.
 
-Data: `lmms-lab/textvqa`, split validation, 5,000 rows of question, answers (10), image. Both profiles score alike. No
-token limit there: 1024, as lmms-eval's model classes use.
+The data are `lmms-lab/textvqa`, split validation, with 5,000 rows. A row has a question, ten answers, and an image.
+Prompts and scores are those of lmms-eval, and both profiles give the same scores (docs/design/benchmarks.md#textvqa).
+lmms-eval sets no token limit; 1024 is what its model classes use then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, override
 
-from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, tuple_of
+from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, as_texts
 from vr_jax.evaluation.metrics.vqa import vqa_accuracy
 from vr_jax.evaluation.tables import Column, answers, text
 from vr_jax.evaluation.types import Item, Published
 
 
 class TextVQA(PublishedBenchmark):
+    """Questions about text in photographs."""
+
     name = "textvqa"
     title = "TextVQA-val"
     headline = "exact_match"
@@ -24,12 +27,15 @@ class TextVQA(PublishedBenchmark):
     tokens = 1024
     columns = (Column("question", text), Column("answers", answers))
 
+    @override
     def answers_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple_of(record.get("answers"))
+        return as_texts(record.get("answers"))
 
+    @override
     def prompt(self, item: Item) -> str:
-        """`capitalize` also makes every other character lower-case, as in the reference."""
+        # As in lmms-eval, `capitalize` also makes all characters but the first lower-case.
         return f"{item.question.capitalize()}\n{SHORT_ANSWER}"
 
+    @override
     def score(self, prediction: str, item: Item) -> float:
         return vqa_accuracy(prediction, item.answers)

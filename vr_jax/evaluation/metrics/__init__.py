@@ -1,1 +1,1 @@
-"""Metrics that several benchmarks share, each exactly as lmms-eval computes it."""
+"""Metrics that several benchmarks share. Each gives the same scores as lmms-eval (docs/design/benchmarks.md)."""

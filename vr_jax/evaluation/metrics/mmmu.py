@@ -1,33 +1,50 @@
-"""What MMMU (Yue et al. 2024) reads out of a reply, as lmms-eval 0.7.3 does."""
+"""Reading of replies to MMMU's questions (Yue et al. 2024): the chosen option, and open answers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-_STRIPPED = (",", ".", "!", "?", ";", ":", "'")  # one pass, in this order
+_STRIPPED = (",", ".", "!", "?", ";", ":", "'")  # The reference strips them once, in this order.
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _TRIVIAL = frozenset(":,.!?;'")
+_FEW_WORDS = 5
 
-# The reference's patterns, written so that long runs of digits are not read again from each of their digits.
+# These patterns match what the reference's patterns match. They are written such that a long run of digits is not read
+# again from each of its digits, which would take quadratic time.
 _COMMA_NUMBER = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
 _SCIENTIFIC = re.compile(r"-?(?<!\d)\d++(?:\.\d++)?[eE][+-]?\d++")
 _PLAIN = re.compile(r"-?(?:(?<!\d)\d++\.\d++|\.\d++|(?<!\d)\d++\b)(?![eE][+-]?\d)(?![,\d])")
 
 
 def chosen_option(reply: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that a reply to a multiple-choice question names (the last one named), or None if it
-    names none: there the reference draws one at random."""
+    """Finds the option that a reply to a multiple-choice question names.
+
+    Letters in parentheses count first, then letters before a space, then letters before a full stop. If no letter is
+    found and the reply has more than five words, the texts of the options are looked for. Where several options are
+    named, the last one in the reply counts.
+
+    Args:
+        reply: The reply of the model.
+        options: The texts of the options, in the order of their letters.
+
+    Returns:
+        The option's letter ("A" for the first), or None if the reply names no option. There, lmms-eval draws an option
+        at random.
+
+    Source: docs/design/benchmarks.md#mmmu; lmms-eval 0.7.3,
+    `lmms_eval/tasks/mmmu/utils.py:parse_multi_choice_response`.
+    """
     for mark in _STRIPPED:
         reply = reply.strip(mark)
     text = f" {reply} "
     letters = [chr(ord("A") + number) for number in range(len(options))]
-    # How a letter is found, and where it counts as standing if several are.
-    for found, standing in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        candidates = [letter for letter in letters if found.format(letter) in text]
+    # The form in which letters are looked for, and the form whose position orders them if there are several.
+    for searched, ordered_by in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        candidates = [letter for letter in letters if searched.format(letter) in text]
         if candidates:
-            return max(candidates, key=lambda letter: text.rfind(standing.format(letter)))
-    if len(text.split()) <= 5:
+            return max(candidates, key=lambda letter: text.rfind(ordered_by.format(letter)))
+    if len(text.split()) <= _FEW_WORDS:
         return None
     lower = text.lower()
     places = {letter: lower.rfind(option.lower()) for letter, option in zip(letters, options, strict=True)}
@@ -35,7 +52,13 @@ def chosen_option(reply: str, options: Sequence[str]) -> str | None:
 
 
 def open_answer_is_right(reply: str, answer: str) -> bool:
-    """Whether a reply to an open question holds the answer: as a number, rounded to two decimals, or inside a text."""
+    """Says whether a reply to an open question contains the answer.
+
+    A numeric answer is compared with the numbers in the reply, rounded to two decimals. Another answer must occur
+    inside one of the candidate texts of the reply.
+
+    Source: docs/design/benchmarks.md#mmmu; lmms-eval 0.7.3, `lmms_eval/tasks/mmmu/utils.py:parse_open_response`.
+    """
     wanted = _comparable(answer)
     texts = [one for one in wanted if isinstance(one, str)]
     for candidate in (one for part in _candidates(reply) for one in _comparable(part)):
@@ -48,8 +71,11 @@ def open_answer_is_right(reply: str, answer: str) -> bool:
 
 
 def _candidates(reply: str) -> list[str]:
-    """What may be the answer: the end of each line after its last indicator (else the whole reply), and all numbers
-    in these."""
+    """Returns the parts of a reply that may be the answer, and all numbers in these parts.
+
+    A part is what follows the last indicator ("so ", "is ", ...) of a line. Without any indicator, the whole reply is
+    the only part.
+    """
     reply = reply.strip().strip(".").lower()
     lines = reply.split("\n")
     tails = []
@@ -59,7 +85,8 @@ def _candidates(reply: str) -> list[str]:
         for indicator in indicators:
             if indicator in line:
                 tail = line.rpartition(indicator)[2].strip()
-                if not shortest or len(tail) < len(shortest):  # an empty tail gives way to the next one
+                # As in the reference, an empty tail is replaced by that of the next indicator.
+                if not shortest or len(tail) < len(shortest):
                     shortest = tail
         if shortest and shortest not in _TRIVIAL:
             tails.append(shortest)
@@ -68,12 +95,15 @@ def _candidates(reply: str) -> list[str]:
 
 
 def numbers_in(text: str) -> list[str]:
-    """All numbers: with comma-separated thousands, in scientific notation, plain."""
+    """Finds numbers with comma-separated thousands, then those in scientific notation, then plain ones."""
     return [number for pattern in (_COMMA_NUMBER, _SCIENTIFIC, _PLAIN) for number in pattern.findall(text)]
 
 
 def _comparable(text: str) -> list[str | float]:
-    """A number to two decimals, or a text in lower case; a single character must have a space at its side."""
+    """Converts a text to a number rounded to two decimals, or else to lower case.
+
+    A single character becomes two texts with a space before or after it, so that it is not found inside a word.
+    """
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

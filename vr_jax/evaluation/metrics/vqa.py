@@ -1,4 +1,4 @@
-"""VQA accuracy (Antol et al. 2015; the normaliser is EvalAI's), as lmms-eval computes it for TextVQA."""
+"""VQA accuracy (Antol et al. 2015), the metric of TextVQA, with the text normaliser of EvalAI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_FULL_STOPS = 32  # the reference hands a flag of this value over as the count of replacements
+_FULL_STOPS = 32  # The reference passes a regular-expression flag with this value as the number of replacements.
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
@@ -27,20 +27,32 @@ _TWO_APOSTROPHES = """
 
 
 def _without_one(form: str) -> list[str]:
-    """`form` with each of its apostrophes taken out in turn."""
+    """Returns the word with each of its apostrophes removed in turn."""
     return [form[:i] + form[i + 1 :] for i, character in enumerate(form) if character == "'"]
 
 
 _CONTRACTIONS = {
     **{form.replace("'", ""): form for form in _ONE_APOSTROPHE.split()},
     **{bare: form for form in _TWO_APOSTROPHES.split() for bare in _without_one(form)},
-    "somebody'd": "somebodyd",  # sic
+    "somebody'd": "somebodyd",  # This entry stands in the reference, reversed as it is.
 }
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Against the answers of several people (ten): for each left out in turn, a third for each of the others that says
-    the same, at most 1; the mean of these."""
+    """Scores a prediction by how many people gave the same answer.
+
+    Each person is left out in turn, and the prediction earns a third for each of the other people who gave it, at most
+    1. The score is the mean over the people left out. Texts are compared after `normalised`.
+
+    Args:
+        prediction: The text that the model answered.
+        answers: The answers of several people (ten in TextVQA).
+
+    Returns:
+        A score from 0 to 1. Without answers, 0.
+
+    Source: docs/design/benchmarks.md#textvqa; lmms-eval 0.7.3, `lmms_eval/tasks/textvqa/utils.py`.
+    """
     if not answers:
         return 0.0
     found = normalised(prediction)
@@ -50,6 +62,11 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def normalised(text: str) -> str:
+    """Normalises an answer: lower case, no articles, digits for number words, contractions with their apostrophes.
+
+    Source: docs/design/benchmarks.md#vqa-normaliser; lmms-eval 0.7.3,
+    `lmms_eval/tasks/_task_utils/vqa_eval_metric.py:EvalAIAnswerProcessor`.
+    """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     text = _without_punctuation(text)
@@ -58,7 +75,7 @@ def normalised(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Punctuation that has a space at its side somewhere in the text is deleted everywhere, other becomes a space."""
+    """Deletes a punctuation mark everywhere if it stands beside a space somewhere, and else makes it a space."""
     beside_space = {mark for mark in _PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
     table = str.maketrans({mark: "" if mark in beside_space else " " for mark in _PUNCTUATION})
     return _FULL_STOP.sub("", text.translate(table), count=_FULL_STOPS)
