@@ -30,8 +30,8 @@ from PIL import Image, ImageDraw
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.evaluation.runner import evaluate
-from vr_jax.evaluation.types import Item
+from vr_jax.evaluation.interface import Item
+from vr_jax.evaluation.runner import evaluate_items
 from vr_jax.inference.generate import Generator
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.settings import load_config
@@ -93,7 +93,7 @@ def build() -> tuple[Generator, Processor]:
 def one_pass(generator: Generator, processor: Processor, asked: list[Item], batch_size: int) -> Pass:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        evaluation = evaluate(
+        evaluation = evaluate_items(
             generator,
             processor,
             get_benchmark("chartqa"),

@@ -7,7 +7,7 @@ from PIL import Image
 from benchmarks.evaluation.lmms_eval import CONFIG, SIZE, Pass, items, report
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
-from vr_jax.evaluation import plan
+from vr_jax.evaluation import batching
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.settings import load_config
 
@@ -19,7 +19,7 @@ def test_items_are_shaped_like_chartqa():
     for item in asked:
         assert 20 <= len(item.question) <= 40
         assert Image.open(io.BytesIO(item.images[0])).size == SIZE
-        assert plan.prompt_size(processor, benchmark, item)[1] == 5
+        assert batching.prompt_size(processor, benchmark, item)[1] == 5
     assert items(8) == asked, "the same items every time"
 
 

@@ -21,7 +21,7 @@ from vr_jax.cli.eval import Interrupt
 from vr_jax.evaluation.benchmarks import PAPER
 from vr_jax.evaluation.evaluate import EvalOptions, evaluate, fingerprint, options_of
 from vr_jax.evaluation.run_directory import load_results
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 
 COUNT = 150  # so many that the process cannot end before it is killed
@@ -190,12 +190,12 @@ def test_names_of_benchmarks():
     assert names("all") == PAPER
     assert len(PAPER) == 11
     assert names(" gqa,chartqa ,") == ("gqa", "chartqa")
-    with pytest.raises(EvaluationError, match="benchmark is empty"):
+    with pytest.raises(UserError, match="benchmark is empty"):
         EvalOptions(checkpoint=Path("a"), benchmark=" ,")
     for wrong in ("gqa,gqa", "all,gqa,all"):
-        with pytest.raises(EvaluationError, match="expected different names, separated by commas"):
+        with pytest.raises(UserError, match="expected different names, separated by commas"):
             EvalOptions(checkpoint=Path("a"), benchmark=wrong)
-    with pytest.raises(EvaluationError, match="give it with one only"):
+    with pytest.raises(UserError, match="give it with one only"):
         EvalOptions(checkpoint=Path("a"), benchmark="gqa,mme", split="val")
 
 

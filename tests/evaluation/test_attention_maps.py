@@ -13,10 +13,11 @@ from tests.helpers import randomized, tiny_config, tiny_vision
 from tests.inference import tiny
 from vr_jax.data import anyres
 from vr_jax.data.processor import Processor
+from vr_jax.errors import UserError
 from vr_jax.evaluation import attention_maps as maps
-from vr_jax.evaluation import plan
+from vr_jax.evaluation import batching
+from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.evaluation.report import heat_png
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator
 from vr_jax.model.config import ImageConfig
 from vr_jax.model.projectors.pool import PoolConfig
@@ -224,11 +225,11 @@ def test_every_item_that_can_be_asked_has_its_maps(model):
 
 
 def tiny_prompt(processor: Processor, item: Item):
-    return plan.prompt_of(processor, Asked(), item)
+    return batching.prompt_of(processor, Asked(), item)
 
 
 def test_a_model_without_local_attention_is_refused():
     generator = Generator(random_model(tiny.config(vision_remember=False)), tiny.TOKENIZER, tiny.BUCKETS)
     processor = Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
-    with pytest.raises(EvaluationError, match=r"heat maps: only Vision Remember .* no refusion"):
+    with pytest.raises(UserError, match=r"heat maps: only Vision Remember .* no refusion"):
         maps.attention_maps(generator, processor, Asked(), items(), progress=False)

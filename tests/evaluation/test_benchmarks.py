@@ -12,9 +12,9 @@ import pytest
 from tests.golden.discovery import DATA_ROOT, needs_data
 from tests.inference.tiny import png
 from vr_jax.data.demo.source import DemoSource
+from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.benchmarks.demo import DemoHeldOut
-from vr_jax.evaluation.types import EvaluationError
 
 ROWS = [
     {"type": "human_test", "question": "How many?", "answer": "14"},
@@ -92,27 +92,27 @@ def test_an_unusable_row_says_why_and_the_others_stay(chartqa, jsonl, line, prob
 
 
 def test_a_folder_without_the_benchmark_is_explained(chartqa, jsonl, parquet, tmp_path):
-    with pytest.raises(EvaluationError, match=r"found neither val\.jsonl nor val-\*\.parquet .*test\.jsonl"):
+    with pytest.raises(UserError, match=r"found neither val\.jsonl nor val-\*\.parquet .*test\.jsonl"):
         chartqa.items(jsonl, "val")
-    with pytest.raises(EvaluationError, match="no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         chartqa.items(tmp_path / "absent", "test")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "test.jsonl").write_text("\n")
-    with pytest.raises(EvaluationError, match="split 'test' has no rows"):
+    with pytest.raises(UserError, match="split 'test' has no rows"):
         chartqa.items(tmp_path / "empty", "test")
     broken = tmp_path / "test-1.parquet"
     broken.write_bytes(b"PAR1 nonsense")
-    with pytest.raises(EvaluationError, match="not a readable parquet file"):
+    with pytest.raises(UserError, match="not a readable parquet file"):
         chartqa.items(broken, "test")
     pq.write_table(pa.table({"question": ["a"], "image": [b"x"]}), broken)
-    with pytest.raises(EvaluationError, match=r"no column\(s\) \['type', 'answer'\]; found \['question', 'image'\]"):
+    with pytest.raises(UserError, match=r"the columns \['type', 'answer'\] are missing; found \['question', 'image'\]"):
         chartqa.items(broken, "test")
 
 
 def test_unknown_benchmarks_and_profiles_list_the_known():
-    with pytest.raises(EvaluationError, match=r"unknown benchmark .chart.; did you mean chartqa\? known: ai2d"):
+    with pytest.raises(UserError, match=r"unknown benchmark .chart.; did you mean chartqa\? known: ai2d"):
         get_benchmark("chart")
-    with pytest.raises(EvaluationError, match=r"unknown profile 'v9'; known: default, v0\.5"):
+    with pytest.raises(UserError, match=r"unknown profile 'v9'; known: default, v0\.5"):
         get_benchmark("chartqa", "v9")
 
 

@@ -18,11 +18,11 @@ from tests.evaluation.published import (
     write_jsonl,
 )
 from tests.inference.tiny import png
-from vr_jax.evaluation import statistics
+from vr_jax.errors import UserError
+from vr_jax.evaluation import bootstrap
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
+from vr_jax.evaluation.bootstrap import value
 from vr_jax.evaluation.files import Wanted, find_shards
-from vr_jax.evaluation.statistics import value
-from vr_jax.evaluation.types import EvaluationError
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -53,26 +53,24 @@ def test_damaged_rows_stay_with_their_problem(name, tmp_path):
     assert items[-1].problem is None  # found out when it is opened
     scores = [0.0] * len(items)
     assert all(value == 0 for key, value in benchmark.aggregate(items, scores).items() if key != "n_scored")
-    assert statistics.value(benchmark.estimates(items, scores).overall) == 0
+    assert bootstrap.value(benchmark.estimates(items, scores).overall) == 0
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_missing_columns_and_empty_folders_are_named(name, tmp_path):
     benchmark = get_benchmark(name)
-    with pytest.raises(EvaluationError, match=r"found neither .*\.jsonl nor .*-\*\.parquet.*it holds \[\]"):
+    with pytest.raises(UserError, match=r"found neither .*\.jsonl nor .*-\*\.parquet.*the folder holds \[\]"):
         benchmark.items(tmp_path)
     split = benchmark.published.split
     write(tmp_path / FOLDERS.get(name, "data"), split, [{"question": "q", "else": 1}])
-    with pytest.raises(
-        EvaluationError, match=r"\.parquet: no column\(s\) \[.*'answers?'.*found \['question', 'else'\]"
-    ):
+    with pytest.raises(UserError, match=r"\.parquet: the columns \[.*'answers?'.*found \['question', 'else'\]"):
         benchmark.items(tmp_path)
 
 
 def test_a_download_that_broke_off_is_refused(tmp_path):
     publish("ai2d", tmp_path)
     next(tmp_path.rglob("test-00001-of-00002.parquet")).unlink()
-    with pytest.raises(EvaluationError, match=r"1 of 2 parquet files are there; missing numbers \[1\]"):
+    with pytest.raises(UserError, match=r"only 1 of 2 parquet files are there; the numbers \[1\] are missing"):
         get_benchmark("ai2d").items(tmp_path)
 
 
@@ -133,13 +131,13 @@ def test_rows_without_category_are_wrong_and_no_category(name, columns):
 def test_files_of_two_downloads_are_refused(tmp_path):
     for name in ("test-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"):
         (tmp_path / f"{name}.parquet").write_bytes(b"x")
-    with pytest.raises(EvaluationError, match="are of different downloads, rows would count twice"):
+    with pytest.raises(UserError, match="come from different downloads, so that some rows would count twice"):
         find_shards(tmp_path, Wanted("test"), ())
     (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / "test-all.parquet")
-    with pytest.raises(EvaluationError, match="are of different downloads"):
+    with pytest.raises(UserError, match="come from different downloads"):
         find_shards(tmp_path, Wanted("test"), ())
     (tmp_path / "test-all.parquet").rename(tmp_path / "test-00001-of-00002-b.parquet")
-    with pytest.raises(EvaluationError, match=r"'test-00001-of-00002-b\.parquet'.* are of different downloads"):
+    with pytest.raises(UserError, match=r"'test-00001-of-00002-b\.parquet'.* come from different downloads"):
         find_shards(tmp_path, Wanted("test"), ())
 
 
@@ -154,7 +152,7 @@ def test_a_column_that_every_row_of_a_jsonl_lacks_is_named(name, tmp_path):
         kept = [{key: value for key, value in row.items() if key != column} for row in rows]
         path.write_text("\n".join(map(json.dumps, kept)) + "\n[1]\n")
         with pytest.raises(
-            EvaluationError, match=rf"jsonl: every row lacks column\(s\) \['{column}'\]; found columns \['"
+            UserError, match=rf"jsonl: every row lacks the columns \['{column}'\]; found the columns \['"
         ):
             benchmark.items(folder)
         path.write_text("\n".join(map(json.dumps, [rows[0], *kept[1:]])))  # one has it: the other's problem

@@ -19,9 +19,9 @@ from tests.evaluation.published import (
 )
 from tests.golden.discovery import DATA_ROOT, needs_data
 from tests.inference.tiny import png
-from vr_jax.evaluation import statistics
+from vr_jax.errors import UserError
+from vr_jax.evaluation import bootstrap
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
-from vr_jax.evaluation.types import EvaluationError
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -53,9 +53,9 @@ def test_a_reference_as_the_reply_is_right(name, tmp_path):
     scores = [benchmark.score(benchmark.clean(f" {item.answers[0]}\n"), item) for item in items]
     assert scores == [1, 1]
     estimates = benchmark.estimates(items, scores)
-    assert all(statistics.value(strata) == pytest.approx(100) for strata in estimates.categories.values())
+    assert all(bootstrap.value(strata) == pytest.approx(100) for strata in estimates.categories.values())
     overall = {"mme": 10, "ocrbench": 0.2}.get(name, 100)  # one of ten categories; two of a thousand
-    assert statistics.value(estimates.overall) == pytest.approx(overall)
+    assert bootstrap.value(estimates.overall) == pytest.approx(overall)
 
 
 def test_questions_about_one_image_share_its_bytes(tmp_path):
@@ -77,7 +77,7 @@ def test_gqa_without_images(tmp_path):
     assert alone[0].images == items[0].images
     for path in (tmp_path / IMAGES).iterdir():
         path.unlink()
-    with pytest.raises(EvaluationError, match=r"no folder testdev_balanced_images; found \['testdev_balanced_instruct"):
+    with pytest.raises(UserError, match=r"no folder testdev_balanced_images; found \['testdev_balanced_instruct"):
         get_benchmark("gqa").items(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_the_configuration_is_chosen_among_several(tmp_path):
     assert len(docvqa.items(tmp_path / "DocVQA")) == 2
     for path in (tmp_path / "DocVQA").iterdir():
         path.unlink()
-    with pytest.raises(EvaluationError, match=r"no folder DocVQA; found \['InfographicVQA'\]"):
+    with pytest.raises(UserError, match=r"no folder DocVQA; found \['InfographicVQA'\]"):
         docvqa.items(tmp_path)
 
 
@@ -100,7 +100,7 @@ def test_folders_side_by_side_are_told_apart_by_their_columns(tmp_path):
     publish("ocrbench", tmp_path / "b")
     assert [item.question for item in get_benchmark("ai2d").items(tmp_path)] == ["q0", "q1"]
     publish("ai2d", tmp_path / "c")
-    with pytest.raises(EvaluationError, match=r"several folders hold test-\*\.parquet: \['a/data', 'c/data'\]"):
+    with pytest.raises(UserError, match=r"several folders hold test-\*\.parquet: \['a/data', 'c/data'\]"):
         get_benchmark("ai2d").items(tmp_path)
     rows = [row | {k: cell(v) for k, v in images("mmmu", 0).items()} for row in ROWS["mmmu"]]
     for subject, row in zip(("Art", "Math"), rows, strict=True):
@@ -126,8 +126,8 @@ def test_mme_pairs(tmp_path):
     scores = [1.0, 1, 1, 0, 1, 1, 1, 1]
     assert mme.aggregate(items, scores) == {"mme_perception_score": 125, "mme_cognition_score": 200}
     estimates = mme.estimates(items, scores)
-    assert statistics.value(estimates.overall) == pytest.approx(125 / 20)
-    assert {name: statistics.value(strata) for name, strata in estimates.categories.items()} == {
+    assert bootstrap.value(estimates.overall) == pytest.approx(125 / 20)
+    assert {name: bootstrap.value(strata) for name, strata in estimates.categories.items()} == {
         "color": 62.5,
         "code_reasoning": 100,
     }
@@ -145,7 +145,7 @@ def test_mmstar_weighs_fine_categories_alike():
     items = [mmstar.item(str(i), {"category": c, "l2_category": fine}) for i, (c, fine) in enumerate(kinds)]
     scores = [1.0, 0, 0, 1, 0]
     assert mmstar.aggregate(items, scores) == pytest.approx({"average": 4 / 9, "math": 2 / 3, "perception": 0})
-    assert statistics.value(mmstar.estimates(items, scores).overall) == pytest.approx(400 / 9)
+    assert bootstrap.value(mmstar.estimates(items, scores).overall) == pytest.approx(400 / 9)
     # Without its coarse category a row counts in its fine one, and is no category of its own.
     items[2] = mmstar.item("2", {"l2_category": "a"})
     assert mmstar.aggregate(items, scores) == pytest.approx({"average": 4 / 9, "math": 3 / 4, "perception": 0})

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.test_benchmarks_data import publish
+from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.evaluation.hub import data_folder
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.evaluation.data_folders import data_folder
 
 
 @pytest.mark.parametrize("folder", ["chartqa", "ChartQA", "CHARTQA", "lmms-lab/ChartQA", "lmms-lab-encoder/ChartQA"])
@@ -26,18 +26,18 @@ def test_one_folder_for_several_benchmarks(folder, tmp_path):
     assert data_folder(chartqa, tmp_path, several=True) == tmp_path / folder
     assert data_folder(chartqa, tmp_path, several=False) == tmp_path / folder
     assert data_folder(chartqa, tmp_path / folder, several=False) == tmp_path / folder
-    with pytest.raises(EvaluationError, match=r"holds other benchmarks .* and no folder for gqa; give its own"):
+    with pytest.raises(UserError, match=r"holds other benchmarks .* and no folder for gqa; choose its own"):
         data_folder(get_benchmark("gqa"), tmp_path, several=False)
     (tmp_path / "test.jsonl").touch()
     assert data_folder(chartqa, tmp_path, several=False) == tmp_path
     assert data_folder(get_benchmark("gqa"), tmp_path, several=False) == tmp_path
     assert data_folder(chartqa, None, several=True) is None
     with pytest.raises(
-        EvaluationError,
-        match=r"no folder for gqa \(looked for gqa, GQA, lmms-lab/GQA, .*\); it holds .*'docvqa'.*leave --data",
+        UserError,
+        match=r"no folder for gqa \(looked for gqa, GQA, lmms-lab/GQA, .*\); found .*'docvqa'.*leave --data",
     ):
         data_folder(get_benchmark("gqa"), tmp_path, several=True)
-    with pytest.raises(EvaluationError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         data_folder(chartqa, tmp_path / "absent", several=True)
     assert data_folder(get_benchmark("demo"), tmp_path, several=True) == tmp_path
 
@@ -51,9 +51,7 @@ def test_another_benchmarks_rows_are_not_taken(name, others, tmp_path):
     folder = tmp_path / "several"
     publish(other, folder / others.removesuffix("/DocVQA"))
     assert len(benchmark.items(folder)) == 2
-    with pytest.raises(
-        EvaluationError, match=rf"several holds other benchmarks \(.*{others}.*\) and no folder for {name}"
-    ):
+    with pytest.raises(UserError, match=rf"several holds other benchmarks \(.*{others}.*\) and no folder for {name}"):
         data_folder(benchmark, folder, several=False)
     own = publish(name, tmp_path / "own")
     for data in (own, own / "data"):  # the data set's folder itself, and the one with its files
@@ -117,13 +115,13 @@ def hub(tmp_path):
 
 READ = """
 import sys
+from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.evaluation.types import EvaluationError
 for name in sys.argv[1:]:
     try:
         items = get_benchmark(name).items(None)
         print(name, len(items), [item.problem for item in items], len(items[0].images[0]))
-    except EvaluationError as error:
+    except UserError as error:
         print(error)
 """
 
@@ -159,8 +157,8 @@ def test_the_hub_and_its_mirror(hub, tmp_path):
     assert [line.split(" [None, None] ")[0] for line in lines[:3]] == ["gqa 2", "docvqa 2", "mmstar 2"]
     assert len(lines) == 4
     assert lines[3] == (
-        "mme: the data could not be fetched from the Hugging Face hub (lmms-lab/MME: no such repository; "
-        "lmms-lab-encoder/MME: no such repository). Give its folder with --data; expected there: test.jsonl or "
+        "mme: the data cannot be downloaded from the Hugging Face hub (lmms-lab/MME: no such repository; "
+        "lmms-lab-encoder/MME: no such repository); choose a local folder with --data, which should hold test.jsonl or "
         "test-*.parquet"
     )
     assert not any("Infographic" in path for path in handler.asked if "resolve" in path)
@@ -169,6 +167,9 @@ def test_the_hub_and_its_mirror(hub, tmp_path):
     lines = read(tmp_path, endpoint, "gqa", "docvqa", "ai2d", offline=True)
     assert handler.asked == []
     assert [line.split(" [None, None] ")[0] for line in lines[:2]] == ["gqa 2", "docvqa 2"]
-    assert "(lmms-lab/ai2d: not in the cache, and offline (HF_HUB_OFFLINE); lmms-lab-encoder/ai2d: " in lines[2]
+    assert (
+        "(lmms-lab/ai2d: not in the cache, and the client is offline (HF_HUB_OFFLINE); lmms-lab-encoder/ai2d: "
+        in lines[2]
+    )
     (line,) = read(tmp_path, "http://127.0.0.1:9", "ai2d")  # nobody answers there
     assert "(lmms-lab/ai2d: ConnectError: " in line

@@ -19,6 +19,7 @@ from vr_jax.data.collate import collate
 from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
+from vr_jax.errors import UserError
 from vr_jax.evaluation.lmms_eval.answers import Answerer, grouped
 from vr_jax.evaluation.lmms_eval.options import Options
 from vr_jax.evaluation.lmms_eval.questions import (
@@ -30,7 +31,6 @@ from vr_jax.evaluation.lmms_eval.questions import (
     settings_of,
     without_effect,
 )
-from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.prompts import user_turn
 from vr_jax.inference.sampling import Sampling
@@ -85,7 +85,7 @@ def test_options_win_over_the_task():
     ],
 )
 def test_settings_without_sense_are_refused(kwargs, message):
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(UserError, match=message):
         settings_of(kwargs)
 
 
@@ -126,7 +126,7 @@ def test_arguments_of_lmms_eval():
     ],
 )
 def test_mistakes_in_the_arguments(arguments, message):
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(UserError, match=message):
         Options.of(arguments)
 
 
@@ -371,5 +371,5 @@ def test_likelihoods_of_what_cannot_be_asked(answerer, caplog):
 def test_likelihoods_with_a_pruner_are_refused(processor):
     config = dataclasses.replace(tiny.config(vision_remember=False), pruning=FastVConfig(layer=1, keep=0.5))
     answerer = Answerer(Generator(tiny.model(config), tiny.TOKENIZER), processor, batch_size=1, progress=False)
-    with pytest.raises(EvaluationError, match="likelihoods with the pruner 'fastv' are not defined"):
+    with pytest.raises(UserError, match="likelihoods with the pruner 'fastv' are not defined"):
         answerer.score([Question("a", *GOOD["text"])], ["x"])

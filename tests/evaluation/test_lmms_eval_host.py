@@ -23,7 +23,7 @@ from vr_jax.data.types import Conversation
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.lmms_eval.answers import Answerer
 from vr_jax.evaluation.lmms_eval.questions import Question
-from vr_jax.evaluation.runner import evaluate
+from vr_jax.evaluation.runner import evaluate_items
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference
 from vr_jax.inference.prompts import user_turn
@@ -139,7 +139,7 @@ class Own:
 
     def evaluate(self, items, name):
         with jax.set_mesh(self.mesh):
-            return evaluate(
+            return evaluate_items(
                 self.generator,
                 self.processor,
                 get_benchmark("chartqa"),

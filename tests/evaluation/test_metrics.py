@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
-from vr_jax.evaluation.metrics.anls import anls, levenshtein
+from vr_jax.evaluation.interface import PROFILES
+from vr_jax.evaluation.metrics.anls import anls
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.metrics.letters import extract_letter
 from vr_jax.evaluation.metrics.mmmu import chosen_option, numbers_in, open_answer_is_right
 from vr_jax.evaluation.metrics.vqa import normalised, vqa_accuracy
-from vr_jax.evaluation.types import PROFILES
 
 TEXTS = st.text(st.characters(), max_size=30) | st.text("ABCD().: \n,'a1-%e", max_size=30)  # surrogates included
 LONG = 100_000
@@ -93,27 +93,41 @@ def test_enormous_replies_take_linear_time(profile, piece):
         assert all(0 <= benchmark.score(benchmark.clean(prediction), item) <= 1 for item in items)
 
 
-def table_distance(a, b):
-    """The textbook table of edit distances."""
+def edit_distance(a: str, b: str) -> int:
+    """Fills the textbook table of edit distances between the prefixes of two texts."""
     table = np.zeros((len(a) + 1, len(b) + 1), int)
     table[:, 0], table[0] = range(len(a) + 1), range(len(b) + 1)
     for i, one in enumerate(a, 1):
         for j, other in enumerate(b, 1):
             table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (one != other))
-    return table[-1, -1]
+    return int(table[-1, -1])
 
 
-@given(a=st.text("abc", max_size=12), b=st.text("abc", max_size=12))
-@settings(max_examples=200, deadline=None)
-def test_levenshtein_is_the_table_s_last_entry(a, b):
-    assert levenshtein(a, b) == levenshtein(b, a) == table_distance(a, b)
+def reference_anls(prediction: str, answers: list[str]) -> float:
+    """Computes ANLS step by step, as lmms-eval does."""
+    distances = []
+    for answer in answers:
+        folded = [" ".join(one.strip().lower().split()) for one in (answer, prediction)]
+        length = max(len(answer.upper()), len(prediction.upper()))
+        distances.append(0.0 if length == 0 else edit_distance(*folded) / length)
+    similarity = 1 - min(distances)
+    return 0.0 if similarity < 0.5 else similarity
 
 
-def test_levenshtein_of_long_texts():
+SIMILAR = st.text("abAB ß\t", max_size=12)  # Texts of few characters are often similar enough to score.
+
+
+@given(prediction=SIMILAR | TEXTS, answers=st.lists(SIMILAR | TEXTS, min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_anls_equals_the_reference(prediction, answers):
+    assert anls(prediction, answers) == reference_anls(prediction, answers)
+
+
+def test_anls_of_long_texts():
     text = "abcdefghij" * 500
-    assert levenshtein(text, text) == 0
-    assert levenshtein(text, text[:100] + "X" + text[100:-1]) == 2
-    assert levenshtein(text, "") == 5000
+    assert anls(text, [text]) == 1
+    assert anls(text[:100] + "X" + text[100:-1], [text]) == 1 - 2 / 5000
+    assert anls("", [text]) == 0
 
 
 def test_anls_divides_by_the_raw_length_and_keeps_one_half():

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import pytest
@@ -18,11 +19,11 @@ from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
-from vr_jax.evaluation import plan
+from vr_jax.errors import UserError
+from vr_jax.evaluation import batching
 from vr_jax.evaluation.report_items import report_items, sample
 from vr_jax.evaluation.run_directory import load_results
-from vr_jax.evaluation.runner import evaluate
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.evaluation.runner import evaluate_items
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.prompts import user_turn
@@ -44,7 +45,7 @@ def processor():
 
 def run(generator, processor, output, items=ITEMS, **options):
     options = {"batch_size": 4, "progress": False, "settings": {"checkpoint": {"sha256": "1"}}} | options
-    return evaluate(generator, processor, BENCHMARK, items, output, **options)
+    return evaluate_items(generator, processor, BENCHMARK, items, output, **options)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_bad_items_count_as_wrong_and_are_named(finished):
     assert all(result.score == 0 and result.prediction is None for result in bad.values())
     unscored = evaluation.summary["unscored"]
     assert unscored["count"] == 5
-    assert unscored["by_reason"] == dict.fromkeys(words.BAD.values(), 1)
+    assert unscored["by_reason"] == Counter(words.BAD.values())
     assert set(unscored["items"]) == set(words.BAD)
 
 
@@ -107,7 +108,7 @@ def test_a_metric_that_fails_costs_one_item(generator, processor, items, tmp_pat
             return super().score(prediction, item)
 
     few = items[:6]
-    evaluation = evaluate(generator, processor, Fails(), few, tmp_path, batch_size=4, progress=False)
+    evaluation = evaluate_items(generator, processor, Fails(), few, tmp_path, batch_size=4, progress=False)
     by_id = {result.id: result for result in evaluation.results}
     assert by_id["good-3"].error == "scoring_failed: OverflowError: too much"
     assert by_id["good-3"].score == 0
@@ -212,13 +213,13 @@ def test_another_run_is_refused(generator, processor, items, tmp_path):
 
     with pytest.raises(Killed):
         open_run()
-    with pytest.raises(EvaluationError, match=r"checkpoint\.sha256: '1' there, '2' now"):
+    with pytest.raises(UserError, match=r"checkpoint\.sha256: '1' there, '2' now"):
         open_run(settings={"checkpoint": {"sha256": "2"}})
-    with pytest.raises(EvaluationError, match="max_new_tokens: 4 there, 5 now"):
+    with pytest.raises(UserError, match="max_new_tokens: 4 there, 5 now"):
         open_run(max_new_tokens=5)
-    with pytest.raises(EvaluationError, match=r"items\.count: 14 there, 13 now"):
+    with pytest.raises(UserError, match=r"items\.count: 14 there, 13 now"):
         open_run(items=items[1:])
-    with pytest.raises(EvaluationError, match=r"items\.sha256"):
+    with pytest.raises(UserError, match=r"items\.sha256"):
         open_run(items=[dataclasses.replace(items[0], answers=("y",)), *items[1:]])
     with pytest.raises(Killed):
         open_run(settings={"checkpoint": {"sha256": "2"}}, overwrite=True)
@@ -235,31 +236,31 @@ def test_eight_devices_give_the_same(generator, processor, items, finished, tmp_
 
 
 def test_items_that_make_no_run(generator, processor, items, tmp_path):
-    with pytest.raises(EvaluationError, match="words: no items"):
+    with pytest.raises(UserError, match="words: there are no items to answer"):
         run(generator, processor, tmp_path / "a", [])
-    with pytest.raises(EvaluationError, match=r"ids occur twice: \['good-0'\]"):
+    with pytest.raises(UserError, match=r"some ids belong to several items: \['good-0'\]"):
         run(generator, processor, tmp_path / "b", [items[1], items[1]])
-    with pytest.raises(EvaluationError, match=r"none of 1 items can be asked .*broken: broken_image"):
+    with pytest.raises(UserError, match=r"none of 1 items can be asked .*broken: broken_image"):
         run(generator, processor, tmp_path / "c", items[:1])
-    with pytest.raises(EvaluationError, match="batch_size = 0"):
+    with pytest.raises(UserError, match="batch_size = 0"):
         run(generator, processor, tmp_path / "d", items, batch_size=0)
 
 
 def test_sizes_are_those_of_the_prompts(processor):
     for item in ITEMS:
-        size = plan.prompt_size(processor, BENCHMARK, item)
+        size = batching.prompt_size(processor, BENCHMARK, item)
         if item.id in ("placeholders", "no-image", "half-a-character"):
             assert size == (0, 0)
         elif item.id != "broken":
-            prompt = plan.prompt_of(processor, BENCHMARK, item)
+            prompt = batching.prompt_of(processor, BENCHMARK, item)
             assert size == (len(prompt.tokens), len(prompt.tile_pixels))
 
 
 def test_batches_hold_one_bucket_as_far_as_possible():
     buckets = Buckets(tokens=(10, 20, 30), tiles=(1, 2))
     sizes = {0: (5, 1), 1: (25, 2), 2: (12, 1), 3: (9, 1), 4: (26, 2), 5: (99, 9), 6: (1, 2), 7: (13, 1)}
-    assert plan.batches(sizes, buckets, 2) == [[1, 4], [6, 2], [7, 0], [3, 5]]
-    assert plan.batches({}, buckets, 2) == []
+    assert batching.batches(sizes, buckets, 2) == [[1, 4], [6, 2], [7, 0], [3, 5]]
+    assert batching.batches({}, buckets, 2) == []
 
 
 WORKER = """
@@ -274,8 +275,7 @@ from pathlib import Path
 from tests.evaluation import words
 from tests.inference import tiny
 from vr_jax.distributed import together
-from vr_jax.evaluation.runner import evaluate
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.evaluation.runner import evaluate_items
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference
@@ -287,11 +287,11 @@ with jax.set_mesh(mesh):
     generator = Generator(loaded.model, loaded.tokenizer, Buckets(tokens=(112,), tiles=(4,)))
     arguments = (generator, loaded.processor, words.Words(), words.items(), Path(output))
     settings = {"checkpoint": {"sha256": "1"}}
-    found = evaluate(*arguments, batch_size=4, progress=False, settings=settings)
+    found = evaluate_items(*arguments, batch_size=4, progress=False, settings=settings)
     Path(output + f".{rank}.json").write_text(json.dumps([result.to_dict() for result in found.results]))
     try:
-        evaluate(*arguments, batch_size=4, progress=False, settings={"checkpoint": {"sha256": "2"}})
-    except EvaluationError as error:
+        evaluate_items(*arguments, batch_size=4, progress=False, settings={"checkpoint": {"sha256": "2"}})
+    except UserError as error:
         assert "checkpoint.sha256" in str(error)
     else:
         raise SystemExit("the second run was not refused")
@@ -305,7 +305,7 @@ with jax.set_mesh(mesh):
     for error, known in ((OSError("disk full"), True), (KeyError("a bug"), False)):
         try:
             together(lambda: fails_on_the_second(error))
-        except EvaluationError as found:
+        except UserError as found:
             assert known and str(found) == "disk full", found
         except RuntimeError as found:
             assert not known and rank == "0" and "process 1 failed: 'a bug'" in str(found), found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.inference.tiny import png
-from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
+from vr_jax.evaluation.interface import Benchmark, Item, mean_by_category
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ BAD = {
     "no-image": "missing_image",
     "placeholders": "image_count",
     "too-long": "too_long",
-    "half-a-character": "malformed_text",
+    "half-a-character": "malformed_record",
 }

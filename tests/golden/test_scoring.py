@@ -8,8 +8,8 @@ import pytest
 
 from tests.golden.discovery import ROOT
 from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.evaluation.statistics import value
-from vr_jax.evaluation.types import PROFILES
+from vr_jax.evaluation.bootstrap import value
+from vr_jax.evaluation.interface import PROFILES
 
 APPROXIMATE = {"docvqa", "textvqa"}  # to 1e-6; all other scores are discrete
 SCORE_KEYS = {"default": "score", "v0.5": "score_v050"}

@@ -17,8 +17,8 @@ from vr_jax.cli.shared import DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
 from vr_jax.evaluation.evaluate import evaluate, options_of, write_run_report
+from vr_jax.evaluation.interface import Profile
 from vr_jax.evaluation.overall import table
-from vr_jax.evaluation.types import Profile
 from vr_jax.fields import Range
 from vr_jax.settings import load_config
 

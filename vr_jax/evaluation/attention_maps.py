@@ -19,9 +19,10 @@ from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.distributed import gather, together
+from vr_jax.errors import UserError
+from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.evaluation.report import HeatMap, heat_png
 from vr_jax.evaluation.runner import batches
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
 from vr_jax.inference.generate import Generator, on_devices
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import VlmConfig
@@ -48,10 +49,10 @@ def attention_maps(
     that cannot be asked.
 
     Run it as `evaluate` is run: under the same mesh, all processes together; each prepares its share of every batch and
-    all get all maps. Raises EvaluationError for a model whose re-fusion block has no local cross-attention."""
+    all get all maps. Raises UserError for a model whose re-fusion block has no local cross-attention."""
     config = generator.model.config
     if refusal := reread_refusal(config):
-        raise EvaluationError(f"heat maps: {refusal}")
+        raise UserError(f"heat maps: {refusal}")
     todo = [number for number, item in enumerate(items) if item.images and item.problem is None]
     shown = progress and jax.process_index() == 0
     maps: list[tuple[HeatMap, ...]] = [()] * len(items)

@@ -18,15 +18,16 @@ import jax
 
 from vr_jax.data.processor import Processor
 from vr_jax.distributed import together
+from vr_jax.errors import UserError
 from vr_jax.evaluation import runner
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
-from vr_jax.evaluation.hub import data_folder
+from vr_jax.evaluation.data_folders import data_folder
+from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.overall import finished, overall_summary
 from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
@@ -43,7 +44,7 @@ logger = logging.getLogger("vr_jax.evaluation")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """What to evaluate, and how. Raises EvaluationError for a number that makes no sense."""
+    """What to evaluate, and how. Raises UserError for a number that makes no sense."""
 
     checkpoint: Path
     benchmark: str  # names, separated by commas, or "all": those of the paper
@@ -65,21 +66,21 @@ class EvalOptions:
         for name, least in (("limit", 1), ("batch_size", 1), ("max_new_tokens", 1), ("report_items", 0)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
-                raise EvaluationError(f"{name} = {value!r}: expected an integer of at least {least}")
+                raise UserError(f"{name} = {value!r}: expected an integer of at least {least}")
         names = self.names
         if self.split is not None and len(names) > 1:
-            raise EvaluationError(f"split = {self.split!r} with {len(names)} benchmarks: give it with one only")
+            raise UserError(f"split = {self.split!r} with {len(names)} benchmarks: give it with one only")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The benchmarks, in the order given. Raises EvaluationError for none, or one that is given twice."""
+        """The benchmarks, in the order given. Raises UserError for none, or one that is given twice."""
         names = tuple(name.strip() for name in self.benchmark.split(",") if name.strip())
         if names == ("all",):
             return PAPER
         if not names:
-            raise EvaluationError("benchmark is empty: expected names, separated by commas, or all")
+            raise UserError("benchmark is empty: expected names, separated by commas, or all")
         if len(set(names)) < len(names):
-            raise EvaluationError(f"benchmark = {self.benchmark!r}: expected different names, separated by commas")
+            raise UserError(f"benchmark = {self.benchmark!r}: expected different names, separated by commas")
         return names
 
     @property
@@ -101,7 +102,7 @@ class Run:
 
 def options_of(flags: Mapping[str, Any], config: TrainConfig | None) -> EvalOptions:
     """Flags that are set (not None) win over the config's `eval` section, which wins over the defaults; its `model`
-    and `mesh` sections are taken as they are. Raises EvaluationError for a missing checkpoint or benchmark."""
+    and `mesh` sections are taken as they are. Raises UserError for a missing checkpoint or benchmark."""
     section = {} if config is None else config.eval.to_dict()
     values = {name: value for name, value in section.items() if value is not None} | {
         name: value for name, value in flags.items() if value is not None
@@ -113,15 +114,15 @@ def options_of(flags: Mapping[str, Any], config: TrainConfig | None) -> EvalOpti
         values |= {"model": config.model, "mesh": config.mesh.to_dict()}
     missing = sorted({"checkpoint", "benchmark"} - set(values))
     if missing:
-        raise EvaluationError("missing: " + ", ".join(f"--{name}" for name in missing))
+        raise UserError("missing: " + ", ".join(f"--{name}" for name in missing))
     return EvalOptions(**values)
 
 
 def evaluate(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], None] | None = None) -> Run:
     """Answers and scores every benchmark, one after another; one that cannot be run does not keep the others from it.
-    on_batch: see `runner.evaluate`.
+    on_batch: see `runner.evaluate_items`.
 
-    Raises EvaluationError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
+    Raises UserError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
     benchmarks = [get_benchmark(name, options.profile) for name in options.names]
     alone = len(benchmarks) == 1
     config = together(lambda: _model_config(options))
@@ -150,7 +151,7 @@ def evaluate(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], No
                     shown += more
                 found = []  # its images need not stay while the next one's are read
     if not summaries:
-        raise EvaluationError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
+        raise UserError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
     others, left_out = finished(options.folder, like=next(iter(summaries.values())))
     summary = overall_summary(others | summaries, left_out)
     together(lambda: write_json(options.folder / SUMMARY, summary) if jax.process_index() == 0 else None)
@@ -162,7 +163,7 @@ def _noted(failures: dict[str, str], benchmark: Benchmark, alone: bool) -> Itera
     """What goes wrong with one of several benchmarks is kept, and the others go on."""
     try:
         yield
-    except EvaluationError as error:
+    except UserError as error:
         if alone:
             raise
         logger.error("%s", error)
@@ -170,16 +171,16 @@ def _noted(failures: dict[str, str], benchmark: Benchmark, alone: bool) -> Itera
 
 
 def _check_output(options: EvalOptions, benchmarks: Sequence[Benchmark]) -> None:
-    """Raises EvaluationError for an output that is no folder, or to which another process is writing."""
+    """Raises UserError for an output that is no folder, or to which another process is writing."""
     if jax.process_index() > 0:
         return
     folder = options.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EvaluationError(f"{folder} cannot be written to ({error.strerror}); choose another --output") from error
+        raise UserError(f"{folder} cannot be written to ({error.strerror}); choose another --output") from error
     if not os.access(folder, os.W_OK):
-        raise EvaluationError(f"{folder}: no permission to write there; choose another --output")
+        raise UserError(f"{folder}: no permission to write there; choose another --output")
     for one in benchmarks:
         check_unlocked(folder / one.name)
 
@@ -194,7 +195,7 @@ def _evaluated(
     on_batch: Callable[[Sequence[ItemResult]], None] | None,
 ) -> tuple[dict[str, Any], list[ReportItem]]:
     """The summary of one benchmark, and at most `share` of its items for the report."""
-    evaluation = runner.evaluate(
+    evaluation = runner.evaluate_items(
         generator,
         processor,
         benchmark,

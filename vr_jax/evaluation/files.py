@@ -1,4 +1,4 @@
-"""Which files below a folder hold a benchmark's rows: the published parquet files, or JSONL with images."""
+"""The search for the files of a benchmark below a folder: published parquet files, or JSONL with images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.errors import UserError
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to look for: `<split>.jsonl`, or parquet files as published on the Hugging Face hub: `<split>-*.parquet` (or
-    `<split>/*.parquet`, as the hub converts data).
+    """The files of a split.
 
-    config: where several configurations lie side by side, the folder that is meant. files: further names of parquet
-    files. several_folders: the rows of all folders belong together."""
+    They are `<split>.jsonl`, or parquet files named as on the Hugging Face hub (`<split>-*.parquet`) or as in the hub's
+    own conversion of a dataset (`<split>/*.parquet`).
+
+    Attributes:
+        split: The split.
+        config: The folder of the wanted configuration, where several configurations lie side by side.
+        files: Further names of parquet files.
+        several_folders: Whether the files of all folders belong together.
+    """
 
     split: str
     config: str | None = None
@@ -29,52 +35,73 @@ class Wanted:
     several_folders: bool = False
 
     def names(self) -> list[str]:
-        """What messages say."""
+        """Returns the names of the files, as messages show them."""
         folder = f"{self.config}/" if self.config else ""
         return [f"{self.split}.jsonl", f"{folder}{self.split}-*.parquet", *self.files]
 
     def matches(self, path: Path) -> bool:
+        """Says whether a parquet file has a name of the split."""
         stem = path.stem
         return stem == self.split or stem.startswith(f"{self.split}-") or path.parent.name == self.split
 
     def patterns(self) -> list[str]:
-        """The same as patterns of the hub's client."""
+        """Returns the names of the parquet files as patterns for the client of the Hugging Face hub."""
         folders = [f"{self.config}/", f"*/{self.config}/"] if self.config else ["", "*/"]
         return [f"{folder}{self.split}-*.parquet" for folder in folders] + list(self.files)
 
 
 def find_jsonl(data: Path, wanted: Wanted) -> Path | None:
-    """Raises EvaluationError if there is nothing at `data`."""
+    """Finds the JSONL file of a split.
+
+    Args:
+        data: A folder, or a JSONL file.
+        wanted: The split.
+
+    Returns:
+        The file, or None if there is none.
+
+    Raises:
+        UserError: `data` does not exist.
+    """
     if data.is_file():
         return data if data.suffix == ".jsonl" else None
     if not data.is_dir():
-        raise EvaluationError(f"{data}: no such file or folder")
+        raise UserError(f"{data}: no such file or folder")
     folders = [data, data / wanted.config] if wanted.config else [data]
     return next((path for path in (folder / f"{wanted.split}.jsonl" for folder in folders) if path.is_file()), None)
 
 
 def find_shards(data: Path, wanted: Wanted, columns: Collection[str]) -> list[Path]:
-    """The parquet files, in the order of their names; `data` may also be one such file.
+    """Finds the parquet files of a split.
 
-    columns: settle which folder is meant if several have such files. Raises EvaluationError if there are none, if one
-    is missing from a numbered set, and where it cannot be told which folder is meant."""
+    Args:
+        data: A folder, or one parquet file.
+        wanted: The split.
+        columns: Columns of the benchmark. If several folders have files of the split, those with the columns are used.
+
+    Returns:
+        The files in the order of their names.
+
+    Raises:
+        UserError: There are no such files, one of a numbered set is missing, or several folders have such files.
+    """
     if data.is_file():
         return [data]
     if not data.is_dir():
-        raise EvaluationError(f"{data}: no such file or folder")
+        raise UserError(f"{data}: no such file or folder")
     visible = [path for path in sorted(data.rglob("*.parquet")) if not _is_hidden(path.relative_to(data))]
     found = [path for path in visible if wanted.matches(path)]
     found = found or [path for path in visible if path.name in wanted.files]
     if not found:
         looked_for = " nor ".join(wanted.names())
-        raise EvaluationError(f"{data}: found neither {looked_for} (the published layout); it holds {_listed(data)}")
+        raise UserError(f"{data}: found neither {looked_for} (the published layout); the folder holds {_listed(data)}")
     folders = _of_config(data, sorted({path.parent for path in found}), wanted)
     if len(folders) > 1:
         having = [folder for folder in folders if _has(next(p for p in found if p.parent == folder), columns)]
         folders = having or folders[:1]
     if len(folders) > 1 and not wanted.several_folders:
         names = [str(folder.relative_to(data)) for folder in folders]
-        raise EvaluationError(f"{data}: several folders hold {wanted.split}-*.parquet: {names}; give one (--data)")
+        raise UserError(f"{data}: several folders hold {wanted.split}-*.parquet: {names}; choose one of them (--data)")
     shards = [path for path in found if path.parent in folders]
     for folder in folders:
         _require_all([path for path in shards if path.parent == folder])
@@ -90,14 +117,17 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _of_config(data: Path, folders: Sequence[Path], wanted: Wanted) -> Sequence[Path]:
-    """The folders of the wanted configuration; without such a name, those that name none."""
+    """Returns the folders of the wanted configuration, or else those whose names are of no configuration."""
     if wanted.config is None:
         return folders
     named = [folder for folder in folders if wanted.config in folder.relative_to(data.parent).parts]
     unnamed = [folder for folder in folders if folder.relative_to(data).parts in ((), ("data",), (wanted.split,))]
     if not named and not unnamed:
         names = [str(folder.relative_to(data)) for folder in folders]
-        raise EvaluationError(f"{data}: no folder {wanted.config}; found {names} (another configuration?)")
+        raise UserError(
+            f"{data}: the benchmark needs the configuration {wanted.config}, but there is no folder {wanted.config}; "
+            f"found {names}"
+        )
     return named or unnamed
 
 
@@ -105,24 +135,27 @@ def _has(path: Path, columns: Collection[str]) -> bool:
     try:
         return set(columns) <= set(pq.read_schema(path).names)
     except (pa.ArrowException, OSError):
-        return True  # whoever reads it says what is wrong
+        return True  # The reader of the file reports what is wrong with it.
 
 
 def _require_all(shards: Sequence[Path]) -> None:
-    """Files are numbered "-00000-of-00004"; a download that broke off must not pass for a smaller benchmark."""
+    """Raises UserError if the files are not a complete set of one download.
+
+    Files are numbered like "-00000-of-00004". A download that was interrupted must not pass for a smaller benchmark.
+    """
     numbered = [match for path in shards if (match := _SHARD.search(path.stem))]
     counts = {int(match[2]) for match in numbered}
     numbers = {int(match[1]) for match in numbered}
     if len(counts) > 1 or (numbered and len(numbers) < len(shards)):
-        raise EvaluationError(
-            f"{shards[0].parent}: the parquet files {[path.name for path in shards][:10]} are of different downloads, "
-            "rows would count twice; keep those of one"
+        raise UserError(
+            f"{shards[0].parent}: the parquet files {[path.name for path in shards][:10]} come from different "
+            "downloads, so that some rows would count twice; keep the files of one download"
         )
     if not counts:
         return
     missing = sorted(set(range(counts.pop())) - numbers)
     if missing:
-        raise EvaluationError(
-            f"{shards[0].parent}: {len(shards)} of {len(shards) + len(missing)} parquet files are there; "
-            f"missing numbers {missing[:10]}. Repeat the download"
+        raise UserError(
+            f"{shards[0].parent}: only {len(shards)} of {len(shards) + len(missing)} parquet files are there; the "
+            f"numbers {missing[:10]} are missing; repeat the download"
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
+from vr_jax.evaluation.interface import GROUPS
 from vr_jax.evaluation.run_directory import SUMMARY, differences
-from vr_jax.evaluation.types import GROUPS
 
 Summaries = Mapping[str, Mapping[str, Any]]  # benchmark -> what its summary.json holds
 _NORMAL_95 = 1.959964  # half the width of the interval that holds 95 % of a normal distribution

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vr_jax.evaluation.types import Group
+from vr_jax.evaluation.interface import Group
 from vr_jax.experiments.paper import TABLES, TEXTS, system
 from vr_jax.model.config import VlmConfig
 

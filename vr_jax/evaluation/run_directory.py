@@ -1,8 +1,12 @@
-"""Where a run keeps its answers: appended as it goes, so that a killed run continues, and never mixed with another's.
+"""The result folder of one benchmark, from which an interrupted run continues.
 
-settings.json   what decides the answers: checkpoint, benchmark, items, limits
-items.jsonl     one `ItemResult` per line, flushed to disk after every batch; of two lines with one id the last counts
-summary.json    scores and throughput, written at the end
+The folder holds three files:
+
+* `settings.json`: everything that decides the answers, i.e. the checkpoint, the model, the items and the limits. A run
+  with other settings is refused, so that results are never mixed.
+* `items.jsonl`: one `ItemResult` per line, written to disk after every batch. Of two lines with the same id, the last
+  one counts.
+* `summary.json`: the scores and the throughput, written at the end.
 """
 
 from __future__ import annotations
@@ -14,20 +18,33 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from vr_jax.evaluation.types import EvaluationError, ItemResult
+from vr_jax.errors import UserError
+from vr_jax.evaluation.interface import ItemResult
 from vr_jax.storage import LOCK_FILE, lease, make_folder, write_json
 
 SETTINGS, ITEMS, SUMMARY = "settings.json", "items.jsonl", "summary.json"
 
 
 class RunDirectory:
-    """Opens or continues the run in `path`; a context manager. `results` holds what is done, by item id.
+    """The result folder of one benchmark, opened for writing; a context manager.
 
-    overwrite: throw away what is there. Raises EvaluationError if the directory holds a run with other settings
-    (naming each difference) or damaged lines, or another process is writing to it; OSError if it cannot be
-    written."""
+    Attributes:
+        path: The folder.
+        results: The results that are on disk, by the id of the item.
+    """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
+        """Opens a folder, in which an earlier run with the same settings continues.
+
+        Args:
+            path: The folder, which is created.
+            settings: Everything that decides the answers, as JSON-safe values.
+            overwrite: Whether the results of an earlier run are deleted.
+
+        Raises:
+            UserError: The folder holds a run with other settings (the message names each difference) or a damaged file,
+                another process is writing to it, or it cannot be written.
+        """
         self.path = path
         self._held = contextlib.ExitStack()
         make_folder(path)
@@ -44,13 +61,15 @@ class RunDirectory:
             raise
 
     def __enter__(self) -> Self:
+        """Returns the folder itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Releases the folder for other processes."""
         self._held.close()
 
     def append(self, results: Iterable[ItemResult]) -> None:
-        """Adds results and waits until they are on disk; what is there already is not written again."""
+        """Adds results, and returns once they are on disk. A result that is there already is not written again."""
         results = [result for result in results if self.results.get(result.id) != result]
         self._items.write("".join(json.dumps(result.to_dict()) + "\n" for result in results).encode())
         self._items.flush()
@@ -58,31 +77,36 @@ class RunDirectory:
         self.results |= {result.id: result for result in results}
 
     def summary(self) -> dict[str, Any] | None:
-        """What `write_summary` wrote last, if that is there and can be read."""
+        """Returns the summary of an earlier run, or None if there is none that can be read."""
         try:
             return json.loads((self.path / SUMMARY).read_bytes())
         except (OSError, ValueError):
             return None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the summary."""
         write_json(self.path / SUMMARY, summary)
 
     def _continue(self, settings: Mapping[str, Any]) -> dict[str, ItemResult]:
+        """Returns the results of an earlier run, after comparing its settings with the present ones."""
         path = self.path / SETTINGS
         if not path.exists():
             if self._items.seek(0, os.SEEK_END):
-                raise EvaluationError(f"{self.path} has {ITEMS} but no {SETTINGS}: not a run that can be continued")
+                raise UserError(
+                    f"{self.path} has a file {ITEMS} but no {SETTINGS}, so that it is unknown which run it belongs to; "
+                    "choose another --output, or replace the file with --overwrite"
+                )
             write_json(path, settings)
             return {}
         try:
             found = json.loads(path.read_bytes())
         except ValueError as error:
-            raise EvaluationError(f"{path} is damaged ({error}); start anew with --overwrite") from None
+            raise UserError(f"{path} is damaged ({error}); start anew with --overwrite") from None
         found_differences = differences(found, settings)
         if found_differences:
-            raise EvaluationError(
-                f"{self.path} holds a run with other settings; choose another --output, or --overwrite it:\n"
-                + "\n".join(f"  {line}" for line in found_differences)
+            raise UserError(
+                f"{self.path} holds a run with other settings ({'; '.join(found_differences)}); choose another "
+                "--output, or replace the results with --overwrite"
             )
         results, complete = parse_results(self.path / ITEMS, self._read())
         self._items.truncate(complete)
@@ -94,23 +118,39 @@ class RunDirectory:
 
 
 def load_results(directory: Path) -> list[ItemResult]:
-    """The results of a run, finished or not, in the order they were written. Raises EvaluationError."""
+    """Reads the results of a run, finished or not, in the order in which they were written.
+
+    Raises:
+        UserError: The folder holds no run, or its results are damaged.
+    """
     path = directory / ITEMS
     if not path.is_file():
-        raise EvaluationError(f"{directory} is not an evaluation run: it has no {ITEMS}")
+        raise UserError(f"{directory} is not the result folder of a benchmark: it has no {ITEMS}")
     return list(parse_results(path, path.read_bytes())[0].values())
 
 
 def parse_results(path: Path, data: bytes) -> tuple[dict[str, ItemResult], int]:
-    """Results by id, and how many bytes are complete lines: a killed run may leave a torn last line, which does not
-    count. Raises EvaluationError for any other line that is no result."""
+    """Parses the content of `items.jsonl`.
+
+    A run that was killed may leave an incomplete last line, which is ignored.
+
+    Args:
+        path: The file, for messages.
+        data: Its content.
+
+    Returns:
+        The results by the id of the item, and the number of bytes of the complete lines.
+
+    Raises:
+        UserError: Another line is not a result.
+    """
     results: dict[str, ItemResult] = {}
     complete = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:complete].splitlines(), start=1):
         try:
             result = ItemResult.from_dict(json.loads(line))
         except (ValueError, TypeError, KeyError) as error:
-            raise EvaluationError(
+            raise UserError(
                 f"{path}, line {number} is damaged ({error}); remove the line to have its item answered again"
             ) from None
         results[result.id] = result
@@ -118,7 +158,18 @@ def parse_results(path: Path, data: bytes) -> tuple[dict[str, ItemResult], int]:
 
 
 def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """One line per leaf that differs. `path` leaves say where something lay, which decides no answer."""
+    """Compares two nested dictionaries of settings.
+
+    Keys named `path` are ignored, because the place of a file does not change the answers.
+
+    Args:
+        found: The settings in a file.
+        wanted: The present settings.
+        name: The dotted name of the compared value, for nested dictionaries.
+
+    Returns:
+        One line for each value that differs.
+    """
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         return [
             line

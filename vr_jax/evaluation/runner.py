@@ -1,4 +1,4 @@
-"""Asks a model all items of a benchmark, in batches, over the mesh and over processes, and scores its answers."""
+"""The evaluation of a model on the items of one benchmark, in batches over the devices and processes of a mesh."""
 
 from __future__ import annotations
 
@@ -19,20 +19,30 @@ from tqdm import tqdm
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.distributed import gather, together
-from vr_jax.evaluation import plan, statistics
+from vr_jax.distributed import gather, is_first, process_count, process_index, together
+from vr_jax.errors import UserError
+from vr_jax.evaluation import batching, bootstrap
+from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.run_directory import RunDirectory
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item, ItemResult
 from vr_jax.inference.generate import Generator, Reply
 from vr_jax.sharding import batch_shards
 
-VERSION = 2  # of what summary.json holds
+# The version of the fields of summary.json. Summaries of different versions are not combined.
+VERSION = 2
+# The errors that a metric can raise on a text that its author did not foresee. They cost one item, not the run.
+_SCORING_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished run: `results` in the order of the items (also those of an interrupted run before), `summary` is what
-    summary.json holds."""
+    """A finished evaluation on one benchmark.
+
+    Attributes:
+        benchmark: The benchmark.
+        items: Its items.
+        results: The results in the order of the items, those of an earlier, interrupted run included.
+        summary: The content of summary.json.
+    """
 
     benchmark: Benchmark
     items: Sequence[Item]
@@ -40,7 +50,7 @@ class Evaluation:
     summary: dict[str, Any]
 
 
-def evaluate(
+def evaluate_items(
     generator: Generator,
     processor: Processor,
     benchmark: Benchmark,
@@ -55,22 +65,42 @@ def evaluate(
     progress: bool = True,
     on_batch: Callable[[Sequence[ItemResult]], None] | None = None,
 ) -> Evaluation:
-    """Greedy answers to `items`, written to `output` as they come (see `run_directory`); an interrupted run continues,
-    and items that could not be read are tried again.
+    """Answers items by greedy decoding and scores the answers.
 
-    Under `jax.set_mesh(mesh)` batches are sharded over ('replica', 'fsdp'). With several processes all call this
-    together with the same arguments: each prepares its share of every batch, the first one writes.
-    settings: what else decides the answers (the checkpoint): a run with other settings is not continued. asked: how the
-    items were chosen, for the summary.
-    batch_size: items per batch over all processes, rounded up to fill the mesh. on_batch: called after each batch
-    is on disk (on the first process).
-    Raises EvaluationError for no items, equal ids, a run directory that cannot be continued, or when not one item
-    can be asked."""
+    The results are written to `output` after every batch. If `output` holds an interrupted run with the same settings,
+    it continues. Items that could not be asked or scored are then tried again, because their files may have been
+    repaired.
+
+    Under `jax.set_mesh(mesh)` the rows of a batch are sharded over the axes "replica" and "fsdp". All processes of a
+    run call the function together with the same arguments. Each prepares its share of every batch, and the first one
+    writes.
+
+    Args:
+        generator: The model.
+        processor: The processor of the model.
+        benchmark: The benchmark.
+        items: The items, which have different ids.
+        output: The result folder (see `run_directory`).
+        settings: Further values that decide the answers, e.g. the checkpoint. A run in which they differ is refused.
+        asked: The choices that led to the items, which are copied to the summary.
+        batch_size: The number of items in a batch, over all processes. It is rounded up to fill the mesh.
+        max_new_tokens: The largest number of tokens of a reply. None is the benchmark's own.
+        overwrite: Whether the results of an earlier run are deleted.
+        progress: Whether the first process shows a progress bar on standard error.
+        on_batch: A function that the first process calls with the results of each batch once they are on disk.
+
+    Returns:
+        The results and the summary, on every process.
+
+    Raises:
+        UserError: There are no items, their ids are not unique, none of them can be asked, or the run in `output`
+            cannot be continued.
+    """
     ids = [item.id for item in items]
     if not items:
-        raise EvaluationError(f"{benchmark.name}: no items")
+        raise UserError(f"{benchmark.name}: there are no items to answer")
     if repeated := [item_id for item_id, count in Counter(ids).items() if count > 1]:
-        raise EvaluationError(f"{benchmark.name}: item ids occur twice: {repeated[:5]}")
+        raise UserError(f"{benchmark.name}: some ids belong to several items: {repeated[:5]}; make the ids unique")
     limit = max_new_tokens or benchmark.max_new_tokens
     everything = {
         "benchmark": benchmark.name,
@@ -82,7 +112,6 @@ def evaluate(
         **(settings or {}),
     }
     with _run_directory(output, everything, overwrite) as run:
-        # An item that could not be read is tried again: its file may have been repaired.
         answered = [result.id for result in run.results.values() if result.error is None] if run else []
         done = set(gather(answered)[0])
         todo = [number for number, item_id in enumerate(ids) if item_id not in done]
@@ -117,7 +146,8 @@ def evaluate(
         }
         if run:
             earlier = run.summary()
-            if clock.answered == 0 and earlier is not None:  # nothing was measured: what was stays
+            if clock.answered == 0 and earlier is not None:
+                # Nothing was answered this time, so the measurement of the earlier run remains.
                 summary["throughput"] = earlier["throughput"] | {"measured_earlier": True}
             together(partial(run.write_summary, summary))
         else:
@@ -126,7 +156,7 @@ def evaluate(
 
 
 def _nothing() -> None:
-    """The part of a process that does not write."""
+    """Stands for a write on the processes that do not write."""
 
 
 def batches(
@@ -137,22 +167,34 @@ def batches(
     todo: Sequence[int],
     batch_size: int,
 ) -> Iterator[tuple[int, list[int], dict[int, Example | str]]]:
-    """The items `todo` in batches of one length bucket: rows of this process, the numbers of all processes' items, and
-    of this process' share the prompts, or what is wrong with them. All processes run it together."""
+    """Yields the prompts of items in batches of one length bucket. All processes of a run call it together.
+
+    Args:
+        generator: The model, whose buckets limit the size of a prompt.
+        processor: The processor of the model.
+        benchmark: The benchmark of the items.
+        items: All items.
+        todo: The numbers of the items to prepare.
+        batch_size: The number of items in a batch, over all processes.
+
+    Yields:
+        The number of rows of this process, the numbers of the items of all processes, and by number the prompts of this
+        process's share, or "<reason>: <detail>" for an item that cannot be asked.
+    """
     processor = dataclasses.replace(
         processor, max_tokens=generator.buckets.max_tokens, max_tiles=generator.buckets.max_tiles
     )
     rows = rows_per_process(batch_size)
     sizes = prompt_sizes(processor, benchmark, items, todo)
-    planned = plan.batches(sizes, generator.buckets, rows * jax.process_count())
-    first = jax.process_index() * rows
+    planned = batching.batches(sizes, generator.buckets, rows * process_count())
+    first = process_index() * rows
     mine = [batch[first : first + rows] for batch in planned]
-    for batch, prepared in zip(planned, plan.prepared(processor, benchmark, items, mine), strict=True):
+    for batch, prepared in zip(planned, batching.prepared(processor, benchmark, items, mine), strict=True):
         yield rows, batch, prepared
 
 
 def items_digest(benchmark: Benchmark, items: Sequence[Item]) -> str:
-    """Tells sets of items apart by what is asked and expected."""
+    """Computes a digest of the items' prompts and references, which differs for different sets of items."""
     digest = hashlib.sha256()
     for item in items:
         prompt = "" if item.problem else benchmark.prompt(item)
@@ -166,7 +208,7 @@ class _RunningMean:
         self.add(values)
 
     def add(self, values: Iterable[float]) -> float:
-        """The mean with these values."""
+        """Adds values and returns the mean of all values so far."""
         for value in values:
             self.total, self.count = self.total + value, self.count + 1
         return self.total / self.count if self.count else 0.0
@@ -174,11 +216,18 @@ class _RunningMean:
 
 @dataclass
 class _Clock:
-    """Throughput of this session, without what an interrupted run before had done."""
+    """The throughput of this session, without the items of an earlier, interrupted run.
 
-    answered: int = 0  # items that reached the model
+    Attributes:
+        answered: The number of items that the model answered.
+        new_tokens: The number of tokens in the answers.
+        computing: The seconds in compiled programs, with their compilation and the transfers to the devices.
+        start: The time at which the session began.
+    """
+
+    answered: int = 0
     new_tokens: int = 0
-    computing: float = 0.0  # seconds in the compiled programs, transfers and compilation included
+    computing: float = 0.0
     start: float = dataclasses.field(default_factory=time.perf_counter)
 
     def throughput(self, *, resumed: int) -> dict[str, Any]:
@@ -197,23 +246,30 @@ class _Clock:
 
 @contextmanager
 def _run_directory(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[RunDirectory | None]:
-    """The run directory on the first process, None on the others; a refusal there stops all."""
-    first = jax.process_index() == 0
-    run = together(partial(RunDirectory, output, settings, overwrite=overwrite) if first else _nothing)
+    """Opens the result folder on the first process and yields None on the others. A refusal stops all processes."""
+    run = together(partial(RunDirectory, output, settings, overwrite=overwrite) if is_first() else _nothing)
     with run or nullcontext():
         yield run
 
 
 def rows_per_process(batch_size: int) -> int:
-    """Rows of each process for `batch_size` items over all of them, rounded up to fill the mesh in context."""
+    """Computes the number of rows of each process.
+
+    Args:
+        batch_size: The number of items in a batch, over all processes. It is rounded up to fill the mesh in context.
+
+    Raises:
+        UserError: The batch size is below 1, or the batch cannot be divided evenly among the processes.
+    """
     if batch_size < 1:
-        raise EvaluationError(f"batch_size = {batch_size}: expected at least 1")
+        raise UserError(f"batch_size = {batch_size}: expected at least 1")
     mesh = jax.sharding.get_mesh()
     shards = 1 if mesh.empty else batch_shards(mesh)
-    processes = jax.process_count()
+    processes = process_count()
     if shards % processes:
-        raise EvaluationError(
-            f"the mesh cuts a batch into {shards} pieces for {processes} processes: make replica * fsdp a multiple"
+        raise UserError(
+            f"the mesh divides a batch into {shards} parts (replica * fsdp), which cannot be shared evenly by "
+            f"{processes} processes; make replica * fsdp a multiple of {processes}"
         )
     return -(-batch_size // shards) * shards // processes
 
@@ -221,17 +277,31 @@ def rows_per_process(batch_size: int) -> int:
 def prompt_sizes(
     processor: Processor, benchmark: Benchmark, items: Sequence[Item], todo: Sequence[int]
 ) -> dict[int, tuple[int, int]]:
-    """Tokens and tiles of every prompt; each process measures its share."""
-    count, index = jax.process_count(), jax.process_index()
-    shares = gather([plan.prompt_size(processor, benchmark, items[number]) for number in todo[index::count]])
-    return {todo[k]: tuple(shares[k % count][k // count]) for k in range(len(todo))}  # type: ignore[misc]
+    """Computes the number of tokens and tiles of every prompt, of which each process measures its share.
+
+    Args:
+        processor: The processor of the model.
+        benchmark: The benchmark of the items.
+        items: All items.
+        todo: The numbers of the items to measure.
+
+    Returns:
+        The number of tokens and of tiles, by the number of the item, on every process.
+    """
+    count, index = process_count(), process_index()
+    shares = gather([batching.prompt_size(processor, benchmark, items[number]) for number in todo[index::count]])
+    sizes = {}
+    for k, number in enumerate(todo):
+        tokens, tiles = shares[k % count][k // count]
+        sizes[number] = (tokens, tiles)
+    return sizes
 
 
 def _replies(
     generator: Generator, prepared: Mapping[int, Example | str], rows: int, limit: int, clock: _Clock
 ) -> dict[int, Reply]:
     prompts = {number: prompt for number, prompt in prepared.items() if isinstance(prompt, Example)}
-    if not prompts and jax.process_count() == 1:
+    if not prompts and process_count() == 1:
         return {}
     batch = generator.batch(prompts, rows)
     start = time.perf_counter()
@@ -251,18 +321,16 @@ def _result(benchmark: Benchmark, item: Item, reply: Reply | None, problem: str 
     try:
         prediction = benchmark.clean(reply.text)
         score = float(benchmark.score(prediction, item))
-    except Exception as error:  # a metric may stumble over any text; one reply must not end the run
-        where = f"{type(error).__name__}: {error}"
-        return dataclasses.replace(known, error=f"scoring_failed: {where}")
+    except _SCORING_ERRORS as error:
+        return dataclasses.replace(known, error=f"scoring_failed: {type(error).__name__}: {error}")
     return dataclasses.replace(known, prediction=prediction, score=score)
 
 
 def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[ItemResult]) -> dict[str, Any]:
-    """Scores and counts."""
     unscored = [result for result in results if result.error is not None]
     if len(unscored) == len(items):
         examples = "; ".join(f"{result.id}: {result.error}" for result in unscored[:3])
-        raise EvaluationError(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
+        raise UserError(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
     scores = [result.score for result in results]
     estimates = benchmark.estimates(items, scores)
     counts = Counter(item.category for item in items)
@@ -272,14 +340,14 @@ def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Item
         "title": benchmark.title,
         "group": benchmark.group,
         "profile": benchmark.profile,
-        **_estimate(estimates.overall, benchmark.name),  # score, 0..100, with its 95 % interval
-        "metrics": benchmark.aggregate(items, scores),  # in the reference's own units
+        **_estimate(estimates.overall, benchmark.name),  # These fields hold the score, from 0 to 100, and its interval.
+        "metrics": benchmark.aggregate(items, scores),  # The metrics are in the units of lmms-eval.
         "items": len(items),
         "categories": {
             category: _estimate(strata, f"{benchmark.name}/{category}") | {"items": counts[category]}
             for category, strata in estimates.categories.items()
         },
-        "unscored": {  # count as wrong
+        "unscored": {  # These items count as wrong.
             "count": len(unscored),
             "by_reason": dict(Counter(str(result.error).split(":")[0] for result in unscored)),
             "items": {result.id: result.error for result in unscored},
@@ -293,10 +361,10 @@ def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Item
     }
 
 
-def _estimate(strata: statistics.Strata, name: str) -> dict[str, Any]:
-    drawn = statistics.draws(strata, name)
+def _estimate(strata: bootstrap.Strata, name: str) -> dict[str, Any]:
+    drawn = bootstrap.draws(strata, name)
     return {
-        "score": statistics.value(strata),
-        "interval": list(statistics.interval(drawn)),
+        "score": bootstrap.value(strata),
+        "interval": list(bootstrap.interval(drawn)),
         "standard_error": float(drawn.std()),
     }

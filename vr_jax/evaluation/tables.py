@@ -1,4 +1,4 @@
-"""Rows of a benchmark, from the published Hugging Face parquet files or from JSONL with an image folder."""
+"""The rows of a benchmark, read from parquet files as published on the Hugging Face hub, or from JSONL with images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ import pyarrow.parquet as pq
 
 from vr_jax.data.records import ImageFolder, images_of
 from vr_jax.data.skips import SkipRecord
+from vr_jax.errors import UserError
 from vr_jax.evaluation.files import Wanted, find_jsonl, find_shards
-from vr_jax.evaluation.types import EvaluationError
 
-_ROWS_AT_ONCE = 64  # of a parquet file; bounds what is held twice
+# The number of rows that are converted at a time. The converted rows are a second copy of their images.
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its columns without the image, the encoded image(s), and why it is unusable, if it is."""
+    """One row of a benchmark.
 
-    id: str  # <split>-<number of the row>, the same in both layouts
+    Attributes:
+        id: The id `<split>-<number of the row>`, which is the same in both file layouts.
+        values: The values of the columns, without the images.
+        images: The encoded images, or the paths of their files.
+        problem: The reason why the row cannot be used, as "<reason>: <detail>", or None.
+    """
+
+    id: str
     values: Mapping[str, Any]
     images: tuple[Path | bytes, ...] = field(repr=False)
     problem: str | None = None
@@ -31,8 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table. `read` turns a cell into what the benchmark works with and raises ValueError ("expected
-    ..., found ...") or SkipRecord for one that cannot be used. An optional column, or a cell of it, may be absent."""
+    """A column of a benchmark's table.
+
+    Attributes:
+        name: The name of the column.
+        read: The function that converts a cell to the value that the benchmark uses. It raises ValueError ("expected
+            ..., found ...") or SkipRecord for a cell that cannot be used.
+        optional: Whether the column, or a cell of it, may be absent.
+    """
 
     name: str
     read: Callable[[Any], Any]
@@ -40,13 +54,22 @@ class Column:
 
 
 def text(cell: Any) -> str:
+    """Reads a cell that holds a text.
+
+    Raises:
+        ValueError: The cell holds something else.
+    """
     if not isinstance(cell, str):
         raise ValueError(f"expected a text, found {_kind(cell)}")
     return cell
 
 
 def texts(cell: Any) -> tuple[str, ...]:
-    """A list of texts, or one text."""
+    """Reads a cell that holds a list of texts, or one text.
+
+    Raises:
+        ValueError: The cell holds something else.
+    """
     cells = [cell] if isinstance(cell, str) else cell
     if not isinstance(cells, list | tuple) or not all(isinstance(one, str) for one in cells):
         raise ValueError(f"expected a text or a list of texts, found {_kind(cell)}")
@@ -54,7 +77,12 @@ def texts(cell: Any) -> tuple[str, ...]:
 
 
 def answers(cell: Any) -> tuple[str, ...]:
-    """References: at least one text."""
+    """Reads a cell that holds reference answers.
+
+    Raises:
+        ValueError: The cell holds something else.
+        SkipRecord: The list of answers is empty.
+    """
     found = texts(cell)
     if not found:
         raise SkipRecord("no_answer", "the list of answers is empty")
@@ -62,7 +90,11 @@ def answers(cell: Any) -> tuple[str, ...]:
 
 
 def integer(cell: Any) -> int:
-    """A whole number, or a text that says one."""
+    """Reads a cell that holds a whole number, or the text of one.
+
+    Raises:
+        ValueError: The cell holds something else.
+    """
     try:
         if isinstance(cell, int | str) and not isinstance(cell, bool):
             return int(cell)
@@ -72,6 +104,7 @@ def integer(cell: Any) -> int:
 
 
 def anything(cell: Any) -> Any:
+    """Reads a cell as it is."""
     return cell
 
 
@@ -80,6 +113,8 @@ def _kind(cell: Any) -> str:
 
 
 def image_column(values: Mapping[str, Any]) -> Sequence[str]:
+    """Returns the columns with the images of a row in a table that has one image column."""
+    del values
     return ("image",)
 
 
@@ -92,13 +127,24 @@ def read_rows(
     images_at: Callable[[Mapping[str, Any]], Sequence[str]] = image_column,
     images: Callable[[Mapping[str, Any]], Path | bytes] | None = None,
 ) -> list[Row]:
-    """All rows of `<split>.jsonl` (image names relative to its folder), or of the published parquet files (images
-    inside); see `files`. A row that lacks a column or an image gets a `problem`. Equal images share their bytes.
+    """Reads all rows of a split.
 
-    image_columns: may hold images, the first must be there. images_at: the columns that hold the images of a row,
-    in order, given its values. images: where the parquet files hold no images, gives that of a record, or raises
-    SkipRecord.
-    Raises EvaluationError if there is no such file, it cannot be read, lacks columns, or has no rows."""
+    The rows come from `<split>.jsonl`, where images are file names relative to its folder, or from the published
+    parquet files, which contain the images. A row that lacks a column or an image gets a `problem`. Equal images share
+    their bytes.
+
+    Args:
+        data: The folder of the files, or one file.
+        wanted: The split and the names of its files.
+        columns: The columns to read.
+        image_columns: The columns that may hold images. The first of them must be there.
+        images_at: The function that returns the columns with the images of a row, in order, given the row's values.
+        images: The function that returns the image of a record where the parquet files hold no images. It raises
+            SkipRecord if there is none.
+
+    Raises:
+        UserError: There are no files, or they cannot be read, lack columns, or have no rows.
+    """
     required = [column.name for column in columns if not column.optional]
     jsonl = find_jsonl(data, wanted)
     records: Iterable[Any]
@@ -115,7 +161,7 @@ def read_rows(
         for number, record in enumerate(records)
     ]
     if not rows:
-        raise EvaluationError(f"{data}: split {wanted.split!r} has no rows")
+        raise UserError(f"{data}: the split {wanted.split!r} has no rows")
     return rows
 
 
@@ -163,13 +209,13 @@ def _images(record: Mapping[str, Any], name: str, folder: ImageFolder) -> tuple[
 
 
 def _jsonl_records(path: Path) -> Iterator[Any]:
-    """Raw records; a text instead of a record says what is wrong with it."""
+    """Yields the raw records. A text in the place of a record says what is wrong with its line."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError) as error:  # The line is not JSON, or not UTF-8.
             yield f"{path.name}, line {number}: {error}"
         else:
             found = f"{path.name}, line {number}: expected an object, found {_kind(record)}"
@@ -177,11 +223,14 @@ def _jsonl_records(path: Path) -> Iterator[Any]:
 
 
 def _require_columns(path: Path, records: Sequence[Any], required: Sequence[str]) -> None:
-    """A column that some rows lack is these rows' problem; one that all lack is none of this benchmark's files."""
+    """Raises UserError if all rows lack a column, which means that the file is not of this benchmark.
+
+    A column that only some rows lack is a problem of these rows.
+    """
     found = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
     missing = [name for name in required if name not in found]
     if found and missing:
-        raise EvaluationError(f"{path}: every row lacks column(s) {missing}; found columns {list(found)[:50]}")
+        raise UserError(f"{path}: every row lacks the columns {missing}; found the columns {list(found)[:50]}")
 
 
 def _published_records(
@@ -206,26 +255,39 @@ def _published_records(
 
 
 def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Any]:
-    """The rows of a parquet file with the named columns, a few at a time; a text instead of a row says what is wrong
-    with it. Raises EvaluationError if it cannot be read or lacks a required column."""
+    """Yields the rows of a parquet file, a few of which are held at a time.
+
+    Args:
+        path: The file.
+        required: The columns that must be there.
+        optional: The columns that are read if they are there.
+
+    Yields:
+        A row as a dictionary, or a text that says what is wrong with the row.
+
+    Raises:
+        UserError: The file cannot be read, or lacks a required column.
+    """
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if missing := [name for name in required if name not in names]:
-                raise EvaluationError(f"{path}: no column(s) {missing}; found {names}")
+                raise UserError(f"{path}: the columns {missing} are missing; found {names}")
             kept = [name for name in dict.fromkeys((*required, *optional)) if name in names]
             first = 0
-            for group in range(file.num_row_groups):  # by itself: else Arrow keeps what it read of the ones before
+            # Row groups are read one by one: in a single pass, Arrow keeps all groups that it has read in memory.
+            for group in range(file.num_row_groups):
                 for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=kept):
                     yield from _records(batch, f"{path.name}, row", first)
                     first += batch.num_rows
                 pa.default_memory_pool().release_unused()
     except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EvaluationError(f"{path}: not a readable parquet file ({detail})") from error
+        raise UserError(f"{path}: not a readable parquet file ({detail}); download it again") from error
 
 
 def _records(batch: pa.RecordBatch, where: str, first: int) -> list[Any]:
+    """Converts a batch to rows. If a text is not UTF-8, the rows are converted one by one to find its row."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError as error:

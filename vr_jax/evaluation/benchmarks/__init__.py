@@ -17,7 +17,7 @@ from vr_jax.evaluation.benchmarks.ocrbench import OCRBench
 from vr_jax.evaluation.benchmarks.realworldqa import RealWorldQA
 from vr_jax.evaluation.benchmarks.scienceqa import ScienceQA
 from vr_jax.evaluation.benchmarks.textvqa import TextVQA
-from vr_jax.evaluation.types import PROFILES, Benchmark
+from vr_jax.evaluation.interface import PROFILES, Benchmark
 
 # The order is that of the paper's tables.
 BENCHMARKS: dict[str, type[Benchmark]] = {

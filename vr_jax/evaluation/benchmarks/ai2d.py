@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark, letter_of, lettered
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.tables import Column, integer, text, texts
-from vr_jax.evaluation.types import Item, Published
 
 _LETTER = re.compile(r"\s*([A-Z])\.")
 

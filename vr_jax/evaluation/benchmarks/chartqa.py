@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
+from vr_jax.evaluation.interface import Item, Published, mean_by_category
 from vr_jax.evaluation.tables import Column, text
-from vr_jax.evaluation.types import Item, Published, mean_by_category
 
 TOLERANCE = 0.05
 

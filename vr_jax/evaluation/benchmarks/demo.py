@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import override
 
 from vr_jax.data.demo.source import DemoSource
-from vr_jax.evaluation.types import Benchmark, Item, mean_by_category
+from vr_jax.evaluation.interface import Benchmark, Item, mean_by_category
 
 
 @dataclass(frozen=True)

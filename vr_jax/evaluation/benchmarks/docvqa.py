@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, as_texts
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.anls import anls
 from vr_jax.evaluation.tables import Column, answers, text, texts
-from vr_jax.evaluation.types import Item, Published
 
 
 class DocVQA(PublishedBenchmark):

@@ -17,9 +17,9 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark
 from vr_jax.evaluation.files import Wanted, find_shards
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.tables import Column, Row, anything, parquet_records, read_rows, text
-from vr_jax.evaluation.types import Item, Published
 
 IMAGES = "testdev_balanced_images"
 

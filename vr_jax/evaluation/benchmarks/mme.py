@@ -14,9 +14,9 @@ from typing import Any, override
 import numpy as np
 
 from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark
-from vr_jax.evaluation.statistics import Estimates, Stratum
+from vr_jax.evaluation.bootstrap import Estimates, Stratum
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.tables import Column, text
-from vr_jax.evaluation.types import Item, Published
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),

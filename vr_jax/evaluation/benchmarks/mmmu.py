@@ -19,9 +19,9 @@ from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, SHORT_ANSWER, PublishedBenchmark, lettered
 from vr_jax.evaluation.files import Wanted
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.mmmu import chosen_option, open_answer_is_right
 from vr_jax.evaluation.tables import Column, Row, read_rows, text
-from vr_jax.evaluation.types import Item, Published
 
 IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 _CHOICE = "multiple-choice"

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, PublishedBenchmark
+from vr_jax.evaluation.bootstrap import Estimates, Stratum, balanced
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.letters import extract_letter
-from vr_jax.evaluation.statistics import Estimates, Stratum, balanced
 from vr_jax.evaluation.tables import Column, text
-from vr_jax.evaluation.types import Item, Published
 
 _REQUEST = " Please answer yes or no."
 _PREFIXES = ("", "(", "option ", "the answer is ")

@@ -14,9 +14,9 @@ from typing import Any, override
 import numpy as np
 
 from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
-from vr_jax.evaluation.statistics import Estimates, Stratum, plain_estimates
+from vr_jax.evaluation.bootstrap import Estimates, Stratum, plain_estimates
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.tables import Column, answers, text
-from vr_jax.evaluation.types import Item, Published
 
 FULL_SIZE = 1000
 _FORMULAS = "HME100k"

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from vr_jax.evaluation import hub
 from vr_jax.evaluation.files import Wanted
+from vr_jax.evaluation.interface import Benchmark, Item, Published
 from vr_jax.evaluation.tables import Column, Row, read_rows
-from vr_jax.evaluation.types import Benchmark, Item, Published
 
 # The last lines of prompts (docs/design/benchmarks.md#common-rules).
 SHORT_ANSWER = "Answer the question using a single word or phrase."

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import PublishedBenchmark, letter
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.metrics.letters import LETTERS, extract_letter
 from vr_jax.evaluation.tables import Column, text
-from vr_jax.evaluation.types import Item, Published
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}

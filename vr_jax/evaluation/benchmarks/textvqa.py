@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import SHORT_ANSWER, PublishedBenchmark, as_texts
+from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.vqa import vqa_accuracy
 from vr_jax.evaluation.tables import Column, answers, text
-from vr_jax.evaluation.types import Item, Published
 
 
 class TextVQA(PublishedBenchmark):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.evaluation import plan
+from vr_jax.evaluation import batching
 from vr_jax.evaluation.lmms_eval.likelihood import Likelihood
 from vr_jax.evaluation.lmms_eval.questions import AsAsked, Question, QuestionItems, Settings, header
 from vr_jax.evaluation.runner import rows_per_process
@@ -84,7 +84,7 @@ class Answerer:
         return [answers[number] for number in range(len(questions))]
 
     def score(self, questions: Sequence[Question], continuations: Sequence[str]) -> list[Score]:
-        """The likelihood of one continuation per question; see `Likelihood`. Raises EvaluationError for a model with a
+        """The likelihood of one continuation per question; see `Likelihood`. Raises UserError for a model with a
         pruner."""
         self._likelihood.check()
         items = QuestionItems(questions)
@@ -117,7 +117,7 @@ class Answerer:
         items = QuestionItems(questions, header)
 
         def size(number: int) -> tuple[int, int]:
-            return plan.prompt_size(self.processor, self._benchmark, items[number])
+            return batching.prompt_size(self.processor, self._benchmark, items[number])
 
         with (
             ThreadPoolExecutor(self.workers, thread_name_prefix="measure") as pool,
@@ -132,8 +132,8 @@ class Answerer:
     def _prepared(
         self, items: QuestionItems, sizes: Mapping[int, tuple[int, int]]
     ) -> Iterator[dict[int, Example | str]]:
-        batches = plan.batches(sizes, self.generator.buckets, self.rows)
-        return plan.prepared(self.processor, self._benchmark, items, batches, workers=self.workers)
+        batches = batching.batches(sizes, self.generator.buckets, self.rows)
+        return batching.prepared(self.processor, self._benchmark, items, batches, workers=self.workers)
 
     def _log(self, questions: Sequence[Question], problems: Mapping[int, str]) -> None:
         problems = dict(sorted(problems.items()))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax.data.collate import collate
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.errors import UserError
 from vr_jax.inference.buckets import Buckets
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.vlm import VisionLanguageModel
@@ -34,10 +34,10 @@ class Likelihood:
         self._rows = jax.jit(_rows)
 
     def check(self) -> None:
-        """Raises EvaluationError for a model with a pruner: what it drops depends on the last token of the prompt, here
+        """Raises UserError for a model with a pruner: what it drops depends on the last token of the prompt, here
         the reply's."""
         if self.model.config.pruning is not None:
-            raise EvaluationError(
+            raise UserError(
                 f"likelihoods with the pruner {self.model.config.pruning.name!r} are not defined: "
                 "leave pruning out, or choose tasks that generate"
             )

@@ -12,10 +12,10 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 
+from vr_jax.errors import UserError
 from vr_jax.evaluation.lmms_eval.answers import Answerer
 from vr_jax.evaluation.lmms_eval.options import Options
 from vr_jax.evaluation.lmms_eval.questions import Question, Settings, capped, settings_of, without_effect
-from vr_jax.evaluation.types import EvaluationError
 from vr_jax.inference.generate import Generator
 from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
 from vr_jax.model_directory import read_config
@@ -28,7 +28,7 @@ class VrJax(lmms):
     """A vr_jax model directory as a "simple" model: lmms-eval writes the prompt, hands out the images and scores.
 
     Arguments: see `Options`, plus what lmms-eval adds from its own flags. One process drives all devices. Raises
-    EvaluationError or one of LOADING_ERRORS, each with a text for the user."""
+    UserError or one of LOADING_ERRORS, each with a text for the user."""
 
     is_simple = True
 
@@ -36,7 +36,7 @@ class VrJax(lmms):
         super().__init__()
         self.options = Options.of(arguments)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or jax.process_count() > 1:
-            raise EvaluationError(
+            raise UserError(
                 "vr_jax drives all devices of a machine from one process: start lmms_eval with python, not with "
                 "torchrun or accelerate launch (several hosts: use eval.py)"
             )
@@ -59,7 +59,7 @@ class VrJax(lmms):
         0, and for an argument in both places complain of Python."""
         try:
             return cls(**dict(additional_config or {}) | simple_parse_args_string(arg_string))
-        except (EvaluationError, *LOADING_ERRORS, OSError) as error:
+        except (UserError, *LOADING_ERRORS, OSError) as error:
             raise SystemExit(f"lmms_eval: vr_jax: {error}") from error
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

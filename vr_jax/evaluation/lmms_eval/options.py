@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vr_jax.evaluation.types import EvaluationError
+from vr_jax.errors import UserError
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -36,7 +36,7 @@ class Options:
         """From the arguments that lmms-eval gives: those of --model_args, and --batch_size, --max_batch_size and
         --device if they are set.
 
-        Raises EvaluationError for an unknown name, a value of the wrong type, or a missing checkpoint."""
+        Raises UserError for an unknown name, a value of the wrong type, or a missing checkpoint."""
         values = {name: value for name, value in arguments.items() if value is not None}
         device = values.pop("device", None)
         if device is not None:
@@ -44,13 +44,13 @@ class Options:
         values.pop("max_batch_size", None)  # a bound of batch_size=auto, which is a fixed number here
         if "pretrained" in values:
             if "checkpoint" in values:
-                raise EvaluationError("checkpoint and pretrained are two names of one argument: give one of them")
+                raise UserError("checkpoint and pretrained are two names of one argument: give one of them")
             values["checkpoint"] = values.pop("pretrained")
         known = [one.name for one in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
-            raise EvaluationError(f"model_args: unknown {unknown}; known: {', '.join(known)}")
+            raise UserError(f"model_args: unknown {unknown}; known: {', '.join(known)}")
         if "checkpoint" not in values:
-            raise EvaluationError("missing: --model_args checkpoint=DIR, a model directory of vr_jax")
+            raise UserError("missing: --model_args checkpoint=DIR, a model directory of vr_jax")
         values["checkpoint"] = Path(str(values["checkpoint"])).expanduser()
         if str(values.get("batch_size", "")).startswith("auto"):
             values["batch_size"] = DEFAULT_BATCH_SIZE
@@ -61,9 +61,9 @@ class Options:
                 values[name] = _integer(name, values[name])
         for name in ("max_new_tokens", "batch_size"):
             if values.get(name, 1) < 1:
-                raise EvaluationError(f"{name} = {values[name]}: expected at least 1")
+                raise UserError(f"{name} = {values[name]}: expected at least 1")
         if not isinstance(values.get("cut_at_until", False), bool):
-            raise EvaluationError(f"cut_at_until = {values['cut_at_until']!r}: expected true or false")
+            raise UserError(f"cut_at_until = {values['cut_at_until']!r}: expected true or false")
         if values.get("batch_size") == 1:
             logger.warning("batch size 1 (lmms-eval's default): --batch_size %d is faster", DEFAULT_BATCH_SIZE)
         return cls(**values)
@@ -76,4 +76,4 @@ def _integer(name: str, value: Any) -> int:
             return int(value)
     except (TypeError, ValueError):
         pass
-    raise EvaluationError(f"{name} = {value!r}: expected a whole number")
+    raise UserError(f"{name} = {value!r}: expected a whole number")

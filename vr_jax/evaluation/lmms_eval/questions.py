@@ -13,7 +13,8 @@ from PIL import Image
 
 from vr_jax.data.images import decode_rgb
 from vr_jax.data.skips import SkipRecord
-from vr_jax.evaluation.types import Benchmark, EvaluationError, Item
+from vr_jax.errors import UserError
+from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.inference.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 1024  # of tasks without a limit, as most models of lmms-eval (benchmarks like TextVQA)
@@ -64,7 +65,7 @@ def settings_of(
     """A task's `generation_kwargs`. Greedy unless there is a temperature above 0 and `do_sample` is not false.
 
     max_new_tokens: in place of the task's. cut_at_until: also heed `until` (lmms-eval's own models do not).
-    Raises EvaluationError for a value that makes no sense."""
+    Raises UserError for a value that makes no sense."""
     limit = max_new_tokens
     if limit is None:
         asked = next((kwargs[name] for name in _LIMITS if kwargs.get(name) is not None), DEFAULT_NEW_TOKENS)
@@ -77,7 +78,7 @@ def settings_of(
         greedy = temperature == 0 or top_p == 0 or kwargs.get("do_sample") is False
         sampling = Sampling() if greedy else Sampling(temperature, top_p, seed)
     except (TypeError, ValueError) as error:
-        raise EvaluationError(f"generation_kwargs {dict(kwargs)}: {error}") from error
+        raise UserError(f"generation_kwargs {dict(kwargs)}: {error}") from error
     until = kwargs.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(str(stop) for stop in until)
     return Settings(limit, sampling, tuple(stop for stop in stops if stop) if cut_at_until else ())
@@ -104,7 +105,7 @@ def _count(name: str, value: Any) -> int:
     except (TypeError, ValueError):
         count = 0
     if count < 1 or count != float(value):
-        raise EvaluationError(f"{name} = {value!r}: expected a whole number of at least 1")
+        raise UserError(f"{name} = {value!r}: expected a whole number of at least 1")
     return count
 
 

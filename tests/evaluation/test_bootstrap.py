@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from vr_jax.evaluation.statistics import Stratum, balanced, draws, interval, plain, plain_estimates, value
+from vr_jax.evaluation.bootstrap import Stratum, balanced, draws, interval, plain, plain_estimates, value
 
 RNG = np.random.default_rng(0)
 

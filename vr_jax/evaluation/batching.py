@@ -1,4 +1,4 @@
-"""Which items are asked together: items of one length bucket, the largest first."""
+"""Batches of items whose prompts have about the same length, and their preparation in threads."""
 
 from __future__ import annotations
 
@@ -9,46 +9,54 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from vr_jax.data import anyres
-from vr_jax.data.images import open_image
+from vr_jax.data.images import DECODE_ERRORS, open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example
-from vr_jax.evaluation.types import Benchmark, Item
+from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.inference.buckets import Buckets, PromptTooLong
 from vr_jax.inference.prompts import PromptError, user_turn
 
-
-class Unanswerable(ValueError):
-    """An item that cannot be asked; the message is its `error` in items.jsonl, "<reason>: <detail>"."""
+# The errors that a damaged file or an unusual text can cause outside the checks that raise SkipRecord.
+_PREPARATION_ERRORS = DECODE_ERRORS
 
 
 def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
-    """Raises Unanswerable for an item with a problem, or placeholders that do not match its images."""
-    if item.problem is not None:
-        raise Unanswerable(item.problem)
+    """Builds the conversation that asks an item.
+
+    Raises:
+        SkipRecord: The prompt is not valid Unicode, or its placeholders do not match the item's images.
+    """
     text = benchmark.prompt(item)
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold halves of characters; no tokenizer takes them
-        raise Unanswerable(f"malformed_text: the prompt is no valid text ({error})") from None
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts.
+        raise SkipRecord("malformed_record", f"the prompt is not valid Unicode text ({error})") from None
     try:
         turn = user_turn(text, len(item.images))
     except PromptError as error:
-        raise Unanswerable(f"image_count: {error}") from error
+        raise SkipRecord("image_count", str(error)) from error
     return Conversation(item.id, (turn,), item.images)
 
 
 def prompt_of(processor: Processor, benchmark: Benchmark, item: Item) -> Example:
-    """The tokenised prompt with its tiles. Raises Unanswerable for images that cannot be read, and the like."""
-    try:
-        return processor.prompt(conversation_of(benchmark, item))
-    except SkipRecord as error:
-        raise Unanswerable(str(error)) from error
+    """Returns the tokenised prompt of an item with its tiles.
+
+    Raises:
+        SkipRecord: The item cannot be asked, e.g. because an image cannot be read.
+    """
+    return processor.prompt(conversation_of(benchmark, item))
 
 
 def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple[int, int]:
-    """Tokens and tiles of the prompt, from the images' headers only: nothing is decoded. (0, 0) for an item that
-    cannot be asked, which `prompt_of` will find out."""
+    """Computes the size of an item's prompt from the headers of its images, without decoding them.
+
+    Returns:
+        The number of tokens, vision tokens included, and the number of tiles. For an item that cannot be asked it is
+        (0, 0); the preparation of the item then reports why.
+    """
+    if item.problem is not None:
+        return 0, 0
     config = processor.config
     try:
         conversation = conversation_of(benchmark, item)
@@ -56,15 +64,26 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
         with ExitStack() as stack:
             opened = [stack.enter_context(open_image(image)) for image in item.images]
             sizes = [image.size for image in opened]
-    except Exception:  # `prompt_of` meets it too, and says what it is
+    except (SkipRecord, *_PREPARATION_ERRORS):
         return 0, 0
     layouts = [anyres.layout(size, config.cells_per_side, config.image, alone=len(sizes) == 1) for size in sizes]
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts), sum(one.tiles for one in layouts)
 
 
 def batches(sizes: Mapping[int, tuple[int, int]], buckets: Buckets, rows: int) -> list[list[int]]:
-    """Numbers of items, `rows` at a time, sorted by bucket. The largest come first, so that a lack of memory shows at
-    once and the estimated time left does not grow."""
+    """Groups items into batches of the same length bucket, as far as possible.
+
+    The largest prompts come first. So a lack of memory shows at once, and the estimate of the remaining time does not
+    grow.
+
+    Args:
+        sizes: The number of tokens and of tiles of each prompt, by the number of the item.
+        buckets: The static sizes that prompts are padded to.
+        rows: The number of items in a batch.
+
+    Returns:
+        The numbers of the items of each batch.
+    """
 
     def key(number: int) -> tuple[int, int, int]:
         try:
@@ -86,15 +105,29 @@ def prepared(
     workers: int | None = None,
     ahead: int = 2,
 ) -> Iterator[dict[int, Example | str]]:
-    """For each batch its prompts, or what is wrong with them, by item number. Threads (one for each core, at most 16)
-    prepare `ahead` batches while the device works on the one before."""
+    """Prepares the prompts of each batch in threads, while the device works on the batch before.
+
+    Args:
+        processor: The processor of the model.
+        benchmark: The benchmark of the items.
+        items: All items.
+        batches: The numbers of the items of each batch.
+        workers: The number of threads. By default there is one for each core, at most 16.
+        ahead: The number of batches that are prepared in advance.
+
+    Yields:
+        For each batch, by the number of the item, the prompt, or "<reason>: <detail>" for an item that cannot be asked.
+    """
 
     def prepare(number: int) -> Example | str:
+        item = items[number]
+        if item.problem is not None:
+            return item.problem
         try:
-            return prompt_of(processor, benchmark, items[number])
-        except Unanswerable as error:
+            return prompt_of(processor, benchmark, item)
+        except SkipRecord as error:
             return str(error)
-        except Exception as error:  # any file may be damaged in a way that nobody foresaw; it costs its item
+        except _PREPARATION_ERRORS as error:
             return f"preparation_failed: {type(error).__name__}: {error}"
 
     def collect(futures: Mapping[int, Future[Example | str]]) -> dict[int, Example | str]:
