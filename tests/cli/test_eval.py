@@ -18,10 +18,10 @@ from tests.commands import run
 from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from vr_jax.cli.eval import Interrupt
+from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import PAPER
 from vr_jax.evaluation.evaluate import EvalOptions, evaluate, fingerprint, options_of
 from vr_jax.evaluation.run_directory import load_results
-from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 
 COUNT = 150  # so many that the process cannot end before it is killed

@@ -274,7 +274,7 @@ assert jax.device_count() == 4
 from pathlib import Path
 from tests.evaluation import words
 from tests.inference import tiny
-from vr_jax.distributed import together
+from vr_jax.errors import UserError
 from vr_jax.evaluation.runner import evaluate_items
 from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.generate import Generator
@@ -295,24 +295,6 @@ with jax.set_mesh(mesh):
         assert "checkpoint.sha256" in str(error)
     else:
         raise SystemExit("the second run was not refused")
-
-    def fails_on_the_second(error):
-        if rank == "1":
-            raise error
-        return 3
-
-    assert together(lambda: rank) == rank
-    for error, known in ((OSError("disk full"), True), (KeyError("a bug"), False)):
-        try:
-            together(lambda: fails_on_the_second(error))
-        except UserError as found:
-            assert known and str(found) == "disk full", found
-        except RuntimeError as found:
-            assert not known and rank == "0" and "process 1 failed: 'a bug'" in str(found), found
-        except KeyError:
-            assert not known and rank == "1"
-        else:
-            raise SystemExit("one process failed, the other went on")
 """
 
 
