@@ -148,5 +148,4 @@ def together[Value](call: Callable[[], Value]) -> Value:
         RuntimeError: The call failed unforeseen on another process.
     """
     with agreement():
-        value = call()
-    return value  # the block above has to end first
+        return call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 EXIT_DONE = 0
@@ -13,7 +14,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class UserError(Exception):
-    """An error that the user can mend; its message is one line.
+    """An error that the user can mend; its message is one line, or one line and a list.
 
     The message names the file, tensor, record or field, what was found, what was expected and what to do. A command
     catches this class and nothing else: it prints the message to standard error and exits with `exit_code`. A subclass
@@ -39,3 +40,9 @@ def user_error_class(name: str) -> type[UserError]:
             return one
         found.extend(one.__subclasses__())
     return UserError
+
+
+def message_list(title: str, lines: Sequence[str], limit: int = 20) -> str:
+    """Returns a title line, and below it the first lines of a list and the number of the others."""
+    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join([title, *(f"  {line}" for line in [*lines[:limit], *more])])

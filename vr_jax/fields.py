@@ -37,6 +37,7 @@ class Range:
     open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
+        """Returns whether a number is finite and within the bounds."""
         if not math.isfinite(value):
             return False
         above = value > self.low if self.open_low else value >= self.low
@@ -44,6 +45,7 @@ class Range:
         return above and below
 
     def __str__(self) -> str:
+        """Returns the bounds as messages show them, e.g. ">= 0 and < 1"."""
         parts = []
         if math.isfinite(self.low):
             parts.append(f"{'>' if self.open_low else '>='} {self.low:g}")
@@ -70,6 +72,7 @@ class Config:
     """
 
     def __post_init__(self) -> None:
+        """Checks every field against its annotation."""
         for name, hint in field_types(type(self)).items():
             check_value(hint, getattr(self, name), f"{type(self).__name__}.{name}")
 

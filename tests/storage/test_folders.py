@@ -31,7 +31,7 @@ _observers = []
 
 def _audit(event, _):
     if event in CHANGES:
-        for observe in list(_observers):
+        for observe in _observers.copy():
             observe()
 
 
