@@ -114,7 +114,7 @@ def test_parts_are_combined(model, tmp_path):
 
 def test_nothing_is_dropped_unless_allowed(saved):
     baseline = tiny_config(refusion=None)
-    with pytest.raises(UserError, match=r"refusion.blocks.1.up.kernel \(24, 48\) of .*unused"):
+    with pytest.raises(UserError, match=r"refusion.blocks.0.ln_q.scale \(24,\) of .*unused"):
         load_model(saved, config=baseline)
     _, report = warm_start([saved], baseline, allow_unused=["refusion"])
     assert report.initialised == ()
