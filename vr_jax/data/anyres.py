@@ -1,8 +1,9 @@
-"""From an image to tiles, and from its size to the vision tokens those tiles become (methods.md 1.2, 1.3).
+"""Cutting of an image into tiles, and the vision tokens that follow from the size of the image.
 
-Host code on sizes and PIL images; faithful to LLaVA-NeXT `llava/mm_utils.py` (select_best_resolution,
-resize_and_pad_image, divide_to_patches, process_anyres_image, expand2square) and `llava/model/llava_arch.py`
-(unpad_image and the packing of image features). Sizes are (width, height) in pixels, grids (columns, rows) in tiles.
+This is host code on sizes and PIL images. It reproduces LLaVA-NeXT: llava/mm_utils.py (select_best_resolution,
+resize_and_pad_image, divide_to_patches, process_anyres_image, expand2square) and llava/model/llava_arch.py (unpad_image
+and the packing of image features); see `docs/design/methods.md#image-preprocessing` and `docs/design/methods.md#anyres`.
+Sizes are (width, height) in pixels and grids are (columns, rows) in tiles.
 """
 
 from __future__ import annotations
@@ -12,24 +13,31 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig
 
-PAD_COLOUR = (127, 127, 127)  # mean colour of `expand2square`
-BILINEAR_ABOVE = 1.1  # `anyres_max_N` shrinks maps more than this factor larger than N tiles, per side
+# LLaVA's `expand2square` pads with the mean colour of its image processor.
+PAD_COLOUR = (127, 127, 127)
+# `anyres_max_N` shrinks a map of tokens whose side exceeds that of N tiles by more than this factor.
+BILINEAR_ABOVE = 1.1
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The vision tokens of one image, in order, before anything is computed.
+    """The n vision tokens of one image in order, known before anything is computed.
 
-    cell: the compressed cell a token stands for, tile * u*u + row * u + column (tile 0 is the base), or NEWLINE.
-    tiles: tiles of the image, the base included. grid: its (columns, rows), None for single-tile modes.
-    cells, weights: only where the bilinear branch fired, four cells and their weights per token (newline: 0);
-    `cell` then holds the first of them."""
+    Attributes:
+        cell: The compressed cell that a token stands for, tile * u * u + row * u + column with tile 0 as the base tile,
+            or NEWLINE.
+        tiles: The number of tiles of the image, the base tile included.
+        grid: The (columns, rows) of the grid of tiles, or None for modes with one tile.
+        cells: The four cells that a token interpolates, where the map of tokens is shrunk bilinearly; else None. `cell`
+            then contains the first of them. A newline has zeros.
+        weights: The weights of these four cells. A newline has zeros.
+    """
 
     cell: Int[np.ndarray, " n"]
     tiles: int
@@ -39,9 +47,15 @@ class TokenLayout:
 
 
 def select_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile_size: int) -> tuple[int, int]:
-    """The grid that keeps most of the image's pixels, then wastes least; the first of equals wins."""
+    """Selects the grid that keeps most of the image's pixels and, among those, wastes the fewest of its own.
+
+    Args:
+        size: The (width, height) of the image.
+        grids: The allowed (columns, rows); the first of equally good ones is selected.
+        tile_size: The side of a tile in pixels.
+    """
     width, height = size
-    best, best_fit = grids[0], (-1, -math.inf)
+    best, best_fit = grids[0], (-1, 0)
     for columns, rows in grids:
         target_w, target_h = columns * tile_size, rows * tile_size
         scale = min(target_w / width, target_h / height)
@@ -53,7 +67,7 @@ def select_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile_
 
 
 def fitted_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the image's shape inside `target`; the free side is rounded up."""
+    """Returns the largest size inside `target` with the aspect ratio of `size`; the shorter side is rounded up."""
     width, height = size
     scale_w, scale_h = target[0] / width, target[1] / height
     if scale_w < scale_h:
@@ -64,9 +78,16 @@ def fitted_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, in
 def unpadded(
     size: tuple[int, int], map_size: tuple[int, int], rounding: str
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Half-open (rows, columns) of a feature map (width, height) that are not padding (`unpad_image`).
+    """Finds the part of a feature map that is not padding (LLaVA's `unpad_image`).
 
-    rounding: "truncate" is LLaVA's int(x), "round7" transformers' int(round(x, 7)); they differ by one row at times.
+    Args:
+        size: The (width, height) of the image.
+        map_size: The (width, height) of the feature map.
+        rounding: "truncate" for LLaVA's int(x), "round7" for transformers' int(round(x, 7)). The two sometimes differ by
+            one row or column.
+
+    Returns:
+        The half-open ranges of rows and of columns.
     """
     width, height = size
     map_w, map_h = map_size
@@ -80,9 +101,17 @@ def unpadded(
 
 @functools.lru_cache(maxsize=4096)
 def layout(size: tuple[int, int], u: int, config: ImageConfig, *, alone: bool = True) -> TokenLayout:
-    """Vision tokens of an image of `size` (width, height) with u * u compressed cells per tile.
+    """Lays out the vision tokens of an image.
 
-    alone: whether it is the only image of its sample; the images of a multi-image sample get one tile each."""
+    Args:
+        size: The (width, height) of the image.
+        u: The number of compressed cells along a side of a tile.
+        config: The mode and the grids.
+        alone: Whether the image is the only one of its sample. The images of a sample with several get one tile each.
+
+    Returns:
+        The layout. It is cached and shared, so its arrays are read-only.
+    """
     base = np.arange(u * u, dtype=np.int32)
     if not (config.is_anyres and alone):
         return _frozen(TokenLayout(np.append(base, np.int32(NEWLINE)) if config.unpad else base, tiles=1))
@@ -106,8 +135,8 @@ def layout(size: tuple[int, int], u: int, config: ImageConfig, *, alone: bool = 
     return _frozen(TokenLayout(cell, tiles, grid, cells, weights))
 
 
-def _with_newlines(rows: np.ndarray, value: int) -> np.ndarray:
-    """Rows (h, w, ...) with one more column of `value`, flattened row by row."""
+def _with_newlines(rows: Shaped[np.ndarray, "h w ..."], value: int) -> Shaped[np.ndarray, "n ..."]:
+    """Appends a column of `value` to rows (h, w, ...) and flattens them row by row."""
     newline = np.full_like(rows, value, shape=(rows.shape[0], 1, *rows.shape[2:]))
     return np.concatenate([rows, newline], axis=1).reshape(-1, *rows.shape[2:])
 
@@ -115,7 +144,7 @@ def _with_newlines(rows: np.ndarray, value: int) -> np.ndarray:
 def _bilinear(
     cells: Int[np.ndarray, "h w"], out_h: int, out_w: int
 ) -> tuple[Int[np.ndarray, "a b 4"], Float[np.ndarray, "a b 4"]]:
-    """The four neighbours and weights of torch's interpolate(mode="bilinear", align_corners=False)."""
+    """Returns the neighbours and weights of torch's interpolate(mode="bilinear", align_corners=False)."""
     low_y, high_y, frac_y = _source_index(cells.shape[0], out_h)
     low_x, high_x, frac_x = _source_index(cells.shape[1], out_w)
     corners = [cells[np.ix_(y, x)] for y in (low_y, high_y) for x in (low_x, high_x)]
@@ -123,8 +152,14 @@ def _bilinear(
     return np.stack(corners, axis=-1), np.stack(weights, axis=-1)
 
 
-def _source_index(size: int, out: int) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " out"]]:
-    """torch's area_pixel_compute_source_index: a float32 scale, then one rounding (a fused multiply-add)."""
+def _source_index(
+    size: int, out: int
+) -> tuple[Int[np.ndarray, " out"], Int[np.ndarray, " out"], Float[np.ndarray, " out"]]:
+    """Returns the lower and upper source index of every output index, and the fraction between them.
+
+    It reproduces torch's area_pixel_compute_source_index: the scale is a float32, and the product and the difference are
+    rounded once, as in a fused multiply-add.
+    """
     scale = np.float32(size) / np.float32(out)
     centre = np.float64(scale) * (np.arange(out) + 0.5) - 0.5
     position = np.maximum(centre, 0).astype(np.float32)
@@ -133,7 +168,7 @@ def _source_index(size: int, out: int) -> tuple[np.ndarray, np.ndarray, Float[np
 
 
 def _frozen(result: TokenLayout) -> TokenLayout:
-    """Layouts are cached and shared: nobody may write to them."""
+    """Makes the arrays read-only, because layouts are cached and shared."""
     for array in (result.cell, result.cells, result.weights):
         if array is not None:
             array.flags.writeable = False
@@ -141,10 +176,16 @@ def _frozen(result: TokenLayout) -> TokenLayout:
 
 
 def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UInt8[np.ndarray, "t H W 3"]:
-    """The tiles of an RGB image, matching `layout` for its size: the squashed base first, then the grid row by row.
+    """Cuts an RGB image into tiles: first the base tile, which is the whole image squashed, then the grid row by row.
 
-    Resizing is PIL's bicubic; pixels stay uint8. In a multi-image sample (`alone=False`) under anyres, and in mode
-    "pad", the image is padded to a square with the mean colour and gives one tile."""
+    The tiles match what `layout` returns for the image's size. The mode "pad", and the modes with a grid for an image
+    that is not alone, pad the image to a square with the mean colour and give one tile.
+
+    Args:
+        image: The image in mode RGB. PIL's bicubic filter resizes it.
+        config: The mode and the grids.
+        alone: Whether the image is the only one of its sample.
+    """
     side = config.tile_size
     if config.aspect_ratio == "square":
         return np.asarray(_resized(image, (side, side)))[None]
@@ -153,7 +194,7 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
     columns, rows = select_grid(image.size, config.grids, side)
     target = (columns * side, rows * side)
     fitted = np.asarray(_resized(image, fitted_size(image.size, target)))
-    left, top = _centred(fitted.shape[1::-1], target)
+    left, top = _centred((fitted.shape[1], fitted.shape[0]), target)
     result = np.zeros((1 + columns * rows, side, side, 3), np.uint8)
     result[0] = np.asarray(_resized(image, (side, side)))
     for row in range(rows):
@@ -170,7 +211,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _squared(image: Image.Image) -> Image.Image:
-    """`expand2square`: the image centred on a square of the mean colour."""
+    """Centres the image on a square of the mean colour (LLaVA's `expand2square`)."""
     width, height = image.size
     if width == height:
         return image
@@ -180,15 +221,27 @@ def _squared(image: Image.Image) -> Image.Image:
     return square
 
 
-def _centred(size: tuple[int, ...], target: tuple[int, int]) -> tuple[int, int]:
-    """Left and top of an image in the middle of `target`; an odd rest goes to the right and bottom."""
+def _centred(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Returns the left and top edge of an image in the middle of `target`.
+
+    An odd number of pixels of padding leaves one more at the right and at the bottom.
+    """
     return (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies on its tiles: on the canvas that `columns` x `rows` of them make, `first` the number of the
-    upper left one. left, top, width, height: in pixels of the canvas; what is outside is padding."""
+    """The position of an image on the canvas that its tiles form. The rest of the canvas is padding.
+
+    Attributes:
+        first: The number of the upper left tile of the canvas.
+        columns: The number of tiles from left to right.
+        rows: The number of tiles from top to bottom.
+        left: The left edge of the image in pixels of the canvas.
+        top: The top edge of the image in pixels of the canvas.
+        width: The width of the image in pixels of the canvas.
+        height: The height of the image in pixels of the canvas.
+    """
 
     first: int
     columns: int
@@ -200,15 +253,23 @@ class Placement:
 
 
 def placement(size: tuple[int, int], config: ImageConfig, *, alone: bool = True, base: bool = False) -> Placement:
-    """The geometry of `tiles` for an image of `size` (width, height): of its grid, or with `base` (and where there is
-    no grid) of its first tile."""
+    """Returns where `tiles` puts an image.
+
+    Args:
+        size: The (width, height) of the image.
+        config: The mode and the grids.
+        alone: Whether the image is the only one of its sample.
+        base: Whether the placement on the base tile is asked for instead of that on the grid. Where there is no grid,
+            both are the same.
+    """
     side = config.tile_size
     if config.is_anyres and alone and not base:
         columns, rows = select_grid(size, config.grids, side)
         fitted = fitted_size(size, (columns * side, rows * side))
-        return Placement(1, columns, rows, *_centred(fitted, (columns * side, rows * side)), *fitted)
+        left, top = _centred(fitted, (columns * side, rows * side))
+        return Placement(1, columns, rows, float(left), float(top), float(fitted[0]), float(fitted[1]))
     if config.aspect_ratio == "square" or (config.is_anyres and alone):
-        return Placement(0, 1, 1, 0, 0, side, side)
+        return Placement(0, 1, 1, 0.0, 0.0, float(side), float(side))
     square = max(size)
     left, top = _centred(size, (square, square))
     return Placement(0, 1, 1, *(side * value / square for value in (left, top, *size)))

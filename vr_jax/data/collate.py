@@ -1,4 +1,4 @@
-"""Rows of examples -> one HostBatch of static shape (the batch contract, `vr_jax/model/batch.py`)."""
+"""Assembly of examples into one `HostBatch` of static shape, as `vr_jax.model.batch` defines it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ def collate(
     skipped: Sequence[Skip] = (),
     weighted_cells: bool = False,
 ) -> HostBatch:
-    """Puts the examples of each row behind one another; missing rows are empty, padding tokens are 0.
+    """Puts the examples of each row one behind another. Padding tokens are 0, and rows that are not given are empty.
 
-    pad_side: where a row's padding goes ("left" right-aligns prompts for generation). weighted_cells: the batch has
-    `vision_cells` and `vision_weights` even if no example brings them (`ImageConfig.may_interpolate`).
-    Raises ValueError for more rows, tokens or tiles than `shape` holds, or tiles of another size."""
+    Args:
+        rows: The examples of each row, at most `shape.rows` rows.
+        shape: The sizes of the batch.
+        pad_side: The side of a row's padding. "left" aligns prompts at the right, as generation needs it.
+        skipped: The unusable samples that the batch reports.
+        weighted_cells: Whether the batch has `vision_cells` and `vision_weights` even if no example has them, as
+            `ImageConfig.may_interpolate` requires.
+
+    Raises:
+        ValueError: There are more rows, tokens or tiles than `shape` has, or tiles of another size.
+    """
     if pad_side not in ("right", "left"):
         raise ValueError(f"pad_side = {pad_side!r}: expected 'right' or 'left'")
     if len(rows) > shape.rows:
-        raise ValueError(f"{len(rows)} rows for a batch of {shape.rows}")
+        raise ValueError(f"{len(rows)} rows were given for a batch of {shape.rows} rows")
     size = (shape.rows, shape.tokens)
     arrays: dict[str, np.ndarray] = {
         "tokens": np.zeros(size, np.int32),
@@ -54,30 +62,34 @@ def collate(
             images += int(example.tile_image.max(initial=0))
     ids = tuple(tuple(example.id for example in row) for row in rows)
     return HostBatch(
-        batch=Batch(**arrays),  # type: ignore[arg-type]  # numpy until the batch is put on devices
+        batch=Batch(**arrays),  # type: ignore[arg-type]  # The arrays are numpy until they are put on devices.
         record_ids=ids + ((),) * (shape.rows - len(rows)),
         skipped=tuple(skipped),
     )
 
 
 def _check_row(index: int, row: Sequence[Example], shape: BatchShape) -> None:
+    """Checks that the examples of a row fit into it."""
     tokens = sum(len(example.tokens) for example in row)
     tiles = sum(len(example.tile_pixels) for example in row)
     if tokens > shape.tokens or tiles > shape.tiles:
         names = ", ".join(example.id for example in row)
         raise ValueError(
-            f"row {index} ({names}): {tokens} tokens and {tiles} tiles, it holds {shape.tokens} and {shape.tiles}"
+            f"row {index} ({names}) has {tokens} tokens and {tiles} tiles, but a row of the batch has room for "
+            f"{shape.tokens} and {shape.tiles}"
         )
     for example in row:
         side = example.tile_pixels.shape[1]
         if side != shape.tile_size:
-            raise ValueError(f"sample {example.id}: tiles of {side} pixels, the batch has {shape.tile_size}")
+            raise ValueError(
+                f"sample {example.id} has tiles of {side} pixels, but those of the batch have {shape.tile_size}"
+            )
 
 
 def _put(
     arrays: dict[str, np.ndarray], example: Example, segment: int, row: int, begin: int, tile: int, images: int
 ) -> None:
-    """Writes one example into its row; `begin`, `tile` and `images` count what stands before it."""
+    """Writes one example into its row, behind `begin` tokens, `tile` tiles and `images` images."""
     at = (row, slice(begin, begin + len(example.tokens)))
     for name in ("tokens", "loss_mask", "text_token_mask"):
         arrays[name][at] = getattr(example, name)

@@ -1,8 +1,12 @@
-"""From turns to token ids, with the masks that training and the text-guided token need (methods.md 1.4, 5.5).
+"""Conversion of turns to token ids, with the masks that the loss and the text-guided token need.
 
-Two templates behind one schema: `qwen_1_5` (ChatML) and `plain` (captions). Ids and labels are those of LLaVA-NeXT's
-`preprocess_multimodal`, `preprocess_qwen` and `preprocess_plain` (`llava/train/train.py`), which the recorded cases
-in tests/golden check. Who said what is carried as `roles` and `turns`; it is never derived from labels.
+There are two templates: `qwen_1_5` (ChatML) and `plain` (captions). Token ids and targets are those of LLaVA-NeXT's
+`preprocess_multimodal`, `preprocess_qwen` and `preprocess_plain` (LLaVA-NeXT: llava/train/train.py), which recorded
+outputs of the official code check in tests/golden. `docs/design/methods.md#labels` describes them, and
+`docs/design/methods.md#text-guided-token` describes the mask of the text-guided token.
+
+The speaker of every token is stored in `roles` and `turns`. It is never derived from the targets of the loss, because
+these also contain tokens of the user.
 """
 
 from __future__ import annotations
@@ -18,16 +22,22 @@ from jaxtyping import Bool, Int
 
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Turn
+from vr_jax.errors import UserError
+from vr_jax.fields import check_value
 
-IMAGE_TOKEN = -200  # stands for a whole image until its vision tokens are spliced in (LLaVA's IMAGE_TOKEN_INDEX)
+# This id stands for a whole image until its vision tokens replace it (LLaVA's IMAGE_TOKEN_INDEX).
+IMAGE_TOKEN = -200
 SYSTEM_MESSAGE = "You are a helpful assistant."
-VIDEO_NOISE = "QA_GT_caption_based_noisy"  # LLaVA removes this marker of VideoInstruct-100k
+# LLaVA removes this marker of the data set VideoInstruct-100k from every message.
+VIDEO_MARKER = "QA_GT_caption_based_noisy"
 
 Template = Literal["qwen_1_5", "plain"]
 TextPool = Literal["none", "first_turn", "all_human", "all"]
 
 
 class Role(enum.IntEnum):
+    """The speaker of a token, as a number that fits into an array."""
+
     SYSTEM = 0
     USER = 1
     ASSISTANT = 2
@@ -38,67 +48,108 @@ ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
 
 @dataclass(frozen=True)
 class TokenisedConversation:
-    """n tokens of one sample; each image is one IMAGE_TOKEN, in no mask."""
+    """The n tokens of one sample. Each image is still one IMAGE_TOKEN, which is in neither mask.
+
+    Attributes:
+        tokens: Token ids.
+        loss_mask: True where the token is a target of the loss.
+        text_token_mask: True where the text-guided token may pool the token.
+        roles: The `Role` of the message that a token belongs to.
+        turns: The index of that message, or -1 for the default system message.
+    """
 
     tokens: Int[np.ndarray, " n"]
-    loss_mask: Bool[np.ndarray, " n"]  # the token is a target
-    text_token_mask: Bool[np.ndarray, " n"]  # the text-guided token may pool it
-    roles: Int[np.ndarray, " n"]  # Role of the message it belongs to
-    turns: Int[np.ndarray, " n"]  # 0.. index of that message, -1 for the default system message
+    loss_mask: Bool[np.ndarray, " n"]
+    text_token_mask: Bool[np.ndarray, " n"]
+    roles: Int[np.ndarray, " n"]
+    turns: Int[np.ndarray, " n"]
 
 
 def move_placeholders(turns: Sequence[Turn]) -> list[Turn]:
-    """`preprocess_multimodal`: a message's only image goes to its front; several stay where they are."""
+    """Moves the only image placeholder of a message to its front; several placeholders of a message stay in place.
+
+    Source: LLaVA-NeXT: llava/train/train.py, `preprocess_multimodal`.
+    """
     moved = []
     for turn in turns:
         text = turn.text
         if text.count(IMAGE_PLACEHOLDER) == 1 and not text.startswith(IMAGE_PLACEHOLDER):
             rest = text.replace(IMAGE_PLACEHOLDER, "").strip()
             text = f"{IMAGE_PLACEHOLDER}\n{rest}".strip()
-        moved.append(Turn(turn.role, text.replace(VIDEO_NOISE, "")))
+        moved.append(Turn(turn.role, text.replace(VIDEO_MARKER, "")))
     return moved
 
 
 class ChatEncoder:
-    """Turns -> TokenisedConversation with a Hugging Face fast tokenizer.
+    """Turns conversations into token ids and masks.
 
-    template: "qwen_1_5" or "plain". label_quirk: LLaVA's targets (whole assistant messages with their header, and
-    every newline, <|im_start|> and <|im_end|> token anywhere); False: answers and the <|im_end|> that closes them.
-    text_pool: the text that `text_token_mask` marks, see `VisionRememberConfig.text_pool`.
-    Raises ValueError for a tokenizer that cannot write the template."""
+    It keeps only the Rust part of the Hugging Face tokenizer, so that worker processes need neither transformers nor
+    the torch that transformers imports.
+
+    Attributes:
+        tokenizer: The Rust tokenizer.
+        template: The format of the text: "qwen_1_5" (ChatML) or "plain" (captions).
+        label_quirk: Whether the targets are those of LLaVA's code: whole assistant messages with their header, and every
+            newline, <|im_start|> and <|im_end|> token of any message. Otherwise they are the answers and the <|im_end|>
+            that closes each of them.
+        text_pool: The text that `text_token_mask` marks, as in `VisionRememberConfig.text_pool`.
+        pad_id: The id of the pad token.
+    """
 
     def __init__(self, tokenizer: Any, template: Template, label_quirk: bool, text_pool: TextPool):
-        if template not in ("qwen_1_5", "plain"):
-            raise ValueError(f"unknown template {template!r}: expected 'qwen_1_5' or 'plain'")
+        """Checks that the tokenizer can write the template.
+
+        Args:
+            tokenizer: A Hugging Face fast tokenizer.
+            template: See the attribute.
+            label_quirk: See the attribute.
+            text_pool: See the attribute.
+
+        Raises:
+            UserError: The tokenizer is not a fast one, has no pad token, or lacks a token that the template needs.
+            ConfigError: The template is unknown.
+        """
+        check_value(Template, template, "template")
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: it cannot give character offsets")
+            raise UserError(
+                f"The tokenizer {type(tokenizer).__name__} is not a fast tokenizer, so it cannot tell character "
+                "positions; use a directory with a tokenizer.json."
+            )
         if tokenizer.pad_token_id is None:
-            raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token (Qwen2: '<|endoftext|>')")
-        # Only the Rust tokenizer is kept: worker processes then need neither transformers nor the torch it imports.
+            raise UserError("The tokenizer has no pad token; set one (Qwen2 uses '<|endoftext|>').")
         self.tokenizer: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         self.template = template
         self.label_quirk = label_quirk
         self.text_pool = text_pool
         self.pad_id: int = tokenizer.pad_token_id
-        self.special_ids = np.asarray([IMAGE_TOKEN, *tokenizer.all_special_ids])
+        self._special_ids = np.asarray([IMAGE_TOKEN, *tokenizer.all_special_ids])
         if template == "qwen_1_5":
-            self.im_start, self.im_end, self.newline = (
+            self._im_start, self._im_end, self._newline = (
                 self._single_id(text) for text in ("<|im_start|>", "<|im_end|>", "\n")
             )
-            self.special_ids = np.append(self.special_ids, [self.im_start, self.im_end])
+            self._special_ids = np.append(self._special_ids, [self._im_start, self._im_end])
 
     def _single_id(self, text: str) -> int:
+        """Returns the id of a text that has to be one token."""
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) != 1:
-            raise ValueError(
-                f"the tokenizer writes {text!r} as {len(ids)} tokens {ids}: ChatML needs it to be one token"
+            raise UserError(
+                f"The tokenizer encodes {text!r} as {len(ids)} tokens {ids}, but the template 'qwen_1_5' needs it to be "
+                "one token; use the tokenizer of a chat model with ChatML."
             )
         return ids[0]
 
     def sample(self, turns: Sequence[Turn], *, has_image: bool) -> TokenisedConversation:
-        """A training sample. Without images a literal placeholder is ordinary text, as in LLaVA.
+        """Encodes a training sample.
 
-        Raises SkipRecord for an unknown role, wrong types, an empty conversation or one without an answer."""
+        Args:
+            turns: The messages.
+            has_image: Whether the sample has images. Otherwise a placeholder is ordinary text, as in LLaVA's code.
+
+        Raises:
+            SkipRecord: A message has an unknown role or a wrong type, there is no message of the user or of the
+                assistant, or the template does not fit.
+        """
         turns = _checked(turns)
         if has_image:
             turns = move_placeholders(turns)
@@ -106,12 +157,22 @@ class ChatEncoder:
             return self._plain(turns, has_image)
         turns = _without_leading_answer(turns)
         if not any(turn.role == "assistant" for turn in turns):
-            raise SkipRecord("no_answer", "no assistant turn follows a human one")
+            raise SkipRecord("no_answer", "No message of the assistant follows a message of the user.")
         return self._chatml(turns, has_image)
 
     def prompt(self, turns: Sequence[Turn], *, has_image: bool) -> TokenisedConversation:
-        """What the model is asked: it ends with the assistant header; a final assistant turn (the reference) is left
-        out; nothing is a target. Placeholders stay where they are. Raises SkipRecord as `sample` does."""
+        """Encodes a question to the model. The result ends with the assistant's header and has no targets.
+
+        A final message of the assistant, which would be the reference answer, is left out. Placeholders stay where
+        they are.
+
+        Args:
+            turns: The messages.
+            has_image: Whether the sample has images.
+
+        Raises:
+            SkipRecord: As in `sample`.
+        """
         turns = _checked(turns)
         while turns and turns[-1].role == "assistant":
             turns.pop()
@@ -120,6 +181,7 @@ class ChatEncoder:
         return self._chatml(_without_leading_answer(turns), has_image, prompt=True)
 
     def _chatml(self, turns: list[Turn], has_image: bool, prompt: bool = False) -> TokenisedConversation:
+        """Encodes turns as ChatML."""
         messages = [(index, turn.role, turn.text) for index, turn in enumerate(turns)]
         if turns[0].role != "system":
             messages.insert(0, (-1, "system", SYSTEM_MESSAGE))
@@ -137,9 +199,9 @@ class ChatEncoder:
             loss = np.zeros(len(encoded.ids), bool)
             if not prompt and self.label_quirk:
                 loss[:] = role == "assistant"
-                loss |= np.isin(encoded.ids, [self.newline, self.im_start, self.im_end])
+                loss |= np.isin(encoded.ids, [self._newline, self._im_start, self._im_end])
             elif not prompt and role == "assistant":
-                loss = inside | ((encoded.ids == self.im_end) & (encoded.start == end))
+                loss = inside | ((encoded.ids == self._im_end) & (encoded.start == end))
             pooled = {
                 "none": False,
                 "first_turn": i == first_user,
@@ -147,37 +209,51 @@ class ChatEncoder:
                 "all": role != "system",
             }
             text_token = inside & encoded.after_image & self._is_text(encoded) & pooled[self.text_pool]
-            parts.append((encoded.ids, loss & (encoded.ids != IMAGE_TOKEN), text_token, ROLES[role], index))
+            parts.append(
+                _Message(
+                    tokens=encoded.ids,
+                    loss_mask=loss & (encoded.ids != IMAGE_TOKEN),
+                    text_token_mask=text_token,
+                    role=ROLES[role],
+                    turn=index,
+                )
+            )
         return _joined(parts)
 
     def _plain(self, turns: list[Turn], has_image: bool, prompt: bool = False) -> TokenisedConversation:
+        """Encodes an image and its caption."""
         if [turn.role for turn in turns] != ["user", "assistant"]:
             found = [turn.role for turn in turns]
-            raise SkipRecord("wrong_template", f"'plain' needs one user and one assistant turn, found {found}")
+            raise SkipRecord(
+                "wrong_template",
+                f"The template 'plain' needs one user turn and one assistant turn, but the roles are {found}.",
+            )
         if not has_image or IMAGE_PLACEHOLDER not in turns[0].text:
-            raise SkipRecord("wrong_template", "'plain' needs an image in the user turn, found none")
+            raise SkipRecord("wrong_template", "The template 'plain' needs an image in the user turn, but has none.")
         caption = "" if prompt else turns[1].text + "\n"
         (encoded,) = self._encode([IMAGE_PLACEHOLDER + caption], has_image)
-        human = np.arange(len(encoded.ids)) == 0
+        is_user = np.arange(len(encoded.ids)) == 0
         inside = encoded.within(len(IMAGE_PLACEHOLDER), len(IMAGE_PLACEHOLDER) + len(turns[1].text))
         text_token = inside & self._is_text(encoded) & (self.text_pool == "all")
         return TokenisedConversation(
             tokens=encoded.ids,
             loss_mask=encoded.ids != IMAGE_TOKEN,
             text_token_mask=text_token,
-            roles=np.where(human, Role.USER, Role.ASSISTANT).astype(np.int8),
-            turns=np.where(human, 0, 1).astype(np.int32),
+            roles=np.where(is_user, Role.USER, Role.ASSISTANT).astype(np.int8),
+            turns=np.where(is_user, 0, 1).astype(np.int32),
         )
 
     def _is_text(self, encoded: _Encoded) -> Bool[np.ndarray, " n"]:
-        return ~np.isin(encoded.ids, self.special_ids)
+        """Marks the tokens that are neither images nor special tokens."""
+        return ~np.isin(encoded.ids, self._special_ids)
 
     def _encode(self, texts: list[str], has_image: bool) -> list[_Encoded]:
-        """Tokenises between the placeholders, in one call for all texts."""
+        """Tokenises the text between the placeholders, in one call for all texts."""
         pieces = [text.split(IMAGE_PLACEHOLDER) if has_image else [text] for text in texts]
         flat = [piece for text in pieces for piece in text]
         if self.tokenizer.truncation is not None or self.tokenizer.padding is not None:
-            self.tokenizer.no_truncation()  # somebody else used the same tokenizer with these options
+            # Another user of the same tokenizer may have switched these on.
+            self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
         encodings = iter(self.tokenizer.encode_batch(flat, add_special_tokens=False))
         return [_Encoded.of(text, [next(encodings) for _ in text]) for text in pieces]
@@ -185,16 +261,18 @@ class ChatEncoder:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Tokens of one message with their half-open character spans in it."""
+    """The tokens of one message with their half-open character spans in it."""
 
     ids: Int[np.ndarray, " n"]
     start: Int[np.ndarray, " n"]
     end: Int[np.ndarray, " n"]
-    # Behind the first placeholder, if there is one, and not the white space that follows a placeholder.
+    # True behind the first placeholder, or everywhere in a message without one, except for the white space that
+    # follows a placeholder.
     after_image: Bool[np.ndarray, " n"]
 
     @classmethod
     def of(cls, pieces: list[str], encodings: list[tokenizers.Encoding]) -> _Encoded:
+        """Joins the encodings of the pieces of a message, with one IMAGE_TOKEN between any two pieces."""
         ids, spans, after, offset = [], [], [], 0
         for k, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
             if k > 0:
@@ -210,44 +288,58 @@ class _Encoded:
         return cls(np.asarray(ids, np.int32), start, end, np.asarray(after, bool))
 
     def within(self, begin: int, end: int) -> Bool[np.ndarray, " n"]:
-        """Tokens that hold any of the characters begin..end-1."""
+        """Marks the tokens that hold any of the characters begin..end-1."""
         return ((self.end > begin) | (self.start >= begin)) & (self.start < end)
 
 
-def _joined(parts: list[tuple]) -> TokenisedConversation:
-    tokens, loss, text_token, roles, turns = zip(*parts, strict=True)
-    lengths = [len(ids) for ids in tokens]
+@dataclass(frozen=True)
+class _Message:
+    """The tokens and masks of one message."""
+
+    tokens: Int[np.ndarray, " n"]
+    loss_mask: Bool[np.ndarray, " n"]
+    text_token_mask: Bool[np.ndarray, " n"]
+    role: Role
+    turn: int
+
+
+def _joined(messages: list[_Message]) -> TokenisedConversation:
+    """Concatenates the messages of a conversation."""
+    lengths = [len(message.tokens) for message in messages]
     return TokenisedConversation(
-        tokens=np.concatenate(tokens),
-        loss_mask=np.concatenate(loss),
-        text_token_mask=np.concatenate(text_token),
-        roles=np.repeat(np.asarray(roles, np.int8), lengths),
-        turns=np.repeat(np.asarray(turns, np.int32), lengths),
+        tokens=np.concatenate([message.tokens for message in messages]),
+        loss_mask=np.concatenate([message.loss_mask for message in messages]),
+        text_token_mask=np.concatenate([message.text_token_mask for message in messages]),
+        roles=np.repeat(np.asarray([message.role for message in messages], np.int8), lengths),
+        turns=np.repeat(np.asarray([message.turn for message in messages], np.int32), lengths),
     )
 
 
 def _checked(turns: Sequence[Turn]) -> list[Turn]:
+    """Returns the turns as a list, after checking roles and texts."""
     if not turns:
-        raise SkipRecord("empty_conversation", "no turns")
+        raise SkipRecord("empty_conversation", "The conversation has no turns.")
     for k, turn in enumerate(turns):
         if turn.role not in ROLES:
-            raise SkipRecord("unknown_role", f"turn {k}: role {turn.role!r}, expected one of {list(ROLES)}")
+            known = ", ".join(map(repr, ROLES))
+            raise SkipRecord("unknown_role", f"Turn {k} has the role {turn.role!r}, but it must be one of {known}.")
         if not isinstance(turn.text, str):
-            raise SkipRecord("malformed_record", f"turn {k}: the text is a {type(turn.text).__name__}, expected str")
+            kind = type(turn.text).__name__
+            raise SkipRecord("malformed_record", f"The text of turn {k} has the type {kind}, but must be a str.")
         if not turn.text.isascii():
             try:
                 turn.text.encode()
             except UnicodeEncodeError as error:
-                raise SkipRecord("malformed_record", f"turn {k}: text is not valid Unicode: {error}") from error
+                raise SkipRecord("malformed_record", f"The text of turn {k} is not valid Unicode: {error}.") from error
     return list(turns)
 
 
 def _without_leading_answer(turns: list[Turn]) -> list[Turn]:
-    """LLaVA drops a first turn that is not human; a system turn instead replaces the default system message."""
+    """Drops a first message of the assistant, as LLaVA does. A system message before it stays."""
     system = turns[:1] if turns and turns[0].role == "system" else []
     rest = turns[len(system) :]
     if rest and rest[0].role == "assistant":
         rest = rest[1:]
     if not rest:
-        raise SkipRecord("empty_conversation", "no human turn")
+        raise SkipRecord("empty_conversation", "The conversation has no message of the user.")
     return system + rest

@@ -1,4 +1,7 @@
-"""LLaVA's JSON and JSONL files: indexed once, mapped rather than loaded, so that workers share the page cache."""
+"""A source of LLaVA's JSON and JSONL files.
+
+A file is indexed once and then memory-mapped instead of loaded, so that all worker processes share its pages.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from vr_jax.data.records import ImageFolder, SourceError, conversation_of, require_file
+from vr_jax.data.records import ImageFolder, conversation_of, require_file
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
+from vr_jax.errors import UserError
 
 
-class LlavaJson:
-    """A JSON list or JSONL file of LLaVA records; image names are relative to `images`.
+class LlavaJsonSource:
+    """A JSON list of LLaVA records, or a file with one record per line.
 
-    follow_links: symbolic links inside the image folder may point out of it."""
+    Attributes:
+        path: The data file.
+        images: The folder that image names are relative to.
+    """
 
     def __init__(self, path: str | Path, images: str | Path | None = None, *, follow_links: bool = False):
+        """Finds the position of every record.
+
+        Args:
+            path: The data file.
+            images: The folder that image names are relative to.
+            follow_links: Whether symbolic links inside the image folder may lead out of it.
+
+        Raises:
+            UserError: The file or the image folder cannot be read, or the file is not JSON.
+        """
         self.path = Path(path)
         self.images = ImageFolder(images, follow_links=follow_links)
         require_file(self.path)
@@ -28,9 +46,11 @@ class LlavaJson:
         self._map: mmap.mmap | None = None
 
     def __len__(self) -> int:
+        """Returns the number of records."""
         return len(self._ranges)
 
     def __getitem__(self, index: int) -> Conversation | Skip:
+        """Parses a record."""
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -39,27 +59,28 @@ class LlavaJson:
         try:
             record = json.loads(self._map[begin:end])
         except ValueError as error:
-            return SkipRecord("malformed_record", f"{self.path} changed while it was in use: {error}").as_skip(
-                record_id
-            )
+            detail = f"{self.path} changed while it was in use: record {index} is no longer JSON ({error})."
+            return SkipRecord("malformed_record", detail).as_skip(record_id)
         return conversation_of(record, record_id, self.images)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the memory map, which another process opens for itself."""
         return self.__dict__ | {"_map": None}
 
     def __repr__(self) -> str:
-        return f"LlavaJson({str(self.path)!r}, {len(self)} records)"
+        """Names the file and the number of records."""
+        return f"LlavaJsonSource({str(self.path)!r}, {len(self)} records)"
 
 
-def _record_ranges(path: Path) -> np.ndarray:
-    """(records, 2) first and last + 1 byte of every record of a JSON list or of a file with one object per line."""
+def _record_ranges(path: Path) -> Int[np.ndarray, "records 2"]:
+    """Returns the positions in the file, first byte and last byte plus one, of every record."""
     data = path.read_bytes()
     start = len(b"\xef\xbb\xbf") if data.startswith(b"\xef\xbb\xbf") else 0
     try:
         text = data[start:].decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, start + error.start) + 1
-        raise SourceError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
+        raise UserError(f"{path}, line {line}: the text is not UTF-8 ({error.reason}); save it as UTF-8.") from error
     del data
     spans = _list_spans(path, text) if text.lstrip()[:1] == "[" else _line_spans(path, text)
     ranges = np.asarray(spans, np.int64).reshape(-1, 2)
@@ -69,7 +90,9 @@ def _record_ranges(path: Path) -> np.ndarray:
 
 
 def _list_spans(path: Path, text: str) -> list[tuple[int, int]]:
-    decode, whitespace = json.JSONDecoder().raw_decode, json.decoder.WHITESPACE  # type: ignore[attr-defined]
+    """Returns the character positions of the records of a JSON list."""
+    decode = json.JSONDecoder().raw_decode
+    whitespace = json.decoder.WHITESPACE  # type: ignore[attr-defined]  # The stubs omit this constant.
     spans: list[tuple[int, int]] = []
     position = whitespace.match(text, text.index("[") + 1).end()
     try:
@@ -87,30 +110,31 @@ def _list_spans(path: Path, text: str) -> list[tuple[int, int]]:
             raise json.JSONDecodeError("more text after the list", text, rest)
     except (json.JSONDecodeError, RecursionError) as error:
         line = text.count("\n", 0, getattr(error, "pos", position)) + 1
-        raise SourceError(f"{path}, line {line} (record {len(spans)}): not JSON ({error})") from error
+        raise UserError(f"{path}, line {line} (record {len(spans)}): the text is not JSON ({error}).") from error
     return spans
 
 
 def _line_spans(path: Path, text: str) -> list[tuple[int, int]]:
+    """Returns the character positions of the records of a file with one record per line."""
     spans, position = [], 0
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 record = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise SourceError(f"{path}, line {number}: not JSON ({error})") from error
+                raise UserError(f"{path}, line {number}: the text is not JSON ({error}).") from error
             if not isinstance(record, dict):
-                raise SourceError(
-                    f"{path}, line {number}: expected a list of records, or one object per line, "
-                    f"found a {type(record).__name__}"
+                raise UserError(
+                    f"{path}, line {number}: expected a list of records or one object per line, found a "
+                    f"{type(record).__name__}."
                 )
             spans.append((position, position + len(line)))
         position += len(line) + 1
     return spans
 
 
-def _to_bytes(text: str, ranges: np.ndarray) -> np.ndarray:
-    """Character positions (ascending when flattened) as positions in the UTF-8 file."""
+def _to_bytes(text: str, ranges: Int[np.ndarray, "records 2"]) -> Int[np.ndarray, "records 2"]:
+    """Converts character positions, which ascend when flattened, to byte positions in the UTF-8 file."""
     edges = [0, *ranges.ravel().tolist()]
     sizes = [len(text[a:b].encode()) for a, b in itertools.pairwise(edges)]
     return np.cumsum(sizes, dtype=np.int64).reshape(-1, 2)

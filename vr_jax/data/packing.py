@@ -1,4 +1,4 @@
-"""Packing of examples into the rows of a batch: a row has so many token and so many tile slots (batch contract)."""
+"""Packing of examples into the rows of a batch. A row has a number of token slots and a number of tile slots."""
 
 from __future__ import annotations
 
@@ -8,33 +8,56 @@ from dataclasses import dataclass
 from vr_jax.data.types import Example
 from vr_jax.model.batch import BatchShape
 
-CANDIDATES = 64  # a row is filled from this many of the oldest examples, so that none waits long
+# A row is filled from this number of the oldest waiting examples. The limit keeps the search fast, and the order of the
+# samples close to the shuffled one.
+CANDIDATES = 64
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """An example with its place in the stream, by which a resumed run finds it again."""
+class IndexedExample:
+    """An example with its position in the sample sequence, by which a resumed run finds it again.
+
+    Attributes:
+        index: The position.
+        example: The example.
+    """
 
     index: int
     example: Example
 
     @property
     def size(self) -> tuple[int, int]:
-        """Tokens and tiles."""
+        """The numbers of tokens and of tiles."""
         return len(self.example.tokens), len(self.example.tile_pixels)
 
 
 class RowPacker:
-    """Collects examples until they surely fill the rows of a batch, then fills one row after another: each begins with
-    the oldest example that waits, beside which go those with which it is fullest. The rest waits for the next batch.
+    """Collects examples until they surely fill the rows of a batch, and then fills one row after another.
 
-    A batch is complete once it could not hold all but the newest `lookahead` examples. The packer is a function
-    of `pending()` alone: offering those again, in that order, to an empty packer gives the same one.
+    Each row begins with the oldest waiting example. The others of the row are those of the oldest `CANDIDATES` examples
+    with which it is fullest. All other examples wait for the next batch.
 
-    packing: False puts one example into each row. lookahead: at least 1.
-    Raises ValueError for an example that no row can hold."""
+    A batch is complete as soon as it could not hold all examples except the newest `lookahead` ones. The state of the
+    packer is a function of `pending()` alone: an empty packer that is offered those examples in that order continues in
+    the same way.
+
+    Attributes:
+        shape: The sizes of a batch.
+        packing: Whether a row may hold several examples.
+        lookahead: The number of examples beyond a full batch to choose from.
+    """
 
     def __init__(self, shape: BatchShape, *, packing: bool = True, lookahead: int = 1):
+        """Starts with no examples.
+
+        Args:
+            shape: The sizes of a batch.
+            packing: False puts one example into each row.
+            lookahead: The number of examples beyond a full batch to choose from, at least 1.
+
+        Raises:
+            ValueError: `lookahead` is below 1.
+        """
         if lookahead < 1:
             raise ValueError(f"lookahead = {lookahead}: expected at least 1")
         self.shape = shape
@@ -43,51 +66,64 @@ class RowPacker:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
-        self._pending: list[Arrival] = []
+        """Forgets all waiting examples."""
+        self._pending: list[IndexedExample] = []
 
-    def offer(self, arrival: Arrival) -> None:
-        """Takes the next example of the stream."""
-        tokens, tiles = arrival.size
+    def offer(self, indexed: IndexedExample) -> None:
+        """Adds the next example of the sample sequence.
+
+        Raises:
+            ValueError: The example does not fit into an empty row.
+        """
+        tokens, tiles = indexed.size
         if tokens > self.shape.tokens or tiles > self.shape.tiles:
             raise ValueError(
-                f"sample {arrival.example.id}: {tokens} tokens and {tiles} tiles, a row holds {self.shape.tokens} "
-                f"and {self.shape.tiles}"
+                f"sample {indexed.example.id} has {tokens} tokens and {tiles} tiles, but a row has room for "
+                f"{self.shape.tokens} and {self.shape.tiles}"
             )
-        self._pending.append(arrival)
+        self._pending.append(indexed)
 
     @property
     def complete(self) -> bool:
-        """Whether a batch could not hold all but the newest `lookahead` examples; then at least one is left behind."""
+        """Whether a batch could not hold all but the newest `lookahead` examples, so that at least one must wait."""
         sure = self._pending[: -self.lookahead]
         if not self.packing:
             return len(sure) >= self.shape.rows
-        tokens = sum(arrival.size[0] for arrival in sure)
-        tiles = sum(arrival.size[1] for arrival in sure)
+        tokens = sum(indexed.size[0] for indexed in sure)
+        tiles = sum(indexed.size[1] for indexed in sure)
         return tokens > self.shape.rows * self.shape.tokens or tiles > self.shape.rows * self.shape.tiles
 
-    def pending(self) -> list[Arrival]:
-        """Every example not yet in a taken batch, in the order of the stream."""
+    def pending(self) -> list[IndexedExample]:
+        """Returns every waiting example in the order of the sample sequence."""
         return list(self._pending)
 
     def take(self) -> list[list[Example]]:
-        """The rows of the next batch, at the end of the stream perhaps empty ones; the other examples stay."""
+        """Removes and returns the rows of the next batch. At the end of the sample sequence rows may be empty."""
         rows = []
         for _ in range(self.shape.rows):
-            nearest = self._pending[: CANDIDATES if self.packing else 1]
-            chosen = fullest([arrival.size for arrival in nearest], self.shape.tokens, self.shape.tiles)
-            rows.append([nearest[k].example for k in chosen])
+            oldest = self._pending[: CANDIDATES if self.packing else 1]
+            chosen = fill_row([indexed.size for indexed in oldest], self.shape.tokens, self.shape.tiles)
+            rows.append([oldest[k].example for k in chosen])
             for k in reversed(chosen):
                 del self._pending[k]
         return rows
 
 
-def fullest(sizes: Sequence[tuple[int, int]], tokens: int, tiles: int) -> list[int]:
-    """Which of the examples of `sizes` (tokens, tiles), the first of them included, fill a row best: the largest sum of
-    the shares of its token and its tile slots in use. Earlier examples win over equal ones. Ascending; [] of none.
+def fill_row(sizes: Sequence[tuple[int, int]], tokens: int, tiles: int) -> list[int]:
+    """Chooses examples that fill a row best, the first example among them.
 
-    Exact, by dynamic programming over all sums that can be reached: bit n of `reached[t]` says that some of the
-    examples seen so far have n tokens and t tiles together."""
+    The best choice has the largest sum of the used fraction of token slots and the used fraction of tile slots. Earlier
+    examples are preferred among equal choices. The result is exact: dynamic programming visits all sums of sizes, where
+    bit n of `reached[t]` states that some of the examples so far have n tokens and t tiles together.
+
+    Args:
+        sizes: The numbers of tokens and of tiles of each example.
+        tokens: The token slots of the row.
+        tiles: The tile slots of the row.
+
+    Returns:
+        The ascending indices of the chosen examples. It is empty if there are no examples.
+    """
     if not sizes:
         return []
     first, *others = sizes

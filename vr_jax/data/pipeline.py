@@ -1,8 +1,9 @@
-"""Source -> batches: shuffled, sharded by process, prepared in worker processes, packed, and resumable exactly.
+"""The training iterator: samples are shuffled, divided among processes, prepared in workers, packed into batches.
 
-Grain reads the stream of samples; packing happens behind it in the main process, so batches do not depend on the number
-of workers. The iterator's state is the position in the stream and the positions of the examples that the packer
-still holds: preparing a sample is deterministic, so they are prepared again on resume instead of being saved.
+Grain reads the sequence of samples. Packing happens behind it in the main process, so the batches do not depend on the
+number of workers. The state of the iterator is the position in the sequence and the positions of the examples that the
+packer still holds. Preparing a sample is deterministic, so these examples are prepared again on resume instead of being
+saved.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import numpy as np
 from absl import flags
 
 from vr_jax.data.collate import collate
-from vr_jax.data.packing import Arrival, RowPacker
+from vr_jax.data.packing import IndexedExample, RowPacker
 from vr_jax.data.processor import Processor
 from vr_jax.data.shuffle import BlockShuffle
 from vr_jax.data.skips import SkipRecord, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, Example, HostBatch, Skip
+from vr_jax.errors import UserError
 from vr_jax.model.batch import BatchShape
 
 STATE_VERSION = 1
 SHARED_MEMORY = "/dev/shm"
-MIN_SHARED_BYTES = 1 << 16  # smaller arrays are cheaper to send through the pipe than as a file of shared memory
+# Sending a smaller array through the pipe is cheaper than creating a file of shared memory for it.
+MIN_SHARED_BYTES = 1 << 16
 
 
 def make_train_iterator(
@@ -50,22 +53,39 @@ def make_train_iterator(
     lookahead: int | None = None,
     prefetch_batches: int = 2,
 ) -> TrainIterator:
-    """Iterates over batches of `shape` (sizes of one process). Close it after use: `iterator.close()`.
+    """Makes an iterator over training batches. The caller closes it after use with `iterator.close()`.
 
-    seed: of the shuffling, in 0..2**32-1; epoch e has its own order. num_epochs: None goes on for ever; a finite
-    iteration ends with partial batches, padded with empty rows, and processes may end one batch apart. packing: False
-    puts one sample into each row. num_workers: processes that prepare samples (0: threads of this one). process_index,
-    process_count: this process takes every process_count-th sample. skip_first: samples of this process to pass over.
-    lookahead: samples to choose from beyond what a batch holds, default 16 + 2 rows. prefetch_batches: batches made
-    ahead.
+    Args:
+        source: The samples.
+        processor: Prepares a sample.
+        shape: The sizes of a batch on this process.
+        seed: The seed of the shuffling, in 0..2**32-1. Every epoch has its own order.
+        num_epochs: The number of passes over the samples; None continues without end. A finite iteration ends with
+            batches that are padded with empty rows, and then the numbers of batches of two processes may differ by one.
+        shuffle: Whether the samples are shuffled.
+        packing: Whether a row may hold several samples.
+        num_workers: The number of processes that prepare samples; 0 prepares them in threads of this process.
+        process_index: The index of this process, which takes every `process_count`-th sample.
+        process_count: The number of processes that share the samples.
+        skip_first: The number of samples of this process to pass over at the start.
+        lookahead: The number of samples beyond a full batch to choose from when packing; by default 16 plus twice the
+            number of rows.
+        prefetch_batches: The number of batches that are made ahead.
 
-    `get_state()` is a small JSON-safe dict; `set_state()` of another iterator with the same arguments (num_workers and
-    prefetch_batches may differ) continues bit for bit. Samples that cannot be used are in `HostBatch.skipped` of the
-    next batch. Raises TooManySkips if not one sample of a whole epoch can be used."""
+    Returns:
+        The iterator. `get_state()` is a small JSON-safe dictionary, and `set_state()` of another iterator with the same
+        arguments continues bit for bit; only `num_workers` and `prefetch_batches` may differ. Samples that cannot be
+        used are in `HostBatch.skipped` of the next batch. If not one sample of a whole epoch can be used, the next
+        batch raises `TooManySkips`.
+
+    Raises:
+        UserError: The source has no samples.
+        ValueError: `process_index` is not below `process_count`.
+    """
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index = {process_index}: expected 0..{process_count - 1}")
     if not len(source):
-        raise ValueError(f"{source!r} has no samples")
+        raise UserError(f"{source!r} has no samples; check the path and the split of the data.")
     samples: grain.MapDataset = grain.MapDataset.source(source)
     blocks = getattr(source, "blocks", None)
     if shuffle and blocks is not None:
@@ -73,7 +93,7 @@ def make_train_iterator(
     elif shuffle:
         samples = samples.shuffle(seed=seed)
     samples = samples.repeat(num_epochs)[process_index::process_count]
-    elements = samples.map(_Prepare(processor.limited_to(shape)))
+    elements = samples.map(_PrepareSample(processor.limited_to(shape)))
     if lookahead is None:
         lookahead = 16 + 2 * shape.rows if packing else 1
     identity = {
@@ -85,7 +105,7 @@ def make_train_iterator(
         elements,
         RowPacker(shape, packing=packing, lookahead=lookahead),
         start=skip_first,
-        patience=-(-len(source) // process_count),
+        max_consecutive_skips=-(-len(source) // process_count),
         num_workers=num_workers,
         weighted_cells=processor.config.image.may_interpolate,
         identity=identity,
@@ -94,15 +114,18 @@ def make_train_iterator(
 
 
 class TrainIterator(grain.experimental.ThreadPrefetchDatasetIterator[HostBatch]):
-    """Makes batches ahead in a thread; its state is that behind the last batch it gave out.
+    """Makes batches ahead in a thread. Its state is the state behind the last batch that it returned.
 
-    Also closes quietly when a program ends without closing it, which Grain's iterators do not."""
+    Unlike Grain's iterators it also closes without messages if a program ends without closing it.
+    """
 
     def __init__(self, parent: grain.DatasetIterator[HostBatch], prefetch_batches: int):
+        """Prefetches batches of `parent`."""
         super().__init__(parent, prefetch_batches)
         weakref.finalize(self, _close_if_alive, weakref.ref(self))
 
     def close(self) -> None:
+        """Stops the thread and the workers. Closing twice is allowed."""
         if not self._closed:
             super().close()
 
@@ -114,8 +137,8 @@ def _close_if_alive(reference: weakref.ref[grain.DatasetIterator]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepare:
-    """A record as a dict of arrays (which Grain can pass through shared memory), or as a Skip."""
+class _PrepareSample:
+    """Turns a record into a dictionary of arrays, which Grain can pass through shared memory, or into a Skip."""
 
     processor: Processor
 
@@ -130,7 +153,10 @@ class _Prepare:
 
 
 class _BatchIterator(grain.DatasetIterator[HostBatch]):
-    """patience: skipped samples in a row after which nothing usable is expected any more."""
+    """Packs prepared samples into batches.
+
+    After `max_consecutive_skips` skipped samples in a row no usable sample is expected any more.
+    """
 
     def __init__(
         self,
@@ -138,7 +164,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         packer: RowPacker,
         *,
         start: int,
-        patience: int,
+        max_consecutive_skips: int,
         num_workers: int,
         weighted_cells: bool,
         identity: dict[str, Any],
@@ -147,7 +173,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         self._elements = elements
         self._packer = packer
         self._next_element = min(start, len(elements))
-        self._patience = patience
+        self._max_consecutive_skips = max_consecutive_skips
         self._num_workers = num_workers
         self._weighted_cells = weighted_cells
         self._identity = identity
@@ -157,39 +183,49 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         self._assert_not_closed()
         skipped: list[Skip] = []
         while not self._packer.complete and self._next_element < len(self._elements):
-            arrival = self._read()
-            if isinstance(arrival, Arrival):
-                self._packer.offer(arrival)
+            element = self._read()
+            if isinstance(element, IndexedExample):
+                self._packer.offer(element)
                 continue
-            skipped.append(arrival)
-            if len(skipped) >= self._patience and not self._packer.pending():
+            skipped.append(element)
+            if len(skipped) >= self._max_consecutive_skips and not self._packer.pending():
                 break
         if not self._packer.pending():
-            # No skip is lost: a batch is taken only while others wait, or after the whole stream was read.
+            # No skip is lost here, because a batch is taken only while other examples wait, or at the end.
             if skipped:
-                raise TooManySkips(f"not one of {len(skipped)} samples could be used:\n{summary(skipped)}")
+                raise TooManySkips(
+                    f"None of {len(skipped)} samples could be used; repair the data.\n{summary(skipped)}"
+                )
             raise StopIteration
         rows = self._packer.take()
         return collate(rows, self._packer.shape, skipped=skipped, weighted_cells=self._weighted_cells)
 
-    def _read(self) -> Arrival | Skip:
+    def _read(self) -> IndexedExample | Skip:
+        """Returns the next prepared sample."""
         if self._reader is None:
             self._reader = iter(_reading(self._elements[self._next_element :], self._num_workers, self._packer.shape))
         element = next(self._reader)
         if self._num_workers and not isinstance(element, Skip):
-            # Out of shared memory at once, so that only what is under way between the processes takes room there.
+            # The copy frees the shared memory at once, so that it holds only what is on its way between the processes.
             element["tile_pixels"] = np.array(element["tile_pixels"])
         self._next_element += 1
-        return _arrival(self._next_element - 1, element)
+        return _indexed(self._next_element - 1, element)
 
     def get_state(self) -> dict[str, Any]:
-        pending = [arrival.index for arrival in self._packer.pending()]
+        pending = [indexed.index for indexed in self._packer.pending()]
         return {"version": STATE_VERSION, "next": self._next_element, "pending": pending, "identity": self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for the state of an iterator with other arguments or over other data."""
+        """Continues from a state.
+
+        Raises:
+            UserError: The state is that of an iterator with other arguments or over other data.
+        """
         if state.get("version") != STATE_VERSION:
-            raise ValueError(f"data iterator state of version {state.get('version')}, expected {STATE_VERSION}")
+            raise UserError(
+                f"The saved state of the data iterator has version {state.get('version')}, but this program reads version "
+                f"{STATE_VERSION}; start the run anew."
+            )
         saved = state["identity"]
         differing = [
             f"{name}: saved {saved.get(name)!r}, now {self._identity.get(name)!r}"
@@ -197,15 +233,21 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
             if saved.get(name) != self._identity.get(name)
         ]
         if differing:
-            raise ValueError(f"the saved data iterator belongs to another input pipeline ({'; '.join(differing)})")
+            raise UserError(
+                f"The saved state of the data iterator belongs to other settings ({'; '.join(differing)}); restore these "
+                "settings, or start the run anew."
+            )
         self._close_reader()
         self._next_element = state["next"]
         self._packer.clear()
         for index in state["pending"]:
-            arrival = _arrival(index, self._elements[index])
-            if isinstance(arrival, Skip):
-                raise ValueError(f"sample {arrival.id} was usable when the state was saved, now: {arrival.detail}")
-            self._packer.offer(arrival)
+            element = _indexed(index, self._elements[index])
+            if isinstance(element, Skip):
+                raise UserError(
+                    f"The sample {element.id} could be used when the state was saved, but not any more: {element.detail} "
+                    "Restore the data, or start the run anew."
+                )
+            self._packer.offer(element)
 
     def close(self) -> None:
         self._close_reader()
@@ -220,16 +262,18 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         return "vr_jax batches"
 
 
-def _arrival(index: int, element: dict[str, Any] | Skip) -> Arrival | Skip:
-    return element if isinstance(element, Skip) else Arrival(index, Example(**element))
+def _indexed(index: int, element: dict[str, Any] | Skip) -> IndexedExample | Skip:
+    """Undoes what `_PrepareSample` did to an example."""
+    return element if isinstance(element, Skip) else IndexedExample(index, Example(**element))
 
 
 def _reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape) -> grain.IterDataset:
-    """Prepares elements ahead, in order, with threads of this process or in worker processes."""
+    """Prepares elements ahead, in order, in threads of this process or in worker processes."""
     if num_workers == 0:
         return elements.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, which nobody parsed in a notebook or a test
+        # Grain reads flags of its own, which a notebook, a test or a command without absl has not parsed.
+        flags.FLAGS.mark_as_parsed()
     buffered = 4
     dataset = elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     largest = shape.tiles * shape.tile_size**2 * 3
@@ -245,12 +289,12 @@ def _reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape) ->
 
 
 def _shared_memory_holds(needed: int) -> bool:
-    """A worker that writes past the end of shared memory is killed, so it is used only where there is enough."""
+    """Checks the free shared memory, because a worker that writes past its end is killed."""
     free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
     if free < needed:
         logger.warning(
-            "%s has %.1f GiB free, up to %.1f GiB may be needed: images go through pipes, which is slower "
-            "(docker: --shm-size)",
+            "%s has %.1f GiB free, but up to %.1f GiB may be needed, so images go through pipes, which is slower. "
+            "In docker, enlarge it with --shm-size.",
             SHARED_MEMORY,
             free / 2**30,
             needed / 2**30,
@@ -259,14 +303,15 @@ def _shared_memory_holds(needed: int) -> bool:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Signals to the process group are the main process's business, and no worker outlives it."""
+    """Prepares a worker process: it ignores signals to the process group, and it ends with the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # The workers already run in parallel.
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
 
 
 def _exit_with_parent() -> None:
+    """Ends this process when its parent has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

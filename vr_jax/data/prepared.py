@@ -1,71 +1,99 @@
+<<<<<<< HEAD
 """Sets prepared as array_record files (`vr-jax prepare`), read without tensorflow."""
+=======
+"""A source of prepared sets: array_record files that `vr-jax prepare` wrote, read without tensorflow."""
+>>>>>>> 662265f (The data package raises UserError, its sources take plain arguments, and its prose is rewritten)
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
-from vr_jax.data.records import SourceError, conversation_of, require_file
+from vr_jax.data.records import conversation_of, require_file
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
+from vr_jax.errors import UserError
 
-# What reading a damaged chunk raises: array_record itself, or TFDS on what array_record then returns.
-DAMAGE = (RuntimeError, ValueError, LookupError, DecodeError)
+# A damaged chunk raises one of these, either in array_record or in TFDS when it parses what array_record returns.
+DAMAGE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, LookupError, DecodeError)
 
 
+<<<<<<< HEAD
 class ArrayRecord:
     """A set written by `vr-jax prepare`: array_record files, read through TensorFlow Datasets."""
+=======
+class ArrayRecordSource:
+    """One split of a prepared set, read record by record through TensorFlow Datasets.
+
+    Attributes:
+        directory: The folder that contains the set's `dataset_info.json`.
+    """
+>>>>>>> 662265f (The data package raises UserError, its sources take plain arguments, and its prose is rewritten)
 
     def __init__(self, directory: str | Path, split: str = "train"):
-        import tensorflow_datasets as tfds  # slow to import, and needed by this source only
+        """Opens the set and reads its last record, which reveals a truncated file.
+
+        Args:
+            directory: The folder of the set, or a folder above it that contains no other set.
+            split: The name of the split.
+
+        Raises:
+            UserError: There is no such set or split, or its files are damaged.
+        """
+        import tensorflow_datasets as tfds  # It takes seconds to import, and only this source needs it.
 
         self.directory = Path(directory)
         if not (self.directory / "dataset_info.json").is_file():
             found = sorted(self.directory.glob("**/dataset_info.json"))
             if len(found) != 1:
-                raise SourceError(
-                    f"{self.directory}: expected one prepared set (a dataset_info.json there or below), "
-                    f"found {len(found)}"
+                raise UserError(
+                    f"{self.directory}: expected one prepared set, that is one dataset_info.json in this folder or below "
+                    f"it, found {len(found)}; give the folder of one set."
                 )
             self.directory = found[0].parent
         try:
             builder = tfds.builder_from_directory(str(self.directory))
         except (ParseError, ValueError, OSError) as error:
-            raise SourceError(f"{self.directory}: not a readable prepared set ({error})") from error
+            raise UserError(f"{self.directory}: the prepared set cannot be read ({error}); prepare it again.") from error
         if split not in builder.info.splits:
-            raise SourceError(f"{self.directory}: no split {split!r}, there are {sorted(builder.info.splits)}")
+            known = ", ".join(sorted(builder.info.splits))
+            raise UserError(f"{self.directory}: there is no split {split!r}; the set has {known}.")
         for path in builder.info.splits[split].filepaths:
             require_file(Path(path))
         self._data = builder.as_data_source(split=split)
         try:
             if len(self._data):
-                self._data[len(self._data) - 1]  # a file that was cut off shows here
-        except DAMAGE as error:
-            raise SourceError(f"{self.directory}: split {split!r} is damaged ({error})") from error
+                self._data[len(self._data) - 1]
+        except DAMAGE_ERRORS as error:
+            raise UserError(f"{self.directory}: the split {split!r} is damaged ({error}); prepare it again.") from error
 
     def __len__(self) -> int:
+        """Returns the number of records of the split."""
         return len(self._data)
 
     def __getitem__(self, index: int) -> Conversation | Skip:
+        """Reads a record; one in a damaged part of a file is a `Skip`."""
         record_id = f"{self.directory.name}#{index}"
         try:
             row = self._data[index]
-        except DAMAGE as error:
-            return SkipRecord("malformed_record", str(error)).as_skip(record_id)
+        except DAMAGE_ERRORS as error:
+            detail = f"Record {index} of {self.directory} is damaged: {error}."
+            return SkipRecord("malformed_record", detail).as_skip(record_id)
         messages = zip(row["conversations"]["from"], row["conversations"]["value"], strict=True)
         record = {
             "id": row["id"].decode(),
             "image": [bytes(image) for image in row["images"]] or None,
             "conversations": [{"from": who.decode(), "value": text.decode()} for who, text in messages],
         }
-        return conversation_of(record, record_id, _no_files)
+        return conversation_of(record, record_id, _refuse_name)
 
     def __repr__(self) -> str:
-        return f"ArrayRecord({str(self.directory)!r}, {len(self)} records)"
+        """Names the folder and the number of records."""
+        return f"ArrayRecordSource({str(self.directory)!r}, {len(self)} records)"
 
 
-def _no_files(name: Any) -> Path:
-    raise SkipRecord("malformed_record", f"image: expected bytes, found {name!r}")
+def _refuse_name(name: object) -> Path:
+    """Refuses an image that is a file name, because a prepared set contains its images."""
+    raise SkipRecord("malformed_record", f"The field 'image' contains {name!r}, but must contain encoded bytes.")

@@ -1,4 +1,4 @@
-"""Conversation -> Example: text to tokens, images to tiles, vision tokens spliced in where the images stand."""
+"""Conversion of a conversation to an `Example`: text to tokens, images to tiles, placeholders to vision tokens."""
 
 from __future__ import annotations
 
@@ -23,13 +23,24 @@ from vr_jax.model.config import VlmConfig
 
 @dataclass(frozen=True)
 class Processor:
-    """Prepares samples for one model; picklable, so that worker processes can hold it.
+    """Prepares samples for one model. It can be pickled, so that worker processes can use it.
 
-    tokenizer: a Hugging Face fast tokenizer. template: "qwen_1_5" (ChatML) or "plain" (captions). label_quirk: see
-    `ChatEncoder`. max_tokens, max_tiles: samples beyond are skipped. max_pixels: larger images are taken for
-    decompression bombs. literal_placeholders: "<image>" in a sample without images is text, as in LLaVA's code;
-    by default it counts as an image that is missing.
-    Raises ValueError for a tokenizer that cannot write the template, ConfigError if its ids exceed the vocabulary."""
+    Attributes:
+        tokenizer: A Hugging Face fast tokenizer.
+        config: The model.
+        template: The format of the text: "qwen_1_5" (ChatML) or "plain" (captions).
+        label_quirk: Whether the targets are exactly those of LLaVA's code; see `ChatEncoder`.
+        max_tokens: The largest number of tokens of a sample; None allows any number.
+        max_tiles: The largest number of tiles of a sample; None allows any number.
+        max_pixels: The largest number of pixels of an image. Larger ones are treated as decompression bombs.
+        literal_placeholders: Whether "<image>" in a sample without images is ordinary text, as in LLaVA's code. By
+            default the sample is skipped, because its image is missing.
+        encoder: The encoder of the text, made from the other attributes.
+
+    Raises:
+        UserError: The tokenizer cannot write the template.
+        ConfigError: The tokenizer has more tokens than the model's vocabulary.
+    """
 
     tokenizer: Any = field(repr=False)
     config: VlmConfig
@@ -42,37 +53,49 @@ class Processor:
 
     encoder: ChatEncoder = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Makes the encoder and checks the vocabulary."""
         pool = cast(TextPool, self.config.text_pool)
         encoder = ChatEncoder(self.tokenizer, self.template, self.label_quirk, pool)
         object.__setattr__(self, "encoder", encoder)
         if len(self.tokenizer) > self.config.decoder.vocab_size:
             raise ConfigError(
-                f"the tokenizer has {len(self.tokenizer)} tokens, text.vocab_size is {self.config.decoder.vocab_size}"
+                f"decoder.vocab_size = {self.config.decoder.vocab_size}: the tokenizer has {len(self.tokenizer)} tokens; "
+                "use the model's own tokenizer, or a larger vocabulary"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For worker processes, without the Hugging Face tokenizer: the encoder holds what preparing needs."""
+        """Leaves out the Hugging Face tokenizer, because the encoder has all that preparing samples needs."""
         return self.__dict__ | {"tokenizer": None}
 
     def limited_to(self, shape: BatchShape) -> Processor:
-        """The same, skipping samples that do not fit into one row of `shape`."""
+        """Returns a processor that skips samples which do not fit into one row of `shape`."""
         return dataclasses.replace(self, max_tokens=shape.tokens, max_tiles=shape.tiles)
 
     def example(self, conversation: Conversation) -> Example:
-        """A training sample. Raises SkipRecord(reason, detail) for one that cannot be used."""
+        """Prepares a training sample.
+
+        Raises:
+            SkipRecord: The sample cannot be used.
+        """
         return self._build(conversation, self.encoder.sample)
 
     def prompt(self, conversation: Conversation) -> Example:
-        """A question for the model, ending with the assistant header; no token is a target.
+        """Prepares a question to the model. It ends with the assistant's header, and no token is a target.
 
-        A final assistant turn is left out. Raises SkipRecord(reason, detail) as `example` does."""
+        A final turn of the assistant is left out.
+
+        Raises:
+            SkipRecord: The sample cannot be used.
+        """
         return self._build(conversation, self.encoder.prompt)
 
     def size(self, conversation: Conversation) -> tuple[int, int]:
-        """Tokens and tiles of `example(conversation)`, from the images' headers: nothing is decoded.
+        """Returns the numbers of tokens and tiles of `example(conversation)` without decoding an image.
 
-        Raises SkipRecord(reason, detail) as `example` does, except for what decoding would find out."""
+        Raises:
+            SkipRecord: The sample cannot be used. A damage that only decoding reveals is not found.
+        """
         with contextlib.ExitStack() as stack:
             text, _, layouts = self._laid_out(conversation, self.encoder.sample, stack)
             return _length(text, layouts), sum(one.tiles for one in layouts)
@@ -95,7 +118,7 @@ class Processor:
     def _laid_out(
         self, conversation: Conversation, encode: Callable[..., TokenisedConversation], stack: contextlib.ExitStack
     ) -> tuple[TokenisedConversation, list[Image], list[anyres.TokenLayout]]:
-        """Text, opened images (`stack` closes them) and their vision tokens."""
+        """Returns the text, the opened images, which `stack` closes, and their vision tokens."""
         images = conversation.images
         text = encode(conversation.turns, has_image=bool(images))
         self._check_count(conversation, text)
@@ -106,6 +129,7 @@ class Processor:
         return text, opened, layouts
 
     def _check_count(self, conversation: Conversation, text: TokenisedConversation) -> None:
+        """Checks that there is one placeholder for each image."""
         if conversation.images:
             placeholders = int(np.count_nonzero(text.tokens == IMAGE_TOKEN))
         elif self.literal_placeholders:
@@ -115,29 +139,41 @@ class Processor:
         if placeholders != len(conversation.images):
             raise SkipRecord(
                 "image_count",
-                f"{len(conversation.images)} image(s) for {placeholders} {IMAGE_PLACEHOLDER} placeholder(s)",
+                f"The sample has {len(conversation.images)} image(s), but {placeholders} placeholder(s) "
+                f"{IMAGE_PLACEHOLDER}; the numbers must be equal.",
             )
 
     def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:
+        """Checks that the sample fits into a row."""
         length = _length(text, layouts)
         tiles = sum(one.tiles for one in layouts)
         if self.max_tokens is not None and length > self.max_tokens:
-            raise SkipRecord("too_long", f"{length} tokens, a row holds {self.max_tokens}")
+            raise SkipRecord("too_long", f"The sample has {length} tokens, but a row has room for {self.max_tokens}.")
         if self.max_tiles is not None and tiles > self.max_tiles:
-            raise SkipRecord("too_many_tiles", f"{tiles} tiles, a row holds {self.max_tiles}")
+            raise SkipRecord("too_many_tiles", f"The sample has {tiles} tiles, but a row has room for {self.max_tiles}.")
 
 
 def _length(text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> int:
-    """Tokens once each placeholder is replaced."""
+    """Returns the number of tokens after each placeholder is replaced by its vision tokens."""
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts)
 
 
 def splice(
     text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout], pad_id: int, u: int, *, weighted: bool = False
 ) -> dict[str, np.ndarray]:
-    """The token-wise fields of an Example: each IMAGE_TOKEN gives way to the vision tokens of its layout.
+    """Replaces each IMAGE_TOKEN of the text by the vision tokens of its image.
 
-    weighted: also the four cells and weights per token (bilinear branch); a token of one cell has weight 1 on it."""
+    Args:
+        text: The tokens and masks of the text.
+        layouts: The vision tokens of each image, in the order of the IMAGE_TOKENs.
+        pad_id: The id that vision tokens have.
+        u: The number of compressed cells along a side of a tile.
+        weighted: Whether to return the four cells and weights of every token, too. A token of one cell then has the
+            weight 1 for that cell.
+
+    Returns:
+        The token-wise fields of an `Example` by name.
+    """
     placeholder = text.tokens == IMAGE_TOKEN
     lengths = np.ones(len(text.tokens), np.int64)
     lengths[placeholder] = [len(one.cell) for one in layouts]

@@ -1,9 +1,12 @@
-"""One raw record of LLaVA's schema -> Conversation, or the reason why not (methods.md 1.7).
+"""Conversion of one raw record in LLaVA's schema to a `Conversation`, or to the reason why that is impossible.
 
-{"id": "...", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", ...}]}
+A record looks like this (`docs/design/methods.md#data-files`):
 
-`image` may be absent (text only), a list, or hold the encoded file ({"bytes": ..., "path": ...}); messages may also be
-{"role": ..., "content": ...}.
+    {"id": "7", "image": "a.jpg",
+     "conversations": [{"from": "human", "value": "<image> What is this?"}, {"from": "gpt", "value": "A car."}]}
+
+The field `image` may be absent (a text-only sample), be a list, or contain the encoded file as {"bytes": ..., "path": ...}.
+Messages may also be written as {"role": ..., "content": ...}.
 """
 
 from __future__ import annotations
@@ -16,67 +19,102 @@ from typing import Any
 from vr_jax.data.images import locate
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip, Turn
-
-
-class SourceError(ValueError):
-    """A data file that cannot be used; the message says which file, where in it, what was found and expected."""
-
+from vr_jax.errors import UserError
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
 
 def require_file(path: Path) -> None:
-    """Raises SourceError unless `path` is a file that may be read."""
+    """Checks that a data file can be read.
+
+    Raises:
+        UserError: The path does not exist, is not a file, or may not be read.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the path of the data.")
     if not path.is_file():
-        raise SourceError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise UserError(f"{path}: expected a file, found a folder or another kind of entry.")
     if not os.access(path, os.R_OK):
-        raise SourceError(f"{path}: no permission to read it")
+        raise UserError(f"{path}: there is no permission to read the file.")
 
 
 class ImageFolder:
-    """Where the file names of records point to; None if the records must hold their images themselves.
+    """The folder that the image file names of records are relative to.
 
-    follow_links: symbolic links inside the folder may point out of it. Raises SourceError if it is no folder."""
+    Attributes:
+        path: The resolved folder, or None if every record must contain its images.
+        follow_links: Whether symbolic links inside the folder may lead out of it.
+    """
 
     def __init__(self, path: str | Path | None, *, follow_links: bool = False):
+        """Resolves the folder.
+
+        Raises:
+            UserError: The path is not a folder.
+        """
         if path is not None and not Path(path).is_dir():
-            raise SourceError(f"{path}: no such image folder")
+            raise UserError(f"{path}: no such image folder; set `images` to the folder that the image names belong to.")
         self.path = None if path is None else Path(path).resolve()
         self.follow_links = follow_links
 
-    def __call__(self, name: Any) -> Path:
-        """The file of a name. Raises SkipRecord, see `images.locate`."""
+    def __call__(self, name: object) -> Path:
+        """Returns the path of an image file.
+
+        Raises:
+            SkipRecord: The name cannot be used; `vr_jax.data.images.locate` lists the reasons.
+        """
         if self.path is None:
-            raise SkipRecord("missing_image", f"{name!r}: the record holds no image and no image folder is set")
+            raise SkipRecord(
+                "missing_image", f"The record names the image file {name!r}, but no image folder (`images`) is set."
+            )
         return locate(self.path, name, follow_links=self.follow_links)
 
 
 def turns_of(record: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """The turns of a raw record. Raises SkipRecord "malformed_record", "unknown_role" or "empty_conversation"."""
+    """Reads the messages of a raw record.
+
+    Raises:
+        SkipRecord: "malformed_record", "unknown_role" or "empty_conversation".
+    """
     messages = record.get("conversations")
     if not isinstance(messages, list):
-        raise SkipRecord("malformed_record", f"conversations: expected a list, found {type(messages).__name__}")
+        raise SkipRecord(
+            "malformed_record",
+            f"The field 'conversations' is {_kind(messages)}, but must be a list of messages.",
+        )
     if not messages:
-        raise SkipRecord("empty_conversation", "conversations: the list is empty")
+        raise SkipRecord("empty_conversation", "The list in the field 'conversations' is empty.")
     return tuple(_turn(k, message) for k, message in enumerate(messages))
 
 
 def _turn(k: int, message: Any) -> Turn:
+    """Converts message k of a record."""
+    where = f"Message {k} of the field 'conversations'"
     if not isinstance(message, Mapping):
-        raise SkipRecord("malformed_record", f"conversations[{k}]: expected an object, found {type(message).__name__}")
+        raise SkipRecord("malformed_record", f"{where} is {_kind(message)}, but must be an object.")
     speaker = message.get("from", message.get("role"))
     text = message.get("value", message.get("content"))
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise SkipRecord("unknown_role", f"conversations[{k}]: {speaker!r}, expected one of {list(SPEAKERS)}")
+        known = ", ".join(map(repr, SPEAKERS))
+        raise SkipRecord("unknown_role", f"{where} has the speaker {speaker!r}, but it must be one of {known}.")
     if not isinstance(text, str):
-        raise SkipRecord("malformed_record", f"conversations[{k}]: expected a text, found {type(text).__name__}")
-    return Turn(SPEAKERS[speaker], text)  # type: ignore[arg-type]
+        raise SkipRecord("malformed_record", f"{where} has {_kind(text)} as its value, but must have a text.")
+    return Turn(SPEAKERS[speaker], text)  # type: ignore[arg-type]  # The values of SPEAKERS are the roles of a Turn.
 
 
-def images_of(record: Mapping[str, Any], folder: Callable[[Any], Path]) -> tuple[Path | bytes, ...]:
-    """The images of a raw record, as bytes or as what `folder` makes of a file name.
+def images_of(record: Mapping[str, Any], folder: Callable[[object], Path]) -> tuple[Path | bytes, ...]:
+    """Reads the images of a raw record.
 
-    Raises SkipRecord "malformed_record", or what `folder` raises."""
+    Args:
+        record: The raw record.
+        folder: Turns a file name into a path, as an `ImageFolder` does.
+
+    Returns:
+        The encoded bytes of images that the record contains, and the paths of the others.
+
+    Raises:
+        SkipRecord: A name cannot be used.
+    """
     value = record.get("image")
     if value is None:
         return ()
@@ -84,19 +122,34 @@ def images_of(record: Mapping[str, Any], folder: Callable[[Any], Path]) -> tuple
     return tuple(_image(one, folder) for one in values)
 
 
-def _image(value: Any, folder: Callable[[Any], Path]) -> Path | bytes:
+def _image(value: Any, folder: Callable[[object], Path]) -> Path | bytes:
+    """Converts one image entry of a record."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     return value if isinstance(value, bytes) else folder(value)
 
 
-def conversation_of(record: Any, record_id: str, folder: Callable[[Any], Path]) -> Conversation | Skip:
-    """A raw record as a Conversation, or as a Skip that says what is wrong; `record_id` names one without id."""
+def conversation_of(record: Any, record_id: str, folder: Callable[[object], Path]) -> Conversation | Skip:
+    """Converts a raw record.
+
+    Args:
+        record: The raw record as JSON, parquet or array_record files contain it.
+        record_id: The name of the sample if the record has no id of its own.
+        folder: Turns an image file name into a path.
+
+    Returns:
+        The conversation, or a `Skip` that states what is wrong with the record.
+    """
     try:
         if not isinstance(record, Mapping):
-            raise SkipRecord("malformed_record", f"expected an object, found {type(record).__name__}")
+            raise SkipRecord("malformed_record", f"The record is {_kind(record)}, but must be an object.")
         if isinstance(record.get("id"), str | int) and str(record["id"]):
             record_id = str(record["id"])
         return Conversation(record_id, turns_of(record), images_of(record, folder))
     except SkipRecord as error:
         return error.as_skip(record_id)
+
+
+def _kind(value: Any) -> str:
+    """Describes the type of a value in a message."""
+    return "absent" if value is None else f"a value of type {type(value).__name__}"

@@ -1,56 +1,79 @@
-"""Random-access sources of conversations: `len`, `source[i] -> Conversation | Skip`, picklable for worker processes.
+"""Random-access sources of conversations: `len(source)` and `source[index] -> Conversation | Skip`.
 
-Nothing is kept in memory but an index: JSON files are mapped, parquet shards are read by row group, array_record files
-by record. A file that cannot be read raises SourceError when it is opened; a record that cannot be used is a Skip.
+A source keeps only an index in memory. JSON files are memory-mapped, parquet shards are read by row group, and array_record
+files are read by record. A source can be pickled, so that worker processes can read from it. A file that cannot be read
+is a `UserError` when the source is opened; a record that cannot be used is a `Skip`.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from vr_jax.data.demo.source import DemoSource
-from vr_jax.data.llava_json import LlavaJson
-from vr_jax.data.llava_parquet import LlavaParquet
-from vr_jax.data.prepared import ArrayRecord
-from vr_jax.data.records import SourceError
+from vr_jax.data.llava_json import LlavaJsonSource
+from vr_jax.data.llava_parquet import LlavaParquetSource
+from vr_jax.data.prepared import ArrayRecordSource
 from vr_jax.data.types import Conversation, Skip
+from vr_jax.errors import UserError
+from vr_jax.fields import check_value
 
-FORMATS = ("llava_json", "llava_parquet", "array_record")
-KNOWN = ("path", "images", "format", "split", "follow_links")
+Format = Literal["llava_json", "llava_parquet", "array_record"]
+FORMATS: tuple[str, ...] = get_args(Format)
 
 
 class Source(Protocol):
-    """What the pipeline needs. An attribute `blocks` may give the first indices of groups that are cheap to read
-    together; they are then shuffled as groups, a few at a time."""
+    """The interface of a source that the input pipeline needs.
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Conversation | Skip: ...
+    A source may also have an attribute `blocks`: the first index of each group of records that are cheap to read
+    together. The pipeline then shuffles whole groups, a few at a time.
+    """
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Conversation | Skip:
+        """Returns a record, or the reason why it cannot be used."""
+        ...
 
 
-class Joined:
-    """Several sources behind one another."""
+class ConcatenatedSource:
+    """Several sources that follow one another as one source.
+
+    Attributes:
+        sources: The sources in order.
+    """
 
     def __init__(self, sources: Sequence[Source]):
+        """Concatenates the sources."""
         self.sources = list(sources)
         self._ends = np.cumsum([len(source) for source in self.sources])
 
     def __len__(self) -> int:
+        """Returns the number of records of all sources."""
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Conversation | Skip:
+        """Returns a record of the source that contains it.
+
+        Raises:
+            IndexError: There is no record with this index.
+        """
         if not 0 <= index < len(self):
-            raise IndexError(index)
+            raise IndexError(f"record {index}: {self!r} has records 0..{len(self) - 1}")
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self.sources[which][index - (int(self._ends[which - 1]) if which else 0)]
 
     @property
     def blocks(self) -> list[int] | None:
-        """If any member is read in blocks; the records of the others are blocks of one."""
+        """The first index of each group of records that are cheap to read together.
+
+        It is None if no source has such groups; a source without groups among others has groups of one record.
+        """
         if all(getattr(source, "blocks", None) is None for source in self.sources):
             return None
         starts: list[int] = []
@@ -60,61 +83,71 @@ class Joined:
         return starts
 
     def __repr__(self) -> str:
-        return f"Joined({self.sources})"
+        """Lists the sources."""
+        return f"ConcatenatedSource({self.sources})"
 
 
-def open_source(spec: Mapping[str, Any]) -> Source:
-    """Opens what a recipe describes.
+def open_source(
+    path: str | Path | Sequence[str | Path],
+    *,
+    images: str | Path | None = None,
+    format: str | None = None,
+    split: str = "train",
+    follow_links: bool = False,
+) -> Source:
+    """Opens data files as one source.
 
-    spec: `path` (a file, a folder of shards, a glob pattern or a list of these), `images` (image folder, default: the
-    folder of the file), `format` ("llava_json", "llava_parquet", "array_record"; default: by the file's name),
-    `split` (of a prepared set, default "train"), `follow_links`.
-    Or `format`: "demo" with `split`, `size`, `seed` and `turns` of `demo.source.DemoSource`.
-    Raises SourceError."""
-    demo = spec.get("format") == "demo"
-    known = ("format", "split", "size", "seed", "turns") if demo else KNOWN
-    unknown = sorted(set(spec) - set(known))
-    if unknown:
-        raise SourceError(f"data source: unknown field(s) {unknown}, known are {list(known)}")
-    if demo:
-        options = {name: spec[name] for name in ("seed", "turns") if name in spec}
-        try:
-            return DemoSource(spec.get("split", "train"), spec.get("size", 10_000), **options)
-        except ValueError as error:
-            raise SourceError(str(error)) from error
-    if not spec.get("path"):
-        raise SourceError("data source: `path` is not set")
-    paths = [Path(p) for p in _expand(spec["path"])]
-    formats = {spec.get("format") or _guess_format(path) for path in paths}
-    if len(formats) != 1 or not formats <= set(FORMATS):
-        raise SourceError(f"{spec['path']}: format {sorted(formats)}, expected one of {list(FORMATS)} for all files")
-    (kind,) = formats
-    links = bool(spec.get("follow_links", False))
+    Args:
+        path: A file, a folder of parquet shards or of a prepared set, a glob pattern, or a sequence of these.
+        images: The folder that image names are relative to. By default it is the folder of each JSON file; parquet
+            files then must contain their images.
+        format: The format of all files, one of `FORMATS`. By default it follows from the name of each file.
+        split: The split of a prepared set (format "array_record").
+        follow_links: Whether symbolic links inside the image folder may lead out of it.
+
+    Raises:
+        UserError: A file cannot be read, its format is unknown, or there are no records.
+        ConfigError: `format` is not one of the known formats.
+    """
+    check_value(Format | None, format, "data format")
+    paths = _expand(path)
+    if not paths:
+        raise UserError("The data path is empty; set it to a file, a folder or a glob pattern.")
+    formats = {one: format or _guess_format(one) for one in paths}
+    if len(set(formats.values())) > 1:
+        found = ", ".join(f"{one} ({kind})" for one, kind in formats.items())
+        raise UserError(f"The data files have several formats: {found}. Open files of one format at a time.")
+    (kind,) = set(formats.values())
+    sources: list[Source]
     if kind == "array_record":
-        sources: list[Source] = [ArrayRecord(path, spec.get("split") or "train") for path in paths]
+        sources = [ArrayRecordSource(one, split) for one in paths]
     elif kind == "llava_parquet":
-        shards = [shard for path in paths for shard in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
-        sources = [LlavaParquet(shards, spec.get("images"), follow_links=links)]
+        shards = [shard for one in paths for shard in (sorted(one.glob("*.parquet")) if one.is_dir() else [one])]
+        sources = [LlavaParquetSource(shards, images, follow_links=follow_links)]
     else:
-        sources = [LlavaJson(path, spec.get("images") or path.parent, follow_links=links) for path in paths]
+        sources = [LlavaJsonSource(one, images or one.parent, follow_links=follow_links) for one in paths]
     if not sum(len(source) for source in sources):
-        raise SourceError(f"{spec['path']}: no records")
-    return sources[0] if len(sources) == 1 else Joined(sources)
+        raise UserError(f"{', '.join(map(str, paths))}: there are no records; check the path of the data.")
+    return sources[0] if len(sources) == 1 else ConcatenatedSource(sources)
 
 
-def _expand(path: str | Path | Iterable[str | Path]) -> list[str]:
+def _expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Replaces glob patterns by the paths that match them."""
     if not isinstance(path, str | Path):
         return [one for part in path for one in _expand(part)]
     text = str(path)
+    if not text:
+        return []
     if not glob.has_magic(text):
-        return [text]
+        return [Path(text)]
     found = sorted(glob.glob(text))
     if not found:
-        raise SourceError(f"{text}: no file matches this pattern")
-    return found
+        raise UserError(f"{text}: no file matches this pattern.")
+    return [Path(one) for one in found]
 
 
 def _guess_format(path: Path) -> str:
+    """Finds the format from the name of a file or from the contents of a folder."""
     if path.suffix in (".json", ".jsonl"):
         return "llava_json"
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
@@ -122,8 +155,8 @@ def _guess_format(path: Path) -> str:
     if path.is_dir() and any(path.glob("**/dataset_info.json")):
         return "array_record"
     if not path.exists():
-        raise SourceError(f"{path}: no such file or folder")
-    raise SourceError(
-        f"{path}: cannot tell the format from the name; expected .json, .jsonl, .parquet, a folder of .parquet files "
-        "or a prepared set, or set `format`"
+        raise UserError(f"{path}: no such file or folder; check the path of the data.")
+    raise UserError(
+        f"{path}: the name does not tell the format. Expected a .json, .jsonl or .parquet file, a folder of .parquet "
+        "files, or a prepared set; otherwise set `format`."
     )

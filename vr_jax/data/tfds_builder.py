@@ -1,6 +1,6 @@
-"""A TensorFlow Datasets builder that writes conversations as array_record files; tensorflow is not needed.
+"""Writing of prepared sets: a TensorFlow Datasets builder whose files are array_record. It does not need tensorflow.
 
-Images are stored as the encoded bytes they came in, so that nothing is decoded or compressed twice.
+Images are stored as the encoded bytes that they came in, so that nothing is decoded or compressed twice.
 """
 
 from __future__ import annotations
@@ -19,16 +19,26 @@ from vr_jax.data.images import open_image
 from vr_jax.data.skips import SkipRecord, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, Skip
+from vr_jax.errors import UserError
 
-RECORDS_PER_SHARD = 1024  # TFDS holds one shard in memory while it writes it: some 100 MiB of images
+# TFDS holds one shard in memory while it writes it, which is some 100 MiB of images with this number of records.
+RECORDS_PER_SHARD = 1024
 
 
 class LlavaConversations(tfds.core.ShardBasedBuilder):
-    """One split per source, its usable records in their order.
+    """Writes one split per source, with the usable records in their order.
 
-    Shard by shard: the builder that shuffles needs tensorflow for sets above 1 GiB, and training shuffles anyway.
-    sources: split name -> source. max_skipped: share of unusable records above which TooManySkips is raised.
-    With Apache Beam (in_beam=True, `tfds.download.DownloadConfig(beam_runner=...)`) each shard is a work item."""
+    It writes shard by shard, because TFDS's shuffling builder needs tensorflow above 1 GiB, and training shuffles anyway.
+    With Apache Beam each shard is a work item.
+
+    Attributes:
+        sources: The source of each split by name.
+        max_skipped: The fraction of unusable records of a split above which nothing is written.
+        records_per_shard: The number of records in a file.
+        in_beam: Whether Apache Beam does the work.
+        skips: The records that were left out. It stays empty with Beam, whose workers only log them.
+        progress: The progress bar of the records.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -41,11 +51,20 @@ class LlavaConversations(tfds.core.ShardBasedBuilder):
         in_beam: bool = False,
         **kwargs: Any,
     ):
+        """Stores the settings.
+
+        Args:
+            sources: The source of each split by name.
+            max_skipped: The fraction of unusable records of a split above which nothing is written.
+            records_per_shard: The number of records in a file.
+            in_beam: Whether Apache Beam does the work.
+            **kwargs: The arguments of the TFDS builder, such as `data_dir`.
+        """
         self.sources = dict(sources)
         self.max_skipped = max_skipped
         self.records_per_shard = records_per_shard
         self.in_beam = in_beam
-        self.skips: list[Skip] = []  # what was left out; Beam's workers only log it
+        self.skips: list[Skip] = []
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -81,19 +100,25 @@ class LlavaConversations(tfds.core.ShardBasedBuilder):
         total = sum(len(source) for source in self.sources.values())
         with tqdm.tqdm(total=total, unit="records", disable=self.in_beam) as self.progress:
             super()._download_and_prepare(dl_manager, download_config)
-        for split, source in self.sources.items():  # TFDS removes what was written if this raises
+        for split, source in self.sources.items():
             skipped = len(source) - self.info.splits[split].num_examples
             if skipped > self.max_skipped * len(source):
-                names = summary(self.skips) or "Beam's logs name them"
-                raise TooManySkips(f"split {split}: {skipped} of {len(source)} records cannot be used\n{names}")
+                # TFDS removes the written files when this is raised.
+                names = summary(self.skips) or "The logs of Beam's workers name them."
+                raise TooManySkips(
+                    f"The split {split!r} has {skipped} records of {len(source)} that cannot be used, but at most "
+                    f"{self.max_skipped:.2%} are allowed. Repair these records, or allow a larger fraction.\n{names}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
+    """The records begin..end-1 of a source; `report` is called for each of them with its Skip, or with None."""
+
     source: Source
     begin: int
     end: int
-    report: Callable[[Skip | None], None] | None  # called for each record
+    report: Callable[[Skip | None], None] | None
 
     def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for key in range(self.begin, self.end):
@@ -101,13 +126,17 @@ class _Shard:
             if self.report is not None:
                 self.report(row if isinstance(row, Skip) else None)
             if isinstance(row, Skip):
-                logger.warning("skipped sample %s (%s): %s", row.id, row.reason, row.detail)
+                logger.warning("Skipped sample %s (%s): %s", row.id, row.reason, row.detail)
             else:
                 yield key, row
 
 
 def row_of(record: Conversation | Skip) -> dict[str, Any] | Skip:
-    """A record as the builder's features, its images read; a Skip if one is absent or no image."""
+    """Converts a record to the builder's features and reads its images.
+
+    Returns:
+        The features, or a `Skip` if an image is absent or is not an image.
+    """
     if isinstance(record, Skip):
         return record
     images = []
@@ -123,9 +152,17 @@ def row_of(record: Conversation | Skip) -> dict[str, Any] | Skip:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
+    """The result of `prepare`.
+
+    Attributes:
+        folder: The folder of the set, with its version.
+        records: The number of written records of all splits.
+        skips: The records that were left out. It is empty with Beam.
+    """
+
     folder: Path
-    records: int  # written, all splits together
-    skips: list[Skip]  # left out; empty with Beam
+    records: int
+    skips: list[Skip]
 
 
 def prepare(
@@ -137,13 +174,23 @@ def prepare(
     in_beam: bool = False,
     beam_flags: Sequence[str] = (),
 ) -> Prepared:
-    """Writes the sources as splits below `directory`.
+    """Writes sources as the splits of a prepared set. The folder of the set appears when it is complete.
 
-    The folder appears when it is complete. beam_flags: Beam's command-line flags (runner, project, ...). With Beam
-    the records left out are named in its workers' logs only.
-    Raises TooManySkips, FileExistsError for a set that is already there, ModuleNotFoundError without Beam."""
+    Args:
+        sources: The source of each split by name.
+        directory: The folder below which the set is written.
+        max_skipped: The fraction of unusable records of a split above which nothing is written.
+        records_per_shard: The number of records in a file.
+        in_beam: Whether Apache Beam does the work. The records that are left out are then named only in the logs of its
+            workers.
+        beam_flags: The command-line flags of Beam (runner, project, ...).
+
+    Raises:
+        UserError: There is a prepared set already, or Beam is not installed.
+        TooManySkips: A split has too many records that cannot be used.
+    """
     if in_beam and importlib.util.find_spec("apache_beam") is None:
-        raise ModuleNotFoundError("apache_beam is not installed: pip install 'vr-jax[beam]'")
+        raise UserError("Apache Beam is not installed; install it with pip install 'vr-jax[beam]'.")
     builder = LlavaConversations(
         sources=sources,
         max_skipped=max_skipped,
@@ -154,7 +201,7 @@ def prepare(
     )
     target = Path(str(builder.data_dir))
     if target.exists():
-        raise FileExistsError(f"{target} holds a prepared set already; remove it or choose another folder")
+        raise UserError(f"{target}: there is a prepared set already; remove it or choose another folder.")
     config = tfds.download.DownloadConfig()
     if in_beam:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions

@@ -1,8 +1,8 @@
-"""Records on their way from files to batches: conversation -> example -> host batch."""
+"""The forms that a sample takes on its way from a file to a batch: conversation, example, host batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,23 +16,52 @@ IMAGE_PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: The speaker of the message.
+        text: The message. It may contain `IMAGE_PLACEHOLDER` where an image belongs.
+    """
+
     role: Literal["system", "user", "assistant"]
-    text: str  # may hold IMAGE_PLACEHOLDER
+    text: str
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One sample, whatever file it came from. `images` match the placeholders of `turns` in order."""
+    """One sample before tokenisation, independent of the file format that it came from.
+
+    Attributes:
+        id: The name of the sample in log and error messages.
+        turns: The messages in order.
+        images: The encoded images (PNG, JPEG, ...) as bytes, or the paths of their files. They match the placeholders
+            in `turns` in order.
+    """
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[Path | bytes, ...] = ()  # encoded files (PNG, JPEG, ...)
+    images: tuple[Path | bytes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised sample, unpadded: n tokens (vision tokens included) and t tiles. Cells and images count
-    from its own first tile (tile * u*u + cell) and image (1..). Field meanings are those of `Batch`."""
+    """One tokenised sample without padding: n tokens, vision tokens included, and t image tiles.
+
+    The fields mean what the fields of the same name in `vr_jax.model.batch.Batch` mean, except that cells and images
+    are numbered within the sample instead of within a row of the batch.
+
+    Attributes:
+        id: The name of the sample in log and error messages.
+        tokens: Token ids. A vision token holds the pad id.
+        loss_mask: True where the token is a target of the loss.
+        text_token_mask: True where the text-guided token may pool the token.
+        vision_cell: The compressed cell of a vision token, NEWLINE or NO_CELL.
+        tile_pixels: RGB pixels of all tiles.
+        tile_image: The number of the image that a tile belongs to, counted from 1.
+        cells_per_tile: The number of compressed cells of a tile, by which one tile shifts `vision_cell`.
+        vision_cells: The four cells that a vision token interpolates, or None if no token is interpolated.
+        vision_weights: The weights of these four cells.
+    """
 
     id: str
     tokens: Int[np.ndarray, " n"]
@@ -41,14 +70,20 @@ class Example:
     vision_cell: Int[np.ndarray, " n"]
     tile_pixels: UInt8[np.ndarray, "t H W 3"]
     tile_image: Int[np.ndarray, " t"]
-    cells_per_tile: int  # u*u: how far one tile moves `vision_cell`
+    cells_per_tile: int
     vision_cells: Int[np.ndarray, "n 4"] | None = None
     vision_weights: Float[np.ndarray, "n 4"] | None = None
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A sample that could not be used. `reason` is a word of `skips.SkipReason`, `detail` one line for the log."""
+    """A sample that cannot be used.
+
+    Attributes:
+        id: The name of the sample.
+        reason: One of `vr_jax.data.skips.REASONS`.
+        detail: One line that states what was found and what was expected.
+    """
 
     id: str
     reason: str
@@ -57,8 +92,14 @@ class Skip:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A batch of numpy arrays with what only the host needs to know."""
+    """A batch of numpy arrays together with what only the host needs to know about it.
+
+    Attributes:
+        batch: The arrays that go to the devices.
+        record_ids: The names of the samples in each row of the batch.
+        skipped: The unusable samples that were met since the previous batch.
+    """
 
     batch: Batch
-    record_ids: tuple[tuple[str, ...], ...]  # the samples of each row
-    skipped: tuple[Skip, ...] = field(default=())  # met since the batch before
+    record_ids: tuple[tuple[str, ...], ...]
+    skipped: tuple[Skip, ...] = ()

@@ -1,1 +1,1 @@
-"""The demo's own data: generated images with questions, a tokenizer, and writers in the formats of real sets."""
+"""Generated images with questions, their tokenizer and their files: data for trying everything without a download."""

@@ -1,4 +1,4 @@
-"""Writes a demo set as files, in the two formats that real data comes in, to look at or to feed to the file readers."""
+"""Writing of the demo's data as files, in the two formats of real data, to look at or to read with the file sources."""
 
 from __future__ import annotations
 
@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.data.demo.source import DemoSource
+from vr_jax.errors import UserError
 
 _LLAVA_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
-def write_llava(source: DemoSource, directory: str | os.PathLike) -> Path:
-    """`directory/data.json` in LLaVA's format ({"id", "image", "conversations"}) with images in `directory/images/`.
+def write_llava(source: DemoSource, directory: str | os.PathLike[str]) -> Path:
+    """Writes the records as a JSON file in LLaVA's format with PNG images.
 
-    Returns the path of data.json; the image folder of its records is `directory/images`. The directory appears
-    when complete; raises FileExistsError if it is there already.
+    Args:
+        source: The records.
+        directory: The new folder. It will contain `data.json` and the image folder `images`, and appears when it is
+            complete.
+
+    Returns:
+        The path of `data.json`.
+
+    Raises:
+        UserError: The folder exists already.
     """
-    with _appearing_when_complete(Path(directory)) as work:
+    with _new_folder(Path(directory)) as work:
         records: list[dict[str, Any]] = []
         for index in range(len(source)):
             sample = source.sample(index)
@@ -33,15 +42,24 @@ def write_llava(source: DemoSource, directory: str | os.PathLike) -> Path:
     return Path(directory) / "data.json"
 
 
-def write_chartqa(source: DemoSource, directory: str | os.PathLike) -> Path:
-    """`directory/<split>.jsonl` with one ChartQA row per question ({"type", "question", "answer", "imgname",
-    "image"}; the type is the kind of question) and images in `directory/images/`. `held_out` becomes `test`.
+def write_chartqa(source: DemoSource, directory: str | os.PathLike[str]) -> Path:
+    """Writes the questions in the format of the ChartQA benchmark with PNG images.
 
-    Returns the path of the jsonl file. The directory appears when complete; raises FileExistsError if it is there
-    already.
+    Each question is one line with the fields type (the kind of question), question, answer, imgname and image.
+
+    Args:
+        source: The records. The split "held_out" becomes `test.jsonl`, the split "train" becomes `train.jsonl`.
+        directory: The new folder. It will contain the file and the image folder `images`, and appears when it is
+            complete.
+
+    Returns:
+        The path of the JSONL file.
+
+    Raises:
+        UserError: The folder exists already.
     """
     name = "test.jsonl" if source.split == "held_out" else "train.jsonl"
-    with _appearing_when_complete(Path(directory)) as work:
+    with _new_folder(Path(directory)) as work:
         rows = []
         for index in range(len(source)):
             sample = source.sample(index)
@@ -62,10 +80,10 @@ def write_chartqa(source: DemoSource, directory: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def _appearing_when_complete(directory: Path) -> Iterator[Path]:
-    """A work directory with an `images` folder, renamed to `directory` at the end and removed on any error."""
+def _new_folder(directory: Path) -> Iterator[Path]:
+    """Gives a work folder with a folder `images`; it is renamed to `directory` at the end, or removed on an error."""
     if directory.exists():
-        raise FileExistsError(f"{directory} exists already; give a new directory, or remove it first")
+        raise UserError(f"{directory}: the folder exists already; choose another one, or remove it first.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

@@ -1,7 +1,7 @@
-"""What the demo asks about: bar charts, tables and printed words, with the questions each image can answer.
+"""The images of the demo (bar charts, tables and printed words) and the questions that each can answer.
 
-An image has two parts. Its *content* is a tuple of everything a question may ask about (digits, letters, colours,
-words, in order); its *looks* (position, size) are drawn afterwards. Training and held-out images differ in content.
+The *content* of an image is a tuple of everything that a question may ask about, such as digits, colours and words. Random
+details, such as small shifts, are chosen when the content is drawn. Training and held-out images differ in content.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ DIGITS = "123456789"
 ROW_LETTERS = "AB"
 COLUMN_LETTERS = "XY"
 WORDS = ("ant", "bee", "cat", "cow", "dog", "elk", "fox", "hen", "owl", "pig", "rat", "yak")
-SIDE = 48  # pixels of every image
+# The side of every image in pixels.
+SIDE = 48
 
 PAPER = (255, 255, 255)
 TEXT = (20, 20, 20)
@@ -39,32 +40,59 @@ SHADE = (226, 232, 240)
 
 @dataclass(frozen=True)
 class Question:
-    kind: str  # e.g. "chart_value"; every kind belongs to one subject
+    """A question about an image with its only right answer.
+
+    Attributes:
+        kind: The kind of question, such as "chart_value". Every kind belongs to one subject.
+        text: The question.
+        answer: The answer.
+    """
+
+    kind: str
     text: str
     answer: str
 
 
 class Subject(Protocol):
-    """One kind of image. `draw` is pure in (content, rng); `questions` depends on the content alone."""
+    """One kind of image.
+
+    Attributes:
+        name: The name, with which the kinds of its questions begin.
+        text_size: The size of its text in pixels.
+    """
 
     name: str
+    text_size: int
 
-    def content(self, rng: Random) -> Content: ...
-    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]: ...
-    def questions(self, content: Content) -> list[Question]: ...
+    def content(self, rng: Random) -> Content:
+        """Returns a random content."""
+        ...
+
+    def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        """Draws a content. The pixels depend on the content and the state of `rng` alone."""
+        ...
+
+    def questions(self, content: Content) -> list[Question]:
+        """Returns all questions that the image answers. They depend on the content alone."""
+        ...
 
 
 class Chart:
-    """Bars of different colours and heights with their values printed below. Content: (colour, value) from the left."""
+    """Bars of different colours and heights with their values printed below.
+
+    The content is the (colour, value) of each bar from the left.
+    """
 
     name = "chart"
     text_size = 11
 
     def content(self, rng: Random) -> Content:
+        """Returns a random content."""
         count = rng.randint(2, 4)
         return tuple(zip(rng.sample(list(INKS), count), rng.sample(DIGITS, count), strict=True))
 
     def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        """Draws a content."""
         canvas = blank(SIDE, SIDE, PAPER)
         floor = SIDE - 12
         canvas[floor] = RULE
@@ -76,6 +104,7 @@ class Chart:
         return canvas
 
     def questions(self, content: Content) -> list[Question]:
+        """Returns all questions that the image answers."""
         by_value = sorted(content, key=lambda bar: bar[1])
         return [
             *(Question("chart_value", f"What is the value of the {c} bar?", value) for c, value in content),
@@ -86,15 +115,20 @@ class Chart:
 
 
 class Table:
-    """Digits in rows and columns headed by letters. Content: the digits by row."""
+    """Digits in rows and columns with letters as headings.
+
+    The content is the digits of each row.
+    """
 
     name = "table"
     text_size = 12
 
     def content(self, rng: Random) -> Content:
+        """Returns a random content."""
         return tuple(tuple(rng.choices(DIGITS, k=len(COLUMN_LETTERS))) for _ in ROW_LETTERS)
 
     def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        """Draws a content."""
         canvas = blank(SIDE, SIDE, PAPER)
         cell = SIDE // (len(ROW_LETTERS) + 1)
         canvas[:cell] = SHADE
@@ -111,6 +145,7 @@ class Table:
         return canvas
 
     def questions(self, content: Content) -> list[Question]:
+        """Returns all questions that the image answers."""
         return [
             Question("table_cell", f"What is in row {row}, column {column}?", content[i][j])
             for i, row in enumerate(ROW_LETTERS)
@@ -119,24 +154,30 @@ class Table:
 
 
 class Word:
-    """One word in coloured ink. Content: (word, ink, column, row), the place in pixels."""
+    """One coloured word.
+
+    The content is (word, colour, left, top), with the position in pixels.
+    """
 
     name = "word"
     text_size = 18
 
     def content(self, rng: Random) -> Content:
+        """Returns a random content."""
         word = rng.choice(WORDS)
         height, width = text_mask(word, self.text_size).shape[:2]
         left, top = (SIDE - width) // 2 + rng.randint(-2, 2), (SIDE - height) // 2 + rng.randint(-2, 2)
         return word, rng.choice(list(INKS)), left, top
 
     def draw(self, content: Content, rng: Random) -> UInt8[np.ndarray, "48 48 3"]:
+        """Draws a content."""
         word, ink, left, top = content
         canvas = blank(SIDE, SIDE, PAPER)
         draw_text(canvas, word, self.text_size, left, top, INKS[ink])
         return canvas
 
     def questions(self, content: Content) -> list[Question]:
+        """Returns all questions that the image answers."""
         word, ink = content[:2]
         return [
             Question("word_read", "What is the word?", word),
@@ -144,4 +185,5 @@ class Word:
         ]
 
 
+# Every subject by its name.
 SUBJECTS: dict[str, Subject] = {subject.name: subject for subject in (Chart(), Table(), Word())}

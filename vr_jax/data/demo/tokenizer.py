@@ -1,4 +1,4 @@
-"""The demo's tokenizer: bytes, Qwen2's ChatML specials, and the demo's own words and phrases as whole tokens."""
+"""The tokenizer of the demo: bytes, Qwen2's ChatML tokens, and the demo's own words and phrases as whole tokens."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from vr_jax.data.demo.images import INKS, WORDS
 
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# The fixed parts of questions and of ChatML. Whole phrases keep a conversation short, which is what two CPU cores
-# can afford; what is asked about (colours, letters, words) stays a token of its own, the same as in the answer.
+# These are the fixed parts of questions and of ChatML. Whole phrases as tokens keep a conversation short enough for two
+# CPU cores. The colours, letters and words that are asked about are tokens of their own, the same ones as in the answers.
 PHRASES = (
     "You are a helpful assistant.", "system", "user", "assistant",
     "What is the value of the ", " bar?", "Which colour is the tallest bar?",
@@ -21,10 +21,11 @@ PHRASES = (
 
 
 def demo_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of about 300 tokens that can spell any text; built the same every time, no download.
+    """Builds a byte-level tokenizer of about 300 tokens that can spell any text.
 
-    Ids: the 256 bytes, then phrases, colours and words, then the three specials (as in Qwen2: `<|endoftext|>` pads,
-    `<|im_end|>` ends). `save_pretrained` writes a directory that `AutoTokenizer` reads.
+    It is the same every time and needs no download. The ids are the 256 bytes, then phrases, colours and words, then the
+    three special tokens. As in Qwen2, `<|endoftext|>` is the pad token and `<|im_end|>` ends a message.
+    `save_pretrained` writes a directory that `AutoTokenizer` reads.
     """
     alphabet = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
