@@ -31,7 +31,7 @@ from transformers import AutoTokenizer
 from vr_jax import sharding
 from vr_jax.data import anyres
 from vr_jax.data.collate import collate
-from vr_jax.data.packing import Arrival, RowPacker
+from vr_jax.data.packing import IndexedExample, RowPacker
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.sources import open_source
@@ -166,7 +166,7 @@ def packed(sizes: Sizes, shape: BatchShape, lookahead: int | None = None) -> lis
     packer = RowPacker(shape, lookahead=lookahead or 16 + 2 * shape.rows)
     batches = []
     for index, (tokens, tiles) in enumerate(sizes):
-        packer.offer(Arrival(index, _example(index, tokens, tiles)))
+        packer.offer(IndexedExample(index, _example(index, tokens, tiles)))
         if packer.complete:
             batches.append([[int(example.id) for example in row] for row in packer.take()])
     return batches
@@ -281,8 +281,7 @@ def _line(label: str, one: Use, samples: float | None, ratio: float | None) -> s
 
 def read(options: argparse.Namespace, model: VlmConfig) -> list[tuple[int, int]]:
     """Sizes of a random choice of the user's samples."""
-    spec = {"path": options.data, "images": options.images}
-    source = open_source({name: value for name, value in spec.items() if value})
+    source = open_source(options.data, images=options.images or None)
     processor = Processor(AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True), model)
     sizes, skipped = [], 0
     for index in np.random.default_rng(0).permutation(len(source))[: options.samples].tolist():

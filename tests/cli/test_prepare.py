@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import png
+from tests.data.samples import png
 from vr_jax.cli import main as program
-from vr_jax.data.records import SourceError
 from vr_jax.data.sources import open_source
 from vr_jax.data.types import Conversation, Skip
+from vr_jax.errors import UserError
 
 
 def main(arguments):
@@ -39,27 +39,27 @@ def test_round_trip(folder, capsys):
     assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 0
     written = folder / "set" / "llava_conversations" / "1.0.0"
     assert f"wrote 3 of 3 records to {written}" in capsys.readouterr().out
-    original = open_source({"path": folder / "data.json"})
+    original = open_source(folder / "data.json")
     for path in (folder / "set", written):
-        found = open_source({"path": path})
+        found = open_source(path)
         assert [found[k] for k in range(len(found))] == [with_bytes(original[k]) for k in range(3)]
-    with pytest.raises(SourceError, match=r"no split 'test', there are \['train'\]"):
-        open_source({"path": written, "split": "test"})
+    with pytest.raises(UserError, match=r"there is no split 'test'; the set has train"):
+        open_source(written, split="test")
 
     assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 2
-    assert "holds a prepared set already" in capsys.readouterr().err
+    assert "there is a prepared set already" in capsys.readouterr().err
 
     (record_file,) = written.glob("*.array_record*")
     content = record_file.read_bytes()
     record_file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(SourceError, match=r"1.0.0: split 'train' is damaged"):
-        open_source({"path": written})
+    with pytest.raises(UserError, match=r"1.0.0: the split 'train' is damaged"):
+        open_source(written)
     record_file.unlink()
-    with pytest.raises(SourceError, match=r"array_record-00000-of-00001: no such file"):
-        open_source({"path": written})
+    with pytest.raises(UserError, match=r"array_record-00000-of-00001: no such file"):
+        open_source(written)
     (written / "dataset_info.json").write_text("{")
-    with pytest.raises(SourceError, match=r"1.0.0: not a readable prepared set"):
-        open_source({"path": written})
+    with pytest.raises(UserError, match=r"1.0.0: the prepared set cannot be read"):
+        open_source(written)
 
 
 def test_many_files_keep_order_and_an_empty_one_is_no_harm(folder):
@@ -70,7 +70,7 @@ def test_many_files_keep_order_and_an_empty_one_is_no_harm(folder):
     arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set"), "--records-per-shard", "3"]
     assert main([*arguments, "--max-skipped", "0.4"]) == 0
     assert len(list(folder.glob("set/**/*.array_record*"))) == 3
-    source = open_source({"path": folder / "set"})
+    source = open_source(folder / "set")
     assert [source[k].id for k in range(len(source))] == ["r0", "r1", "r2", "r6", "r7", "r8"]
 
 
@@ -81,7 +81,7 @@ def test_damaged_chunks_become_skips(folder):
     at = data.find(b"\x89PNG")  # inside a record's chunk
     data[at : at + 20] = b"\xff" * 20
     record_file.write_bytes(bytes(data))
-    source = open_source({"path": folder / "set", "split": "test"})
+    source = open_source(folder / "set", split="test")
     found = [source[k] for k in range(3)]
     assert any(isinstance(one, Skip) and one.reason == "malformed_record" for one in found)
 
@@ -93,14 +93,14 @@ def test_unusable_records_are_left_out_and_listed(folder, capsys):
     arguments = ["--from", str(folder / "data.json"), "--to", str(folder / "set")]
     assert main(arguments) == 4
     error = capsys.readouterr().err
-    assert "2 of 5 records cannot be used" in error
+    assert "2 records of 5 that cannot be used" in error
     assert "bad: " in error
     assert "gone: " in error
     assert not list(folder.glob("set/**/*.array_record*"))
     assert not list(folder.glob("set/**/dataset_info.json"))
     assert main([*arguments, "--max-skipped", "0.5"]) == 0
     assert "wrote 3 of 5 records" in capsys.readouterr().out
-    assert len(open_source({"path": folder / "set"})) == 3
+    assert len(open_source(folder / "set")) == 3
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_beam_writes_the_same_records(folder, capsys):
     (folder / "data.json").write_text(json.dumps(records))
     arguments = ["--from", str(folder / "data.json"), "--beam", "--to"]
     assert main([*arguments, str(folder / "strict")]) == 4
-    assert "1 of 4 records cannot be used\nBeam's logs name them" in capsys.readouterr().err
+    assert "1 records of 4 that cannot be used" in capsys.readouterr().err
     assert not list(folder.glob("strict/**/dataset_info.json"))
     assert main([*arguments, str(folder / "set"), "--max-skipped", "0.5", "--records-per-shard", "2"]) == 0
     assert len(list(folder.glob("set/**/*.array_record*"))) == 2
-    found = open_source({"path": folder / "set"})
-    original = open_source({"path": folder / "data.json"})
+    found = open_source(folder / "set")
+    original = open_source(folder / "data.json")
     assert [found[k] for k in range(3)] == [with_bytes(original[k]) for k in range(3)]
     assert len(found) == 3
 

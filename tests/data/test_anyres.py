@@ -1,3 +1,5 @@
+"""Tiles and vision tokens of images of any size, compared with torch's interpolation and with PIL."""
+
 import numpy as np
 import pytest
 import torch

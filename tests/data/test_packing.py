@@ -1,3 +1,5 @@
+"""Rows are filled within their limits, as full as any choice makes them, and resumption changes nothing."""
+
 import itertools
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vr_jax.data.packing import CANDIDATES, Arrival, RowPacker, fullest
+from vr_jax.data.packing import CANDIDATES, IndexedExample, RowPacker, fill_row
 from vr_jax.data.types import Example
 from vr_jax.model.batch import BatchShape
 
@@ -27,10 +29,13 @@ def example(index: int, tokens: int, tiles: int) -> Example:
 
 
 def batches(sizes, packer, resume_after=None):
-    """Rows of example numbers per batch; with `resume_after`, a new packer takes over behind that many batches."""
+    """Returns the example numbers of each row of each batch.
+
+    After `resume_after` batches, a new packer that is offered the pending examples continues.
+    """
     result = []
     for index, (tokens, tiles) in enumerate(sizes):
-        packer.offer(Arrival(index, example(index, tokens, tiles)))
+        packer.offer(IndexedExample(index, example(index, tokens, tiles)))
         while packer.complete:
             result.append([[int(e.id) for e in row] for row in packer.take()])
             if len(result) == resume_after:
@@ -66,7 +71,7 @@ def test_every_example_once_within_bounds_and_resumable(sizes, lookahead, packin
 @settings(deadline=None, max_examples=100)
 @given(sizes_of_streams, st.integers(1, 8))
 def test_nothing_waits_for_ever(sizes, lookahead):
-    """The oldest waiting example is in the next batch, so none is overtaken by more than the look-ahead and a batch."""
+    """The oldest waiting example is always in the next batch."""
     found = batches(sizes, RowPacker(SHAPE, lookahead=lookahead))
     left = set(range(len(sizes)))
     for batch in found:
@@ -78,13 +83,13 @@ def test_nothing_waits_for_ever(sizes, lookahead):
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)), max_size=9), st.integers(20, 40), st.integers(6, 12))
 def test_a_row_is_as_full_as_any_choice_makes_it(sizes, tokens, tiles):
-    """Against all subsets."""
+    """The chosen row is compared with every possible subset."""
 
     def share(subset):
         used = [sum(sizes[k][i] for k in subset) for i in (0, 1)]
         return used[0] * tiles + used[1] * tokens if used[0] <= tokens and used[1] <= tiles else -1
 
-    chosen = fullest(sizes, tokens, tiles)
+    chosen = fill_row(sizes, tokens, tiles)
     assert chosen == sorted(set(chosen))
     assert chosen[:1] == [0][: len(sizes)]
     others = range(1, len(sizes))
@@ -98,12 +103,12 @@ def test_rows_are_filled_one_after_another():
     assert found == [[[0, 4], [1, 6], [2, 5]], [[3], [7], []]]
 
 
-def test_a_batch_is_taken_when_it_could_not_hold_all_but_the_newest():
+def test_a_batch_is_complete_when_it_could_not_hold_all_but_the_newest():
     packer = RowPacker(SHAPE, lookahead=2)
     for index, size in enumerate([100, 100, 100, 1, 1]):
-        packer.offer(Arrival(index, example(index, size, 0)))
+        packer.offer(IndexedExample(index, example(index, size, 0)))
         assert not packer.complete
-    packer.offer(Arrival(5, example(5, 1, 0)))
+    packer.offer(IndexedExample(5, example(5, 1, 0)))
     assert packer.complete
     assert [[int(e.id) for e in row] for row in packer.take()] == [[0], [1], [2]]
     assert [arrival.index for arrival in packer.pending()] == [3, 4, 5]
@@ -115,8 +120,11 @@ def test_tiles_bound_rows_too():
 
 
 def test_packing_is_dense_in_tokens_and_tiles():
-    """LLaVA-like sizes whose mean needs 98 % of the tile slots when all token slots are used, in rows of four samples
-    (benchmarks/input/packing.py has the recipes' shapes)."""
+    """Rows of about four samples with LLaVA-like sizes are nearly full.
+
+    On average the samples need 98 % of the tile slots when all token slots are used. benchmarks/input/packing.py
+    measures the shapes of the config files.
+    """
     rng = np.random.default_rng(0)
     tiles = rng.choice([0, 3, 5, 7, 10], 2000, p=[0.05, 0.25, 0.5, 0.12, 0.08])
     text = rng.lognormal(np.log(160), 0.8, len(tiles)).clip(60, 1400).astype(int)
@@ -130,18 +138,18 @@ def test_packing_is_dense_in_tokens_and_tiles():
     assert used[1] / shape.tiles > 0.92
 
 
-def test_only_the_oldest_are_looked_at():
-    """What fills a row best, but lies beyond the candidates, waits its turn."""
+def test_a_row_is_chosen_from_the_oldest_examples_only():
+    """An example beyond the oldest `CANDIDATES` waits, even if it would fill the row best."""
     packer = RowPacker(BatchShape(rows=1, tokens=100, tiles=1, tile_size=2))
     for index in range(CANDIDATES + 1):
-        packer.offer(Arrival(index, example(index, 10 if index == CANDIDATES else 90, 0)))
+        packer.offer(IndexedExample(index, example(index, 10 if index == CANDIDATES else 90, 0)))
     assert [e.id for e in packer.take()[0]] == ["0"]
     assert [e.id for e in packer.take()[0]] == ["1", str(CANDIDATES)]
 
 
-def test_what_no_row_can_hold():
+def test_an_example_that_no_row_can_hold_is_refused():
     packer = RowPacker(SHAPE)
-    with pytest.raises(ValueError, match=r"sample 7: 101 tokens and 1 tiles, a row holds 100 and 10"):
-        packer.offer(Arrival(7, example(7, 101, 1)))
+    with pytest.raises(ValueError, match=r"sample 7 has 101 tokens and 1 tiles, but a row has room for 100 and 10"):
+        packer.offer(IndexedExample(7, example(7, 101, 1)))
     with pytest.raises(ValueError, match="lookahead = 0"):
         RowPacker(SHAPE, lookahead=0)

@@ -1,25 +1,28 @@
+"""Conversations become examples: text, vision tokens and tiles are in place, and unusable samples state the reason."""
+
+import contextlib
 import dataclasses
 import io
 import os
 import pickle
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.conftest import GRIDS, chat, png, tiny_config
+from tests.data.samples import GRIDS, chat, interpolating_image_config, png, small_config
 from vr_jax.data import anyres
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import REASONS, SkipRecord
 from vr_jax.data.types import Conversation, Turn
 from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
-from vr_jax.model.config import ImageConfig
 
 
 @pytest.fixture(scope="module")
 def processor(tokenizer):
-    return Processor(tokenizer, tiny_config())
+    return Processor(tokenizer, small_config())
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -77,9 +80,8 @@ def test_several_turns_with_images_in_two_of_them(processor):
 
 
 def test_bilinear_branch_carries_four_cells_per_token(tokenizer):
-    grids = tuple((w, h) for w in range(1, 4) for h in range(1, 4))
-    image = ImageConfig(tile_size=32, aspect_ratio="anyres_max", grids=grids, max_tiles=2)
-    processor = Processor(tokenizer, tiny_config(image=image, text_pool=None))
+    image = interpolating_image_config()
+    processor = Processor(tokenizer, small_config(image=image, text_pool=None))
     example = processor.example(chat("<image>\nWhat?", "A", images=(png(90, 90),)))
     expected = anyres.layout((90, 90), 2, image)
     vision = example.vision_cell != NO_CELL
@@ -87,7 +89,7 @@ def test_bilinear_branch_carries_four_cells_per_token(tokenizer):
     np.testing.assert_array_equal(example.vision_weights[vision], expected.weights)
     real = example.vision_cell >= 0
     np.testing.assert_allclose(example.vision_weights.sum(axis=1), real, atol=1e-6)
-    # Several images: tokens of one cell each, the second image's cells behind the first's.
+    # With several images each token has one cell, and the second image's cells follow those of the first.
     both = processor.example(chat("<image><image>", "A", images=(png(), png())))
     real = both.vision_cell >= 0
     np.testing.assert_array_equal(both.vision_cells[real], np.repeat(np.arange(8)[:, None], 4, axis=1))
@@ -118,11 +120,9 @@ def test_images_of_other_modes_and_formats(processor):
 
 
 def bomb() -> bytes:
-    """A PNG that claims 30000 x 30000 pixels in a few bytes."""
+    """A PNG of a few bytes whose header states 30000 x 30000 pixels."""
     encoded = bytearray(png(10, 10))
     encoded[16:24] = (30000).to_bytes(4, "big") * 2
-    import zlib
-
     encoded[29:33] = zlib.crc32(bytes(encoded[12:29])).to_bytes(4, "big")
     return bytes(encoded)
 
@@ -140,7 +140,6 @@ UNUSABLE = {
         "broken_image",
     ),
     "a bomb": (chat("<image>", "A", images=(bomb(),)), "image_too_large"),
-    "a number": (chat("<image>", "A", images=(3,)), "malformed_record"),
     "unknown role": (Conversation("x", (Turn("tool", "Q"), Turn("assistant", "A"))), "unknown_role"),
     "no turns": (Conversation("x", ()), "empty_conversation"),
     "too long": (chat("Q " * 300, "A"), "too_long"),
@@ -161,7 +160,7 @@ def test_unusable_samples(processor, name):
 
 
 def test_unusable_files(processor, tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")  # opening it for reading would wait for ever
+    os.mkfifo(tmp_path / "pipe.png")  # Opening it for reading would wait for ever.
     (tmp_path / "folder.png").mkdir()
     for name in ("absent.png", "folder.png", "pipe.png"):
         with pytest.raises(SkipRecord) as caught:
@@ -172,24 +171,16 @@ def test_unusable_files(processor, tmp_path):
 
 @pytest.mark.parametrize("position", range(33, 2000, 131))
 def test_damaged_files_are_skipped_not_fatal(processor, position):
-    for original in (png(60, 60), _jpeg()):
+    for original in (png(60, 60), jpeg()):
         damaged = bytearray(original)
         damaged[position : position + 40] = b"\xff" * 40
-        with pytest.raises(SkipRecord) if original[:4] == b"\x89PNG" else _either():
+        # A JPEG decoder tolerates much damage, so that image may also be decoded.
+        expected = pytest.raises(SkipRecord) if original[:4] == b"\x89PNG" else contextlib.suppress(SkipRecord)
+        with expected:
             processor.example(chat("<image>", "A", images=(bytes(damaged),)))
 
 
-class _either:
-    """JPEG decoders forgive much: it may decode, or be skipped, and nothing else."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        return kind is None or issubclass(kind, SkipRecord)
-
-
-def _jpeg() -> bytes:
+def jpeg() -> bytes:
     stream = io.BytesIO()
     decode(png(60, 60)).save(stream, "JPEG")
     return stream.getvalue()
@@ -197,7 +188,7 @@ def _jpeg() -> bytes:
 
 def test_pixel_limit_is_configurable(processor):
     small = dataclasses.replace(processor, max_pixels=100)
-    with pytest.raises(SkipRecord, match=r"10 x 11 pixels, allowed 100"):
+    with pytest.raises(SkipRecord, match=r"10 x 11 pixels, but at most 100 are allowed"):
         small.example(chat("<image>", "A", images=(png(10, 11),)))
     small.example(chat("<image>", "A", images=(png(10, 10),)))
 
@@ -209,7 +200,7 @@ def test_literal_placeholders_on_request(processor, tokenizer):
 
 
 def test_processors_travel_to_workers(processor):
-    """Without the Hugging Face tokenizer, which would import torch there."""
+    """A pickled processor leaves out the Hugging Face tokenizer, which would import torch in the worker."""
     copy = pickle.loads(pickle.dumps(processor))
     assert b"transformers" not in pickle.dumps(processor)
     conversation = chat("<image>\nWhat?", "A", images=(png(),))
@@ -219,22 +210,22 @@ def test_processors_travel_to_workers(processor):
 
 
 def test_vocabulary_must_hold_the_tokenizer(tokenizer):
-    config = tiny_config()
+    config = small_config()
     small = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=100))
-    with pytest.raises(ConfigError, match=r"tokenizer has \d+ tokens, text.vocab_size is 100"):
+    with pytest.raises(ConfigError, match=r"decoder.vocab_size = 100: the tokenizer has \d+ tokens"):
         Processor(tokenizer, small)
 
 
-def test_grids_of_the_test_model_are_used(processor):
-    seen = {anyres.select_grid(size, GRIDS, 32) for size in [(30, 30), (30, 64), (64, 30), (90, 30), (64, 64)]}
-    assert seen == {(1, 1), (1, 2), (2, 1), (3, 1), (2, 2)}
+def test_every_grid_of_the_small_model_is_selected_for_some_size(processor):
+    selected = {anyres.select_grid(size, GRIDS, 32) for size in [(30, 30), (30, 64), (64, 30), (90, 30), (64, 64)]}
+    assert selected == {(1, 1), (1, 2), (2, 1), (3, 1), (2, 2)}
 
 
 @pytest.mark.parametrize("images", [(), (png(70, 30),), (png(70, 30), png(20, 50))], ids=["none", "one", "two"])
 def test_the_size_is_known_without_decoding(processor, images):
     conversation = chat("<image>" * len(images) + "What?", "A", "And?", "B", images=images)
     example = processor.example(conversation)
-    cut = tuple(image[:60] for image in images)  # the header only
+    cut = tuple(image[:60] for image in images)  # This keeps only the header of each file.
     assert processor.size(dataclasses.replace(conversation, images=cut)) == (
         len(example.tokens),
         len(example.tile_pixels),

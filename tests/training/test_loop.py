@@ -233,7 +233,7 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path):
         loop.train(tiny_run(), tmp_path, open_inputs=inputs)
     message = str(stop.value)
     assert "bad/1/0: cut off" in message
-    assert "allowed 1.00%" in message
+    assert "at most 1.00% are allowed" in message
 
 
 def test_another_model_does_not_continue_a_run(copy):

@@ -7,7 +7,7 @@ import pytest
 from tests.compilations import compilations
 from tests.training.tiny import CELLS, TILE, VOCABULARY, noise_batch, tiny_run
 from vr_jax.data.collate import collate
-from vr_jax.data.packing import Arrival, RowPacker
+from vr_jax.data.packing import IndexedExample, RowPacker
 from vr_jax.data.types import Example
 from vr_jax.model.batch import BatchShape
 from vr_jax.training import loop, program
@@ -30,7 +30,7 @@ class PackedNoise:
     def __next__(self):
         self.marks.append(len(self.compiled))
         while not self.packer.complete:
-            self.packer.offer(Arrival(self.number, self.example()))
+            self.packer.offer(IndexedExample(self.number, self.example()))
             self.number += 1
         self.batches.append(collate(self.packer.take(), self.shape))
         return self.batches[-1]

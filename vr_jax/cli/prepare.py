@@ -35,13 +35,7 @@ class PrepareFlags(Flags):
 
 def run(flags: PrepareFlags) -> None:
     """Writes the prepared set and says what was left out."""
-    spec = {
-        "path": list(flags.source),
-        "images": flags.images,
-        "format": flags.format,
-        "follow_links": flags.follow_links,
-    }
-    source = open_source(spec)
+    source = open_source(flags.source, images=flags.images, format=flags.format, follow_links=flags.follow_links)
     # The import of tensorflow_datasets takes seconds, so the arguments are checked first.
     from vr_jax.data.tfds_builder import prepare
 
@@ -54,7 +48,7 @@ def run(flags: PrepareFlags) -> None:
             in_beam=flags.beam,
             beam_flags=shlex.split(flags.beam_options),
         )
-    except (OSError, ModuleNotFoundError) as error:
+    except OSError as error:
         raise UserError(str(error)) from error
     if prepared.skips:
         print(summary(prepared.skips))

@@ -89,16 +89,16 @@ def turns_of(record: Mapping[str, Any]) -> tuple[Turn, ...]:
 
 def _turn(k: int, message: Any) -> Turn:
     """Converts message k of a record."""
-    where = f"Message {k} of the field 'conversations'"
+    where = f"conversations[{k}]"
     if not isinstance(message, Mapping):
-        raise SkipRecord("malformed_record", f"{where} is {_kind(message)}, but must be an object.")
+        raise SkipRecord("malformed_record", f"The message {where} is {_kind(message)}, but must be an object.")
     speaker = message.get("from", message.get("role"))
     text = message.get("value", message.get("content"))
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         known = ", ".join(map(repr, SPEAKERS))
-        raise SkipRecord("unknown_role", f"{where} has the speaker {speaker!r}, but it must be one of {known}.")
+        raise SkipRecord("unknown_role", f"The message {where} has the speaker {speaker!r}, but it must be one of {known}.")
     if not isinstance(text, str):
-        raise SkipRecord("malformed_record", f"{where} has {_kind(text)} as its value, but must have a text.")
+        raise SkipRecord("malformed_record", f"The text of the message {where} is {_kind(text)}, but must be a str.")
     return Turn(SPEAKERS[speaker], text)  # type: ignore[arg-type]  # The values of SPEAKERS are the roles of a Turn.
 
 

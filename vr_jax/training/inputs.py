@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from transformers import AutoTokenizer
 
+from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
@@ -33,7 +34,7 @@ class BatchIterator(Protocol):
         """Returns the position in the data as a JSON-safe value."""
 
     def set_state(self, state: Any) -> None:
-        """Continues from a position; raises ValueError for one of other data."""
+        """Continues from a position; raises UserError for one of other data."""
 
     def close(self) -> None:
         """Ends the processes and threads that read ahead."""
@@ -96,7 +97,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
     tokenizer = _load_tokenizer(config, directory)
     try:
         processor = Processor(tokenizer, config.model, config.data.template, config.data.label_quirk)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(f"config.tokenizer, config.data.template: {error}") from error
     processes = jax.process_count()
     shape = BatchShape(
@@ -123,11 +124,12 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
 def _open_source(config: TrainConfig) -> Source:
     data = config.data
     if data.format == DEMO:
-        return open_source({"format": DEMO, "split": data.split, **data.options})
+        return DemoSource(data.split, **{"size": 10_000} | dict(data.options))
     if not data.path:
         raise ConfigError("config.data.path is not set: give the training data, e.g. --config.data.path=FILE.json")
-    fields = {"path": data.path, "images": data.images, "format": data.format, "split": data.split}
-    return open_source({**{name: value for name, value in fields.items() if value}, **data.options})
+    return open_source(
+        data.path, images=data.images or None, format=data.format or None, split=data.split, **data.options
+    )
 
 
 def tokenizer_directory(config: TrainConfig, workdir: Path) -> Path:

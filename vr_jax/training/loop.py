@@ -43,7 +43,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
     What the parameters start from, in this order: the newest undamaged checkpoint in `workdir`; the model directories
     of `config.init_from`, and random values for what these lack. All processes of a multi-host run call this.
 
-    Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, SourceError, UserError or
+    Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, UserError or
     CheckpointError for settings that cannot work; TooManySkips, NonFiniteLoss and Preempted when a run ends early."""
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
@@ -132,7 +132,7 @@ def _resume(
             )
     try:
         iterator.set_state(restored.data)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"cannot continue from step {restored.step}: {error}. Use the data settings of the run, or start a new one"
         ) from error
