@@ -1,4 +1,4 @@
-"""Samples for the tests of the data package: images drawn on the spot, short chats, raw records, a small model config."""
+"""Samples for the tests of the data package: images of noise, short chats, raw records and a small model config."""
 
 from __future__ import annotations
 

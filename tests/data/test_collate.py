@@ -103,8 +103,8 @@ def test_skips_are_part_of_the_batch(examples):
             BatchShape(rows=1, tokens=20, tiles=9, tile_size=32),
             r"row 0 \(one\) has \d+ tokens and 4 tiles, but a row of the batch has room for 20 and 9",
         ),
-        (1, BatchShape(rows=1, tokens=400, tiles=2, tile_size=32), "4 tiles, but a row of the batch has room for 400 and 2"),
-        (1, BatchShape(rows=1, tokens=400, tiles=9, tile_size=64), "sample one has tiles of 32 pixels, but those of the batch have 64"),
+        (1, BatchShape(rows=1, tokens=400, tiles=2, tile_size=32), "4 tiles, but a row .* has room for 400 and 2"),
+        (1, BatchShape(rows=1, tokens=400, tiles=9, tile_size=64), "one has tiles of 32 pixels, but .* have 64"),
     ],
 )
 def test_samples_that_do_not_fit_are_named(examples, rows, shape, message):

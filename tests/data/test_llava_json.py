@@ -56,9 +56,9 @@ def test_a_broken_file_is_named_with_the_line(folder, name):
 
 def test_other_unusable_files_are_named(folder):
     (folder / "latin.json").write_bytes('[\n{"id": "é"}]'.encode("latin-1"))
-    with pytest.raises(UserError, match="latin.json, line 2: the text is not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.json, line 2: the text is not UTF-8"):
         LlavaJsonSource(folder / "latin.json")
-    with pytest.raises(UserError, match="absent.json: no such file"):
+    with pytest.raises(UserError, match=r"absent\.json: no such file"):
         LlavaJsonSource(folder / "absent.json")
     with pytest.raises(UserError, match="images: expected a file"):
         LlavaJsonSource(folder / "images")

@@ -43,7 +43,11 @@ UNUSABLE = {
         "has the speaker 'robot', but it must be one of 'human', 'gpt'",
     ),
     "role is no text": ({"id": "x", "conversations": [{"from": 3, "value": "hi"}]}, "unknown_role", "the speaker 3"),
-    "no text": ({"id": "x", "conversations": [{"from": "human"}]}, "malformed_record", "The text of the message conversations[0] is absent"),
+    "no text": (
+        {"id": "x", "conversations": [{"from": "human"}]},
+        "malformed_record",
+        "The text of the message conversations[0] is absent, but must be a str.",
+    ),
     "text is no text": (
         {"id": "x", "conversations": [{"from": "human", "value": ["hi"]}]},
         "malformed_record",

@@ -2,8 +2,8 @@
 
 This is host code on sizes and PIL images. It reproduces LLaVA-NeXT: llava/mm_utils.py (select_best_resolution,
 resize_and_pad_image, divide_to_patches, process_anyres_image, expand2square) and llava/model/llava_arch.py (unpad_image
-and the packing of image features); see `docs/design/methods.md#image-preprocessing` and `docs/design/methods.md#anyres`.
-Sizes are (width, height) in pixels and grids are (columns, rows) in tiles.
+and the packing of image features); see `docs/design/methods.md#image-preprocessing` and
+`docs/design/methods.md#anyres`. Sizes are (width, height) in pixels and grids are (columns, rows) in tiles.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def unpadded(
     Args:
         size: The (width, height) of the image.
         map_size: The (width, height) of the feature map.
-        rounding: "truncate" for LLaVA's int(x), "round7" for transformers' int(round(x, 7)). The two sometimes differ by
-            one row or column.
+        rounding: "truncate" for LLaVA's int(x), "round7" for transformers' int(round(x, 7)). The two sometimes differ
+            by one row or column.
 
     Returns:
         The half-open ranges of rows and of columns.
@@ -157,8 +157,8 @@ def _source_index(
 ) -> tuple[Int[np.ndarray, " out"], Int[np.ndarray, " out"], Float[np.ndarray, " out"]]:
     """Returns the lower and upper source index of every output index, and the fraction between them.
 
-    It reproduces torch's area_pixel_compute_source_index: the scale is a float32, and the product and the difference are
-    rounded once, as in a fused multiply-add.
+    It reproduces torch's area_pixel_compute_source_index: the scale is a float32, and the product and the difference
+    are rounded once, as in a fused multiply-add.
     """
     scale = np.float32(size) / np.float32(out)
     centre = np.float64(scale) * (np.arange(out) + 0.5) - 0.5

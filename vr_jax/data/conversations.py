@@ -89,9 +89,9 @@ class ChatEncoder:
     Attributes:
         tokenizer: The Rust tokenizer.
         template: The format of the text: "qwen_1_5" (ChatML) or "plain" (captions).
-        label_quirk: Whether the targets are those of LLaVA's code: whole assistant messages with their header, and every
-            newline, <|im_start|> and <|im_end|> token of any message. Otherwise they are the answers and the <|im_end|>
-            that closes each of them.
+        label_quirk: Whether the targets are those of LLaVA's code: whole assistant messages with their header, and
+            every newline, <|im_start|> and <|im_end|> token of any message. Otherwise they are the answers and the
+            <|im_end|> that closes each of them.
         text_pool: The text that `text_token_mask` marks, as in `VisionRememberConfig.text_pool`.
         pad_id: The id of the pad token.
     """
@@ -134,8 +134,8 @@ class ChatEncoder:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) != 1:
             raise UserError(
-                f"The tokenizer encodes {text!r} as {len(ids)} tokens {ids}, but the template 'qwen_1_5' needs it to be "
-                "one token; use the tokenizer of a chat model with ChatML."
+                f"The tokenizer encodes {text!r} as {len(ids)} tokens {ids}, but the template 'qwen_1_5' needs one "
+                "token; use the tokenizer of a chat model with ChatML."
             )
         return ids[0]
 

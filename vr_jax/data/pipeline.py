@@ -223,8 +223,8 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         """
         if state.get("version") != STATE_VERSION:
             raise UserError(
-                f"The saved state of the data iterator has version {state.get('version')}, but this program reads version "
-                f"{STATE_VERSION}; start the run anew."
+                f"The saved state of the data iterator has version {state.get('version')}, but this program reads "
+                f"version {STATE_VERSION}; start the run anew."
             )
         saved = state["identity"]
         differing = [
@@ -234,8 +234,8 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         ]
         if differing:
             raise UserError(
-                f"The saved state of the data iterator belongs to other settings ({'; '.join(differing)}); restore these "
-                "settings, or start the run anew."
+                f"The saved state of the data iterator belongs to other settings ({'; '.join(differing)}); restore "
+                "these settings, or start the run anew."
             )
         self._close_reader()
         self._next_element = state["next"]
@@ -244,8 +244,8 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
             element = _indexed(index, self._elements[index])
             if isinstance(element, Skip):
                 raise UserError(
-                    f"The sample {element.id} could be used when the state was saved, but not any more: {element.detail} "
-                    "Restore the data, or start the run anew."
+                    f"The sample {element.id} could be used when the state was saved, but not any more: "
+                    f"{element.detail} Restore the data, or start the run anew."
                 )
             self._packer.offer(element)
 

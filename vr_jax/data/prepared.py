@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Sets prepared as array_record files (`vr-jax prepare`), read without tensorflow."""
-=======
 """A source of prepared sets: array_record files that `vr-jax prepare` wrote, read without tensorflow."""
->>>>>>> 662265f (The data package raises UserError, its sources take plain arguments, and its prose is rewritten)
 
 from __future__ import annotations
 
@@ -20,17 +16,12 @@ from vr_jax.errors import UserError
 DAMAGE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, LookupError, DecodeError)
 
 
-<<<<<<< HEAD
-class ArrayRecord:
-    """A set written by `vr-jax prepare`: array_record files, read through TensorFlow Datasets."""
-=======
 class ArrayRecordSource:
     """One split of a prepared set, read record by record through TensorFlow Datasets.
 
     Attributes:
         directory: The folder that contains the set's `dataset_info.json`.
     """
->>>>>>> 662265f (The data package raises UserError, its sources take plain arguments, and its prose is rewritten)
 
     def __init__(self, directory: str | Path, split: str = "train"):
         """Opens the set and reads its last record, which reveals a truncated file.
@@ -49,14 +40,14 @@ class ArrayRecordSource:
             found = sorted(self.directory.glob("**/dataset_info.json"))
             if len(found) != 1:
                 raise UserError(
-                    f"{self.directory}: expected one prepared set, that is one dataset_info.json in this folder or below "
-                    f"it, found {len(found)}; give the folder of one set."
+                    f"{self.directory}: expected one prepared set, that is one dataset_info.json in this folder or "
+                    f"below it, found {len(found)}; give the folder of one set."
                 )
             self.directory = found[0].parent
         try:
             builder = tfds.builder_from_directory(str(self.directory))
         except (ParseError, ValueError, OSError) as error:
-            raise UserError(f"{self.directory}: the prepared set cannot be read ({error}); prepare it again.") from error
+            raise UserError(f"{self.directory}: the prepared set cannot be read ({error}); write it anew.") from error
         if split not in builder.info.splits:
             known = ", ".join(sorted(builder.info.splits))
             raise UserError(f"{self.directory}: there is no split {split!r}; the set has {known}.")
@@ -67,7 +58,7 @@ class ArrayRecordSource:
             if len(self._data):
                 self._data[len(self._data) - 1]
         except DAMAGE_ERRORS as error:
-            raise UserError(f"{self.directory}: the split {split!r} is damaged ({error}); prepare it again.") from error
+            raise UserError(f"{self.directory}: the split {split!r} is damaged ({error}); write it anew.") from error
 
     def __len__(self) -> int:
         """Returns the number of records of the split."""

@@ -60,8 +60,8 @@ class Processor:
         object.__setattr__(self, "encoder", encoder)
         if len(self.tokenizer) > self.config.decoder.vocab_size:
             raise ConfigError(
-                f"decoder.vocab_size = {self.config.decoder.vocab_size}: the tokenizer has {len(self.tokenizer)} tokens; "
-                "use the model's own tokenizer, or a larger vocabulary"
+                f"decoder.vocab_size = {self.config.decoder.vocab_size}: the tokenizer has {len(self.tokenizer)} "
+                "tokens; use the model's own tokenizer, or a larger vocabulary"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,7 +150,8 @@ class Processor:
         if self.max_tokens is not None and length > self.max_tokens:
             raise SkipRecord("too_long", f"The sample has {length} tokens, but a row has room for {self.max_tokens}.")
         if self.max_tiles is not None and tiles > self.max_tiles:
-            raise SkipRecord("too_many_tiles", f"The sample has {tiles} tiles, but a row has room for {self.max_tiles}.")
+            detail = f"The sample has {tiles} tiles, but a row has room for {self.max_tiles}."
+            raise SkipRecord("too_many_tiles", detail)
 
 
 def _length(text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> int:

@@ -5,8 +5,8 @@ A record looks like this (`docs/design/methods.md#data-files`):
     {"id": "7", "image": "a.jpg",
      "conversations": [{"from": "human", "value": "<image> What is this?"}, {"from": "gpt", "value": "A car."}]}
 
-The field `image` may be absent (a text-only sample), be a list, or contain the encoded file as {"bytes": ..., "path": ...}.
-Messages may also be written as {"role": ..., "content": ...}.
+The field `image` may be absent (a text-only sample), be a list, or contain the encoded file as {"bytes": ..., "path":
+...}. Messages may also be written as {"role": ..., "content": ...}.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _turn(k: int, message: Any) -> Turn:
     text = message.get("value", message.get("content"))
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         known = ", ".join(map(repr, SPEAKERS))
-        raise SkipRecord("unknown_role", f"The message {where} has the speaker {speaker!r}, but it must be one of {known}.")
+        detail = f"The message {where} has the speaker {speaker!r}, but it must be one of {known}."
+        raise SkipRecord("unknown_role", detail)
     if not isinstance(text, str):
         raise SkipRecord("malformed_record", f"The text of the message {where} is {_kind(text)}, but must be a str.")
     return Turn(SPEAKERS[speaker], text)  # type: ignore[arg-type]  # The values of SPEAKERS are the roles of a Turn.

@@ -30,7 +30,7 @@ REASONS: tuple[str, ...] = get_args(SkipReason)
 logger = logging.getLogger("vr_jax.data")
 
 
-class SkipRecord(Exception):  # noqa: N818  # It is a signal to the pipeline and never reaches the user as an error.
+class SkipRecord(Exception):  # It is a signal to the pipeline and never reaches the user as an error.
     """Signals that one sample cannot be used; the pipeline turns it into a `Skip` and goes on.
 
     Attributes:
@@ -53,7 +53,7 @@ class SkipRecord(Exception):  # noqa: N818  # It is a signal to the pipeline and
         return Skip(record_id, self.reason, " ".join(self.detail.split()))
 
 
-class TooManySkips(UserError):  # noqa: N818  # The name states the situation, as that of `StopIteration` does.
+class TooManySkips(UserError):  # The name states the situation, as that of `StopIteration` does.
     """More samples were skipped than the settings allow; the message lists them by reason."""
 
     exit_code = EXIT_TOO_MANY_SKIPS

@@ -1,8 +1,8 @@
 """Random-access sources of conversations: `len(source)` and `source[index] -> Conversation | Skip`.
 
-A source keeps only an index in memory. JSON files are memory-mapped, parquet shards are read by row group, and array_record
-files are read by record. A source can be pickled, so that worker processes can read from it. A file that cannot be read
-is a `UserError` when the source is opened; a record that cannot be used is a `Skip`.
+A source keeps only an index in memory. JSON files are memory-mapped, parquet shards are read by row group, and
+array_record files are read by record. A source can be pickled, so that worker processes can read from it. A file that
+cannot be read is a `UserError` when the source is opened; a record that cannot be used is a `Skip`.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def _expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """Replaces glob patterns by the paths that match them."""
     if not isinstance(path, str | Path):
         return [one for part in path for one in _expand(part)]
-    text = str(path)
-    if not text:
+    if not str(path):
         return []
+    text = str(Path(path).expanduser())
     if not glob.has_magic(text):
         return [Path(text)]
     found = sorted(glob.glob(text))

@@ -28,8 +28,8 @@ RECORDS_PER_SHARD = 1024
 class LlavaConversations(tfds.core.ShardBasedBuilder):
     """Writes one split per source, with the usable records in their order.
 
-    It writes shard by shard, because TFDS's shuffling builder needs tensorflow above 1 GiB, and training shuffles anyway.
-    With Apache Beam each shard is a work item.
+    It writes shard by shard, because TFDS's shuffling builder needs tensorflow above 1 GiB, and training shuffles
+    anyway. With Apache Beam each shard is a work item.
 
     Attributes:
         sources: The source of each split by name.

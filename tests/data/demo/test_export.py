@@ -19,7 +19,7 @@ def test_llava_files(tmp_path):
         assert [turn["from"] for turn in record["conversations"]] == ["human", "gpt"] * 2
         assert [turn["value"] for turn in record["conversations"]] == [turn.text for turn in conversation.turns]
         assert (tmp_path / "set" / "images" / record["image"]).read_bytes() == conversation.images[0]
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="set exists; choose another folder"):
         write_llava(source, tmp_path / "set")
 
 

@@ -46,5 +46,3 @@ def test_tokenizer_survives_saving(tokenizer, tmp_path):
     assert (loaded.pad_token_id, loaded.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
     clone = pickle.loads(pickle.dumps(tokenizer))
     assert clone.encode(text) == tokenizer.encode(text)
-
-

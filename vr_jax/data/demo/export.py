@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vr_jax.data.demo.source import DemoSource
-from vr_jax.errors import UserError
+from vr_jax.storage import complete_directory
 
 _LLAVA_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -29,9 +25,10 @@ def write_llava(source: DemoSource, directory: str | os.PathLike[str]) -> Path:
         The path of `data.json`.
 
     Raises:
-        UserError: The folder exists already.
+        UserError: The folder contains files already, or cannot be written.
     """
-    with _new_folder(Path(directory)) as work:
+    with complete_directory(directory) as work:
+        (work / "images").mkdir()
         records: list[dict[str, Any]] = []
         for index in range(len(source)):
             sample = source.sample(index)
@@ -56,10 +53,11 @@ def write_chartqa(source: DemoSource, directory: str | os.PathLike[str]) -> Path
         The path of the JSONL file.
 
     Raises:
-        UserError: The folder exists already.
+        UserError: The folder contains files already, or cannot be written.
     """
     name = "test.jsonl" if source.split == "held_out" else "train.jsonl"
-    with _new_folder(Path(directory)) as work:
+    with complete_directory(directory) as work:
+        (work / "images").mkdir()
         rows = []
         for index in range(len(source)):
             sample = source.sample(index)
@@ -77,19 +75,3 @@ def write_chartqa(source: DemoSource, directory: str | os.PathLike[str]) -> Path
             ]
         (work / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Path(directory) / name
-
-
-@contextmanager
-def _new_folder(directory: Path) -> Iterator[Path]:
-    """Gives a work folder with a folder `images`; it is renamed to `directory` at the end, or removed on an error."""
-    if directory.exists():
-        raise UserError(f"{directory}: the folder exists already; choose another one, or remove it first.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        (work / "images").mkdir()
-        work.chmod(0o755)
-        yield work
-        work.rename(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -1,7 +1,8 @@
 """The images of the demo (bar charts, tables and printed words) and the questions that each can answer.
 
-The *content* of an image is a tuple of everything that a question may ask about, such as digits, colours and words. Random
-details, such as small shifts, are chosen when the content is drawn. Training and held-out images differ in content.
+The *content* of an image is a tuple of everything that a question may ask about, such as digits, colours and words.
+Random details, such as small shifts, are chosen when the content is drawn. Training and held-out images differ in
+content.
 """
 
 from __future__ import annotations

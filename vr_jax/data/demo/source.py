@@ -50,8 +50,8 @@ class DemoSource:
     """A source of generated conversations about one image each. Nothing is stored, and it can be pickled.
 
     The splits are disjoint by construction, whatever the seeds: a content belongs to the held-out split if and only if
-    its CRC-32 is divisible by `HELD_OUT_SHARE`, and each record draws contents until one belongs to its own split. So no
-    held-out chart (its colours and values in order), table (its digits) or word (with its colour and position) is in
+    its CRC-32 is divisible by `HELD_OUT_SHARE`, and each record draws contents until one belongs to its own split. So
+    no held-out chart (its colours and values in order), table (its digits) or word (with its colour and position) is in
     the training split.
 
     The subjects alternate, so that each has the same share. The questions about an image are in random order. The first

@@ -10,7 +10,8 @@ from vr_jax.data.demo.images import INKS, WORDS
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 # These are the fixed parts of questions and of ChatML. Whole phrases as tokens keep a conversation short enough for two
-# CPU cores. The colours, letters and words that are asked about are tokens of their own, the same ones as in the answers.
+# CPU cores. The colours, letters and words that are asked about are tokens of their own, the same ones as in the
+# answers.
 PHRASES = (
     "You are a helpful assistant.", "system", "user", "assistant",
     "What is the value of the ", " bar?", "Which colour is the tallest bar?",
@@ -23,8 +24,8 @@ PHRASES = (
 def demo_tokenizer() -> PreTrainedTokenizerFast:
     """Builds a byte-level tokenizer of about 300 tokens that can spell any text.
 
-    It is the same every time and needs no download. The ids are the 256 bytes, then phrases, colours and words, then the
-    three special tokens. As in Qwen2, `<|endoftext|>` is the pad token and `<|im_end|>` ends a message.
+    It is the same every time and needs no download. The ids are the 256 bytes, then phrases, colours and words, then
+    the three special tokens. As in Qwen2, `<|endoftext|>` is the pad token and `<|im_end|>` ends a message.
     `save_pretrained` writes a directory that `AutoTokenizer` reads.
     """
     alphabet = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
