@@ -10,11 +10,12 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from tests.tiny import abstract_projector
 from vr_jax import sharding
+from vr_jax.model import registry
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
-from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
@@ -115,10 +116,10 @@ def test_refusion_is_in_the_table_and_divides(text, refusion):
         assert sharding.unsharded(tree, abstract_mesh(shape)) == []
     cut = {
         sharding.path_of(key_path)
-        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree.decoder)
-        if any(sharding.param_spec("decoder." + sharding.path_of(key_path), len(leaf.shape)))
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree.refusion)
+        if any(sharding.param_spec("refusion." + sharding.path_of(key_path), len(leaf.shape)))
     }
-    kernels = {path for path in params_paths(tree.decoder) if path.endswith("kernel")}
+    kernels = {path for path in params_paths(tree.refusion) if path.endswith("kernel")}
     assert kernels <= cut
 
 
@@ -127,12 +128,10 @@ def params_paths(tree):
 
 
 @pytest.mark.parametrize("text", QWEN2)
-@pytest.mark.parametrize("name", PROJECTORS)
+@pytest.mark.parametrize("name", registry.names("projector"))
 def test_every_projector_is_in_the_table_and_divides(name, text):
-    projector = VlmConfig.parse_field("projector", {"name": name, "stride": 1 if name == "mlp" else 3})
-    config = VlmConfig(decoder=QWEN2[text], projector=projector)
-    module = PROJECTORS[name].module
-    tree = nnx.eval_shape(lambda: {"projector": module(projector, config, dtype=jnp.float32, rngs=nnx.Rngs(0))})
+    config = VlmConfig(decoder=QWEN2[text], projector=registry.method("projector", name)())
+    tree = {"projector": abstract_projector(config)}
     for shape in MESHES:
         assert sharding.unsharded(tree, abstract_mesh(shape)) == []
     mesh = abstract_mesh((1, 8, 1))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 
-from tests.helpers import with_params
+from tests.tiny import with_params
 from vr_jax.convert.tables import Table, slots
 from vr_jax.model.parameters import flatten_params, merge_stages, merged_path
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.convert.conftest import TEXT, llava_layout, torch, write_checkpoint
-from tests.helpers import randomized, tiny_config
 from tests.model_directory.conftest import abstract
+from tests.tiny import randomized, tiny_config
 from vr_jax.model_directory import save_model
 
 

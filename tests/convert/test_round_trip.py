@@ -20,7 +20,7 @@ from tests.convert.conftest import (
     weights_of,
     write_checkpoint,
 )
-from tests.helpers import params_of
+from tests.tiny import params_of
 from vr_jax.model.parameters import merge_stages
 from vr_jax.model_directory import load_model, load_params, read_config, read_sections
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.convert import independent_mapping
 from tests.golden.discovery import Case, cases
-from tests.helpers import randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
+from tests.tiny import randomized, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.convert.architectures import LLAVA
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
 from vr_jax.errors import UserError
@@ -50,7 +50,7 @@ def random_model(config: VlmConfig) -> VisionLanguageModel:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
     check_round_trip(
-        tiny_config(refusion=VARIANTS[variant], decoder=tiny_text(tie_word_embeddings=variant != "joint norm")),
+        tiny_config(refusion=VARIANTS[variant], decoder=tiny_decoder(tie_word_embeddings=variant != "joint norm")),
         tmp_path,
         converted,
     )
@@ -139,6 +139,6 @@ def test_layout_of_a_plain_llava(tmp_path, convert, converted):
     converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out")
     names = load_file(tmp_path / "out" / "model-00001-of-00001.safetensors").keys()
     assert {"model.mm_projector.0.weight", "model.image_newline", "model.layers.3.mlp.up_proj.weight"} <= names
-    depth = tiny_vision().num_layers
+    depth = tiny_encoder().num_layers
     tower = [name for name in names if name.startswith("model.vision_tower.vision_tower.vision_model.encoder.layers.")]
     assert len({name.split(".")[6] for name in tower}) == depth

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.helpers import tiny_config, tiny_refusion, tiny_text, tiny_vision
+from tests.tiny import tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.data.types import Conversation, Skip, Turn
 from vr_jax.model.config import ImageConfig, VlmConfig
 
@@ -22,8 +22,8 @@ TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "
 def small_config(*, image: ImageConfig | None = None, text_pool: str | None = "first_turn") -> VlmConfig:
     """A model of 32-pixel tiles with 2 x 2 cells each; without Vision Remember if `text_pool` is None."""
     return tiny_config(
-        encoder=tiny_vision(image_size=32, patch_size=8, num_layers=2),
-        decoder=tiny_text(vocab_size=512, num_layers=2),
+        encoder=tiny_encoder(image_size=32, patch_size=8, num_layers=2),
+        decoder=tiny_decoder(vocab_size=512, num_layers=2),
         refusion=tiny_refusion(insert_after=(1,), levels=(1,), text_pool=text_pool) if text_pool else None,
         image=image or ImageConfig(tile_size=32, aspect_ratio="anyres", grids=GRIDS),
         vision_feature_layer=1,

@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from tests.efficiency import tiny_systems
-from tests.helpers import params_of
 from tests.inference import tiny
+from tests.tiny import params_of
 from vr_jax.cli import efficiency as command
 from vr_jax.cli.flags import parse
 from vr_jax.cli.main import main

@@ -7,12 +7,12 @@ from pathlib import Path
 CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
-from tests.helpers import tiny_config, tiny_text, tiny_vision, tiny_refusion
+from tests.tiny import tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.config import single_tile
 from vr_jax.settings import TrainConfig
 
-COMMON = dict(encoder=tiny_vision(num_layers=2), vision_feature_layer=2, decoder=tiny_text(vocab_size=320, num_layers=2),
+COMMON = dict(encoder=tiny_encoder(num_layers=2), vision_feature_layer=2, decoder=tiny_decoder(vocab_size=320, num_layers=2),
               image=single_tile(24))
 REMEMBER = tiny_refusion(insert_after=(1,), levels=(1, 2))
 UNCOMPRESSED = MlpConfig()

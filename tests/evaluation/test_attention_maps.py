@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from tests.helpers import randomized, tiny_config, tiny_vision
 from tests.inference import tiny
+from tests.tiny import randomized, tiny_config, tiny_encoder
 from vr_jax.data import anyres
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
@@ -29,7 +29,7 @@ from vr_jax.sharding import make_mesh, param_shardings
 # Tiles of 48 pixels, 4 x 4 cells of 3 x 3 patches of 4 pixels.
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))
 CONFIG = tiny_config(
-    encoder=tiny_vision(image_size=48),
+    encoder=tiny_encoder(image_size=48),
     projector=PoolConfig(stride=3),
     image=ImageConfig(tile_size=48, aspect_ratio="anyres", grids=GRIDS),
 )
@@ -135,7 +135,7 @@ def test_window_order_and_pixels_that_no_patch_sees():
     windows = np.asarray(to_windows(raster, 3))[..., 0]
     np.testing.assert_array_equal(maps.relative_weights(windows).reshape(-1), 9 * raster.reshape(-1))
     config = dataclasses.replace(
-        CONFIG, encoder=tiny_vision(image_size=50), image=ImageConfig(tile_size=50, aspect_ratio="square")
+        CONFIG, encoder=tiny_encoder(image_size=50), image=ImageConfig(tile_size=50, aspect_ratio="square")
     )
     found = maps.on_image(np.ones((1, 12, 12)), anyres.placement((100, 100), config.image), (100, 100), config)
     assert np.isnan(found).all(axis=0).sum() == np.isnan(found).all(axis=1).sum() == round(len(found) * 2 / 50)

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
+from tests.tiny import abstract_projector
 from vr_jax.convert.method_tables import PROJECTORS as NAMES
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
-from vr_jax.model.projectors import PROJECTORS
+from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.windows import to_raster, to_windows
 
 # kind in the case files -> our name and the fields of its config
@@ -33,7 +33,7 @@ KINDS = {
     "ldpv2": lambda c: {"name": "ldpv2"},
     "tokenpacker": lambda c: {
         "name": "token_packer",
-        "levels": range(1, 1 + c["levels"]),
+        "levels": list(range(1, 1 + c["levels"])),
         "width": c["E"],
         "heads": c["heads"],
     },
@@ -45,15 +45,10 @@ def tiny_model(grid: int, vision_width: int, text_width: int, projector: dict) -
     return VlmConfig(
         encoder=SiglipConfig(hidden_size=vision_width, num_heads=1, num_layers=8, image_size=grid, patch_size=1),
         decoder=Qwen2Config(vocab_size=1, hidden_size=text_width, num_layers=2, num_heads=1, num_kv_heads=1),
-        projector=VlmConfig.parse_field("projector", projector),
+        projector=ProjectorConfig.from_dict(projector),
         image=single_tile(grid),
         vision_feature_layer=0,
     )
-
-
-def abstract_projector(config: VlmConfig):
-    module = PROJECTORS[config.projector.name].module
-    return nnx.eval_shape(lambda: module(config.projector, config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
 def official_projector(case: Case):

@@ -12,16 +12,15 @@ from flax import nnx
 
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
-from tests.helpers import tiny_vision
+from tests.tiny import tiny_encoder
 from vr_jax.convert.tables import TEXT, VISION
 from vr_jax.data import anyres
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
-from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.encoders.siglip import Siglip, SiglipConfig
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.pruning.dropping import last_token_attention
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig, select, selected
@@ -152,7 +151,7 @@ def pruner_of(case: Case) -> PrunerConfig:
 
 def recorded_model(case: Case, pruning: PrunerConfig | None) -> VisionLanguageModel:
     """The recorded decoder in a model whose encoder is not used."""
-    qwen, vision = case.spec["qwen"], tiny_vision(num_layers=1)
+    qwen, vision = case.spec["qwen"], tiny_encoder(num_layers=1)
     text = Qwen2Config(
         **{f.name: qwen[f.name] for f in dataclasses.fields(Qwen2Config) if f.name in qwen and f.name != "num_layers"},
         num_layers=qwen["num_hidden_layers"],
@@ -196,20 +195,21 @@ def batch_of(case: Case) -> Batch:
 
 def prefill(model: VisionLanguageModel, embeds, batch: Batch, lengths, steps: int):
     """Hidden states, cache, and before each stage: its input's slots in the row, and the ranking where it stands."""
-    seen = []
-    stage_hook = model.stage_hook({}, batch, lengths)
+    found = []
+    hook = model.stage_hook({}, batch, lengths)
     slots = jnp.arange(embeds.shape[1])[None]
 
-    def watched(k, inputs):
-        after = stage_hook(k, inputs)
-        seen.append((after, last_token_attention(model.decoder, k, inputs)))
-        return after
+    def apply(k, inputs, state):
+        after, state = hook.apply(k, inputs, state)
+        if k < len(model.decoder.stages):
+            found.append((after, model.decoder.last_token_attention(k, inputs)))
+        return after, state
 
     length = embeds.shape[1]
     cache = model.init_cache(1, [n + steps for n in lengths] if lengths else length + steps)
     inputs = DecoderInputs(hidden=embeds, positions=slots, segment_ids=batch.segment_ids)
-    hidden, cache = model.decoder(inputs, cache, watched if stage_hook else None)
-    return model.logits(hidden), cache, seen
+    hidden, cache = model.decoder(inputs, cache, StageHook(apply, hook.state))
+    return model.logits(hidden), cache, found
 
 
 @pytest.mark.parametrize("compaction", [True, False], ids=["compacted", "masked"])
@@ -219,18 +219,18 @@ def test_decoder(case: Case, compaction: bool):
     model, batch = recorded_model(case, pruning), batch_of(case)
     bounds, count, length = model.config.decoder_bounds, case.config["N"], case.config["L"]
     prompt = PromptSize(text=length - count, cells=count, newlines=0, tiles=1)
-    kept = tuple(pruning.kept(model.config, layer, prompt) for layer in bounds[:-1])
+    kept = tuple(pruning.kept(model.config.spec, layer, prompt) for layer in bounds[:-1])
     steps = len(case.outputs["greedy_tokens"])
     embeds = jnp.asarray(case.inputs["inputs_embeds"])
     tolerance, score_tolerance = case.tolerance("logits"), case.tolerance("scores")
 
     run = jax.jit(prefill, static_argnames=("lengths", "steps"))
-    logits, cache, seen = run(model, embeds, batch, kept if compaction else None, steps)
+    logits, cache, found = run(model, embeds, batch, kept if compaction else None, steps)
 
     # Which slots are left: followed by the stage's positions where they are kept, by the masks otherwise.
     recorded = _recorded_drops(case)
     previous = np.arange(length)
-    for k, (after, _) in enumerate(seen):
+    for k, (after, _) in enumerate(found):
         used = np.asarray(after.segment_ids[0] > 0)
         assert used.sum() == kept[k]
         if bounds[k] in recorded:
@@ -243,14 +243,14 @@ def test_decoder(case: Case, compaction: bool):
                 assert int(cache[k].shift[0]) == length - len(keep)
             if not compaction:
                 np.testing.assert_array_equal(np.flatnonzero(used), keep)
-            ranked = np.asarray(seen[k - 1 if case.kind == "fastv" else k][1][0])
-            alive = np.asarray(seen[k - 1][0].segment_ids[0] > 0)
+            ranked = np.asarray(found[k - 1 if case.kind == "fastv" else k][1][0])
+            alive = np.asarray(found[k - 1][0].segment_ids[0] > 0)
             image = np.isin(previous, np.flatnonzero(batch.vision_cell[0] >= 0))
             np.testing.assert_allclose(ranked[alive][image], scores, **score_tolerance)
             previous = keep
     logits = np.asarray(logits[0])
     if not compaction:
-        logits = logits[np.asarray(seen[-1][0].segment_ids[0] > 0)]
+        logits = logits[np.asarray(found[-1][0].segment_ids[0] > 0)]
     np.testing.assert_allclose(logits, case.outputs["prefill_logits"], **tolerance)
 
     decode = jax.jit(lambda model, token, position, cache: model.decode(token, position, cache))

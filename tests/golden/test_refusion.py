@@ -15,7 +15,7 @@ from vr_jax.convert.tables import TEXT
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
-from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion import deepstack, sva
@@ -52,7 +52,7 @@ def sampler(weights, *, hidden_size: int, width: int, stride: int, depth: int = 
     """A VisionTokenSampler with official weights `layers.*`."""
     config = sva.SvaConfig(levels=(0,), width=width, depth=depth)
     model = model_config(config, hidden_size=hidden_size, stride=stride)
-    block = nnx.eval_shape(lambda: sva.Block(config, model, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: sva.Block(config, model.spec, rngs=nnx.Rngs(0)))
     named = {f"vision_sampler_layers.0.{name}": value for name, value in weights.items()}
     return torch_weights.load(block, SVA, named, "refusion.blocks.0.")
 
@@ -102,7 +102,7 @@ def test_sva_from_features_to_the_last_layer(case: Case):
     insert_after = tuple(1 + c["start"] + c["stride"] * k for k in range(c["samplers"]))
     config = sva.SvaConfig(levels=(0,), width=width, insert_after=insert_after)
     model = model_config(config, hidden_size=c["D"], width=c["Dv"], stride=stride, side=side, num_layers=c["layers"])
-    prepare = nnx.eval_shape(lambda: sva.Features(config, model, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    prepare = nnx.eval_shape(lambda: sva.Features(config, model.spec, rngs=nnx.Rngs(0)))
     aux = {name: value for name, value in weights.items() if name.startswith("mm_projector_aux_0")}
     prepare = torch_weights.load(prepare, SVA, aux, "refusion.features.")
     features = jax.jit(prepare)((to_windows(case.inputs["features"], stride)[:, None],))
@@ -236,10 +236,7 @@ def test_deepstack_in_the_decoder(case: Case):
         lambda: Decoder(
             model.decoder,
             bounds=model.decoder_bounds,
-            refusion=[],
-            refusion_features=None,
             attention_backend="xla",
-            remat="none",
             dtype=jnp.float32,
             rngs=nnx.Rngs(0),
         )
@@ -258,27 +255,27 @@ def test_deepstack_in_the_decoder(case: Case):
         tile_image=jnp.ones((1, 1), jnp.int32),
         cells_per_tile=features.shape[1],
     )
-    blocks = [deepstack.Block(config, model, i, dtype=jnp.float32, rngs=nnx.Rngs(0)) for i in range(levels)]
+    blocks = [deepstack.Block(config, model.spec, i, rngs=nnx.Rngs(0)) for i in range(levels)]
     for block in blocks:
         block.merger = Merged()
 
     @jax.jit
     def run(decoder, inputs, vision):
-        seen = []
+        found = []
 
-        def stage_hook(k, inputs):
-            if k:
+        def apply(k, inputs, state):
+            if 0 < k <= levels:
                 inputs = blocks[k - 1](inputs, vision)
-                seen.append(inputs.hidden)
-            return inputs
+                found.append(inputs.hidden)
+            return inputs, state
 
-        return decoder(inputs, None, stage_hook)[0], seen
+        return decoder(inputs, None, StageHook(apply, None))[0], found
 
     positions = jnp.arange(cell.shape[1])[None]
     inputs = DecoderInputs(hidden=jnp.asarray(case.inputs["inputs_embeds"]), positions=positions, segment_ids=ones)
-    hidden, seen = run(decoder, inputs, vision)
-    assert len(seen) == levels
-    for layer, states in enumerate(seen):
+    hidden, found = run(decoder, inputs, vision)
+    assert len(found) == levels
+    for layer, states in enumerate(found):
         np.testing.assert_allclose(states, case.outputs[f"hidden_after_{layer}"], **case.tolerance())
     logits = np.asarray(hidden) @ weights["embed_tokens.weight"].T
     np.testing.assert_allclose(logits, case.outputs["logits"], **case.tolerance("deepstack_llm logits"))

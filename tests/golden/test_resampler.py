@@ -9,7 +9,8 @@ import pytest
 
 from tests import torch_weights
 from tests.golden.discovery import Case, cases
-from tests.golden.test_projectors import abstract_projector, tiny_model
+from tests.golden.test_projectors import tiny_model
+from tests.tiny import abstract_projector
 from vr_jax.convert.method_tables import PROJECTORS as NAMES
 from vr_jax.model.windows import to_windows
 

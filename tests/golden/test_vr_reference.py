@@ -16,7 +16,7 @@ from vr_jax.convert.tables import HEAD, TEXT, VISION_REMEMBER
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
-from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.context import VisionContext
@@ -105,8 +105,7 @@ def recorded(case: Case, cross_attention: str) -> Recorded:
         for t in range(start, stop):  # a tile that unpad cropped away belongs to the image before it
             tile_image[b, t - start] = 1 + image[tile <= t].max() - image.min()
     segments = (kind > 0).astype(np.int32)
-    prepare = Features(config.refusion, config, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    features = jax.jit(prepare)(tuple(levels))
+    features = jax.jit(Features(config.refusion))(tuple(levels))
     vision = VisionContext(
         features=features,
         vision_cell=jnp.asarray(vision_cell),
@@ -153,7 +152,7 @@ def block_of(config: VlmConfig, weights: dict[str, np.ndarray]) -> Block:
     assert config.refusion is not None
     if not config.refusion.self_attention:  # recorded, and of no effect
         weights = {name: value for name, value in weights.items() if not name.startswith(("ln_s", "self_attn"))}
-    block = nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: Block(config.refusion, config.spec, rngs=nnx.Rngs(0)))
     named = {f"0.{name}": value for name, value in weights.items()}
     return torch_weights.load(block, VISION_REMEMBER, named, "refusion.blocks.0.")
 
@@ -203,42 +202,38 @@ def test_decoder(case: Case, cross_attention: str):
     weights = {name.removeprefix("vr."): x for name, x in weights.items()}
     head = weights.get("lm_head.weight", weights["embed_tokens.weight"]).T
 
-    def build() -> Decoder:
-        assert config.refusion is not None
-        rngs = nnx.Rngs(0)
-        blocks = [Block(config.refusion, config, 0, dtype=jnp.float32, rngs=rngs) for _ in range(count)]
-        return Decoder(
+    blocks = [block_of(config, torch_weights.under(weights, f"{i}.")) for i in range(count)]
+    abstract = nnx.eval_shape(
+        lambda: Decoder(
             config.decoder,
             bounds=config.decoder_bounds,
-            refusion=blocks,
-            refusion_features=None,
             attention_backend="xla",
-            remat="none",
             dtype=jnp.float32,
-            rngs=rngs,
+            rngs=nnx.Rngs(0),
         )
-
-    decoder = torch_weights.load(nnx.eval_shape(build), TEXT + HEAD + VISION_REMEMBER, weights, "decoder.")
+    )
+    own = {name: value for name, value in weights.items() if not name[0].isdigit()}
+    decoder = torch_weights.load(abstract, TEXT + HEAD, own, "decoder.")
     steps = len(case.outputs["greedy_tokens"])
     length = data.inputs.hidden.shape[1]
 
     @jax.jit
-    def prefill(decoder, inputs, vision):
-        seen = []
+    def prefill(decoder, blocks, inputs, vision):
+        found = []
 
-        def stage_hook(k, inputs):
-            if k == 0:
-                return inputs
-            after = decoder.refusion[k - 1](inputs, vision)
-            seen.append((inputs.hidden, after.hidden))
-            return after
+        def apply(k, inputs, state):
+            if not 0 < k <= count:
+                return inputs, state
+            after = blocks[k - 1](inputs, vision)
+            found.append((inputs.hidden, after.hidden))
+            return after, state
 
-        hidden, cache = decoder(inputs, decoder.init_cache(1, length + steps), stage_hook)
-        return hidden, cache, seen
+        hidden, cache = decoder(inputs, decoder.init_cache(1, length + steps), StageHook(apply, None))
+        return hidden, cache, found
 
-    hidden, cache, seen = prefill(decoder, data.inputs, data.vision)
-    assert len(seen) == count
-    for i, (before, after) in enumerate(seen):
+    hidden, cache, found = prefill(decoder, blocks, data.inputs, data.vision)
+    assert len(found) == count
+    for i, (before, after) in enumerate(found):
         np.testing.assert_allclose(before, case.outputs[f"hidden_before_vr{i}"], **case.tolerance())
         np.testing.assert_allclose(after, case.outputs[f"hidden_after_vr{i}"], **case.tolerance())
     logits = np.asarray(hidden) @ head

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from tests.helpers import randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
+from tests.tiny import randomized, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
@@ -25,8 +25,8 @@ BUCKETS = Buckets(tokens=(48, 112), tiles=(4,))
 
 def config(vision_remember: bool = True) -> VlmConfig:
     return tiny_config(
-        encoder=tiny_vision(num_layers=2),
-        decoder=tiny_text(vocab_size=len(TOKENIZER) + 5, num_layers=3),  # more rows than tokens, as Qwen2 has
+        encoder=tiny_encoder(num_layers=2),
+        decoder=tiny_decoder(vocab_size=len(TOKENIZER) + 5, num_layers=3),  # more rows than tokens, as Qwen2 has
         refusion=tiny_refusion(insert_after=(1,), levels=(1, 2)) if vision_remember else None,
         image=ImageConfig(tile_size=24, aspect_ratio="anyres", grids=((2, 1), (1, 2))),
         vision_feature_layer=2,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests.helpers import tiny_config
+from tests.tiny import tiny_config
 from vr_jax import sharding
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params

@@ -14,13 +14,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from tests.helpers import pack, randomized, tiny_config, tiny_refusion, tiny_text
+from tests.tiny import pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Turn
 from vr_jax.model.vlm import VisionLanguageModel
 
-TEXT = tiny_text(vocab_size=320)
+TEXT = tiny_decoder(vocab_size=320)
 
 
 def image(width: int, height: int, seed: int) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import (
+from tests.tiny import (
     SampleImage,
     Text,
     example,

@@ -1,5 +1,6 @@
 """Residual streams after chosen layers: against transformers' hidden states, and against the layers run by hand."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -12,18 +13,16 @@ from transformers import Qwen2Config as TorchConfig
 from transformers import Qwen2ForCausalLM
 
 from tests import torch_weights
-from tests.helpers import SampleImage, Text, example, pack, randomized, tiny_config, tiny_refusion, tiny_text
 from tests.model.decoders.test_qwen2 import LENGTH, build, stream_of
-from vr_jax.model.decoders.stages import DecoderInputs
+from tests.tiny import SampleImage, Text, example, pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.model.pruning.fastv import FastVConfig
-from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.vlm import VisionLanguageModel
 
 
 @pytest.fixture(scope="module")
 def reference():
     """A decoder of transformers, its weights and token ids, and its hidden states 1..3 (the last one is normed)."""
-    config = tiny_text()
+    config = tiny_decoder()
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         TorchConfig(
@@ -86,9 +85,11 @@ def by_hand(model, batch):
     """The stream after every decoder layer, one layer at a time, and after every block."""
     config = model.config
     levels = model.encode_images(batch.tile_pixels)
-    features = model.refusion.features(tuple(levels[level] for level in config.refusion.levels))
-    context = VisionContext.of(batch, features, config.cells_per_tile)
-    inputs = DecoderInputs(hidden=model.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
+    context, inputs = model.vision_context(levels, batch), model.inputs(levels, batch)
+    spec, rngs = config.spec, nnx.Rngs(0)
+    one_layer = nnx.eval_shape(
+        lambda: dataclasses.replace(config.decoder, num_layers=1).build(spec, bounds=(0, 1), rngs=rngs)
+    )
     after, resumed = {}, {}
     for k, (stage, (start, stop)) in enumerate(
         zip(model.decoder.stages, itertools.pairwise(config.decoder_bounds), strict=True)
@@ -98,8 +99,10 @@ def by_hand(model, batch):
             resumed[start] = inputs.hidden
         for i in range(stop - start):
             layer = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], stage)
-            inputs, _ = model.decoder._run_stage(layer, inputs, None)
-            after[start + i + 1] = inputs.hidden
+            single = one_layer
+            single.stages = nnx.List([layer])
+            after[start + i + 1] = single.hidden_states(inputs, (1,)).after[1]
+            inputs = inputs.replace(hidden=after[start + i + 1])
     return after, resumed
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, with_params
+from tests.tiny import SampleImage, Text, example, pack, params_of, randomized, tiny_config, with_params
 from vr_jax.model.vlm import VisionLanguageModel
 
 VR = tiny_config()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import params_of, randomized, tiny_config
+from tests.tiny import params_of, randomized, tiny_config
 from vr_jax.model.parameters import flatten_params, merge_stages, split_stages
 from vr_jax.model.vlm import VisionLanguageModel
 

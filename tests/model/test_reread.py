@@ -9,7 +9,8 @@ import pytest
 import torch
 from flax import nnx
 
-from tests.helpers import (
+from tests.model.refusion.test_vision_remember_options import Reference, inputs, samples
+from tests.tiny import (
     SampleImage,
     Text,
     example,
@@ -20,9 +21,8 @@ from tests.helpers import (
     tiny_refusion,
     with_params,
 )
-from tests.model.refusion.test_vision_remember_options import Reference, inputs, samples
 from vr_jax.errors import ConfigError
-from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.vision_remember import Block, Features
@@ -60,12 +60,12 @@ def torch_weights(reference: Reference, query: torch.Tensor, keys: torch.Tensor)
 def test_weights_and_updates_match_torch(name: str):
     """A packed row with cropped cells, several images and a sample without any."""
     config = tiny_config(refusion=tiny_refusion(**OPTIONS[name]))
-    block = randomized(nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    block = randomized(nnx.eval_shape(lambda: Block(config.refusion, config.spec, rngs=nnx.Rngs(0))))
     batch, hidden, levels = inputs(config)
 
     @jax.jit
     def run(block, hidden, levels):
-        features = Features(config.refusion, config, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
+        features = Features(config.refusion)(levels)
         inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
         return block.reread(inputs, VisionContext.of(batch, features, config.cells_per_tile))
 
@@ -133,16 +133,16 @@ def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
 
     @jax.jit
     def whole(model, batch):
-        levels, seen = model.encode_images(batch.tile_pixels), []
-        context, stage_hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
+        levels, found = model.encode_images(batch.tile_pixels), []
+        context, hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
 
-        def watched(k, inputs):
-            if k:
-                seen.append(model.refusion.blocks[k - 1].reread(inputs, context))
-            return stage_hook(k, inputs)
+        def apply(k, inputs, state):
+            if 0 < k < len(model.decoder.stages):
+                found.append(model.refusion.block(k - 1).reread(inputs, context))
+            return hook.apply(k, inputs, state)
 
-        hidden, _ = model.decoder(model.inputs(levels, batch), None, watched)
-        return hidden, seen
+        hidden, _ = model.decoder(model.inputs(levels, batch), None, StageHook(apply, hook.state))
+        return hidden, found
 
     _, expected = whole(model, batch)
     for one, other in zip(found, expected, strict=True):
@@ -173,7 +173,7 @@ def test_a_patch_moves_the_weights_of_its_own_cell_only(model, batch):
 
     @jax.jit
     def run(block, levels, patch):
-        features = model.refusion.features(levels)
+        features = model.refusion.prepare(levels)
         features = features.at[patch].multiply(-2)
         inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
         return block.reread(inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)).weights
@@ -201,7 +201,7 @@ def test_eight_devices_equal_one(model, batch, found):
 @pytest.mark.parametrize(
     ("refusion", "reason"),
     [
-        (None, "no refusion"),
+        (None, "no re-fusion block"),
         (DeepStackConfig(insert_after=(1,), levels=(2,)), "'deepstack'"),
         (tiny_refusion(interaction="global"), "'global' has no weights"),
         (tiny_refusion(interaction="deformable"), "'deformable' has no weights"),

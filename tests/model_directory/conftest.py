@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flax import nnx
 
-from tests.helpers import randomized, tiny_config
+from tests.tiny import randomized, tiny_config
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import save_model
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.helpers import tiny_config
+from tests.tiny import tiny_config
 from vr_jax.errors import UserError
 from vr_jax.model_directory import VERSION, copy_side_files, load_model, read_config, read_sections
 

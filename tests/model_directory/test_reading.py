@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import params_of, randomized, tiny_config, tiny_refusion, tiny_text, tiny_vision
 from tests.model_directory.conftest import abstract
+from tests.tiny import params_of, randomized, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.errors import UserError
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
@@ -76,7 +76,7 @@ def test_dtype_by_path(saved, model):
 
 def test_warm_start_adds_what_the_config_adds(tmp_path):
     """Baseline -> LLaVA-VR: the re-fusion blocks are initialised as the constructor would, and reported."""
-    changes = {"encoder": tiny_vision(num_layers=1), "decoder": tiny_text(num_layers=2), "vision_feature_layer": 1}
+    changes = {"encoder": tiny_encoder(num_layers=1), "decoder": tiny_decoder(num_layers=2), "vision_feature_layer": 1}
     remember = tiny_config(refusion=tiny_refusion(insert_after=(1,), levels=(1,)), **changes)
     baseline = randomized(abstract(tiny_config(refusion=None, **changes)), seed=3)
     save_model(tmp_path / "baseline", baseline)

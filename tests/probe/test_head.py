@@ -7,7 +7,7 @@ import optax
 import torch
 from flax import nnx
 
-from tests.helpers import params_of, randomized
+from tests.tiny import params_of, randomized
 from vr_jax.probe.head import ProbeHead, logits_of, make_heads, normalize_tokens
 from vr_jax.probe.training import loss_of
 

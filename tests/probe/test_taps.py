@@ -10,8 +10,8 @@ import torch
 from flax import nnx
 from PIL import Image
 
-from tests.helpers import pack
 from tests.inference import tiny
+from tests.tiny import pack
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
 from vr_jax.inference.prompts import user_turn

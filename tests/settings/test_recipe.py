@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from vr_jax import sharding
+from vr_jax.errors import ConfigError
 from vr_jax.errors import ConfigError as SettingsError
 from vr_jax.experiments import paper
-from vr_jax.model.config import ConfigError
 from vr_jax.settings import BatchSettings, TrainConfig, recipe
 from vr_jax.training.inputs import check_batch
 from vr_jax.training.state import ModelTree

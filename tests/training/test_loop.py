@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import quick
+from tests.tiny import quick
 from tests.training.tiny import NoiseIterator, noise_inputs, tiny_config, tiny_run
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tests.helpers import quick
+from tests.tiny import quick
 from tests.training.tiny import noise_batch, tiny_config
 from vr_jax import sharding
 from vr_jax.model.vlm import VisionLanguageModel

@@ -8,7 +8,7 @@ from flax import nnx
 
 import vr_jax.kernels.attention.api as attention_module
 import vr_jax.kernels.attention.blocked as attention_cpu
-from tests.helpers import tiny_config
+from tests.tiny import tiny_config
 from vr_jax.kernels.attention.api import attention, cached_attention
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import make_mesh

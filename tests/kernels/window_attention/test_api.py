@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from tests.helpers import tiny_config, tiny_refusion, tiny_vision
+from tests.tiny import tiny_config, tiny_encoder, tiny_refusion
 from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import BackendError, api, window_attention
 from vr_jax.model.config import VlmConfig
@@ -268,7 +268,7 @@ def test_shapes_that_do_not_fit():
 
 
 def test_the_model_takes_the_backend_of_its_config(monkeypatch):
-    model = tiny_config(encoder=tiny_vision(hidden_size=128), refusion=tiny_refusion(cross_heads=3))
+    model = tiny_config(encoder=tiny_encoder(hidden_size=128), refusion=tiny_refusion(cross_heads=3))
     features = jax.random.normal(jax.random.key(0), (1, 2, 9, 4, 3 * 128))
     query = jax.random.normal(jax.random.key(1), (1, 2 * 9, 3 * 128))
 

@@ -12,16 +12,16 @@ from transformers import Qwen2Config as TorchConfig
 from transformers import Qwen2ForCausalLM
 
 from tests import torch_weights
-from tests.helpers import tiny_text
+from tests.tiny import tiny_decoder
 from vr_jax.convert.tables import HEAD, TEXT
 from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs
 
 CONFIGS = {
-    "grouped, tied": tiny_text(),
-    "grouped, untied": tiny_text(tie_word_embeddings=False, rope_theta=1e4),
-    "multi-head, untied": tiny_text(num_kv_heads=4, tie_word_embeddings=False),
-    "one key head, tied": tiny_text(num_kv_heads=1, rms_norm_eps=1e-5),
+    "grouped, tied": tiny_decoder(),
+    "grouped, untied": tiny_decoder(tie_word_embeddings=False, rope_theta=1e4),
+    "multi-head, untied": tiny_decoder(num_kv_heads=4, tie_word_embeddings=False),
+    "one key head, tied": tiny_decoder(num_kv_heads=1, rms_norm_eps=1e-5),
 }
 LENGTH = 17
 
@@ -59,8 +59,6 @@ def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "n
         lambda: Decoder(
             config,
             bounds=bounds,
-            refusion=[],
-            refusion_features=None,
             attention_backend="xla",
             remat=remat,
             dtype=jnp.float32,

@@ -11,7 +11,7 @@ from flax import nnx
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tests import torch_weights
-from tests.helpers import tiny_vision
+from tests.tiny import tiny_encoder
 from vr_jax.convert.tables import VISION
 from vr_jax.model.encoders.siglip import Siglip
 from vr_jax.model.windows import to_windows
@@ -23,7 +23,7 @@ SIZES = [(24, 4), (27, 4)]
 @functools.cache
 def reference(image_size: int, patch_size: int):
     """Our config, their weights, pixels and hidden states in raster order."""
-    config = tiny_vision(image_size=image_size, patch_size=patch_size)
+    config = tiny_encoder(image_size=image_size, patch_size=patch_size)
     torch.manual_seed(0)
     model = SiglipVisionModel(
         SiglipVisionConfig(

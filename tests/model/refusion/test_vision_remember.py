@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers import (
+from tests.tiny import (
     SampleImage,
     Text,
     example,
@@ -21,7 +21,6 @@ from tests.helpers import (
 )
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.parameters import merge_stages, split_stages
-from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.vlm import VisionLanguageModel
 
 CONFIG = tiny_config()
@@ -58,13 +57,12 @@ def inside(model, batch):
     @jax.jit
     def meet(model, batch):
         levels = model.encode_images(batch.tile_pixels)
-        features = model.refusion.features(tuple(levels[level] for level in CONFIG.refusion.levels))
         inputs = DecoderInputs(
             hidden=model.embed(batch, levels),
             positions=batch.positions,
             segment_ids=batch.segment_ids,
         )
-        return inputs, VisionContext.of(batch, features, CONFIG.cells_per_tile)
+        return inputs, model.vision_context(levels, batch)
 
     return (model.refusion.blocks[0], *meet(model, batch))
 
@@ -106,7 +104,7 @@ def test_a_window_reaches_its_own_token_and_no_other(inside, batch, cross_attent
     """Every window of a row, one at a time: tiles do not see each other, cropped and unused ones reach nobody."""
     block, inputs, vision = inside
     block = with_params(block, params_of(block))
-    block.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
+    block.cross_attn.absorbed = cross_attention == "absorbed"
     tiles, cells = vision.features.shape[1:3]
 
     @jax.jit
@@ -173,7 +171,7 @@ def test_absorbed_equals_plain(inside):
 
     def run(cross_attention: str):
         variant = with_params(block, params_of(block))
-        variant.cross_attn.config = dataclasses.replace(block.config, cross_attention=cross_attention)
+        variant.cross_attn.absorbed = cross_attention == "absorbed"
 
         def loss(variant, hidden):
             after = variant(inputs.replace(hidden=hidden), vision).hidden
@@ -239,8 +237,8 @@ def test_prefill_and_decode_equal_recomputation(refusion: bool):
 def test_shared_weights_are_one_block_used_twice(model, batch):
     config = dataclasses.replace(CONFIG, refusion=tiny_refusion(shared_weights=True))
     params = params_of(model)
-    shared = {name: value for name, value in params.items() if "refusion.1" not in name}
-    twice = {name: params[name.replace("refusion.1", "refusion.0")] for name in params}
+    shared = {name: value for name, value in params.items() if "refusion.blocks.1" not in name}
+    twice = {name: params[name.replace("refusion.blocks.1", "refusion.blocks.0")] for name in params}
     np.testing.assert_array_equal(
         hidden_states(with_params(abstract(config), shared), batch), hidden_states(with_params(model, twice), batch)
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion
+from tests.tiny import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion
 from vr_jax.model.batch import NEWLINE, Batch
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.stages import DecoderInputs
@@ -61,7 +61,7 @@ OPTIONS = {
     },
 }
 # Every choice of every field is in the list above; these act outside of a block and are tested where they act.
-ELSEWHERE = {"name", "kernel", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
+ELSEWHERE = {"kernel", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
 
 
 class Reference:
@@ -198,14 +198,14 @@ def inputs(config: VlmConfig):
 def run(block: Block, hidden, levels, batch: Batch):
     inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
     model = tiny_config(refusion=block.config)
-    features = Features(block.config, model, dtype=jnp.float32, rngs=nnx.Rngs(0))(levels)
+    features = Features(block.config)(levels)
     return block(inputs, VisionContext.of(batch, features, model.cells_per_tile)).hidden
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_matches_torch_and_trains(name: str):
     config = tiny_config(refusion=tiny_refusion(**OPTIONS[name]))
-    block = randomized(nnx.eval_shape(lambda: Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    block = randomized(nnx.eval_shape(lambda: Block(config.refusion, config.spec, rngs=nnx.Rngs(0))))
     batch, hidden, levels = inputs(config)
 
     def loss(block, hidden):
@@ -253,6 +253,6 @@ def test_what_it_adds_at_its_initial_values(options, identity: bool):
 
     @jax.jit
     def fresh():
-        return run(Block(config.refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0)), hidden, levels, batch)
+        return run(Block(config.refusion, config.spec, rngs=nnx.Rngs(0)), hidden, levels, batch)
 
     assert (np.asarray(fresh()) == hidden).all() == identity

@@ -1,31 +1,47 @@
-"""Every projector with Vision Remember, AnyRes and packed rows: nothing leaks, and eight devices equal one."""
+"""Every projector with Vision Remember, AnyRes and packed rows: samples stay apart, and eight devices equal one."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from tests.helpers import SampleImage, Text, example, pack, quick, randomized, tiny_config, tiny_refusion, tiny_text
+from tests.tiny import (
+    SampleImage,
+    Text,
+    example,
+    pack,
+    quick,
+    random_model,
+    tiny_config,
+    tiny_decoder,
+    tiny_projector,
+    tiny_refusion,
+)
 from vr_jax import sharding
+from vr_jax.model import registry
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params
-from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.vlm import VisionLanguageModel
 
-SIZES = {"token_packer": {"levels": (1, 2), "width": 32, "heads": 4}, "resampler": {"heads": 4}}
-# `pool` is what the tests of Vision Remember, of packing and of the training step use; `mlp` is the same with s = 1.
-NAMES = sorted(set(PROJECTORS) - {"pool", "mlp"})
+# Widths that the mesh divides.
+FIELDS = {
+    "perceiver": {"heads": 8, "head_dim": 64, "depth": 3},
+    "token_packer": {"levels": (1, 2), "width": 32, "heads": 4},
+    "c_abstractor": {"depth": 3},
+    "resampler": {"heads": 4},
+}
+# The tests of Vision Remember, of packing and of the training step use `pool`; `mlp` is the same with a stride of 1.
+NAMES = [name for name in registry.names("projector") if name not in ("pool", "mlp")]
 
 
 def model_config(name: str) -> VlmConfig:
-    projector = PROJECTORS[name].config.from_dict({"name": name, "stride": 2, **SIZES.get(name, {})})
+    projector = tiny_projector(name, 2, **FIELDS.get(name, {}))
     refusion = tiny_refusion(init="torch_default", insert_after=(1,))
-    return tiny_config(projector=projector, refusion=refusion, decoder=tiny_text(hidden_size=32, num_layers=2))
+    return tiny_config(projector=projector, refusion=refusion, decoder=tiny_decoder(hidden_size=32, num_layers=2))
 
 
 def samples(config: VlmConfig):
-    """Two with images, one base tile and one of a 2 x 1 grid that lost rows to unpad, and one of text only."""
+    """A sample with one tile, one with a base tile and a grid of 2 x 1 that lost rows to unpad, and one of text only."""
     question, answer = Text(3, text_token=True), Text(4, target=True)
     return [
         example(config, Text(2), SampleImage(tiles=1), question, answer, seed=1),
@@ -48,7 +64,7 @@ def test_packing_anyres_and_sharding(name: str):
     shape = {"tokens": sum(len(one.tokens) for one in (first, second, text)) + 3, "tiles": 5}
     packed = pack(config, [[first, second, text], [text, second], [first], [second, first]], **shape)
     alone = pack(config, [[first], [second], [text], [first]], **shape)
-    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))), scale=0.15)
+    model = random_model(config, scale=0.15)
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     (value, hidden), gradient = run(model, packed)

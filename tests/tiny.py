@@ -1,4 +1,4 @@
-"""Tiny models and packed rows shared by the tests."""
+"""The one factory of tiny models, packed rows and random parameters for the tests."""
 
 from __future__ import annotations
 
@@ -11,68 +11,101 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
+from vr_jax.model import registry
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import path_of
+
+# The fields that a projector of tiny widths needs beside its stride.
+PROJECTOR_FIELDS: dict[str, dict[str, Any]] = {
+    "perceiver": {"heads": 2, "head_dim": 4, "depth": 2},
+    "token_packer": {"levels": (1, 2), "width": 12, "heads": 2},
+    "c_abstractor": {"depth": 1},
+    "resampler": {"heads": 2},
+}
 
 
 def quick(values: Iterable[Any], *chosen: Any) -> list[Any]:
-    """Parameters of a test that takes long for each: all but the chosen ones are marked slow."""
+    """Parameters of a test that takes long for each of them: all but the chosen ones are marked slow."""
     return [value if value in chosen else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-def tiny_vision(**changes) -> SiglipConfig:
-    """6 x 6 patches of 4 pixels, four blocks."""
+def tiny_encoder(**changes: Any) -> SiglipConfig:
+    """An encoder of four layers on 6 x 6 patches of 4 pixels."""
     base = SiglipConfig(hidden_size=16, intermediate_size=24, num_layers=4, num_heads=2, image_size=24, patch_size=4)
     return dataclasses.replace(base, **changes)
 
 
-def tiny_text(**changes) -> Qwen2Config:
-    """Four layers, two query heads for each of two key heads."""
+def tiny_decoder(**changes: Any) -> Qwen2Config:
+    """A decoder of four layers with two query heads for each of two key heads."""
     base = Qwen2Config(vocab_size=40, hidden_size=24, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2)
     return dataclasses.replace(base, **changes)
 
 
-def tiny_refusion(**changes) -> VisionRememberConfig:
-    """Two insertions, three levels, inner width 48 in four heads."""
+def tiny_projector(name: str, stride: int = 2, **changes: Any) -> ProjectorConfig:
+    """A projector of tiny widths by its name; `stride` is ignored by the one that does not compress."""
+    fields = {} if name == "mlp" else {"stride": stride}
+    return registry.method("projector", name)(**fields | PROJECTOR_FIELDS.get(name, {}) | changes)
+
+
+def tiny_refusion(**changes: Any) -> VisionRememberConfig:
+    """Vision Remember with two insertions and three levels; its inner width is 48, in four heads."""
     return VisionRememberConfig(**{"insert_after": (1, 3), "levels": (1, 2, 3), "cross_heads": 4} | changes)
 
 
-def tiny_config(**changes) -> VlmConfig:
-    """Tiles of 3 x 3 cells of 2 x 2 patches; with Vision Remember unless `refusion` says otherwise."""
-    vision = changes.pop("encoder", tiny_vision())
+def tiny_config(**changes: Any) -> VlmConfig:
+    """A model with tiles of 3 x 3 cells of 2 x 2 patches, and with Vision Remember unless `refusion` says otherwise."""
+    encoder = changes.pop("encoder", tiny_encoder())
     base = {
-        "encoder": vision,
-        "decoder": tiny_text(),
+        "encoder": encoder,
+        "decoder": tiny_decoder(),
         "projector": PoolConfig(stride=2),
         "refusion": tiny_refusion(),
-        "image": ImageConfig(tile_size=vision.image_size, aspect_ratio="anyres", grids=((2, 1), (1, 2), (2, 2))),
+        "image": ImageConfig(tile_size=encoder.image_size, aspect_ratio="anyres", grids=((2, 1), (1, 2), (2, 2))),
         "vision_feature_layer": 3,
     }
     return VlmConfig(**base | changes)
 
 
-def params_of(module) -> dict[str, np.ndarray]:
-    """Dot-joined path -> array of every parameter."""
+def abstract_model(config: VlmConfig) -> VisionLanguageModel:
+    """A model with the shapes of its parameters in place of arrays."""
+    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+
+
+def random_model(config: VlmConfig, seed: int = 0, scale: float = 0.3) -> VisionLanguageModel:
+    """A model with random values everywhere, see `randomized`."""
+    return randomized(abstract_model(config), seed, scale)
+
+
+def abstract_projector(config: VlmConfig) -> Any:
+    """The projector of a model with the shapes of its parameters in place of arrays."""
+    return nnx.eval_shape(lambda: config.projector.build(config.spec, rngs=nnx.Rngs(0)))
+
+
+def params_of(module: Any) -> dict[str, np.ndarray]:
+    """Every parameter of a module by its dot-joined path."""
     return {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
 def with_params[Module](module: Module, values: Mapping[str, np.ndarray]) -> Module:
-    """The (possibly abstract) module with every parameter replaced; names and shapes must agree exactly."""
+    """A module, abstract or not, with every parameter replaced; names and shapes must agree exactly."""
     shapes = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
     assert shapes == {name: np.shape(value) for name, value in values.items()}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(values[path_of(path)], leaf.dtype), module)
 
 
 def randomized[Module](module: Module, seed: int = 0, scale: float = 0.3) -> Module:
-    """The (possibly abstract) module with random values everywhere: initial zeros and ones would hide errors."""
+    """A module, abstract or not, with random values everywhere, because initial zeros and ones would hide errors."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(module)
     rng = np.random.default_rng(seed)
 
@@ -85,7 +118,13 @@ def randomized[Module](module: Module, seed: int = 0, scale: float = 0.3) -> Mod
 
 @dataclass(frozen=True)
 class Text:
-    """`count` random tokens; guide: the text-guided token may pool them; target: they are answers."""
+    """Random tokens of a sample.
+
+    Attributes:
+        count: Their number.
+        text_token: Whether the text-guided token may pool them.
+        target: Whether they are an answer.
+    """
 
     count: int
     text_token: bool = False
@@ -94,13 +133,20 @@ class Text:
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One tile and a newline; or a base tile and a row of `tiles` - 1 others with a newline after each row of cells,
-    of which `crop` are dropped at the top and at the bottom, as unpad does."""
+    """An image of a sample: one tile and a newline, or a base tile and a row of other tiles.
+
+    With several tiles, a newline follows each row of cells.
+
+    Attributes:
+        tiles: Number of tiles.
+        crop: Number of rows of cells that are dropped at the top and at the bottom, as unpad does.
+    """
 
     tiles: int = 1
     crop: int = 0
 
     def cells(self, side: int) -> list[int]:
+        """The cell of each token of the image, for tiles of side x side cells."""
         base = list(range(side * side))
         if self.tiles == 1:
             return [*base, NEWLINE]
@@ -111,7 +157,7 @@ class SampleImage:
 
 
 def example(config: VlmConfig, *parts: Text | SampleImage, seed: int = 0) -> Example:
-    """A sample of random text and noise images, in the given order."""
+    """A sample of random text and images of noise, in the given order."""
     rng = np.random.default_rng(seed)
     tokens, cells, text_token, target, tile_image = [], [], [], [], []
     for part in parts:
@@ -149,7 +195,7 @@ def pack(
     tiles: int | None = None,
     pad_side: Literal["right", "left"] = "right",
 ) -> Batch:
-    """Rows of examples as one Batch, as small as they allow unless told otherwise."""
+    """Packs rows of samples into a batch, as small as they allow unless sizes are given."""
     shape = BatchShape(
         rows=len(rows),
         tokens=tokens or max(sum(len(e.tokens) for e in row) for row in rows),

@@ -1,4 +1,7 @@
-"""What every re-fusion block must keep to: tiles and samples apart, other states untouched, decoding as if recomputed."""
+"""The promises of every re-fusion block.
+
+Tiles and samples stay apart, other states are untouched, and decoding with a cache equals recomputation.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from tests.helpers import SampleImage, Text, example, pack, params_of, randomized, tiny_config, tiny_refusion, tiny_text
+from tests.tiny import (
+    SampleImage,
+    Text,
+    example,
+    pack,
+    params_of,
+    random_model,
+    tiny_config,
+    tiny_decoder,
+    tiny_refusion,
+)
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
-# Without the self-attention, which joins the tiles of an image and is tested in test_vision_remember.py.
+# The self-attention joins the tiles of an image, so it is left out here and tested in test_vision_remember.py.
 _APART = {"insert_after": (1, 2), "levels": (1, 3), "self_attention": False}
 REFUSION = {
     "global": tiny_refusion(interaction="global", **_APART),
@@ -27,21 +39,21 @@ REFUSION = {
     "sva": SvaConfig(insert_after=(1, 2), levels=(3,), width=16, heads=4, depth=2),
 }
 
-SHIFTS = ("cross_attn.k.bias", "cross_attn.ln_k.bias")  # of all keys alike: the softmax ignores them
+# These shift all keys alike, which the softmax ignores.
+SHIFTS = ("cross_attn.k.bias", "cross_attn.ln_k.bias")
 
 
 def config_of(name: str):
-    return tiny_config(refusion=REFUSION[name], decoder=tiny_text(num_layers=3))
+    return tiny_config(refusion=REFUSION[name], decoder=tiny_decoder(num_layers=3))
 
 
 @pytest.fixture(scope="module", params=REFUSION)
 def model(request) -> VisionLanguageModel:
-    config = config_of(request.param)
-    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    return random_model(config_of(request.param))
 
 
 def samples(config):
-    """Cropped tiles, text only, two images."""
+    """A sample with cropped tiles, one of text only, and one with two images."""
     return [
         example(config, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), Text(2), seed=1),
         example(config, Text(6, text_token=True), Text(2), seed=2),
@@ -50,7 +62,7 @@ def samples(config):
 
 
 def test_each_tile_changes_its_own_tokens_only_and_every_parameter_trains(model):
-    """One tile at a time, the rest of a packed row and of the other row being exactly as before."""
+    """A change of one tile leaves the rest of a packed row, and the other row, exactly as they were."""
     config = model.config
     one, two, three = samples(config)
     batch = pack(config, [[one, two, three], [two]], tokens=80, tiles=7)
@@ -58,26 +70,24 @@ def test_each_tile_changes_its_own_tokens_only_and_every_parameter_trains(model)
     hidden = jnp.asarray(rng.normal(size=(2, 80, config.decoder.hidden_size)), jnp.float32)
     shape = (*batch.tile_image.shape, config.cells_per_tile, config.projector.stride**2, config.encoder.hidden_size)
     levels = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in config.refusion.levels)
-    parts = (model.refusion.features, model.refusion.blocks)
 
     @jax.jit
-    def look(parts, levels, hidden, batch):
-        def run(parts, levels):
-            prepare, blocks = parts
-            vision = VisionContext.of(batch, prepare(levels), config.cells_per_tile)
+    def look(refusion, levels, hidden, batch):
+        def run(refusion, levels):
+            vision = VisionContext.of(batch, refusion.prepare(levels), config.cells_per_tile)
             inputs = DecoderInputs(hidden=hidden, positions=batch.positions, segment_ids=batch.segment_ids)
-            return jnp.stack([block(inputs, vision).hidden for block in blocks])
+            return jnp.stack([block(inputs, vision).hidden for block in refusion.blocks])
 
         def perturbed(tile):
             hit = (jnp.arange(shape[1]) == tile)[None, :, None, None, None]
-            return run(parts, tuple(jnp.where(hit, level[..., ::-1] + 1, level) for level in levels))
+            return run(refusion, tuple(jnp.where(hit, level[..., ::-1] + 1, level) for level in levels))
 
-        # One loop over all tiles, -1 being none, so that equal inputs give equal bits.
+        # One loop over all tiles, in which -1 is none, gives equal bits for equal inputs.
         states = jax.lax.map(perturbed, jnp.arange(-1, shape[1]))
-        gradients = jax.grad(lambda *x: jnp.sum(jnp.sin(run(*x))), argnums=(0, 1))(parts, levels)
+        gradients = jax.grad(lambda *x: jnp.sum(jnp.sin(run(*x))), argnums=(0, 1))(refusion, levels)
         return states, gradients
 
-    (before, *changed), (gradients, encoder) = look(parts, levels, hidden, batch)
+    (before, *changed), (gradients, encoder) = look(model.refusion, levels, hidden, batch)
     cell = np.asarray(batch.vision_cell)
     for block in np.asarray(before):
         np.testing.assert_array_equal((block != hidden).any(axis=-1), cell >= 0)
@@ -88,11 +98,11 @@ def test_each_tile_changes_its_own_tokens_only_and_every_parameter_trains(model)
     for path, gradient in params_of(gradients).items():
         assert np.isfinite(gradient).all(), path
         assert np.abs(gradient).max() > 1e-5 or path.endswith(SHIFTS), path
-    assert not any(level.any() for level in encoder)  # it is frozen
+    assert not any(level.any() for level in encoder), "the encoder is frozen"
 
 
 def test_packing_and_decoding(model):
-    """Right-aligned rows of one sample each: packed into one row, and the last tokens one at a time, give the same."""
+    """Rows of one sample each, all samples in one row, and decoding token by token give the same states."""
     config, steps = model.config, 2
     alone = samples(config)
     length = max(len(sample.tokens) for sample in alone)

@@ -1,0 +1,53 @@
+"""DeepStack: the published patch merger, and what the config refuses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchMerger
+
+from tests import torch_weights
+from tests.tiny import tiny_config
+from vr_jax.convert.method_tables import DEEPSTACK
+from vr_jax.errors import ConfigError
+from vr_jax.model.refusion.deepstack import DeepStackConfig, PatchMerger
+
+
+@pytest.mark.parametrize("norm_per_patch", [False, True])
+def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
+    stride, width, out = 2, 12, 10
+    official = Qwen3VLVisionPatchMerger(
+        Qwen3VLVisionConfig(hidden_size=width, spatial_merge_size=stride, out_hidden_size=out),
+        use_postshuffle_norm=not norm_per_patch,
+    )
+    torch_weights.randomize(official)
+    ours = nnx.eval_shape(
+        lambda: PatchMerger(width, stride**2, out, norm_per_patch=norm_per_patch, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+    named = {f"deepstack_merger_list.3.{name}": value for name, value in torch_weights.state_dict(official).items()}
+    ours = torch_weights.load(ours, DEEPSTACK, named, "refusion.blocks.3.merger.")
+    windows = np.random.default_rng(0).normal(size=(5, stride**2, width)).astype(np.float32)
+    windows[0] *= 1e-3  # The epsilon of the norm matters here.
+    expected = official(torch.from_numpy(windows)).detach().numpy()
+    np.testing.assert_allclose(jax.jit(ours)(windows), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: DeepStackConfig(levels=(7, 23)),
+            r"2 levels \(7, 23\) for 3 insertions .*: expected one level for each",
+        ),
+        (lambda: DeepStackConfig(merger="mean"), "merger = 'mean': expected one of 'pool_mlp', 'qwen3_vl'"),
+        (lambda: tiny_config(refusion=DeepStackConfig()), r"refusion\.levels: hidden state 7 .* 0\.\.4"),
+    ],
+)
+def test_refusals(make, message: str):
+    with pytest.raises(ConfigError, match=message):
+        make()
