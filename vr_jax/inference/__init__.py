@@ -1,1 +1,40 @@
-"""Answering: sampling, batched generation with a static cache, streaming. Start at `generate.Generator`."""
+"""Answers questions about images: sampling, batched generation with a static cache, streaming, conversations."""
+
+from vr_jax.inference.buckets import Buckets, PromptTooLong
+from vr_jax.inference.chat import Chat
+from vr_jax.inference.generator import STOP_TOKENS, Generator, Program
+from vr_jax.inference.loading import Loaded, load_for_inference, load_processor, with_pruning
+from vr_jax.inference.memory import memory_errors
+from vr_jax.inference.prompts import PromptError, question, user_turn
+from vr_jax.inference.sampling import MAX_SEED, Sampling
+from vr_jax.inference.state import DecodeState, PromptBatch, Reply, lay_out, on_devices
+from vr_jax.inference.streaming import TextStream, decode_text
+from vr_jax.inference.unstacked import unstacked_model, unstacks
+
+__all__ = [
+    "MAX_SEED",
+    "STOP_TOKENS",
+    "Buckets",
+    "Chat",
+    "DecodeState",
+    "Generator",
+    "Loaded",
+    "Program",
+    "PromptBatch",
+    "PromptError",
+    "PromptTooLong",
+    "Reply",
+    "Sampling",
+    "TextStream",
+    "decode_text",
+    "lay_out",
+    "load_for_inference",
+    "load_processor",
+    "memory_errors",
+    "on_devices",
+    "question",
+    "unstacked_model",
+    "unstacks",
+    "user_turn",
+    "with_pruning",
+]

@@ -2,47 +2,68 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
+from vr_jax.errors import UserError
+from vr_jax.fields import Config, PositiveInt, check
 
-class PromptTooLong(ValueError):
-    """A prompt with more tokens or tiles than the largest bucket; one line for the user."""
+
+class PromptTooLong(UserError):
+    """A prompt has more tokens or tiles than the largest bucket. Evaluation counts such a prompt and goes on."""
 
 
 @dataclass(frozen=True)
-class Buckets:
-    """Allowed numbers of token slots and tile slots of a prompt, ascending.
+class Buckets(Config):
+    """The numbers of token slots and tile slots that a batch of prompts may have.
 
-    Tokens grow by at most a half, which bounds the padding. Tiles are exact up to ten (anyres with nine), because an
-    unused tile slot still runs through the encoder.
+    Token slots grow by at most a half from one bucket to the next, which bounds the padding. Tile slots are exact up to
+    ten (an image with nine tiles and its overview), because an unused tile slot still runs through the encoder.
 
-    Raises ValueError unless both are strictly increasing and positive."""
+    Attributes:
+        tokens: Increasing numbers of token slots.
+        tiles: Increasing numbers of tile slots.
 
-    tokens: tuple[int, ...] = (
+    Raises:
+        ConfigError: The numbers are not positive or not strictly increasing.
+    """
+
+    tokens: tuple[PositiveInt, ...] = (
         64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768,
     )  # fmt: skip
-    tiles: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 20, 24, 32, 40, 48, 64)
+    tiles: tuple[PositiveInt, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("tokens", "tiles"):
             sizes = getattr(self, name)
-            if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"buckets.{name} = {sizes}: expected at least one, positive, strictly increasing")
+            increasing = bool(sizes) and all(low < high for low, high in itertools.pairwise(sizes))
+            check(increasing, f"Buckets.{name} = {sizes}: expected at least one number, strictly increasing")
 
     @property
     def max_tokens(self) -> int:
+        """The number of token slots of the largest bucket."""
         return self.tokens[-1]
 
     @property
     def max_tiles(self) -> int:
+        """The number of tile slots of the largest bucket."""
         return self.tiles[-1]
 
     def fit(self, tokens: int, tiles: int) -> tuple[int, int]:
-        """The smallest bucket that holds a prompt. Raises PromptTooLong."""
+        """Returns the token slots and tile slots of the smallest bucket that holds a prompt.
+
+        Raises:
+            PromptTooLong: The prompt is larger than the largest bucket.
+        """
         return self.fit_tokens(tokens), _smallest(self.tiles, tiles, "tiles")
 
     def fit_tokens(self, tokens: int) -> int:
-        """The smallest number of slots that holds so many tokens. Raises PromptTooLong."""
+        """Returns the smallest number of token slots that holds so many tokens.
+
+        Raises:
+            PromptTooLong: There are more tokens than the largest bucket has slots.
+        """
         return _smallest(self.tokens, tokens, "tokens")
 
 

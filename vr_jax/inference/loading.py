@@ -6,35 +6,50 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
 from vr_jax.data.processor import Processor
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.inference.generate import GenerationError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.registry import PrunerConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import load_model, read_config
-from vr_jax.sharding import ShardingError
+from vr_jax.storage import PathLike
 
-LOADING_ERRORS = (UserError, GenerationError, ConfigError, ShardingError)
+DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Loaded:
+    """A model that can answer.
+
+    Attributes:
+        model: The model with its parameters.
+        processor: Turns conversations into prompts of the model.
+    """
+
     model: VisionLanguageModel
-    tokenizer: Any
     processor: Processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer of the processor."""
+        return self.processor.tokenizer
 
 
 def with_pruning(config: VlmConfig, choice: str | Mapping[str, Any] | None) -> VlmConfig:
-    """`config` with a pruner, and with the image layout of that pruner's official code.
+    """Adds a pruner to the config of a model, with the image layout of that pruner's official code.
 
-    choice: a name, for its defaults; or its fields, `name` among them, as a mapping or as JSON text. None changes
-    nothing. Raises ConfigError for what is neither, or does not fit the model."""
+    Args:
+        config: The config of a model.
+        choice: The name of a pruner, for its default settings; or its fields, `name` among them, as a mapping or as the
+            text of a JSON object. None changes nothing.
+
+    Raises:
+        ConfigError: The choice is none of these, or does not fit the model.
+    """
     if choice is None:
         return config
     fields: Any = choice
@@ -43,44 +58,51 @@ def with_pruning(config: VlmConfig, choice: str | Mapping[str, Any] | None) -> V
             fields = json.loads(choice) if choice.lstrip().startswith("{") else {"name": choice}
         except json.JSONDecodeError as error:
             raise ConfigError(f"pruning {choice!r} is no valid JSON object: {error}") from None
-    try:
-        pruning = PrunerConfig.from_dict(dict(fields))
-        return dataclasses.replace(config, pruning=pruning, image=pruning.adapt_image(config.image))
-    except TypeError as error:  # a field of the wrong type, which comparisons refuse
-        raise ConfigError(f"pruning {choice!r}: a field has the wrong type ({error})") from None
+    pruning = PrunerConfig.from_dict(dict(fields))
+    return dataclasses.replace(config, pruning=pruning, image=pruning.adapt_image(config.image))
 
 
 def load_for_inference(
-    directory: Path, mesh: Mesh | None = None, *, config: VlmConfig | None = None, dtype: str | None = None
+    directory: PathLike, mesh: Mesh | None = None, *, config: VlmConfig | None = None, dtype: DType | None = None
 ) -> Loaded:
-    """config: another than the saved one (see `load_model`). dtype: of parameters and activations, "float32" or
-    "bfloat16"; None keeps those of the config and the directory.
+    """Loads a model directory with its tokenizer.
 
-    Raises UserError for what is not a whole model, GenerationError for a directory without a usable
-    tokenizer, ConfigError for a dtype that does not exist or a tokenizer larger than the vocabulary."""
+    Args:
+        directory: The model directory.
+        mesh: The devices that the parameters are sharded over; None takes one device.
+        config: Another config than the saved one; see `load_model`.
+        dtype: The type of parameters and activations; None keeps those of the config and the directory.
+
+    Raises:
+        UserError: The directory holds no whole model or no usable tokenizer, or the config does not fit.
+    """
     config = config or read_config(directory)
     if dtype is not None:
-        config = dataclasses.replace(config, dtype=dtype)  # type: ignore[arg-type]
-    tokenizer, processor = load_tokenizer(directory, config)
-    return Loaded(load_model(directory, mesh, config, dtype=dtype), tokenizer, processor)
+        config = dataclasses.replace(config, dtype=dtype)
+    processor = load_processor(directory, config)
+    return Loaded(load_model(directory, mesh, config, dtype=dtype), processor)
 
 
-def load_tokenizer(directory: Path, config: VlmConfig) -> tuple[Any, Processor]:
-    """A model directory's tokenizer, or that of any folder, and the processor of `config` with it.
+def load_processor(directory: PathLike, config: VlmConfig) -> Processor:
+    """Makes the processor of a model with the tokenizer of a folder.
 
-    Raises GenerationError without a tokenizer that can write the template, ConfigError for one larger than the
-    vocabulary."""
+    Args:
+        directory: A model directory, or any folder with the files of a Hugging Face tokenizer.
+        config: The model's config.
+
+    Raises:
+        UserError: The folder has no tokenizer, or the tokenizer cannot write the chat template or has more tokens than
+            the model's vocabulary.
+    """
     # transformers takes seconds to import, and it imports torch where that is installed.
     from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
-        # With a config given, transformers does not look for a model of its own in ours (and warns).
+        # Because a config is given, transformers does not look for one of its own models in config.json.
         tokenizer = AutoTokenizer.from_pretrained(directory, config=PreTrainedConfig(), local_files_only=True)
-        return tokenizer, Processor(tokenizer, config)
+        return Processor(tokenizer, config)
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise GenerationError(
+        raise UserError(
             f"{directory} has no usable tokenizer ({str(error).splitlines()[0]}); "
             "copy tokenizer.json and tokenizer_config.json of the language model there"
         ) from error

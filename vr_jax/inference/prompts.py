@@ -1,19 +1,45 @@
-"""From a question and its images to a user turn."""
+"""From a question and its images to a conversation that a `Processor` turns into a prompt."""
 
 from __future__ import annotations
 
-from vr_jax.data.types import IMAGE_PLACEHOLDER, Turn
+from collections.abc import Sequence
+from pathlib import Path
+
+from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Turn
+from vr_jax.errors import UserError
 
 
-class PromptError(ValueError):
-    """A question that cannot be asked as it stands; one line for the user."""
+class PromptError(UserError):
+    """A question has placeholders that do not match its images. Evaluation counts such a question and goes on."""
+
+
+def question(text: str, images: Sequence[str | Path | bytes] = ()) -> Conversation:
+    """Makes a conversation that asks one question about images.
+
+    Args:
+        text: The question. It needs no image placeholders; see `user_turn`.
+        images: Paths of the image files, or their contents.
+
+    Raises:
+        PromptError: The text has image placeholders, but not one for each image.
+    """
+    files = tuple(image if isinstance(image, bytes) else Path(image) for image in images)
+    return Conversation("question", (user_turn(text, len(files)),), files)
 
 
 def user_turn(text: str, images: int) -> Turn:
-    """The turn that asks `text` about that many images.
+    """Makes the turn that asks a question about a number of images.
 
-    Without placeholders in the text they are put in front: joined by one space, then a newline (lmms-eval's LLaVA).
-    Raises PromptError if the text has placeholders, but not one for each image."""
+    A text without image placeholders gets them in front, joined by one space and followed by a newline.
+    Source: lmms-eval's `llava.py`.
+
+    Args:
+        text: The question.
+        images: The number of images.
+
+    Raises:
+        PromptError: The text has image placeholders, but not one for each image.
+    """
     found = text.count(IMAGE_PLACEHOLDER)
     if found == 0 and images > 0:
         return Turn("user", " ".join([IMAGE_PLACEHOLDER] * images) + "\n" + text)

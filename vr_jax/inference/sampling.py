@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from vr_jax.fields import Config, NonNegativeFloat, Range
+
+MAX_SEED = 2**32 - 1
+
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. temperature 0 is greedy; top_p keeps the smallest set of most probable tokens whose
-    probabilities (after the temperature) reach top_p. The same seed gives the same tokens.
+class Sampling(Config):
+    """How the next token is chosen. The same seed gives the same tokens.
 
-    Raises ValueError for a negative or non-finite temperature, or top_p outside (0, 1]."""
+    Attributes:
+        temperature: The logits are divided by it; 0 is greedy decoding.
+        top_p: Only the smallest set of most probable tokens whose probabilities together reach it is drawn from.
+        seed: The seed of the random draws.
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    Raises:
+        ConfigError: A number is outside its range.
+    """
 
-    def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature = {self.temperature}: expected a finite number >= 0 (0 is greedy)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p}: expected 0 < top_p <= 1")
+    temperature: NonNegativeFloat = 0.0
+    top_p: Annotated[float, Range(0, 1, open_low=True)] = 1.0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> tuple[Float[Array, "B V"], Int[Array, "B V"]]:
-    """Logits in descending order, -inf outside the nucleus, and the token each belongs to.
+    """Sorts logits and masks those outside the nucleus.
 
-    A token belongs to the nucleus if the tokens before it hold less than top_p of the probability, so the most probable
-    one always does. Of equals, the lower id comes first.
-    Source: Holtzman et al. 2020 (arXiv 1904.09751); the same set as transformers' TopPLogitsWarper."""
+    A token belongs to the nucleus if the tokens before it hold less than `top_p` of the probability, so the most
+    probable one always does. Of equal logits, that of the lower token id comes first.
+    Source: Holtzman et al. 2020 (arXiv 1904.09751); the set is that of transformers' `TopPLogitsWarper`.
+
+    Args:
+        logits: Logits by token id.
+        top_p: The probability that the nucleus must reach.
+
+    Returns:
+        The logits in descending order, -inf outside the nucleus, and the token id of each.
+    """
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     probability = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    # Rounding of the sum must not cut the tail when nothing is to be cut.
+    # Where top_p is 1, rounding of the sum must not cut the tail.
     kept = (before < top_p) | (top_p >= 1)
     return jnp.where(kept.at[..., 0].set(True), ranked, -jnp.inf), order
 
@@ -49,10 +61,20 @@ def sample(
     temperature: Float[Array, ""] | None,
     top_p: Float[Array, ""] | None,
 ) -> Int[Array, " B"]:
-    """The next token of each row; `keys` are one PRNG key per row, so that a row's draw depends on no other row.
+    """Chooses the next token of each row.
 
-    temperature None is greedy, a program of its own: choosing on the device would make a GPU wait for the host at every
-    token. Other temperatures and top_p are traced: changing them compiles nothing."""
+    Greedy decoding is a program of its own, because a choice on the device would make a GPU wait for the host at every
+    token. Other temperatures are traced, so that another temperature or `top_p` compiles nothing.
+
+    Args:
+        logits: Logits by row and token id.
+        keys: One key for each row, so that a row's draw does not depend on the other rows.
+        temperature: The temperature, or None for greedy decoding.
+        top_p: The probability of the nucleus, or None for greedy decoding.
+
+    Returns:
+        The token ids.
+    """
     if temperature is None or top_p is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     ranked, order = nucleus(logits / temperature, top_p)

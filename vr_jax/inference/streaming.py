@@ -1,31 +1,40 @@
-"""Token ids in, text pieces out, without ever cutting a character in two."""
+"""Decodes generated tokens to text, whole or piece by piece, without cutting a character in two."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-REPLACEMENT = "�"  # what a decoder shows for bytes that are no character (yet)
+REPLACEMENT = "�"  # U+FFFD stands for bytes that are not, or not yet, a character
 
 
 def decode_text(tokenizer: Any, tokens: Iterable[int]) -> str:
-    """The text of generated tokens: special tokens are left out, white space stays as it is."""
+    """Returns the text of generated tokens, without special tokens and with white space as it is."""
     return tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class TextStream:
-    """Decodes tokens as they come. The pieces of `push` and `finish`, joined, are `decode_text` of all tokens.
+    """Decodes tokens as they come.
 
-    A byte-level token may end inside a character: such an end is held back until it is complete. Only the tokens since
-    the last complete text are decoded again, so the work per token does not grow with the answer."""
+    Joined, the pieces of `push` and `finish` are `decode_text` of all tokens. A byte-level token may end inside a
+    character; it is held back until the character is complete. Only the tokens since the last complete text are decoded
+    again, so that the work for a token does not grow with the answer.
+    """
 
     def __init__(self, tokenizer: Any):
+        """Starts with no tokens.
+
+        Args:
+            tokenizer: A Hugging Face tokenizer.
+        """
         self.tokenizer = tokenizer
-        self._context: list[int] = []  # already shown; decoders may treat a first token differently
+        # These tokens were returned already. They are decoded again with the next ones, because a tokenizer may treat
+        # the first token of a text differently.
+        self._context: list[int] = []
         self._pending: list[int] = []
 
     def push(self, tokens: Iterable[int]) -> str:
-        """The text that these tokens complete; "" while a character is incomplete."""
+        """Returns the text that these tokens complete, which is empty while a character is incomplete."""
         self._pending += tokens
         # At most three tokens of one byte each can belong to an incomplete character.
         for end in range(len(self._pending), max(len(self._pending) - 4, 0), -1):
@@ -36,7 +45,7 @@ class TextStream:
         return ""
 
     def finish(self) -> str:
-        """What was held back, as it stands: bytes that never became a character show as U+FFFD."""
+        """Returns what was held back; bytes that never became a character are U+FFFD."""
         text, self._pending = self._text(self._pending), []
         return text
 
