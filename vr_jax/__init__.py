@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vr_jax.data.processor import Processor
     from vr_jax.evaluation.evaluate import evaluate
-    from vr_jax.inference.generate import Generator
+    from vr_jax.inference import Generator
     from vr_jax.model.config import VlmConfig
     from vr_jax.model.vlm import VisionLanguageModel
     from vr_jax.model_directory import load_model, save_model
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     value: Any
     match name:
         case "Generator":
-            from vr_jax.inference.generate import Generator as value
+            from vr_jax.inference import Generator as value
         case "Processor":
             from vr_jax.data.processor import Processor as value
         case "TrainConfig":

@@ -32,7 +32,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.interface import Item
 from vr_jax.evaluation.runner import evaluate_items
-from vr_jax.inference.generate import Generator
+from vr_jax.inference import Generator
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.settings import load_config
 

@@ -27,7 +27,7 @@ class OurSide:
         import jax
         from onevision import Prompt, onevision, our_model, systems
 
-        from vr_jax.inference.generate import Generator, PromptBatch
+        from vr_jax.inference import Generator, PromptBatch
 
         self.jax, self.new_tokens = jax, options.new_tokens
         config = (

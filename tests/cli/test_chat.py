@@ -9,8 +9,7 @@ import pytest
 from tests.inference import tiny
 from vr_jax.cli.main import main
 from vr_jax.data.types import Conversation, Turn
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference
+from vr_jax.inference import Generator, load_for_inference
 
 LIMIT = ["--max_new_tokens", "6"]
 

@@ -26,8 +26,7 @@ from vr_jax.efficiency.scores import parse_scores
 from vr_jax.efficiency.systems import Source, System, image_size, is_vision, prompt, systems
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
 from vr_jax.evaluation.overall import overall_summary
-from vr_jax.inference.buckets import Buckets
-from vr_jax.inference.generate import Generator
+from vr_jax.inference import Buckets, Generator
 from vr_jax.model.config import VlmConfig, anyres4, anyres9, single_tile
 from vr_jax.model.vlm import VisionLanguageModel
 

@@ -18,7 +18,7 @@ from vr_jax.evaluation import attention_maps as maps
 from vr_jax.evaluation import batching
 from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.evaluation.report import heat_png
-from vr_jax.inference.generate import Generator
+from vr_jax.inference import Generator
 from vr_jax.model.config import ImageConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import Reread

@@ -31,9 +31,7 @@ from vr_jax.evaluation.lmms_eval.questions import (
     settings_of,
     without_effect,
 )
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.prompts import user_turn
-from vr_jax.inference.sampling import Sampling
+from vr_jax.inference import Generator, Sampling, user_turn
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.pruning.fastv import FastVConfig
 

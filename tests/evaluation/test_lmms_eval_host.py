@@ -24,9 +24,7 @@ from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.lmms_eval.answers import Answerer
 from vr_jax.evaluation.lmms_eval.questions import Question
 from vr_jax.evaluation.runner import evaluate_items
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference
-from vr_jax.inference.prompts import user_turn
+from vr_jax.inference import Generator, load_for_inference, user_turn
 from vr_jax.sharding import make_mesh
 
 PYTHON = os.environ.get("VR_JAX_LMMS_EVAL_PYTHON", "")

@@ -24,9 +24,7 @@ from vr_jax.evaluation import batching
 from vr_jax.evaluation.report_items import report_items, sample
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.runner import evaluate_items
-from vr_jax.inference.buckets import Buckets
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.prompts import user_turn
+from vr_jax.inference import Buckets, Generator, user_turn
 from vr_jax.sharding import make_mesh, param_shardings
 
 BENCHMARK = words.Words()
@@ -276,9 +274,9 @@ from tests.evaluation import words
 from tests.inference import tiny
 from vr_jax.errors import UserError
 from vr_jax.evaluation.runner import evaluate_items
-from vr_jax.inference.buckets import Buckets
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference
+from vr_jax.inference import Buckets
+from vr_jax.inference import Generator
+from vr_jax.inference import load_for_inference
 from vr_jax.sharding import make_mesh
 
 mesh = make_mesh(1, 4, 1)

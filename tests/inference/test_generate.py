@@ -14,9 +14,8 @@ import pytest
 
 from tests.inference import tiny
 from vr_jax.data.collate import collate
-from vr_jax.inference.buckets import Buckets, PromptTooLong
-from vr_jax.inference.generate import GenerationError, Generator
-from vr_jax.inference.sampling import Sampling
+from vr_jax.errors import UserError
+from vr_jax.inference import Buckets, Generator, PromptTooLong, Sampling
 from vr_jax.model.batch import NO_CELL, BatchShape
 from vr_jax.sharding import make_mesh, param_shardings
 
@@ -173,8 +172,9 @@ def stopping(model, replies):
     """A generator whose stop token is one that the second prompt produces, and the tokens before it."""
     tokens = replies[1].tokens
     at = next(i for i in range(1, NEW_TOKENS) if tokens[i] not in tokens[:i])
-    generator = Generator(model, tiny.TOKENIZER, Buckets(tokens=(SHAPE.tokens,), tiles=(SHAPE.tiles,)))
-    generator.stop_ids = (tokens[at], generator.pad_id)
+    ends = {"<|im_end|>": tokens[at], "<|endoftext|>": tiny.TOKENIZER.pad_token_id}
+    tokenizer = types.SimpleNamespace(get_vocab=lambda: ends, decode=tiny.TOKENIZER.decode)
+    generator = Generator(model, tokenizer, Buckets(tokens=(SHAPE.tokens,), tiles=(SHAPE.tiles,)))
     return generator, tokens[at]
 
 
@@ -287,13 +287,13 @@ def test_errors(model, prompts):
     longest = max(prompts, key=lambda p: len(p.tokens))
     with pytest.raises(PromptTooLong, match=r"a prompt of \d+ tokens, the largest bucket holds 32"):
         generator.generate([longest], max_new_tokens=2)
-    with pytest.raises(GenerationError, match="max_new_tokens = 0"):
+    with pytest.raises(UserError, match="max_new_tokens = 0"):
         generator.generate([prompts[0]], max_new_tokens=0)
-    with pytest.raises(GenerationError, match="2 prompts for 1 rows"):
+    with pytest.raises(UserError, match="2 prompts for 1 rows"):
         generator.generate(prompts[:2], max_new_tokens=1, rows=1)
-    with pytest.raises(ValueError, match="chunk = 0"):
+    with pytest.raises(UserError, match="chunk = 0"):
         next(generator.stream(prompts[0], max_new_tokens=1, chunk=0))
-    with pytest.raises(ValueError, match="strictly increasing"):
+    with pytest.raises(UserError, match="strictly increasing"):
         Buckets(tokens=(64, 32))
 
 
@@ -301,5 +301,5 @@ def test_a_tokenizer_without_stop_token_is_refused(model):
     class NoStop:
         get_vocab = functools.partial(dict, a=0)
 
-    with pytest.raises(GenerationError, match="none of the stop tokens"):
+    with pytest.raises(UserError, match="none of the stop tokens"):
         Generator(model, NoStop())

@@ -17,11 +17,7 @@ from tests.inference.test_generate import compilations
 from vr_jax.data.collate import collate
 from vr_jax.errors import ConfigError
 from vr_jax.evaluation.evaluate import options_of
-from vr_jax.inference.buckets import Buckets
-from vr_jax.inference.chat import Chat
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference, with_pruning
-from vr_jax.inference.sampling import Sampling
+from vr_jax.inference import Buckets, Chat, Generator, Sampling, load_for_inference, with_pruning
 from vr_jax.model.batch import NO_CELL, BatchShape
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.projectors.mlp import MlpConfig

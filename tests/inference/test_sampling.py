@@ -9,7 +9,9 @@ import torch
 from scipy.stats import binom
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from vr_jax.inference.sampling import Sampling, nucleus, sample
+from vr_jax.errors import ConfigError
+from vr_jax.inference import Sampling
+from vr_jax.inference.sampling import nucleus, sample
 
 LOGITS = np.array(
     [
@@ -93,5 +95,5 @@ def test_rows_draw_independently():
     ],
 )
 def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Sampling(**settings)

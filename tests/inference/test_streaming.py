@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from tests.golden.discovery import DATA_ROOT, needs_data
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.types import IMAGE_PLACEHOLDER
-from vr_jax.inference.prompts import PromptError, user_turn
-from vr_jax.inference.streaming import REPLACEMENT, TextStream, decode_text
+from vr_jax.inference import PromptError, TextStream, decode_text, user_turn
+from vr_jax.inference.streaming import REPLACEMENT
 
 TEXT = "  naïve 猫😀é — 14.5 %\n\tfin 👩‍👩‍👧 q\u0301 x"
 

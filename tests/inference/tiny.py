@@ -14,7 +14,7 @@ from tests.tiny import randomized, tiny_config, tiny_decoder, tiny_encoder, tiny
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
-from vr_jax.inference.buckets import Buckets
+from vr_jax.inference import Buckets
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import save_model

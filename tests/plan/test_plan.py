@@ -19,8 +19,7 @@ from vr_jax.cli import plan as command
 from vr_jax.cli.main import main
 from vr_jax.data.collate import collate
 from vr_jax.errors import ConfigError
-from vr_jax.inference.generate import PromptBatch
-from vr_jax.inference.sampling import Sampling
+from vr_jax.inference import PromptBatch, Sampling
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel

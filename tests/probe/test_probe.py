@@ -13,7 +13,7 @@ from tests.inference import tiny
 from tests.probe.conftest import LAYERS, QUICK
 from vr_jax.cli.main import main
 from vr_jax.evaluation.evaluate import fingerprint
-from vr_jax.inference.loading import load_for_inference
+from vr_jax.inference import load_for_inference
 from vr_jax.model.config import single_tile
 from vr_jax.probe import tiny_imagenet
 from vr_jax.probe.head import make_heads

@@ -14,7 +14,7 @@ from tests.inference import tiny
 from tests.tiny import pack
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
-from vr_jax.inference.prompts import user_turn
+from vr_jax.inference import user_turn
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel

@@ -10,8 +10,7 @@ from pathlib import Path
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import AnswerFlags, load_generator
 from vr_jax.errors import UserError
-from vr_jax.inference.chat import Chat
-from vr_jax.inference.sampling import Sampling
+from vr_jax.inference import Chat, Sampling
 
 PROMPT = "> "
 

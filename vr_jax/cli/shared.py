@@ -16,8 +16,7 @@ from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.fields import Range
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference, with_pruning
+from vr_jax.inference import Generator, load_for_inference, with_pruning
 from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
 

@@ -24,9 +24,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.efficiency.results import EfficiencyError, Machine, Measurement, Memory, Report, Settings
 from vr_jax.efficiency.systems import System, is_vision, prompt
-from vr_jax.inference.buckets import Buckets
-from vr_jax.inference.generate import Generator, Program
-from vr_jax.inference.loading import Loaded, load_for_inference
+from vr_jax.inference import Buckets, Generator, Loaded, Program, load_for_inference
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import path_of
@@ -146,13 +144,13 @@ def _exact(example: Example) -> Buckets:
 
 
 def load(system: System, settings: Settings) -> Loaded:
-    """The system's model on the default device: its checkpoint's, or random. Raises LOADING_ERRORS."""
+    """The system's model on the default device: its checkpoint's, or random. Raises UserError."""
     config = settings.typed(system.config)
     if system.source.kind == "checkpoint":
         return load_for_inference(Path(system.source.text), config=config, dtype=config.dtype)
     tokenizer = demo_tokenizer()  # only its stop tokens and its template matter; every vocabulary is large enough
     processor = Processor(tokenizer, config)
-    return Loaded(random_model(config), tokenizer, processor)
+    return Loaded(random_model(config), processor)
 
 
 def random_model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:

@@ -19,8 +19,7 @@ from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.efficiency.results import EfficiencyError
 from vr_jax.errors import ConfigError
 from vr_jax.experiments.paper import IMAGES
-from vr_jax.inference.loading import with_pruning
-from vr_jax.inference.prompts import user_turn
+from vr_jax.inference import user_turn, with_pruning
 from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model_directory import read_config

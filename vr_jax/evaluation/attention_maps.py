@@ -23,7 +23,7 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.evaluation.report import HeatMap, heat_png
 from vr_jax.evaluation.runner import batches
-from vr_jax.inference.generate import Generator, on_devices
+from vr_jax.inference import Generator, on_devices
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.refusion.vision_remember import Reread

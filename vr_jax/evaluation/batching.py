@@ -14,8 +14,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example
 from vr_jax.evaluation.interface import Benchmark, Item
-from vr_jax.inference.buckets import Buckets, PromptTooLong
-from vr_jax.inference.prompts import PromptError, user_turn
+from vr_jax.inference import Buckets, PromptError, PromptTooLong, user_turn
 
 # The errors that a damaged file or an unusual text can cause outside the checks that raise SkipRecord.
 _PREPARATION_ERRORS = DECODE_ERRORS

@@ -28,8 +28,7 @@ from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import load_for_inference, with_pruning
+from vr_jax.inference import Generator, load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings import TrainConfig
@@ -122,7 +121,7 @@ def evaluate(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], No
     """Answers and scores every benchmark, one after another; one that cannot be run does not keep the others from it.
     on_batch: see `runner.evaluate_items`.
 
-    Raises UserError or one of LOADING_ERRORS, each with a text for the user, also if no benchmark can be run."""
+    Raises UserError with a text for the user, also if no benchmark can be run."""
     benchmarks = [get_benchmark(name, options.profile) for name in options.names]
     alone = len(benchmarks) == 1
     config = together(lambda: _model_config(options))

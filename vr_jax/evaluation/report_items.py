@@ -14,7 +14,7 @@ from vr_jax.evaluation.attention_maps import attention_maps
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.report import HeatMap, ReportItem
 from vr_jax.evaluation.runner import Evaluation
-from vr_jax.inference.generate import Generator
+from vr_jax.inference import Generator
 from vr_jax.model.reread import reread_refusal
 
 logger = logging.getLogger("vr_jax.evaluation")

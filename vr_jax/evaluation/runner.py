@@ -24,7 +24,7 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation import batching, bootstrap
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.run_directory import RunDirectory
-from vr_jax.inference.generate import Generator, Reply
+from vr_jax.inference import Generator, Reply
 from vr_jax.sharding import batch_shards
 
 # The version of the fields of summary.json. Summaries of different versions are not combined.

@@ -9,9 +9,8 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.errors import UserError
-from vr_jax.inference.buckets import PromptTooLong
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.prompts import PromptError, user_turn
+from vr_jax.inference.generator import Generator
+from vr_jax.inference.prompts import user_turn
 from vr_jax.inference.sampling import Sampling
 
 
@@ -54,16 +53,11 @@ class Chat:
         Raises:
             UserError: The placeholders do not match the images, or the conversation became too long.
         """
-        try:
-            turn = user_turn(question, 0 if self.turns else len(self.images))
-            turns = (*self.turns, turn)
-            pieces = []
-            stream = self.generator.stream(self._prompt(turns), max_new_tokens=max_new_tokens, sampling=sampling)
-            for piece in stream:
-                pieces.append(piece)
-                yield piece
-        except (PromptError, PromptTooLong) as error:
-            raise UserError(str(error)) from error
+        turns = (*self.turns, user_turn(question, 0 if self.turns else len(self.images)))
+        pieces = []
+        for piece in self.generator.stream(self._prompt(turns), max_new_tokens=max_new_tokens, sampling=sampling):
+            pieces.append(piece)
+            yield piece
         self.turns = (*turns, Turn("assistant", "".join(pieces)))
 
     def _prompt(self, turns: tuple[Turn, ...]) -> Example:

@@ -24,6 +24,5 @@ def memory_errors() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            "the devices' memory does not suffice; try a smaller batch_size, dtype bfloat16 or more devices "
-            f"({reason})"
+            f"the devices' memory does not suffice; try a smaller batch_size, dtype bfloat16 or more devices ({reason})"
         ) from error

@@ -1,4 +1,4 @@
-"""Plans prefill and decoding as `vr_jax.inference.generate` runs them."""
+"""Plans prefill and decoding as `vr_jax.inference` runs them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from vr_jax import sharding
-from vr_jax.inference.generate import STOP_TOKENS, DecodeState, Generator, lay_out
-from vr_jax.inference.unstacked import unstacked_model, unstacks
+from vr_jax.inference import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel

@@ -15,7 +15,7 @@ import jax
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.evaluate import fingerprint
-from vr_jax.inference.loading import Loaded, load_for_inference, load_tokenizer
+from vr_jax.inference import Loaded, load_for_inference
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
 from vr_jax.probe import tiny_imagenet
@@ -98,8 +98,7 @@ def options_of(flags: Mapping[str, Any], config: TrainConfig | None) -> ProbeOpt
 
 
 def run(options: ProbeOptions, *, progress: bool = True) -> ProbeResult:
-    """Trains the heads and writes `results.json`, at the end. Raises ProbeError, UserError or one of
-    LOADING_ERRORS; OSError if the results cannot be written, before the training where that can be known."""
+    """Trains the heads and writes `results.json`, at the end. Raises ProbeError or UserError; OSError if the results cannot be written, before the training where that can be known."""
     begin = time.perf_counter()
     assert options.data is not None
     config = _model_config(options)  # a wrong checkpoint is reported before the data is read
@@ -170,13 +169,9 @@ def _load(options: ProbeOptions, config: VlmConfig, mesh: jax.sharding.Mesh) -> 
     place = options.checkpoint or options.tokenizer
     if not place:
         raise ProbeError("--random needs a tokenizer: set config.tokenizer to its directory, or to 'demo'")
-    if place == DEMO:
-        tokenizer = demo_tokenizer()
-        processor = Processor(tokenizer, config)
-    else:
-        tokenizer, processor = load_tokenizer(Path(place), config)
+    processor = Processor(demo_tokenizer(), config) if place == DEMO else load_processor(Path(place), config)
     model, _ = warm_start([], config, mesh, dtype=options.dtype)
-    return Loaded(model, tokenizer, processor)
+    return Loaded(model, processor)
 
 
 def _tap_results(taps: tuple[Tap, ...], found: Fit, images: int) -> tuple[TapResult, ...]:

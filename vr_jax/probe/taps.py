@@ -16,7 +16,7 @@ from PIL import Image
 from vr_jax.data.collate import collate
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
-from vr_jax.inference.prompts import user_turn
+from vr_jax.inference import user_turn
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.vlm import VisionLanguageModel

@@ -9,7 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import vr_jax
 from vr_jax.errors import ConfigError
 from vr_jax.settings.train_config import TrainConfig
 
@@ -94,7 +93,7 @@ def packaged_configs() -> list[str]:
 
 
 def _config_folder() -> Path | None:
-    package = Path(vr_jax.__file__).parent
+    package = Path(__file__).parents[1]
     installed, checkout = package / CONFIG_FOLDER, package.parent
     if installed.is_dir():
         return installed

@@ -19,7 +19,7 @@ from vr_jax.evaluation import batching
 from vr_jax.evaluation.lmms_eval.likelihood import Likelihood
 from vr_jax.evaluation.lmms_eval.questions import AsAsked, Question, QuestionItems, Settings, header
 from vr_jax.evaluation.runner import rows_per_process
-from vr_jax.inference.generate import Generator
+from vr_jax.inference import Generator
 
 logger = logging.getLogger("vr_jax.evaluation")
 

@@ -14,7 +14,7 @@ from vr_jax.data.collate import collate
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.errors import UserError
-from vr_jax.inference.buckets import Buckets
+from vr_jax.inference import Buckets
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import batch_sharding

@@ -16,8 +16,7 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation.lmms_eval.answers import Answerer
 from vr_jax.evaluation.lmms_eval.options import Options
 from vr_jax.evaluation.lmms_eval.questions import Question, Settings, capped, settings_of, without_effect
-from vr_jax.inference.generate import Generator
-from vr_jax.inference.loading import LOADING_ERRORS, load_for_inference, with_pruning
+from vr_jax.inference import Generator, load_for_inference, with_pruning
 from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
 
@@ -28,7 +27,7 @@ class VrJax(lmms):
     """A vr_jax model directory as a "simple" model: lmms-eval writes the prompt, hands out the images and scores.
 
     Arguments: see `Options`, plus what lmms-eval adds from its own flags. One process drives all devices. Raises
-    UserError or one of LOADING_ERRORS, each with a text for the user."""
+    UserError with a text for the user."""
 
     is_simple = True
 
@@ -59,7 +58,7 @@ class VrJax(lmms):
         0, and for an argument in both places complain of Python."""
         try:
             return cls(**dict(additional_config or {}) | simple_parse_args_string(arg_string))
-        except (UserError, *LOADING_ERRORS, OSError) as error:
+        except (UserError, OSError) as error:
             raise SystemExit(f"lmms_eval: vr_jax: {error}") from error
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

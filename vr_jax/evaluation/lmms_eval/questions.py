@@ -15,7 +15,7 @@ from vr_jax.data.images import decode_rgb
 from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import Benchmark, Item
-from vr_jax.inference.sampling import Sampling
+from vr_jax.inference import Sampling
 
 DEFAULT_NEW_TOKENS = 1024  # of tasks without a limit, as most models of lmms-eval (benchmarks like TextVQA)
 # The cache of a batch has room for all new tokens from the start, and some tasks ask for 49,152 of them.
