@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = recipe.base(models[variant])
     config.tokenizer = "demo"
     config.data.format = "demo"
-    config.data.options = ConfigDict({"size": 50_000, "seed": 0, "turns": 4})
+    config.data.demo.update({"size": 50_000, "seed": 0, "turns": 4})
     config.data.label_quirk = False  # targets are the answers only
     config.data.workers = 0
     # About 70 tokens a sample, so a row packs three or four.

@@ -32,7 +32,8 @@ def base(model: VlmConfig) -> ConfigDict:
                 "images": "",  # image folder; default: that of the file
                 "format": "",  # default: by the file's name; "demo" generates images
                 "split": "train",
-                "options": ConfigDict(),  # further fields of vr_jax.data.sources.open_source
+                "follow_links": False,  # whether symbolic links may lead out of the image folder
+                "demo": {"size": 10_000, "seed": 0, "turns": 1},  # the generated images of the format "demo"
                 "template": "qwen_1_5",
                 "label_quirk": True,  # LLaVA's targets (methods.md 1.4)
                 "packing": True,

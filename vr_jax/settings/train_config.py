@@ -32,6 +32,21 @@ BelowOne = Annotated[float, Range(0, 1, open_high=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemoDataSettings(Config):
+    """The generated images of the format "demo".
+
+    Attributes:
+        size: Number of images.
+        seed: Seed of all images.
+        turns: Questions about an image, as far as it has that many.
+    """
+
+    size: PositiveInt = 10_000
+    seed: Seed = 0
+    turns: PositiveInt = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings(Config):
     """Which samples a run reads, and how they become batches (docs/data.md).
 
@@ -40,7 +55,8 @@ class DataSettings(Config):
         images: Folder that image paths are relative to. When empty, it is the folder of the data file.
         format: Name of the file format. When empty, it follows from the file's name. "demo" generates images.
         split: Split to read, for formats that have several.
-        options: Further fields of `vr_jax.data.sources.open_source`, which depend on the format.
+        follow_links: Whether symbolic links inside the image folder may lead out of it.
+        demo: The generated images of the format "demo".
         template: Name of the conversation template.
         label_quirk: Whether the targets are exactly those of LLaVA's code, with its known oddities
             (docs/design/methods.md#labels), rather than the answers only.
@@ -52,10 +68,11 @@ class DataSettings(Config):
 
     path: str = ""
     images: str = ""
-    format: str = ""
+    format: Literal["", "llava_json", "llava_parquet", "array_record", "demo"] = ""
     split: str = "train"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    template: str = "qwen_1_5"
+    follow_links: bool = False
+    demo: DemoDataSettings = field(default_factory=DemoDataSettings)
+    template: Literal["qwen_1_5", "plain"] = "qwen_1_5"
     label_quirk: bool = True
     packing: bool = True
     shuffle: bool = True

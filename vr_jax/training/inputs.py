@@ -124,11 +124,15 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
 def _open_source(config: TrainConfig) -> Source:
     data = config.data
     if data.format == DEMO:
-        return DemoSource(data.split, **{"size": 10_000} | dict(data.options))
+        return DemoSource(data.split, data.demo.size, data.demo.seed, turns=data.demo.turns)
     if not data.path:
         raise ConfigError("config.data.path is not set: give the training data, e.g. --config.data.path=FILE.json")
     return open_source(
-        data.path, images=data.images or None, format=data.format or None, split=data.split, **data.options
+        data.path,
+        images=data.images or None,
+        format=data.format or None,
+        split=data.split,
+        follow_links=data.follow_links,
     )
 
 
