@@ -1,59 +1,126 @@
 """The demo: a tiny LLaVA-VR learns to read generated charts, tables and words in minutes on two CPU cores.
 
-Variant `uncompressed`: every patch is a vision token, no Vision Remember; what the pruners work on."""
+Everything is trained from scratch. Variant `uncompressed`: every patch is a vision token and there is no Vision Remember;
+it is the model that the pruners work on.
+"""
 
-import dataclasses
+import copy
 
 from ml_collections import ConfigDict
 
-from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Qwen2Config
-from vr_jax.model.encoders.siglip import SiglipConfig
-from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.projectors.pool import PoolConfig
-from vr_jax.model.refusion.vision_remember import VisionRememberConfig
-from vr_jax.settings import recipe
-
-MODEL = VlmConfig(
-    encoder=SiglipConfig(hidden_size=72, intermediate_size=216, num_layers=3, num_heads=3, image_size=48, patch_size=8),
-    decoder=Qwen2Config(
-        vocab_size=512,
-        hidden_size=96,
-        intermediate_size=288,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
-        rope_theta=1e4,
-        initializer_range=0.1,
-    ),
-    projector=PoolConfig(stride=2),
-    refusion=VisionRememberConfig(insert_after=(1, 2), levels=(1, 2, 3)),
-    image=single_tile(48),
-    vision_feature_layer=3,
-)
-
-UNCOMPRESSED = dataclasses.replace(MODEL, projector=MlpConfig(), refusion=None)
+CONFIG = {
+    "model": {
+        "encoder": {
+            "name": "siglip",
+            "hidden_size": 72,
+            "intermediate_size": 216,
+            "num_layers": 3,
+            "num_heads": 3,
+            "image_size": 48,
+            "patch_size": 8,
+            "layer_norm_eps": 1e-6,
+        },
+        "decoder": {
+            "name": "qwen2",
+            "vocab_size": 512,  # the demo's tokenizer has a token for each letter, digit and common word
+            "hidden_size": 96,
+            "intermediate_size": 288,
+            "num_layers": 3,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "rope_theta": 1e4,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.1,  # about 96 ** -0.5: a narrow model that starts from random weights
+        },
+        "projector": {"name": "pool", "stride": 2},  # 6 x 6 patches become 3 x 3 vision tokens
+        "refusion": {
+            "name": "vision_remember",
+            "insert_after": (1, 2),
+            "levels": (1, 2, 3),
+            "interaction": "local",
+            "cross_attention": "absorbed",
+            "kernel": "auto",
+            "cross_heads": None,  # one for 128 of the 3 * 72 channels: 1
+            "points": 4,  # of the deformable interaction only
+            "self_attention": True,
+            "self_heads": None,  # those of the decoder: 4
+            "up": "linear",
+            "residual_gate": "none",
+            "init": "zero_out",
+            "feature_norm": "per_level",
+            "order": "cross_self",
+            "ffn_multiplier": 0,
+            "self_scope": "image",
+            "newline_in_self": False,
+            "text_pool": "first_turn",
+            "self_positions": "none",
+            "shared_weights": False,
+        },
+        "pruning": None,
+        "image": {
+            "tile_size": 48,
+            "aspect_ratio": "square",
+            "grids": (),
+            "max_tiles": 9,
+            "unpad": False,
+            "unpad_rounding": "truncate",
+        },
+        "vision_feature_layer": 3,
+        "dtype": "float32",
+        "attention": "auto",
+        "remat": "none",
+    },
+    "init_from": "",
+    "allow_unused": (),
+    "tokenizer": "demo",
+    "data": {
+        "path": "",
+        "images": "",
+        "format": "demo",
+        "split": "train",
+        "follow_links": False,
+        "demo": {"size": 50_000, "seed": 0, "turns": 4},
+        "template": "qwen_1_5",
+        "label_quirk": False,  # the targets are the answers only
+        "packing": True,
+        "shuffle": True,
+        "workers": 0,
+        "max_skipped": 0.01,
+    },
+    # A sample has about 70 tokens and one tile, so a row of 256 tokens holds three or four: 66 in the 20 rows.
+    "batch": {"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1},
+    "samples_per_step": 66,
+    "epochs": 1.0,
+    "steps": 700,
+    "trainable": ("*",),
+    "frozen_dtype": "float32",
+    "optimizer": {
+        "lr": 2e-3,
+        "schedule": "cosine",
+        "warmup_ratio": 0.05,
+        "b1": 0.9,
+        "b2": 0.98,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "lr_groups": (),
+    },
+    "loss_chunk": 512,
+    "seed": 0,
+    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "checkpoint": {"every": 500, "keep_last": 2, "keep_best": 1},
+    "tensorboard": True,
+    "profile": {"first_step": 0, "steps": 0},
+}
+UNCOMPRESSED = {"projector": {"name": "mlp", "stride": 1}, "refusion": None}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    models = {"": MODEL, "uncompressed": UNCOMPRESSED}
-    if variant not in models:
+    """Returns the demo's settings, or those of the uncompressed model."""
+    if variant not in ("", "uncompressed"):
         raise ValueError(f"no variant {variant!r}: expected none, or 'uncompressed'")
-    config = recipe.base(models[variant])
-    config.tokenizer = "demo"
-    config.data.format = "demo"
-    config.data.demo.update({"size": 50_000, "seed": 0, "turns": 4})
-    config.data.label_quirk = False  # targets are the answers only
-    config.data.workers = 0
-    # About 70 tokens a sample, so a row packs three or four.
-    config.batch = ConfigDict({"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1})
-    config.samples_per_step = 66
-    config.steps = 700
-    config.trainable = ("*",)  # from scratch, so the encoder too
-    config.frozen_dtype = "float32"
-    config.optimizer.lr = 2e-3
-    config.optimizer.b2 = 0.98
-    config.optimizer.warmup_ratio = 0.05
-    config.loss_chunk = 512
-    config.checkpoint = ConfigDict({"every": 500, "keep_last": 2, "keep_best": 1})
-    return config
+    config = copy.deepcopy(CONFIG)
+    if variant:
+        config["model"] |= UNCOMPRESSED
+    return ConfigDict(config)

@@ -1,18 +1,219 @@
-"""LLaVA-VR with SigLIP-L/16-384 and Qwen2-1.5B-Instruct: the 2B model of the paper's abstract (section 4.1).
+"""LLaVA-VR with SigLIP-L/16-384 and Qwen2-1.5B-Instruct: the 2B model of the paper's abstract (paper, section 4.1).
 
-    | phase | data       | template | image  | lr   | batch | trained                        |
-    |-------|------------|----------|----------|------|-------|--------------------------------|
-    | 1     | CC-558K    | plain    | one tile | 1e-3 | 256   | projector, Vision Remember     |
-    | 2     | 779K       | qwen_1_5 | AnyRes9  | 2e-4 | 32    | the same, LLM, image newline   |
+Phase 1 aligns the projector and the re-fusion blocks on captions (LLaVA's 558K). Phase 2 tunes all but the encoder on
+instructions (LLaVA-NeXT-Data, 779K). `PHASE1` and `PHASE2` hold every setting of their run, with the same fields in the
+same order. docs/train.md shows the commands, which add the data and the weights to start from.
 
-One epoch each, AdamW, cosine to 0 after a warm-up of 3 %, no weight decay, gradients clipped at 1.
-Variants: phase1, phase2, and phase1_baseline, phase2_baseline without Vision Remember."""
+Variants: phase1, phase2, and phase1_baseline, phase2_baseline for the same model without Vision Remember.
+"""
+
+import copy
+import math
 
 from ml_collections import ConfigDict
 
-from vr_jax.experiments import paper
-from vr_jax.settings import recipe
+ENCODER = {  # SigLIP-L/16-384, as published
+    "name": "siglip",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_layers": 24,
+    "num_heads": 16,
+    "image_size": 384,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
+DECODER = {  # Qwen2-1.5B-Instruct, as published
+    "name": "qwen2",
+    "vocab_size": 151_936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_layers": 28,
+    "num_heads": 12,
+    "num_kv_heads": 2,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+}
+# A tile has 384 / 16 = 24 patches a side. Average pooling of 3 x 3 patches leaves 8 x 8 = 64 vision tokens, 1/9.
+PROJECTOR = {"name": "pool", "stride": 3}
+# The paper fixes where the blocks act, what they read and local attention. The other fields are choices for what it
+# leaves open (docs/design/methods.md#ambiguities).
+REFUSION = {
+    "name": "vision_remember",
+    "insert_after": (1, 4),
+    "levels": (7, 15, 23),
+    "interaction": "local",
+    "cross_attention": "absorbed",
+    "kernel": "auto",
+    "cross_heads": None,  # one for 128 of the 3 * 1024 channels: 24
+    "points": 4,  # of the deformable interaction only
+    "self_attention": True,
+    "self_heads": None,  # those of the decoder: 12
+    "up": "linear",
+    "residual_gate": "none",
+    "init": "zero_out",
+    "feature_norm": "per_level",
+    "order": "cross_self",
+    "ffn_multiplier": 0,
+    "self_scope": "image",
+    "newline_in_self": False,
+    "text_pool": "first_turn",
+    "self_positions": "none",
+    "shared_weights": False,
+}
+
+PHASE1 = {
+    "model": {
+        "encoder": ENCODER,
+        "decoder": DECODER,
+        "projector": PROJECTOR,
+        "refusion": REFUSION,
+        "pruning": None,
+        "image": {
+            "tile_size": 384,
+            "aspect_ratio": "square",  # the whole image is one tile
+            "grids": (),
+            "max_tiles": 9,
+            "unpad": False,
+            "unpad_rounding": "truncate",
+        },
+        "vision_feature_layer": 23,
+        "dtype": "bfloat16",
+        "attention": "auto",
+        "remat": "full",
+    },
+    "init_from": "",  # directories of the converted SigLIP and Qwen2
+    "allow_unused": (),
+    "tokenizer": "",
+    "data": {
+        "path": "",  # blip_laion_cc_sbu_558k.json
+        "images": "",
+        "format": "",
+        "split": "train",
+        "follow_links": False,
+        "template": "plain",
+        "label_quirk": True,
+        "packing": True,
+        "shuffle": True,
+        "workers": 4,
+        "max_skipped": 0.01,
+    },
+    "batch": {
+        # The paper's batch size is 256. A caption has one tile, so rows of four tiles hold at most four samples.
+        "rows": 256 // 4,
+        # A sample has 64 vision tokens and, with its separators, a caption of 15 tokens on average
+        # (benchmarks/input/packing.py). Four samples of 64 + 17 fit: packing puts long captions beside short ones.
+        "tokens": 4 * (64 + 17),
+        "tiles": 4,
+        "accumulation": 1,
+    },
+    "samples_per_step": 256,
+    "epochs": 1.0,
+    "steps": 0,
+    "trainable": ("projector.*", "refusion.*"),
+    "frozen_dtype": "bfloat16",
+    "optimizer": {
+        "lr": 1e-3,
+        "schedule": "cosine",
+        "warmup_ratio": 0.03,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "lr_groups": (),
+    },
+    "loss_chunk": 1024,
+    "seed": 0,
+    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},
+    "tensorboard": True,
+    "profile": {"first_step": 0, "steps": 0},
+}
+
+PHASE2 = {
+    "model": {
+        "encoder": ENCODER,
+        "decoder": DECODER,
+        "projector": PROJECTOR,
+        "refusion": REFUSION,
+        "pruning": None,
+        "image": {
+            "tile_size": 384,
+            "aspect_ratio": "anyres_max",  # the image in the best of the grids, and one tile for the whole
+            "grids": tuple((w, h) for w in range(1, 7) for h in range(1, 7) if w * h <= 9),
+            "max_tiles": 9,
+            "unpad": True,
+            "unpad_rounding": "truncate",
+        },
+        "vision_feature_layer": 23,
+        "dtype": "bfloat16",
+        "attention": "auto",
+        "remat": "full",
+    },
+    "init_from": "",  # phase 1's model directory
+    "allow_unused": (),
+    "tokenizer": "",
+    "data": {
+        "path": "",  # the Parquet files of LLaVA-NeXT-Data
+        "images": "",
+        "format": "",
+        "split": "train",
+        "follow_links": False,
+        "template": "qwen_1_5",
+        "label_quirk": True,
+        "packing": True,
+        "shuffle": True,
+        "workers": 4,
+        "max_skipped": 0.01,
+    },
+    "batch": {
+        # The paper's batch size is 32: eight rows of four samples.
+        "rows": 32 // 4,
+        # A sample of the 779K has 4.85 tiles on average, and for each tile 87 % of its 64 vision tokens, the rest being
+        # padding, and 53 tokens of text (benchmarks/input/packing.py). Four samples are rounded to blocks of the
+        # attention kernels; a row is at least as long as the longest text.
+        "tokens": max(2048, 512 * round(4 * 4.85 * (0.87 * 64 + 53) / 512)),
+        # A tenth more tiles than those tokens bring, so that a row is full in tokens before it is full in tiles.
+        "tiles": math.ceil(1.1 * 2048 / (0.87 * 64 + 53)),
+        "accumulation": 1,
+    },
+    "samples_per_step": 32,
+    "epochs": 1.0,
+    "steps": 0,
+    "trainable": ("decoder.*", "projector.*", "refusion.*", "image_newline"),
+    "frozen_dtype": "bfloat16",
+    "optimizer": {
+        "lr": 2e-4,
+        "schedule": "cosine",
+        "warmup_ratio": 0.03,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "lr_groups": (),
+    },
+    "loss_chunk": 1024,
+    "seed": 0,
+    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},
+    "tensorboard": True,
+    "profile": {"first_step": 0, "steps": 0},
+}
+
+PHASES = {"phase1": PHASE1, "phase2": PHASE2}
+VARIANTS = ("phase1", "phase2", "phase1_baseline", "phase2_baseline")
 
 
 def get_config(variant: str = "phase1") -> ConfigDict:
-    return recipe.llava_vr(variant, paper.TEXTS["1.5b"])
+    """Returns the settings of a phase."""
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+    phase, _, baseline = variant.partition("_")
+    config = copy.deepcopy(PHASES[phase])
+    if baseline:
+        config["model"]["refusion"] = None
+        config["trainable"] = tuple(glob for glob in config["trainable"] if glob != "refusion.*")
+    return ConfigDict(config)

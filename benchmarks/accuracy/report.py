@@ -10,7 +10,7 @@ from benchmarks.accuracy.results import Run
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.systems import Systems, systems
 from benchmarks.accuracy.tasks import KINDS
-from vr_jax.experiments.paper import TABLES
+from vr_jax.experiments import TABLES
 
 RATIOS = {4: ("table2", "ratio4"), 9: ("table2", "ratio9"), 16: ("table2", "ratio16")}  # pooling; "_vr" with V.R.
 UNCOMPRESSED = ("table4", "uncompressed")

@@ -1,4 +1,4 @@
-"""The systems that are trained: the rows of `vr_jax.experiments.paper.TABLES` at this benchmark's sizes, each once."""
+"""The systems that are trained: the rows of `vr_jax.experiments.experiments.TABLES` at this benchmark's sizes, each once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.training import size_of
 from vr_jax.errors import ConfigError
-from vr_jax.experiments.paper import TABLES, Fields, System
+from vr_jax.experiments import TABLES, Fields, System
 from vr_jax.model.config import VlmConfig
 
 

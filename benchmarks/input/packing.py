@@ -28,7 +28,7 @@ import numpy as np
 from timing import side_by_side
 from transformers import AutoTokenizer
 
-from vr_jax import sharding
+from vr_jax import experiments, sharding
 from vr_jax.data import anyres
 from vr_jax.data.collate import collate
 from vr_jax.data.packing import IndexedExample, RowPacker
@@ -36,7 +36,6 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.sources import open_source
 from vr_jax.data.types import Conversation, Example
-from vr_jax.experiments import paper
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
@@ -309,7 +308,7 @@ def small_config() -> TrainConfig:
         projector=PoolConfig(stride=3),
         refusion=VisionRememberConfig(insert_after=(1,), levels=(1, 2, 3), cross_heads=3),
         vision_feature_layer=3,
-        image=paper.IMAGES["anyres9"](48),
+        image=experiments.IMAGES["anyres9"](48),
     )
     return TrainConfig(model=model, trainable=("decoder.*", "refusion.*", "projector.*", "image_newline"))
 
@@ -367,7 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", choices=sorted(paper.TEXTS), default="0.5b", help="of the decoder")
+    parser.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="of the decoder")
     parser.add_argument("--step", action="store_true", help="time train steps of a small model, too")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each alternative")
     parser.add_argument("--data", help="file, folder or glob pattern of your data (docs/data.md)")

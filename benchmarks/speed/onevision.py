@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from training_work import weights
 
+from vr_jax import experiments
 from vr_jax.data.anyres import layout
 from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
-from vr_jax.experiments import paper
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.config import VlmConfig, anyres4, anyres9_all36
 from vr_jax.model.decoders.qwen2 import Qwen2Config
@@ -29,7 +29,7 @@ SIZES = ("0.5b", "quick", "tiny")
 
 def onevision(size: str, dtype: str) -> VlmConfig:
     """size: "0.5b" (SO400M and Qwen2-0.5B), "quick" (the same with 3 layers each) or "tiny"."""
-    vision, text = SO400M, paper.TEXTS["0.5b"]
+    vision, text = SO400M, experiments.DECODERS["0.5b"]
     if size == "quick":
         vision, text = dataclasses.replace(vision, num_layers=3), dataclasses.replace(text, num_layers=3)
     elif size == "tiny":
@@ -52,13 +52,13 @@ def onevision(size: str, dtype: str) -> VlmConfig:
 def systems(tiny: bool) -> dict[str, VlmConfig]:
     """Fig. 4 and Table 5d: no compression, 1/9, and 1/9 with Vision Remember; AnyRes4, Qwen2-0.5B, bfloat16."""
     configs = {
-        "uncompressed": paper.system("table4", "uncompressed"),
-        "baseline 1/9": paper.BASELINE,
-        "Vision Remember 1/9": paper.VISION_REMEMBER,
+        "uncompressed": experiments.find_row("table4", "uncompressed"),
+        "baseline 1/9": experiments.BASELINE,
+        "Vision Remember 1/9": experiments.VISION_REMEMBER,
     }
     if not tiny:
         return {
-            name: dataclasses.replace(system.config(paper.TEXTS["0.5b"], "anyres4"), dtype="bfloat16")
+            name: dataclasses.replace(system.config(experiments.DECODERS["0.5b"], "anyres4"), dtype="bfloat16")
             for name, system in configs.items()
         }
     vision = SiglipConfig(hidden_size=32, intermediate_size=48, num_layers=3, num_heads=2, image_size=24, patch_size=4)

@@ -22,9 +22,8 @@ import jax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from vr_jax import sharding
+from vr_jax import experiments, sharding
 from vr_jax.data import anyres
-from vr_jax.experiments import paper
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.stages import DecoderInputs, KVCache
@@ -83,8 +82,8 @@ def block_flops(config: VlmConfig) -> tuple[float, float]:
 
 
 def prefill_report(size: str) -> str:
-    baseline = paper.BASELINE.config(paper.TEXTS[size], "anyres4")
-    remember = paper.VISION_REMEMBER.config(paper.TEXTS[size], "anyres4")
+    baseline = experiments.BASELINE.config(experiments.DECODERS[size], "anyres4")
+    remember = experiments.VISION_REMEMBER.config(experiments.DECODERS[size], "anyres4")
     base = prefill_flops(baseline)
     tokens, tiles = abstract_prompt(baseline).tokens.shape[1], abstract_prompt(baseline).tile_pixels.shape[1]
     lines = [
@@ -136,7 +135,7 @@ def compile_report(size: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(paper.TEXTS), default="0.5b", help="of the decoder")
+    parser.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="of the decoder")
     size = parser.parse_args().size
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}")
     print(compile_report(size))  # first, while nothing is warm

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vr_jax.experiments import paper
+from vr_jax import experiments
 from vr_jax.model.config import VlmConfig, anyres9
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
@@ -60,7 +60,7 @@ class Work:
 
 
 def work(size: str, dtype: str, remat: str = "full") -> Work:
-    """size: a key of paper.TEXTS, in about the shapes of its recipe's phase 2, or "tiny"."""
+    """size: a key of experiments.DECODERS, in about the shapes of its recipe's phase 2, or "tiny"."""
     if size == "tiny":
         config = VlmConfig(
             encoder=SiglipConfig(
@@ -75,7 +75,7 @@ def work(size: str, dtype: str, remat: str = "full") -> Work:
         )
         sizes = {"rows": 2, "per_row": 2, "sample_tokens": 24, "sample_tiles": 2, "targets": 6, "micro_batch": 2}
     else:
-        config = paper.BASELINE.config(paper.TEXTS[size], "anyres9")
+        config = experiments.BASELINE.config(experiments.DECODERS[size], "anyres9")
         sizes = {"rows": 8, "per_row": 4, "sample_tokens": 512, "sample_tiles": 5, "targets": 64, "micro_batch": 8}
     return Work(dataclasses.replace(config, dtype=dtype, remat=remat), **sizes)  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vr_jax.evaluation.paper_scores import PAPER_SCORES, PaperRow, rows_of
-from vr_jax.experiments.paper import TABLES, TEXTS, system
+from vr_jax.experiments import DECODERS, TABLES, find_row
 
 # Printed averages that do not follow from the printed groups: (3 * 55.4 + 4 * 44.0 + 4 * 42.2) / 11 = 46.45, not 46.3.
 OFF = {PaperRow("table5a", "multi_level", "0.5b")}
@@ -16,7 +16,7 @@ def test_every_row_of_the_paper_is_there():
     assert {(key.table, key.row) for key in PAPER_SCORES} == of_the_paper
     three_sizes = {(key.table, key.row) for key in PAPER_SCORES if key.size == "7b"}
     assert three_sizes == {pair for pair in of_the_paper if pair[0] in ("table3", "table4")}
-    assert {key.size for key in PAPER_SCORES} == set(TEXTS)
+    assert {key.size for key in PAPER_SCORES} == set(DECODERS)
 
 
 @pytest.mark.parametrize("key", PAPER_SCORES, ids="-".join)
@@ -28,14 +28,14 @@ def test_averages_follow_from_the_groups(key):
 
 def test_one_model_has_the_same_scores_in_every_table():
     for key, scores in PAPER_SCORES.items():
-        config = system(key.table, key.row).config(TEXTS[key.size], TABLES[key.table].image)
+        config = find_row(key.table, key.row).config(DECODERS[key.size], TABLES[key.table].image)
         rows = rows_of(config)
         assert key in rows
         assert {PAPER_SCORES[row] for row in rows} == {scores}
 
 
 def test_rows_of_other_models():
-    config = system("table3", "vision_remember").config(TEXTS["1.5b"], "anyres9")
+    config = find_row("table3", "vision_remember").config(DECODERS["1.5b"], "anyres9")
     rows = rows_of(dataclasses.replace(config, dtype="bfloat16", remat="full"))
     assert rows == (PaperRow("table3", "vision_remember", "1.5b"), PaperRow("table4", "vision_remember", "1.5b"))
     assert rows_of(dataclasses.replace(config, vision_feature_layer=22)) == ()

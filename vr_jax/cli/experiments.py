@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vr_jax import experiments
 from vr_jax.cli.flags import Command, Flags
-from vr_jax.experiments import paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class ExperimentsFlags(Flags):
 
 def run(flags: ExperimentsFlags) -> None:
     """Prints every row with the methods that it switches on."""
-    print(paper.listing())
+    print(experiments.listing())
 
 
 COMMAND = Command(

@@ -18,7 +18,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.efficiency.results import EfficiencyError
 from vr_jax.errors import ConfigError
-from vr_jax.experiments.paper import IMAGES
+from vr_jax.experiments import IMAGES
 from vr_jax.inference import user_turn, with_pruning
 from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import ImageConfig, VlmConfig

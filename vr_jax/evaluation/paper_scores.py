@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vr_jax.evaluation.interface import Group
-from vr_jax.experiments.paper import TABLES, TEXTS, system
+from vr_jax.experiments import DECODERS, TABLES
 from vr_jax.model.config import VlmConfig
 
 # How many of the eleven benchmarks each group holds; the average is over benchmarks (benchmarks.md 0).
@@ -15,7 +15,7 @@ GROUP_SIZES: dict[Group, int] = {"General": 3, "Knowledge": 4, "OCR&Chart": 4}
 
 
 class PaperRow(NamedTuple):
-    """A row of `vr_jax.experiments.paper.TABLES`, with the decoder's size (a key of TEXTS)."""
+    """A row of `vr_jax.experiments.experiments.TABLES`, with the decoder's size (a key of DECODERS)."""
 
     table: str
     row: str
@@ -23,7 +23,7 @@ class PaperRow(NamedTuple):
 
     @property
     def title(self) -> str:
-        return system(self.table, self.row).title
+        return find_row(self.table, self.row).title
 
     @property
     def source(self) -> str:
@@ -136,7 +136,7 @@ def rows_of(config: VlmConfig) -> tuple[PaperRow, ...]:
 
 
 def _config(key: PaperRow) -> VlmConfig:
-    return system(key.table, key.row).config(TEXTS[key.size], TABLES[key.table].image)
+    return find_row(key.table, key.row).config(DECODERS[key.size], TABLES[key.table].image)
 
 
 def _essence(config: VlmConfig) -> VlmConfig:

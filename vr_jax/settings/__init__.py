@@ -1,6 +1,6 @@
 """The settings of a run: `TrainConfig`, and `load_config`, which reads it from a config file."""
 
-from vr_jax.settings.config_files import load_config
+from vr_jax.settings.config_files import load_config, read_config_file
 from vr_jax.settings.train_config import (
     BatchSettings,
     CheckpointSettings,
@@ -26,4 +26,5 @@ __all__ = [
     "ProfileSettings",
     "TrainConfig",
     "load_config",
+    "read_config_file",
 ]

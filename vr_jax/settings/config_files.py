@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,9 +14,18 @@ from vr_jax.settings.train_config import TrainConfig
 
 CONFIG_FOLDER = "configs"
 
-
-class RecipeError(ConfigError):
-    """A config file or variant that does not exist or cannot be built; one line for the user."""
+# What the code of a config file can do wrong. The user sees it on one line, like any other mistake in the settings.
+_FILE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 def load_config(spec: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
@@ -32,8 +41,9 @@ def load_config(spec: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: The file or the variant does not exist, or the settings cannot work. The message is one line.
     """
+    values = read_config_file(spec)
     try:
-        config = TrainConfig.from_config_dict(read_config_file(spec))
+        config = TrainConfig.from_config_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{spec}: {error}") from error
     overrides = list(overrides)
@@ -41,38 +51,44 @@ def load_config(spec: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
 
 
 def read_config_file(spec: str | Path) -> ConfigDict:
-    """Returns what `get_config(VARIANT)` of FILE:VARIANT returns; without a variant, what `get_config()` returns.
+    """Returns the ConfigDict of a config file: that of `get_config(VARIANT)`, or of `get_config()` without a variant.
+
+    Args:
+        spec: FILE or FILE:VARIANT. A file that does not exist is looked up among the configs of the package.
 
     Raises:
-        ConfigError: The file does not exist, is no config file, or refuses the variant.
+        ConfigError: The file does not exist, cannot be run, or refuses the variant.
     """
     name, colon, variant = str(spec).partition(":")
     path = Path(name) if Path(name).is_file() else packaged_config(name)
     if path is None:
         known = ", ".join(packaged_configs())
-        raise RecipeError(f"config {name} does not exist; give the path of a file, or a packaged config: {known}")
+        raise ConfigError(f"config {name} does not exist; give the path of a file, or a packaged config: {known}")
     found = importlib.util.spec_from_file_location(f"vr_jax_config_{path.stem}", path)
     if found is None or found.loader is None:
-        raise RecipeError(f"config {path}: expected a Python file with get_config()")
+        raise ConfigError(f"config {path}: expected a Python file with a function get_config")
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as error:
-        # Whatever the user's file does wrong is the user's to see, on one line like any other mistake.
-        raise RecipeError(f"config {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    except _FILE_ERRORS as error:
+        raise ConfigError(f"config {path} cannot be run: {_place(error, path)}{_one_line(error)}") from error
     if not callable(getattr(module, "get_config", None)):
-        raise RecipeError(f"config {path} has no get_config()")
+        raise ConfigError(f"config {path} has no function get_config")
     try:
-        return module.get_config(variant) if colon else module.get_config()
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"config {spec}: {error}") from error
-
-
-load_recipe = read_config_file
+        values = module.get_config(variant) if colon else module.get_config()
+    except ConfigError as error:
+        raise ConfigError(f"config {spec}: {error}") from error
+    except ValueError as error:  # config files refuse a variant with it
+        raise ConfigError(f"config {spec}: {' '.join(str(error).split())}") from error
+    except _FILE_ERRORS as error:
+        raise ConfigError(f"config {spec}: {_place(error, path)}{_one_line(error)}") from error
+    if not isinstance(values, ConfigDict | Mapping):
+        raise ConfigError(f"config {spec}: get_config returned {type(values).__name__}; expected a ConfigDict")
+    return values if isinstance(values, ConfigDict) else ConfigDict(dict(values))
 
 
 def packaged_config(name: str) -> Path | None:
-    """Returns the file of a config that comes with the package, e.g. "configs/demo.py", or None if there is no such one.
+    """Returns the file of a config that comes with the package, e.g. "configs/demo.py", or None if there is none.
 
     An installed package holds the files of `configs/`; in a checkout they stand beside the package.
     """
@@ -100,18 +116,13 @@ def _config_folder() -> Path | None:
     return checkout / CONFIG_FOLDER if (checkout / "pyproject.toml").is_file() else None
 
 
-def plain(section: Any) -> dict[str, Any]:
-    """A recipe's section without ml_collections' types."""
-    return section.to_dict() if hasattr(section, "to_dict") else dict(section)
+def _place(error: BaseException, path: Path) -> str:
+    """The line of the config file at which an error was raised, for a message."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    return f"line {lines[-1]}: " if lines and lines[-1] else ""
 
 
-def section_options(
-    recipe: Mapping[str, Any], section: str, known: Collection[str], flags: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The fields of a recipe's section, over which flags that are set (not None) win.
-
-    Raises RecipeError for a field that is not one of `known`."""
-    values = plain(recipe.get(section) or {})
-    if unknown := sorted(set(values) - set(known)):
-        raise RecipeError(f"config.{section}: unknown field(s) {unknown}; known: {sorted(known)}")
-    return values | {name: value for name, value in flags.items() if value is not None}
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -8,11 +8,11 @@ from vr_jax.evaluation.paper_scores import GROUP_SIZES, PAPER_SCORES, PaperRow
 from vr_jax.evaluation.report.plots import axis_top, interval_text, score_bar
 from vr_jax.evaluation.report.scores import BenchmarkScores, Estimate, RunScores
 from vr_jax.evaluation.report.text import escape, number
-from vr_jax.experiments.paper import TABLES, TEXTS
+from vr_jax.experiments import DECODERS, TABLES
 
 _DASH = "\N{EN DASH}"
 # The paper's baseline and its method, at every size; other rows are folded away.
-_MAIN = tuple(PaperRow("table3", row, size) for size in TEXTS for row in ("baseline", "vision_remember"))
+_MAIN = tuple(PaperRow("table3", row, size) for size in DECODERS for row in ("baseline", "vision_remember"))
 _HEAD = (
     '<thead><tr><th>system</th><th>decoder</th><th class="n">General</th><th class="n">Knowledge</th>'
     '<th class="n">OCR&amp;Chart</th><th class="n">Average</th><th>from</th></tr></thead>'

@@ -1,96 +1,24 @@
-"""The systems of the paper's Tables 1-5, row by row, as a short declaration.
+"""The paper's Tables 1-5, row by row.
 
-Recipes (`configs/tables/`) and the comparison in miniature (`benchmarks/accuracy/`) are generated from it. Choices that
-the paper leaves open are those of methods.md 11; rows beyond the paper's are marked `extra`."""
+The config file `configs/tables/paper.py`, the comparison with the paper's scores and the benchmark in miniature
+(`benchmarks/accuracy/`) are made from this declaration. What the paper leaves open is chosen in
+docs/design/methods.md#ambiguities. Rows that the paper does not have are marked `extra`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vr_jax.errors import ConfigError
-from vr_jax.model.config import VlmConfig, anyres4, anyres9
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.experiments.systems import BASELINE, UNCOMPRESSED, VISION_REMEMBER, Fields, System, pool, remember
 
-TEXTS: dict[str, Qwen2Config] = {
-    "0.5b": Qwen2Config(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2),
-    "1.5b": Qwen2Config(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2),
-    "7b": Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        tie_word_embeddings=False,
-    ),
-}
-IMAGES = {"anyres4": anyres4, "anyres9": anyres9}
-
-Fields = Mapping[str, Any]  # of a method's config class; `name` says which
-
-
-@dataclass(frozen=True, kw_only=True)
-class System:
-    """One row: what is switched on by name. `insert_every`: after the first and then every n-th decoder layer, in place
-    of the refusion's `insert_after`, which depends on the decoder's depth."""
-
-    title: str
-    projector: Fields
-    refusion: Fields | None = None
-    insert_every: int | None = None
-    pruning: Fields | None = None  # training-free: the system trained is the same without it
-    extra: bool = False  # not a row of the paper
-
-    def config(self, text: Qwen2Config, image: str) -> VlmConfig:
-        """The model of this row at the paper's sizes. image: a key of IMAGES."""
-        return self.at(VlmConfig(decoder=text, image=IMAGES[image]()))
-
-    def at(
-        self,
-        size: VlmConfig,
-        levels: Mapping[int, int] | None = None,
-        changes: Mapping[str, Fields] | None = None,
-    ) -> VlmConfig:
-        """This row with the encoder, decoder and images of `size`.
-
-        levels: the paper's hidden states -> those of a shallower encoder. changes: method name -> further fields, such
-        as widths and heads. Raises ConfigError for what does not fit."""
-        refusion = self.refusion
-        if refusion is not None and self.insert_every is not None:
-            refusion = {**refusion, "insert_after": tuple(range(1, size.decoder.num_layers, self.insert_every))}
-        methods: dict[str, Any] = {}
-        for kind, fields in {"projector": self.projector, "refusion": refusion, "pruning": self.pruning}.items():
-            if fields is None:
-                continue
-            method = VlmConfig.parse_field(kind, {**fields, **(changes or {}).get(fields["name"], {})}, kind)
-            if levels is not None and hasattr(method, "levels"):
-                method = dataclasses.replace(method, levels=tuple(levels[level] for level in method.levels))
-            methods[kind] = method
-        if "pruning" in methods:
-            methods["image"] = methods["pruning"].adapt_image(size.image)
-        return dataclasses.replace(size, **methods)
-
-
-def pool(stride: int = 3) -> Fields:
-    return {"name": "pool", "stride": stride}
-
-
-def remember(**changes: Any) -> Fields:
-    """Vision Remember as in the paper's main setting, or with changes."""
-    return {"name": "vision_remember", "insert_after": (1, 4), "levels": (7, 15, 23), **changes}
-
-
-UNCOMPRESSED: Fields = {"name": "mlp", "stride": 1}
-BASELINE = System(title="Baseline (pooling)", projector=pool())
-VISION_REMEMBER = System(title="Vision Remember", projector=pool(), refusion=remember())
 _PROJECTORS = {"pooling": "pool", "pixel_shuffle": "pixel_shuffle", "perceiver": "perceiver", "ldpv2": "ldpv2"}
 _TITLES = {"pooling": "Pooling", "pixel_shuffle": "PixelShuffle", "perceiver": "Perceiver", "ldpv2": "LDPv2"}
 
 
 def _with_and_without(name: str, title: str, projector: Fields) -> dict[str, System]:
+    """Returns a projector alone and with Vision Remember ("V.R."), as the paper's tables pair them."""
     return {
         name: System(title=title, projector=projector),
         f"{name}_vr": System(title=f"{title} + V.R.", projector=projector, refusion=remember()),
@@ -99,8 +27,16 @@ def _with_and_without(name: str, title: str, projector: Fields) -> dict[str, Sys
 
 @dataclass(frozen=True)
 class Table:
+    """A table of the paper.
+
+    Attributes:
+        title: What the table compares.
+        image: The image layout of its models, a key of `IMAGES`.
+        rows: The models by the name that config files give them.
+    """
+
     title: str
-    image: str  # key of IMAGES
+    image: str
     rows: Mapping[str, System]
 
 
@@ -207,8 +143,12 @@ TABLES: dict[str, Table] = {
 }
 
 
-def system(table: str, row: str) -> System:
-    """Raises ConfigError for an unknown table or row, listing the known ones."""
+def find_row(table: str, row: str) -> System:
+    """Returns a row by its name and its table's.
+
+    Raises:
+        ConfigError: There is no such table or row; the message lists those that exist.
+    """
     if table not in TABLES:
         raise ConfigError(f"no table {table!r}: expected one of {', '.join(TABLES)}")
     rows = TABLES[table].rows
@@ -218,14 +158,14 @@ def system(table: str, row: str) -> System:
 
 
 def listing() -> str:
-    """Every row with what it switches on, as lines of text."""
+    """Returns every row with the methods that it switches on, as lines of text."""
     lines = []
     for name, table in TABLES.items():
         lines.append(f"{name}: {table.title} ({table.image})")
-        for row, one in table.rows.items():
-            parts = [one.projector, one.refusion, one.pruning]
+        for row, system in table.rows.items():
+            parts = [system.projector, system.refusion, system.pruning]
             methods = " ".join(f"{part['name']}{_details(part)}" for part in parts if part is not None)
-            lines.append(f"  {row:<20} {one.title:<28} {methods}{' (not in the paper)' if one.extra else ''}")
+            lines.append(f"  {row:<20} {system.title:<28} {methods}{' (not in the paper)' if system.extra else ''}")
     return "\n".join(lines)
 
 
