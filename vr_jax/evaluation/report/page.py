@@ -19,7 +19,7 @@ from vr_jax.evaluation.report.plots import loss_curve, score_plot
 from vr_jax.evaluation.report.scores import RunScores
 from vr_jax.evaluation.report.tables import benchmark_table, headline, paper_table
 from vr_jax.evaluation.report.text import SHOWN, escape, number
-from vr_jax.storage import write_text
+from vr_jax.storage import write_bytes
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 29_000_000  # of the page; texts become shorter and images smaller before it is exceeded
@@ -62,7 +62,7 @@ def write_report(
         rest = _without_images(page, *sources)
         if rest <= _TEXT_SHARE * max_bytes:
             break
-    write_text(path, page(*_embedded(*sources, max_bytes - rest)))
+    write_bytes(path, page(*_embedded(*sources, max_bytes - rest)))
 
 
 def _with_cards(frame: _Frame, items: _Items, titles: Mapping[str, str], length: int) -> _Page:
