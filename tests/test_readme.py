@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vr_jax.cli.main import main
+from vr_jax.cli.flags import Command, Group, parse
+from vr_jax.cli.main import COMMANDS, main
 from vr_jax.data.demo.export import write_chartqa, write_llava
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.settings import load_config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -57,15 +60,17 @@ TINY = {
 TINY_FLAGS = tuple(f"--config.{field}={value}" for field, value in TINY.items())
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced code blocks of the page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+# The language and the text of every fenced code block of the page.
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def command_lines() -> list[list[str]]:
-    """The words of every line of the console blocks, without comments."""
-    lines = [line for block in blocks("console") for line in block.splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def lines_of(text: str) -> list[list[str]]:
+    """The words of every line of a console block, without comments."""
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+CONSOLE_LINES = [words for language, text in BLOCKS if language == "console" for words in lines_of(text)]
+PROGRAM_LINES = [words for words in CONSOLE_LINES if words[0] == "vr-jax"]
 
 
 @pytest.fixture(scope="module")
@@ -115,21 +120,43 @@ def shrunk(words: list[str]) -> list[str]:
     return words
 
 
-def test_every_command_of_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def command_of(words: list[str]) -> tuple[Command, list[str]]:
+    """The command that a line calls, and the line's flags."""
+    _, name, *rest = words
+    assert name in COMMANDS, f"no command {name!r}"
+    command = importlib.import_module(f"vr_jax.cli.{name}").COMMAND
+    if isinstance(command, Group):
+        assert rest[0] in command.actions, f"{name} has no action {rest[0]!r}"
+        return command.actions[rest[0]], rest[1:]
+    return command, rest
+
+
+@pytest.mark.parametrize("line", [shlex.join(words) for words in PROGRAM_LINES])
+def test_commands_have_flags_and_configs_that_exist(line: str):
+    command, rest = command_of(shlex.split(line))
+    flags = parse(command.flags, rest)
+    if config := getattr(flags, "config", None):
+        load_config(config, flags.overrides)
+
+
+def test_all_main_commands_are_shown():
+    assert {words[1] for words in PROGRAM_LINES} >= {"demo", "chat", "convert", "train", "eval", "plan", "experiments"}
+
+
+@pytest.mark.slow
+def test_everything_on_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    """In the order of the page, in an empty folder but for the files that a user would have downloaded."""
     monkeypatch.chdir(folder)
-    ran = []
-    for words in command_lines():
-        if words[0] == "pip":
+    for language, text in BLOCKS:
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), {})
             continue
-        if words[0] == "python":
-            assert words[1] == "-c"
-            exec(words[2], {})
-        else:
-            assert words[0] == "vr-jax"
-            import time; t=time.time()
-            assert main(shrunk(words)[1:]) == 0, capsys.readouterr()
-            with capsys.disabled(): print(words[:3], time.time()-t)
-        ran.append(words[1])
-    assert {"demo", "chat", "convert", "train", "eval", "plan", "experiments"} <= set(ran)
+        for words in lines_of(text):
+            if words[:2] == ["python", "-c"]:
+                exec(words[2], {})
+            elif words[0] == "vr-jax":
+                assert main(shrunk(words)[1:]) == 0, f"{words}: {capfd.readouterr().err}"
+            else:
+                assert words[:2] == ["pip", "install"], words  # the wheel is tested where it is built
     assert (folder / "runs/demo/report.html").is_file()
     assert (folder / "runs/phase2/eval/report.html").is_file()
