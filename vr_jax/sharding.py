@@ -1,8 +1,8 @@
-"""Mesh axes, the one table parameter path -> PartitionSpec, and named activation constraints (a leaf module).
+"""Mesh axes, the sharding rules of parameters by path, and named constraints of activations (a leaf module).
 
-Axes: `replica` (pure data parallelism, across slices), `fsdp` (data parallelism with sharded parameters) and
-`tensor` (Megatron-style: the first matrix of a pair is cut by columns, the second by rows). The batch is cut
-over the first two.
+The axes are `replica` (data parallelism, across slices), `fsdp` (data parallelism with sharded parameters) and `tensor`
+(as in Megatron: the first matrix of a pair is cut by columns, the second by rows). A batch is cut over the first two.
+See docs/design/decisions.md#decision-8.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,55 +18,56 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vr_jax.errors import UserError
+
 AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")
-BATCH_SPEC = P(BATCH_AXES)  # leading axis of every array of a Batch
+# Every array of a Batch is cut along its leading axis.
+BATCH_SPEC = P(BATCH_AXES)
+
+Rules = tuple[tuple[str, P], ...]
 
 
-class ShardingError(ValueError):
-    """A mesh that does not fit the devices, or a parameter unknown to the table; one line for the user."""
+class ShardingError(UserError):
+    """A mesh that does not fit the devices, or a parameter without a rule.
+
+    The planner's search tells it apart: it skips meshes that do not fit.
+    """
 
 
-# Kernels are (in, out). Inside a stage every array has one more, leading layer axis, which is never cut.
+# Patterns of whole parameter paths, and how their axes are cut. Kernels are (in, out). Inside a stack of layers every
+# array has one more, leading axis, which is never cut. A method with other names declares them in its own file
+# (`MethodConfig.sharding_rules`).
 _NORM = r"(ln_\w+|norm\d?|\w+_norm)"
-PARAM_RULES: tuple[tuple[str, P], ...] = (
-    (r"encoder\.patch_embed\.kernel", P(None, "fsdp")),  # 588 inputs at patch 14: not a multiple of 8
-    (r"encoder\.patch_embed\.bias", P(None)),
-    (r"encoder\.position_embedding", P(None, "fsdp")),
+PARAM_RULES: Rules = (
     (r"image_newline", P(None)),
     (r"decoder\.embed\.embedding", P("tensor", "fsdp")),
     (r"decoder\.lm_head\.kernel", P("fsdp", "tensor")),
-    # Attention: heads are columns of q/k/v and rows of out.
+    # Heads are columns of the query, key and value projections, and rows of the output projection.
     (r".+\.(attn|cross_attn|self_attn)\.(q|k|v)\.kernel", P("fsdp", "tensor")),
     (r".+\.(attn|cross_attn|self_attn)\.(q|k|v)\.bias", P("tensor")),
     (r".+\.(attn|cross_attn|self_attn)\.out\.kernel", P("tensor", "fsdp")),
     (r".+\.(attn|cross_attn|self_attn)\.out\.bias", P(None)),
-    # Feed-forward layers, projectors and the refusion's up and down projections.
+    # The first and the second layer of feed-forward layers, projectors and re-fusion blocks.
     (r".+\.(gate|up|fc1|ffn1)\.kernel", P("fsdp", "tensor")),
     (r".+\.(gate|up|fc1|ffn1)\.bias", P("tensor")),
-    (r".+\.(down|up2|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
-    (r".+\.(down|up2|fc2|ffn2)\.bias", P(None)),
-    # Deformable attention: offsets and weights of a head lie side by side.
-    (r"refusion\..+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
-    (r"refusion\..+\.(offsets|weights|value)\.bias", P("tensor")),
-    (r"refusion\..+\.output\.kernel", P("tensor", "fsdp")),
-    (r"refusion\..+\.output\.bias", P(None)),
-    (r"refusion\..+\.level_embed", P()),
-    # Cambrian's aggregator.
-    (r"refusion\..+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
-    (r"refusion\..+\.pos_embed", P()),
-    # Projections, learned queries and positions of the projectors; depthwise 3 x 3 kernels are vectors, nearly.
-    (r"projector\.(q_proj|kv_proj|proj)\.kernel", P("fsdp", "tensor")),
-    (r"projector\.(latents|query|position_embedding)", P(None, "fsdp")),
-    (r"projector\.(.+\.)?conv\.(kernel|bias)", P()),
+    (r".+\.(down|fc2|ffn2)\.kernel", P("tensor", "fsdp")),
+    (r".+\.(down|fc2|ffn2)\.bias", P(None)),
     # Vectors are too small to be worth cutting.
     (rf"(.+\.)?{_NORM}\.(scale|bias)", P()),
-    (r".+\.(gate_cross|gate_self|gate_ffn)", P()),
 )
-_COMPILED = tuple((re.compile(pattern), spec) for pattern, spec in PARAM_RULES)
 _LAYER_AXIS = re.compile(r"(^|\.)(stages|layers)\.")
 
-# Logical names of activation axes. A name absent here is an error, None and these leave the axis whole.
+
+class _Rule(NamedTuple):
+    pattern: re.Pattern[str]
+    spec: P
+    owner: str
+
+
+_rules: list[_Rule] = [_Rule(re.compile(pattern), spec, "vr_jax/sharding.py") for pattern, spec in PARAM_RULES]
+
+# Logical names of activation axes. None leaves the axis whole; a name that is absent here is an error.
 ACTIVATION_AXES: dict[str, tuple[str, ...] | str | None] = {
     "batch": BATCH_AXES,
     "seq": None,
@@ -81,11 +82,41 @@ ACTIVATION_AXES: dict[str, tuple[str, ...] | str | None] = {
 }
 
 
-def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes `AXES`; at most one size may be -1 and takes the remaining devices.
+def register_rules(prefix: str, rules: Rules, owner: str) -> None:
+    """Adds rules for the parameters of a method.
 
-    On several TPU slices the slower network between slices takes `replica`, or `fsdp` where `replica` cannot
-    be divided among them. Raises ShardingError where the sizes do not multiply to the number of devices."""
+    Args:
+        prefix: The beginning of their paths, e.g. "projector".
+        rules: Patterns of the rest of the path behind the prefix and its dot, and how the axes are cut. A rule that
+            another method has registered in the same form is shared.
+        owner: The name of the method in error messages.
+    """
+    for rest, spec in rules:
+        pattern = re.compile(rf"{prefix}\.(?:{rest})")
+        if not any(rule.pattern == pattern and rule.spec == spec for rule in _rules):
+            _rules.append(_Rule(pattern, spec, owner))
+
+
+def forget_rules(owner: str) -> None:
+    """Removes the rules that `register_rules` has added for a method; for tests."""
+    _rules[:] = [rule for rule in _rules if rule.owner != owner]
+
+
+def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `AXES`.
+
+    On several TPU slices `replica` crosses the slower network between slices, or `fsdp` where `replica` cannot be
+    divided among them.
+
+    Args:
+        replica: Size of the axis; -1 takes the remaining devices. At most one size may be -1.
+        fsdp: Size of the axis, likewise.
+        tensor: Size of the axis, likewise.
+        devices: The devices; by default all of them.
+
+    Raises:
+        ShardingError: The sizes do not multiply to the number of devices, or do not fit the slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
     shape = _resolve_shape({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
     axis_types = (AxisType.Auto,) * len(AXES)
@@ -93,14 +124,15 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
     if slices == 1:
         try:
             return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
-        except NotImplementedError:  # an axis that is no product of whole axes of the TPU's torus: part of one
+        except NotImplementedError:
+            # A mesh axis that is no product of whole axes of the TPU's torus takes a part of one.
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
             return Mesh(grid, AXES, axis_types=axis_types)
     for axis in (0, 1):
         if shape[axis] % slices == 0:
-            between = tuple(slices if i == axis else 1 for i in range(3))
-            within = tuple(n // m for n, m in zip(shape, between, strict=True))
-            grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+            across = tuple(slices if i == axis else 1 for i in range(3))
+            within = tuple(n // m for n, m in zip(shape, across, strict=True))
+            grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
             return Mesh(grid, AXES, axis_types=axis_types)
     raise ShardingError(
         f"mesh replica x fsdp x tensor = {shape[0]} x {shape[1]} x {shape[2]} on {slices} slices: "
@@ -109,6 +141,7 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
 
 
 def _resolve_shape(sizes: dict[str, int], count: int) -> tuple[int, int, int]:
+    """The three sizes for `count` devices, without -1."""
     product = " x ".join(f"{name}={size}" for name, size in sizes.items())
     wrong = [name for name, size in sizes.items() if size != -1 and size < 1]
     if wrong or list(sizes.values()).count(-1) > 1:
@@ -127,28 +160,35 @@ def _resolve_shape(sizes: dict[str, int], count: int) -> tuple[int, int, int]:
 
 
 def path_of(key_path: Sequence[Any]) -> str:
-    """Dot-joined parameter path of a JAX key path into a module, a state or a dict of joined paths."""
+    """The dot-joined parameter path of a JAX key path into a module, a state, or a dictionary of joined paths."""
     names = [str(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a))) for k in key_path]
     return ".".join(names[:-1] if names and names[-1] == "value" else names)
 
 
 def param_spec(path: str, ndim: int) -> P:
-    """The table's entry for one parameter, one axis longer inside a stage.
+    """The partition of one parameter by its rule, one axis longer inside a stack of layers.
 
-    Raises ShardingError unless exactly one rule matches."""
-    matches = [(pattern.pattern, spec) for pattern, spec in _COMPILED if pattern.fullmatch(path)]
+    Args:
+        path: The parameter's path, e.g. "decoder.stages.0.mlp.up.kernel".
+        ndim: Its number of axes.
+
+    Raises:
+        ShardingError: Not exactly one rule matches, or the rule has more axes than the parameter.
+    """
+    matches = [rule for rule in _rules if rule.pattern.fullmatch(path)]
     if len(matches) != 1:
-        found = "no rule" if not matches else f"{len(matches)} rules ({', '.join(p for p, _ in matches)})"
-        raise ShardingError(f"parameter {path!r} matches {found} of vr_jax/sharding.py, expected exactly one")
-    spec = matches[0][1]
+        listed = ", ".join(f"{rule.pattern.pattern} of {rule.owner}" for rule in matches)
+        found = f"{len(matches)} rules ({listed})" if matches else "no rule of vr_jax/sharding.py or of its method"
+        raise ShardingError(f"parameter {path!r} matches {found}, expected exactly one; see `sharding_rules`")
+    pattern, spec, _ = matches[0]
     lead = 1 if _LAYER_AXIS.search(path) else 0
     if len(spec) + lead > ndim:
-        raise ShardingError(f"parameter {path!r} has {ndim} axes, rule {matches[0][0]!r} needs {len(spec) + lead}")
+        raise ShardingError(f"parameter {path!r} has {ndim} axes, rule {pattern.pattern!r} needs {len(spec) + lead}")
     return P(*(None,) * lead, *spec, *(None,) * (ndim - lead - len(spec)))
 
 
 def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """`spec` without the entries whose mesh axes do not divide the array's axis: those stay whole."""
+    """The partition without the entries whose mesh axes do not divide the array's axis, which then stays whole."""
     entries = []
     for size, entry in zip(shape, spec, strict=True):
         axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
@@ -157,12 +197,20 @@ def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh) -
 
 
 def param_shardings(abstract_tree: Any, mesh: Mesh) -> Any:
-    """A tree of NamedSharding for a tree of parameters (anything with `shape`), by the table.
+    """The shardings of a tree of parameters by their rules.
 
-    An axis that its mesh axis does not divide stays whole, which costs memory and never correctness;
-    `unsharded` lists those, so that a run can warn about them."""
+    An axis that its mesh axis does not divide stays whole, which costs memory and never correctness. `unsharded` lists
+    these axes, so that a run can warn about them.
 
-    def sharding(key_path, leaf):
+    Args:
+        abstract_tree: Parameters, or anything with a `shape` in their places.
+        mesh: The mesh.
+
+    Returns:
+        A tree of NamedSharding.
+    """
+
+    def sharding(key_path: Sequence[Any], leaf: Any) -> NamedSharding:
         path = path_of(key_path)
         return NamedSharding(mesh, _fit(param_spec(path, len(leaf.shape)), leaf.shape, mesh))
 
@@ -170,7 +218,7 @@ def param_shardings(abstract_tree: Any, mesh: Mesh) -> Any:
 
 
 def unsharded(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
-    """One line per parameter axis that the table would cut on this mesh but that does not divide."""
+    """One line for each parameter axis that a rule cuts on this mesh but that does not divide."""
     lines = []
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_tree):
         path = path_of(key_path)
@@ -185,6 +233,7 @@ def unsharded(abstract_tree: Any, mesh: Mesh | AbstractMesh) -> list[str]:
 
 
 def _logical_entries(shape: Sequence[int], names: Sequence[str | None]) -> list[Any]:
+    """The mesh axes of each axis of an activation."""
     unknown = [n for n in names if n is not None and n not in ACTIVATION_AXES]
     if unknown or len(names) != len(shape):
         raise ShardingError(
@@ -195,43 +244,54 @@ def _logical_entries(shape: Sequence[int], names: Sequence[str | None]) -> list[
 
 
 def mesh_in_context() -> AbstractMesh | None:
-    """The mesh of `jax.set_mesh` if it has several devices and our axes, not yet taken by a shard_map; else None."""
+    """The mesh of `jax.set_mesh` if it has several devices and our axes and no shard_map has taken it; else None."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes) else mesh
 
 
 def platform() -> str:
-    """What the computation is compiled for, "cpu", "gpu" or "tpu": the mesh's devices, which ahead of time are not this
-    machine's."""
+    """The platform that the computation is compiled for: "cpu", "gpu" or "tpu".
+
+    It is that of the mesh's devices, which are not this machine's when a program is compiled ahead of time.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = device.platform if device is not None else jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
 
 
 def activation_spec(shape: Sequence[int], *names: str | None, mesh: Mesh | AbstractMesh) -> P:
-    """PartitionSpec of an activation, one logical name (a key of ACTIVATION_AXES, or None) per axis.
+    """The partition of an activation.
 
     An axis that does not divide stays whole, so that one prompt can be answered on a mesh that trains on many.
-    Raises ShardingError for an unknown name or a wrong count of names."""
+
+    Args:
+        shape: The activation's shape.
+        *names: One logical name (a key of `ACTIVATION_AXES`, or None) for each axis.
+        mesh: The mesh.
+
+    Raises:
+        ShardingError: A name is unknown, or there are not as many names as axes.
+    """
     return _fit(_logical_entries(shape, names), shape, mesh)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Constrains the sharding of `x` to its `activation_spec`; without a mesh in context, `x` unchanged."""
+    """Constrains the sharding of an array to its `activation_spec`; without a mesh in context it does nothing."""
     entries = _logical_entries(x.shape, names)
     mesh = mesh_in_context()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, _fit(entries, x.shape, mesh))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """How many pieces the rows of a batch are cut into."""
+    """The number of pieces that the rows of a batch are cut into."""
     return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of every array of a Batch: rows over (replica, fsdp)."""
+    """The sharding of every array of a batch: rows over `replica` and `fsdp`."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, P())

@@ -7,21 +7,19 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 from tests.convert import independent_mapping
 from tests.golden.discovery import Case, cases
-from tests.tiny import randomized, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
+from tests.tiny import random_model, tiny_config, tiny_decoder, tiny_encoder, tiny_projector, tiny_refusion
 from vr_jax.convert.architectures import LLAVA
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
 from vr_jax.errors import UserError
+from vr_jax.model import registry
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
-from vr_jax.model.projectors import PROJECTORS
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
-from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import patchify, to_raster
 from vr_jax.model_directory import load_params, read_config, save_model
 
@@ -43,10 +41,6 @@ VARIANTS = {
 }
 
 
-def random_model(config: VlmConfig) -> VisionLanguageModel:
-    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_exports_and_imports_itself(variant, tmp_path, converted):
     check_round_trip(
@@ -60,10 +54,9 @@ PROJECTOR_FIELDS = {"token_packer": {"levels": (1, 3), "heads": 2}}
 
 
 # Without compression it is a model of transformers (test_round_trip.py).
-@pytest.mark.parametrize("name", sorted(set(PROJECTORS) - {"mlp"}))
+@pytest.mark.parametrize("name", [name for name in registry.names("projector") if name != "mlp"])
 def test_every_projector_exports_and_imports_itself(name, tmp_path, converted):
-    projector = {"name": name, "stride": 2} | PROJECTOR_FIELDS.get(name, {})
-    config = tiny_config(projector=VlmConfig.parse_field("projector", projector), refusion=None)
+    config = tiny_config(projector=tiny_projector(name, **PROJECTOR_FIELDS.get(name, {})), refusion=None)
     check_round_trip(config, tmp_path, converted)
 
 

@@ -1,4 +1,7 @@
-"""The batch contract: what the data pipeline hands to the model. Static shapes, several samples per row."""
+"""The batch contract: the arrays that the data pipeline hands to the model, with static shapes.
+
+A row holds several samples (docs/design/decisions.md#decision-7).
+"""
 
 from __future__ import annotations
 
@@ -12,50 +15,79 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-NO_CELL = -1  # `vision_cell` of text and padding
-NEWLINE = -2  # `vision_cell` of an image-newline token
+from vr_jax.pytree import array_dataclass
+
+# `vision_cell` of text and padding.
+NO_CELL = -1
+# `vision_cell` of an image-newline token.
+NEWLINE = -2
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
+@array_dataclass(kw_only=True)
 class Batch:
     """B rows of N token slots and T tile slots. Nothing may leak between the samples (segments) of a row.
 
-    Segments, images and tiles are numbered within their row. A vision token's slot in `tokens` holds the pad id;
-    `vision_cell` says which compressed cell it stands for. `loss_mask[b, i]` marks *token i as a target*
-    (predicted from position i - 1 of the same segment).
+    Segments, images and tiles are numbered within their row.
+
+    Attributes:
+        tokens: Token ids; the slot of a vision token holds the pad id.
+        positions: Rotary positions, 0, 1, ... within each segment.
+        segment_ids: Numbers 1.. of the samples; 0 is padding.
+        loss_mask: True where token i is a target, which position i - 1 of the same segment predicts.
+        text_token_mask: The tokens that the text-guided token may pool.
+        vision_cell: The cell that a vision token stands for, tile * n * n + row * n + column with n x n cells per tile;
+            or `NO_CELL`, or `NEWLINE`.
+        tile_pixels: RGB, normalised on the device.
+        tile_segment: The segment that a tile belongs to; 0 is an unused slot.
+        tile_image: Numbers 1.. of the images; 0 is an unused slot.
+        vision_cells: Four cells for each vision token, of which `vision_cell` holds the first, where a token is a
+            weighted sum of them. This is so only for grids that LLaVA-OneVision shrinks
+            (`ImageConfig.may_interpolate`).
+        vision_weights: The weights of these cells.
     """
 
     tokens: Int[Array, "B N"]
-    positions: Int[Array, "B N"]  # rotary positions, 0.. within each segment
-    segment_ids: Int[Array, "B N"]  # 1.. per sample, 0 = padding
+    positions: Int[Array, "B N"]
+    segment_ids: Int[Array, "B N"]
     loss_mask: Bool[Array, "B N"]
-    text_token_mask: Bool[Array, "B N"]  # tokens the text-guided token may pool
-    vision_cell: Int[Array, "B N"]  # tile * n*n + (cell row * n + cell column), or NO_CELL, or NEWLINE
-    tile_pixels: UInt8[Array, "B T H W 3"]  # RGB; normalised on the device
-    tile_segment: Int[Array, "B T"]  # the segment a tile belongs to, 0 = unused slot
-    tile_image: Int[Array, "B T"]  # 1.. per image of the row, 0 = unused slot
-    # Only for grids with OneVision's bilinear branch (ImageConfig.may_interpolate): a vision token is then the weighted
-    # sum of four cells, of which `vision_cell` holds the first.
+    text_token_mask: Bool[Array, "B N"]
+    vision_cell: Int[Array, "B N"]
+    tile_pixels: UInt8[Array, "B T H W 3"]
+    tile_segment: Int[Array, "B T"]
+    tile_image: Int[Array, "B T"]
     vision_cells: Int[Array, "B N 4"] | None = None
     vision_weights: Float[Array, "B N 4"] | None = None
 
     def replace(self, **changes: Any) -> Batch:
+        """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """The static sizes of a batch on one process (or globally, where said so)."""
+    """The static sizes of a batch, of one process unless it says otherwise.
 
-    rows: int  # B
-    tokens: int  # N
-    tiles: int  # T
-    tile_size: int  # H = W, pixels
+    Attributes:
+        rows: Number B of rows.
+        tokens: Number N of token slots of a row.
+        tiles: Number T of tile slots of a row.
+        tile_size: Pixels per side of a tile.
+    """
+
+    rows: int
+    tokens: int
+    tiles: int
+    tile_size: int
 
 
 def batch_structs(shape: BatchShape, where: Sharding, *, weighted_cells: bool) -> Batch:
-    """A Batch of this shape as `vr_jax.data.collate` makes it, on devices as `where` says; without arrays."""
+    """A batch as `vr_jax.data.collate` makes it, with shapes and types in place of arrays.
+
+    Args:
+        shape: The sizes of the whole batch.
+        where: The sharding of every array.
+        weighted_cells: Whether there are `vision_cells` and `vision_weights`.
+    """
 
     def struct(dtype: DTypeLike, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shape.rows, *sizes), dtype, sharding=where)
@@ -69,4 +101,4 @@ def batch_structs(shape: BatchShape, where: Sharding, *, weighted_cells: bool) -
     if weighted_cells:
         fields["vision_cells"] = struct(jnp.int32, shape.tokens, 4)
         fields["vision_weights"] = struct(jnp.float32, shape.tokens, 4)
-    return Batch(**fields)  # type: ignore[arg-type]  # no arrays
+    return Batch(**fields)  # type: ignore[arg-type]  # structs stand for arrays

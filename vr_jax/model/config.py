@@ -32,13 +32,13 @@ class ImageConfig(Config):
     Attributes:
         tile_size: Pixels per side of a tile; must equal the encoder's `image_size`.
         aspect_ratio: "square" squashes the image to one tile. "pad" pads it to a square, which becomes one tile.
-            "anyres" makes a base tile and the tiles of the best grid. "anyres_max" does the same, and shrinks the vision
-            tokens of a grid above `max_tiles` tiles bilinearly after the projector, as LLaVA-OneVision does.
+            "anyres" makes a base tile and the tiles of the best grid. "anyres_max" does the same, and shrinks the
+            vision tokens of a grid above `max_tiles` tiles bilinearly after the projector, as LLaVA-OneVision does.
         grids: The grids (columns, rows) that "anyres" and "anyres_max" choose from, in the order of preference.
         max_tiles: N of LLaVA-OneVision's `anyres_max_N`.
         unpad: Whether the rows and columns of the padding are dropped and every row ends with the newline vector.
-        unpad_rounding: How the kept rows and columns are rounded. "truncate" is LLaVA's; "round7", which rounds to seven
-            digits first, is that of transformers.
+        unpad_rounding: How the kept rows and columns are rounded. "truncate" is LLaVA's; "round7", which rounds to
+            seven digits first, is that of transformers.
     """
 
     tile_size: PositiveInt = 384
@@ -95,7 +95,10 @@ def anyres4(tile_size: int = 384) -> ImageConfig:
 
 
 def anyres9(tile_size: int = 384) -> ImageConfig:
-    """Every grid of at most nine tiles, none of which is shrunk (the paper's main setting; docs/design/methods.md#anyres)."""
+    """Every grid of at most nine tiles, the paper's main setting (docs/design/methods.md#anyres).
+
+    No grid is so large that its vision tokens are shrunk.
+    """
     grids = tuple((w, h) for w in range(1, 7) for h in range(1, 7) if w * h <= 9)
     return ImageConfig(tile_size=tile_size, aspect_ratio="anyres_max", grids=grids)
 
@@ -254,7 +257,10 @@ class VlmConfig(Config):
 
     @property
     def encoder_bounds(self) -> tuple[int, ...]:
-        """Stage k of the encoder holds the layers bounds[k] .. bounds[k + 1] - 1; it ends at every level that is read."""
+        """Stage k of the encoder holds the layers bounds[k] .. bounds[k + 1] - 1.
+
+        Every level that is read is a bound.
+        """
         return tuple(sorted({0, *self.feature_levels, self.encoder.num_layers}))
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -18,10 +20,19 @@ normal = nnx.initializers.normal
 xavier = nnx.initializers.xavier_uniform()
 
 
-def torch_init(fan_in: int) -> Callable:
-    """torch.nn.Linear's default: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels and biases alike."""
-    bound = 1.0 / math.sqrt(fan_in)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+def torch_init(fan_in: int) -> Initializer:
+    """The initialiser of torch.nn.Linear for kernels and biases: uniform between -1 and 1 over sqrt(fan_in)."""
+    return _uniform(1.0 / math.sqrt(fan_in))
+
+
+def _uniform(bound: float) -> Initializer:
+    """An initialiser that draws uniformly between -bound and bound."""
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 def linear(
@@ -31,10 +42,20 @@ def linear(
     dtype: DTypeLike,
     rngs: nnx.Rngs,
     use_bias: bool = True,
-    init: Callable | None = None,
-    bias_init: Callable | None = None,
+    init: Initializer | None = None,
+    bias_init: Initializer | None = None,
 ) -> nnx.Linear:
-    """A Linear with torch's default initialisation unless told otherwise. Kernels are (in, out)."""
+    """A linear layer, whose kernel is (in, out).
+
+    Args:
+        in_features: Channels of the input.
+        out_features: Channels of the output.
+        dtype: Type of the computation.
+        rngs: Random state of the initial values.
+        use_bias: Whether there is a bias.
+        init: Initialiser of the kernel; None is torch's default.
+        bias_init: Initialiser of the bias; None is zero where `init` is given, and otherwise torch's default.
+    """
     return nnx.Linear(
         in_features,
         out_features,
@@ -47,34 +68,41 @@ def linear(
 
 
 class Embedding(nnx.Module):
-    """A table of vectors. Looked up first and cast afterwards, unlike nnx.Embed: the table is never converted as a
-    whole, and the gradients of a token's many occurrences add up in the parameter's precision."""
+    """A table of vectors.
 
-    def __init__(self, count: int, features: int, *, init: Callable, dtype: DTypeLike, rngs: nnx.Rngs):
+    Unlike nnx.Embed it looks up first and casts afterwards. So the table is never converted as a whole, and the
+    gradients of a token's many occurrences add up in the parameter's precision.
+    """
+
+    def __init__(self, count: int, features: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises `count` vectors of `features` channels; `dtype` is that of the result."""
         self.embedding = nnx.Param(init(rngs.params(), (count, features)))
         self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+        """The vectors of tokens."""
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
         return constrain(x, "batch", "seq", "embed")
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis, computed in float32."""
+    """RMSNorm over the last axis, x / rms(x) * scale, computed in float32."""
 
-    def __init__(self, features: int, *, eps: float):
+    def __init__(self, features: int, *, eps: float) -> None:
+        """Initialises the scale of `features` channels with ones."""
         self.scale = nnx.Param(jnp.ones(features))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalises every vector."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        # Rounded before the scale is applied, as transformers' Qwen2RMSNorm does.
+        # The result is rounded before the scale is applied, as in transformers' Qwen2RMSNorm.
         return self.scale[...].astype(x.dtype) * y.astype(x.dtype)
 
 
 def normalize(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
-    """LayerNorm without its affine part, computed in float32, returned in float32."""
+    """LayerNorm over the last axis without its affine part, computed and returned in float32."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
@@ -83,28 +111,30 @@ def normalize(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
 class LayerNorm(nnx.Module):
     """torch.nn.LayerNorm over the last axis, computed in float32."""
 
-    def __init__(self, features: int, *, eps: float):
+    def __init__(self, features: int, *, eps: float) -> None:
+        """Initialises the affine part of `features` channels with the identity."""
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalises every vector."""
         y = normalize(x, self.eps) * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
 
 
 def split_heads(x: Float[Array, "*B D"], heads: int) -> Float[Array, "*B H K"]:
+    """Cuts the channels into heads."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 def merge_heads(x: Float[Array, "*B H K"]) -> Float[Array, "*B D"]:
+    """Joins the channels of all heads."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 class MultiHeadAttention(nnx.Module):
-    """The four projections of torch.nn.MultiheadAttention, initialised as its packed (3E, E) in-projection is.
-
-    out_init: of the output's kernel; None is torch's default of a Linear. Biases start at zero."""
+    """The four projections of torch.nn.MultiheadAttention; subclasses and users compute the attention."""
 
     def __init__(
         self,
@@ -112,26 +142,38 @@ class MultiHeadAttention(nnx.Module):
         out_width: int,
         heads: int,
         *,
-        out_init: Callable | None = None,
+        out_init: Initializer | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
-        make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, init=_packed_xavier)
+    ) -> None:
+        """Initialises the projections as torch does, whose in-projection is one packed (3 width, width) matrix.
+
+        Args:
+            width: Channels of queries, keys and values.
+            out_width: Channels of the output.
+            heads: Attention heads.
+            out_init: Initialiser of the output's kernel; None is torch's default of a linear layer.
+            dtype: Type of the computation.
+            rngs: Random state of the initial values.
+        """
+        make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs, init=_packed_xavier(width))
         self.q, self.k, self.v = make(), make(), make()
         self.out = linear(width, out_width, dtype=dtype, rngs=rngs, init=out_init, bias_init=nnx.initializers.zeros)
         self.heads = heads
 
 
-def _packed_xavier(key, shape, dtype=jnp.float32):
-    """Xavier-uniform of torch's packed in-projection: fan_in E, fan_out 3E."""
-    bound = (6.0 / (shape[0] + 3 * shape[1])) ** 0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+def _packed_xavier(width: int) -> Initializer:
+    """Xavier-uniform of torch's packed in-projection, whose fan-in is the width and fan-out three times that."""
+    return _uniform((6.0 / (width + 3 * width)) ** 0.5)
 
 
 def rotary_angles(
     positions: Int[Array, "B N"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]:
-    """Cosine and sine of the rotary angles, float32; halves repeated (transformers' layout)."""
+    """Cosine and sine of the rotary angles, float32.
+
+    Both halves of the channels are alike, as in transformers.
+    """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions.astype(jnp.float32)[..., None] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
@@ -141,27 +183,32 @@ def rotary_angles(
 def rotate(
     x: Float[Array, "B N H K"], cos: Float[Array, "B N 1 K"], sin: Float[Array, "B N 1 K"]
 ) -> Float[Array, "B N H K"]:
-    """Rotary position embedding on half-split channels (transformers: `apply_rotary_pos_emb`)."""
+    """Rotates the pairs (i, i + K / 2) of channels, as `apply_rotary_pos_emb` of transformers does."""
     low, high = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-high, low], axis=-1)
     return (x.astype(jnp.float32) * cos + turned.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 def stack_layers[Layer: nnx.Module](make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
-    """One module whose every parameter has a leading axis of `count` layers, to be run by `lax.scan`."""
+    """A module whose parameters have a leading axis of `count` layers, to be run by `lax.scan`."""
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
 
-REMAT_POLICIES: dict[str, Callable | None] = {
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
-def maybe_remat(function: Callable, mode: str, *, in_scan: bool = False) -> Callable:
-    """`function` under jax.checkpoint: 'full' recomputes everything, 'dots' keeps matrix products, 'none' is a no-op.
+def maybe_remat[**P, T](function: Callable[P, T], mode: str, *, in_scan: bool = False) -> Callable[P, T]:
+    """The function, whose intermediate values the backward pass computes again.
 
-    in_scan: it is the body of a `lax.scan`, which already keeps XLA from merging the two computations."""
+    Args:
+        function: A pure function of arrays.
+        mode: "none" changes nothing, "full" recomputes everything, "dots" keeps the results of matrix products.
+        in_scan: Whether the function is the body of a `lax.scan`, which already keeps XLA from merging the two
+            computations.
+    """
     if mode == "none":
         return function
     return jax.checkpoint(function, policy=REMAT_POLICIES[mode], prevent_cse=not in_scan)

@@ -31,6 +31,7 @@ from vr_jax.errors import ConfigError
 from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, check
 from vr_jax.model.batch import Batch
 from vr_jax.model.decoders.stages import DecoderModule, StageHook
+from vr_jax.sharding import Rules, forget_rules, register_rules
 
 # The field of VlmConfig that holds a method of each kind, and the folder of vr_jax.model with the files of that kind.
 FOLDERS: dict[str, str] = {
@@ -102,10 +103,13 @@ class MethodConfig(Config):
     Attributes:
         kind: One of the keys of `FOLDERS`.
         name: The name that chooses the method in a config file.
+        sharding_rules: Rules for parameters whose names are not in the table of `vr_jax.sharding`: patterns of the path
+            within the encoder, projector, decoder or refusion module, and how the axes are cut.
     """
 
     kind: ClassVar[str]
     name: ClassVar[str]
+    sharding_rules: ClassVar[Rules] = ()
 
     def __init_subclass__(cls, *, name: str | None = None, kind: str | None = None, **options: Any) -> None:
         """Registers a method.
@@ -133,6 +137,7 @@ class MethodConfig(Config):
             )
         cls.name = name
         known[name] = cls
+        register_rules(cls.kind, cls.sharding_rules, _owner(cls))
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the fields as a dictionary that JSON can hold."""
@@ -484,4 +489,12 @@ def registered_temporarily() -> Iterator[None]:
     try:
         yield
     finally:
+        for kind, known in before.items():
+            for name in _methods[kind].keys() - known.keys():
+                forget_rules(_owner(_methods[kind][name]))
         _methods.update(before)
+
+
+def _owner(method_class: type[MethodConfig]) -> str:
+    """The name of a method in the messages of `vr_jax.sharding`."""
+    return f"the {method_class.kind} {method_class.name!r}"

@@ -120,7 +120,8 @@ class VisionLanguageModel(nnx.Module):
             layers: Numbers of decoder layers, counted from 1 and strictly increasing.
 
         Returns:
-            The state of the token of each cell of the tile slots. A cell without a token holds some other token's state.
+            The state of the token of each cell of the tile slots. A cell without a token holds some other token's
+            state.
 
         Raises:
             ValueError: A layer does not exist, or the model has a pruner, whose tokens leave the cells.

@@ -1,7 +1,8 @@
 """The interface between a decoder and the rest of the model: inputs, stages, hooks and caches.
 
-A decoder runs its layers in stages. Stage k is one `lax.scan` over stacked layers; a stage hook may act before each stage
-and change the length of the rows. The decoder itself knows nothing of images (docs/design/decisions.md#decision-1).
+A decoder runs its layers in stages. Stage k is one `lax.scan` over stacked layers; a stage hook may act before each
+stage and change the length of the rows. The decoder itself knows nothing of images
+(docs/design/decisions.md#decision-1).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax.pytree import array_dataclass
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+
+@array_dataclass
 class DecoderInputs:
     """The packed rows on their way through the stages.
 
@@ -35,8 +37,7 @@ class DecoderInputs:
         return dataclasses.replace(self, **changes)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class StageCache:
     """Keys and values of one stage's L layers.
 
@@ -86,7 +87,7 @@ def write_slot(
     return jax.lax.dynamic_update_slice(slots, update[None], (layer, 0, 0, slot, 0))
 
 
-@dataclass(frozen=True)
+@array_dataclass
 class HiddenStates:
     """Hidden states at M selected positions between the layers, before the final norm.
 
@@ -105,9 +106,9 @@ class HiddenStates:
 class StageHook[State]:
     """A function that acts on the decoder inputs before each stage, and the state that it carries from stage to stage.
 
-    The decoder calls `apply` with k = 0, 1, ... before stage k, and with the number of stages before the final norm, each
-    time with the state that the call before returned. So the function itself keeps nothing between calls. A hook belongs
-    to one forward pass: `apply` may hold arrays of its batch.
+    The decoder calls `apply` with k = 0, 1, ... before stage k, and with the number of stages before the final norm,
+    each time with the state that the call before returned. So the function itself keeps nothing between calls. A hook
+    belongs to one forward pass: `apply` may hold arrays of its batch.
 
     Attributes:
         apply: Maps (k, decoder inputs, state) to the inputs of stage k and the next state. It may change the length of
@@ -122,8 +123,8 @@ class StageHook[State]:
 class DecodeStage(Protocol):
     """A function that runs the layers of one stage for one new token per row.
 
-    A layer of any decoder is called as layer(hidden, rotary, attend), where attend maps (query, key, value) to the result
-    of the attention and the written cache; it returns the hidden states and that cache.
+    A layer of any decoder is called as layer(hidden, rotary, attend), where attend maps (query, key, value) to the
+    result of the attention and the written cache; it returns the hidden states and that cache.
     """
 
     def __call__(
@@ -229,8 +230,8 @@ class DecoderModule(Protocol):
             hidden: Embeddings of the tokens.
             positions: Their positions, which continue those of the prompts.
             cache: The caches of all stages.
-            decode_stage: What runs a stage, in place of the decoder's own scan over stacked layers; `cache` and `stages`
-                then have the form that it takes.
+            decode_stage: What runs a stage, in place of the decoder's own scan over stacked layers; `cache` and
+                `stages` then have the form that it takes.
 
         Returns:
             The hidden states after the final norm, and the caches with the tokens.

@@ -1,16 +1,19 @@
-"""SigLIP vision tower with hidden states at chosen depths, patches in window-major order.
+"""`siglip`: SigLIP's vision tower, which gives hidden states at chosen depths with patches in window-major order.
 
-Source: transformers `models/siglip/modeling_siglip.py`; methods.md 1.1."""
+Source: transformers `models/siglip/modeling_siglip.py`; docs/design/methods.md#vision-tower.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
@@ -19,7 +22,7 @@ from vr_jax.kernels.attention.api import full_attention
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
 from vr_jax.model.registry import EncoderConfig, ModelSpec
 from vr_jax.model.windows import patchify, raster_order
-from vr_jax.sharding import constrain
+from vr_jax.sharding import Rules, constrain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,13 @@ class SiglipConfig(EncoderConfig, name="siglip"):
         patch_size: Pixels per side of a patch.
         layer_norm_eps: Epsilon of the norms.
     """
+
+    # The inputs of the patch embedding are no multiple of 8 at patches of 14 pixels (588), so they stay whole.
+    sharding_rules: ClassVar[Rules] = (
+        (r"patch_embed\.kernel", P(None, "fsdp")),
+        (r"patch_embed\.bias", P(None)),
+        (r"position_embedding", P(None, "fsdp")),
+    )
 
     hidden_size: PositiveInt = 1024
     intermediate_size: PositiveInt = 4096
@@ -71,48 +81,55 @@ class SiglipConfig(EncoderConfig, name="siglip"):
 class Attention(nnx.Module):
     """Bidirectional attention over all patches of a tile."""
 
-    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the projections; `backend` is that of `vr_jax.kernels.attention`."""
         make = functools.partial(linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
         self.q, self.k, self.v, self.out = make(), make(), make(), make()
         self.heads, self.backend = config.num_heads, backend
 
     def received(self, x: Float[Array, "M P D"]) -> Float[Array, "M H P"]:
-        """Each patch's share of the attention, averaged over the patches that attend; float32."""
+        """The attention that each patch receives, averaged over the patches that attend; float32."""
         q, k = (split_heads(layer(x), self.heads) for layer in (self.q, self.k))
         logits = jnp.einsum("mqhk,mphk->mhqp", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=2)
 
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
+        """The update of the P patches of M tiles."""
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
         return self.out(merge_heads(full_attention(q, k, v, self.backend)))
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    """Linear, GELU in its tanh form, Linear."""
+
+    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the two layers."""
         self.fc1 = linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs, init=xavier)
         self.fc2 = linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
 
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
+        """The update of each patch."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
 
 
 class Block(nnx.Module):
-    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs):
+    """One layer: attention and MLP, each with a LayerNorm before it."""
+
+    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        """Initialises the sub-layers; `backend` is that of `vr_jax.kernels.attention`."""
         self.norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = Attention(config, backend=backend, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
+        """Runs the layer on the P patches of M tiles."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class Siglip(nnx.Module):
-    """The vision tower, without its pooling head.
-
-    stride: side of a window in patches. bounds: stage k holds blocks bounds[k] .. bounds[k + 1] - 1; every hidden
-    state that is asked for must be a bound. attention_backend: of `model.attention.full_attention`."""
+    """The vision tower without its pooling head; `EncoderModule` documents its methods."""
 
     def __init__(
         self,
@@ -123,7 +140,17 @@ class Siglip(nnx.Module):
         attention_backend: str = "auto",
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
+        """Initialises the tower.
+
+        Args:
+            config: Its sizes.
+            stride: Patches per side of a window.
+            bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1; every level that is read must be a bound.
+            attention_backend: Backend of `vr_jax.kernels.attention`.
+            dtype: Type of the activations.
+            rngs: Random state of the initial values.
+        """
         width = config.hidden_size
         self.patch_embed = linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
         self.position_embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (config.grid**2, width)))
@@ -141,9 +168,13 @@ class Siglip(nnx.Module):
     def __call__(
         self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
     ) -> tuple[Float[Array, "*B cells patches D"], ...]:
-        """Hidden states `levels` (0 = patch embeddings, i = output of block i counted from 1), none post-normalised.
+        """See `EncoderModule.__call__`. No level is normalised by the tower's last LayerNorm.
 
-        Blocks beyond the deepest level are not run. Raises ValueError for a level that is no stage bound."""
+        Layers beyond the deepest level do not run.
+
+        Raises:
+            ValueError: A level is no bound of a stage.
+        """
         missing = [level for level in levels if level not in self.bounds]
         if missing:
             raise ValueError(f"SigLIP hidden states {missing} are not stage bounds {self.bounds}")
@@ -163,9 +194,7 @@ class Siglip(nnx.Module):
         return tuple(taken[level].reshape(*batch, cells, patches, -1) for level in levels)
 
     def received_attention(self, hidden: Float[Array, "*B cells patches D"]) -> Float[Array, "*B heads cells patches"]:
-        """Each patch's share of the attention in the last block, averaged over the patches that attend; float32.
-
-        hidden: what enters that block, hidden state `num_layers - 1`."""
+        """See `EncoderModule.received_attention`."""
         *batch, cells, patches, width = hidden.shape
         block = jax.tree.map(lambda leaf: leaf[-1], self.stages[-1])
         received = block.attn.received(block.norm1(hidden.reshape(-1, cells * patches, width)))

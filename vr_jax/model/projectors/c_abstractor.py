@@ -7,10 +7,12 @@ SiLU); docs/design/methods.md#c-abstractor.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -19,6 +21,7 @@ from vr_jax.model.layers import LayerNorm, linear, normal
 from vr_jax.model.projectors.depthwise import DepthwiseConv
 from vr_jax.model.registry import ModelSpec, ProjectorConfig
 from vr_jax.model.windows import to_raster, to_windows
+from vr_jax.sharding import Rules
 
 # timm turns LayerNorm2d, whose epsilon is 1e-6, into LayerNormAct2d, whose epsilon is 1e-5; recorded outputs agree.
 EPS = 1e-5
@@ -34,6 +37,11 @@ class CAbstractorConfig(ProjectorConfig, name="c_abstractor"):
     Attributes:
         depth: Number of bottlenecks before the pooling, and as many after it.
     """
+
+    sharding_rules: ClassVar[Rules] = (
+        (r"(.+\.)?conv\.(kernel|bias)", P()),
+        (r"position_embedding", P(None, "fsdp")),
+    )
 
     depth: PositiveInt = 3
 

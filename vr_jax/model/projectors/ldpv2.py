@@ -7,20 +7,25 @@ docs/design/methods.md#ldpv2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vr_jax.model.layers import linear, torch_init
 from vr_jax.model.projectors.depthwise import DepthwiseConv
 from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.sharding import Rules
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ldpv2Config(ProjectorConfig, name="ldpv2"):
     """MobileVLM V2's projector for any stride; the official one always makes 12 x 12 tokens."""
+
+    sharding_rules: ClassVar[Rules] = ((r"(.+\.)?conv\.(kernel|bias)", P()),)
 
     def flops_per_tile(self, spec: ModelSpec) -> float:
         """See `ProjectorConfig.flops_per_tile`. The MLP runs on every patch."""

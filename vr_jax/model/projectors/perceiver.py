@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.fields import PositiveInt, check
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
 from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.sharding import Rules
 
 EPS = 1e-5
 
@@ -33,6 +36,8 @@ class PerceiverConfig(ProjectorConfig, name="perceiver"):
         heads: Attention heads.
         head_dim: Channels of a head.
     """
+
+    sharding_rules: ClassVar[Rules] = ((r"latents", P(None, "fsdp")),)
 
     depth: PositiveInt = 3
     latents: PositiveInt | None = None

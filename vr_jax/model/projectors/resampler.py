@@ -6,17 +6,20 @@ Source: HwwwwwwwH/MiniCPM-V-2 `resampler.py` (`Resampler`); docs/design/methods.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vr_jax.fields import PositiveInt, check
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
 from vr_jax.model.registry import ModelSpec, ProjectorConfig
 from vr_jax.model.windows import raster_order
+from vr_jax.sharding import Rules
 
 EPS = 1e-6
 # torch's trunc_normal_ cuts at -2 and 2, a hundred standard deviations away.
@@ -33,6 +36,11 @@ class ResamplerConfig(ProjectorConfig, name="resampler"):
             of the queries, resized bicubically, as in Qwen-VL.
     """
 
+    sharding_rules: ClassVar[Rules] = (
+        (r"query", P(None, "fsdp")),
+        (r"(kv_proj|proj)\.kernel", P("fsdp", "tensor")),
+    )
+
     heads: PositiveInt | None = None
     adaptive: bool = True
 
@@ -46,7 +54,8 @@ class ResamplerConfig(ProjectorConfig, name="resampler"):
         check(width % heads == 0, f"projector.heads = {heads} does not divide the decoder's width {width}; set another")
         check(
             width % 4 == 0,
-            f"projector 'resampler': decoder.hidden_size = {width} is not divisible by 4, which 2-D sine positions need",
+            f"projector 'resampler': decoder.hidden_size = {width} is not divisible by 4, which two-dimensional sine "
+            "positions need",
         )
 
     def flops_per_tile(self, spec: ModelSpec) -> float:

@@ -6,10 +6,12 @@ Source: CircleRadon/TokenPacker `llava/model/multimodal_projector/builder.py`; d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -17,6 +19,7 @@ from vr_jax.fields import NonNegativeInt, PositiveInt, check
 from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
 from vr_jax.model.registry import ModelSpec, ProjectorConfig, check_increasing
+from vr_jax.sharding import Rules
 
 EPS = 1e-6
 # timm's trunc_normal_ cuts at -2 and 2, a hundred standard deviations away.
@@ -32,6 +35,8 @@ class TokenPackerConfig(ProjectorConfig, name="token_packer"):
         width: Channels of the attention, or None for those of the encoder.
         heads: Attention heads.
     """
+
+    sharding_rules: ClassVar[Rules] = ((r"q_proj\.kernel", P("fsdp", "tensor")),)
 
     levels: tuple[NonNegativeInt, ...] = (12, 16, 22, 23)
     width: PositiveInt | None = None

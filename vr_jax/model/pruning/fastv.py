@@ -1,7 +1,7 @@
 """`fastv` keeps the vision tokens that the last token attends to most in layer K (Chen et al., ECCV 2024).
 
-Source: pkunlp-icler/FastV `src/FastV/llava-hf/transformers/src/transformers/models/llama/modeling_llama.py`, the variant
-with a key-value cache, which prunes once at prefill; docs/design/methods.md#fastv.
+Source: pkunlp-icler/FastV `src/FastV/llava-hf/transformers/src/transformers/models/llama/modeling_llama.py`, the
+variant with a key-value cache, which prunes once at prefill; docs/design/methods.md#fastv.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class FastVConfig(PrunerConfig, name="fastv"):
     Attributes:
         layer: The number K of decoder layers that read every token.
         keep: The fraction of the vision tokens that is kept. FastV's own R is 1 - keep.
-        budget: "after_layer" keeps the fraction after layer K. "layer_average" keeps so many fewer that the mean over all
-            layers is the fraction.
+        budget: "after_layer" keeps the fraction after layer K. "layer_average" keeps so many fewer that the mean over
+            all layers is the fraction.
     """
 
     layer: PositiveInt = 2
@@ -63,7 +63,7 @@ class FastVConfig(PrunerConfig, name="fastv"):
         return prompt.text + (prompt.vision if layer < self.layer else self.count(spec, prompt.vision))
 
     def build(self, spec: ModelSpec, forward: ForwardPass) -> StageHook[tuple[Bool[Array, "B N"], Float[Array, "B N"]]]:
-        """See `PrunerConfig.build`. The state is the mask of vision tokens and their scores, which layer K - 1 gives."""
+        """See `PrunerConfig.build`. The state is the mask of vision tokens and, once layer K has them, their scores."""
         decoder, lengths = forward.decoder, forward.lengths
         vision = vision_tokens(forward.batch)
         count = counts(lambda n: self.count(spec, n), jnp.sum(vision, axis=1), vision.shape[1])

@@ -1,4 +1,4 @@
-"""`vispruner` keeps per tile the patches that the encoder attends to most, and a diverse rest (Zhang et al., ICCV 2025).
+"""`vispruner` keeps the patches that the encoder attends to most, and a diverse rest (Zhang et al., ICCV 2025).
 
 Source: Theia-4869/VisPruner (`encode_images`, `prepare_inputs_labels_for_multimodal`);
 docs/design/methods.md#vispruner.

@@ -1,8 +1,8 @@
-"""What a re-fusion block knows about the images of a batch."""
+"""`VisionContext`: the images of a batch as a re-fusion block sees them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import jax
@@ -10,17 +10,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vr_jax.model.batch import NEWLINE, Batch
+from vr_jax.pytree import array_dataclass
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class VisionContext:
-    """Encoder features and where each of their cells sits among the tokens.
+    """The encoder's features, and the token that stands for each of their cells.
 
-    features: what the refusion's `Features` made of the encoder's levels. `cells` below counts the slots of a row:
-    tiles * cells per tile."""
+    In the shapes of the methods, `cells` is the number of cell slots of a row: tile slots times cells per tile.
 
-    features: Any  # usually (B, T, cells, patches, width), window-major
+    Attributes:
+        features: The result of the method's `build_features` module, usually (B, T, cells of a tile, patches of a cell,
+            width).
+        vision_cell: See `Batch`.
+        segment_ids: See `Batch`.
+        text_token_mask: See `Batch`.
+        tile_segment: See `Batch`.
+        tile_image: See `Batch`.
+        cells_per_tile: Vision tokens of a tile.
+    """
+
+    features: Any
     vision_cell: Int[Array, "B N"]
     segment_ids: Int[Array, "B N"]
     text_token_mask: Bool[Array, "B N"]
@@ -30,6 +40,7 @@ class VisionContext:
 
     @classmethod
     def of(cls, batch: Batch, features: Any, cells_per_tile: int) -> VisionContext:
+        """The context of a batch with the given features."""
         return cls(
             features=features,
             vision_cell=batch.vision_cell,
@@ -42,36 +53,45 @@ class VisionContext:
 
     @property
     def is_vision(self) -> Bool[Array, "B N"]:
+        """The mask of the vision tokens, without newlines."""
         return self.vision_cell >= 0
 
     def gather_cells(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B cells D"]:
-        """The state of the token that stands for each cell. A cell without a token (unused tile, cropped by unpad)
-        holds some other token's state: its result must not be read, and `scatter_cells` does not."""
+        """The state of the token that stands for each cell.
+
+        A cell without a token, in an unused tile or cropped by unpad, holds some other token's state. Its result must
+        not be read, and `scatter_cells` does not read it.
+        """
         length = self.vision_cell.shape[1]
         token = self._to_cells(jnp.arange(length, dtype=jnp.int32))
         return jnp.take_along_axis(hidden, token[..., None], axis=1)
 
     @property
     def has_token(self) -> Bool[Array, "B cells"]:
-        """Which cells have a token: not those of unused tiles, nor what unpad crops."""
+        """The mask of the cells that have a token; those of unused tiles and those cropped by unpad have none."""
         return self._to_cells(jnp.ones(self.vision_cell.shape[1], bool))
 
     def _to_cells(self, values: Shaped[Array, " N"]) -> Shaped[Array, "B cells"]:
-        """One value per token slot, put where its cell is; zero elsewhere."""
+        """Puts the value of each token slot where its cell is; other cells are zero."""
         rows = self.vision_cell.shape[0]
         slots = self.tile_image.shape[1] * self.cells_per_tile
-        index = jnp.where(self.is_vision, self.vision_cell, slots)  # out of range: dropped
+        # Other tokens point out of range, which drops them.
+        index = jnp.where(self.is_vision, self.vision_cell, slots)
         empty = jnp.zeros((rows, slots), values.dtype)
         return jax.vmap(lambda cells, i: cells.at[i].set(values, mode="drop"))(empty, index)
 
     def scatter_cells(self, cells: Float[Array, "B cells D"]) -> Float[Array, "B N D"]:
-        """Each vision token's cell; zeros at every other token."""
+        """The value of each vision token's cell; every other token has zeros."""
         taken = jnp.take_along_axis(cells, jnp.maximum(self.vision_cell, 0)[..., None], axis=1)
         return jnp.where(self.is_vision[..., None], taken, 0)
 
     def token_group(self, scope: str, newline: bool) -> Int[Array, "B N"]:
-        """1 + the tile ('tile') or the image's number ('image') of each vision token, 0 elsewhere. With `newline`,
-        newline tokens count to the vision token before them."""
+        """The group of each vision token, counted from 1; 0 for other tokens.
+
+        Args:
+            scope: "tile" makes each tile a group, "image" each image.
+            newline: Whether newline tokens belong to the group of the vision token before them.
+        """
         cell = self.vision_cell
         if newline:
             index = jnp.arange(cell.shape[1])
@@ -82,9 +102,10 @@ class VisionContext:
         return jnp.where(cell >= 0, group, 0)
 
     def group_segment(self, scope: str) -> Int[Array, "B T"]:
-        """The segment that group g + 1 belongs to; 0 if there is no such group. At most one group per tile slot."""
+        """The segment that group g + 1 belongs to, for as many groups as there are tile slots; 0 for no such group."""
         if scope == "tile":
             return self.tile_segment
         slots = self.tile_image.shape[1]
-        member = self.tile_image[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]  # (B, group, tile)
+        # The axes are row, group and tile.
+        member = self.tile_image[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
         return jnp.max(jnp.where(member, self.tile_segment[:, None, :], 0), axis=-1)

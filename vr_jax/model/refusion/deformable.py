@@ -1,34 +1,41 @@
-"""Multi-scale deformable attention: each query reads a few sampled points of every feature map.
+"""Multi-scale deformable attention, in which each query reads a few sampled points of every feature map.
 
-Source: fundamentalvision/Deformable-DETR `models/ops/modules/ms_deform_attn.py` (`MSDeformAttn`),
-`models/ops/functions/ms_deform_attn_func.py` (`ms_deform_attn_core_pytorch`)."""
+Source: fundamentalvision/Deformable-DETR `models/ops/modules/ms_deform_attn.py` (`MSDeformAttn`) and
+`models/ops/functions/ms_deform_attn_func.py` (`ms_deform_attn_core_pytorch`).
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vr_jax.model.layers import linear, merge_heads, split_heads, xavier
 
-Shapes = Sequence[tuple[int, int]]  # (rows, columns) of each level's map
+# Rows and columns of each level's map.
+Shapes = Sequence[tuple[int, int]]
 
 
 def sampling_locations(
     reference: Float[Array, "N Q L R"], offsets: Float[Array, "N Q H L P 2"], shapes: Shapes
 ) -> Float[Array, "N Q H L P 2"]:
-    """Points (x, y) in units of the map, 0 its left or top edge and 1 its right or bottom edge.
+    """The sampled points (x, y) in units of the map: 0 is its left or top edge, 1 its right or bottom edge.
 
-    reference: R = 2, points (x, y), from which offsets are patches; R = 4, boxes (x, y, width, height) around their
-    centre, from which offsets are P-ths of half the box."""
+    Args:
+        reference: With R = 2, reference points (x, y). With R = 4, boxes (x, y, width, height) around their centre.
+        offsets: Offsets of P points per head and level. From a reference point they count in patches, from a box in
+            P-ths of half its size.
+        shapes: Rows and columns of each level's map.
+    """
     centre = reference[:, :, None, :, None, :2]
     if reference.shape[-1] == 2:
         size = jnp.asarray([(columns, rows) for rows, columns in shapes], offsets.dtype)
@@ -42,13 +49,20 @@ def sample(
     locations: Float[Array, "N Q H L P 2"],
     weights: Float[Array, "N Q H L P"],
 ) -> Float[Array, "N Q H d"]:
-    """Weighted sum of the bilinearly sampled points (torch: grid_sample, zeros outside, align_corners=False).
+    """The weighted sum of bilinearly sampled points.
 
-    value: M patches of all levels, level after level, each in raster order."""
+    It samples as torch's grid_sample does with zeros outside and align_corners=False.
+
+    Args:
+        value: M patches of all levels, one level after the other, each in raster order.
+        shapes: Rows and columns of each level's map.
+        locations: The points, see `sampling_locations`.
+        weights: The weight of each point.
+    """
     count, _, heads, _ = value.shape
     rows, columns = (np.asarray(side, np.int32)[:, None] for side in zip(*shapes, strict=True))
     start = np.cumsum([0, *(math.prod(shape) for shape in shapes)], dtype=np.int32)[:-1, None]
-    # Centres of patches are whole numbers. Always float32: a bfloat16 has too few digits for them.
+    # Centres of patches are whole numbers. A bfloat16 has too few digits for them, so they are always float32.
     x, y = (locations[..., i].astype(jnp.float32) * side - 0.5 for i, side in ((0, columns), (1, rows)))
     left, top = jnp.floor(x), jnp.floor(y)
     index: list[Array] = []
@@ -62,7 +76,7 @@ def sample(
         share.append(jnp.where(inside, bilinear, 0) * weights)
 
     def per_head(corners: list[Array]) -> Array:
-        """(N, H, Q, points of all levels, four corners each)"""
+        """Joins the corners of all points of a query to (N, H, Q, levels * points * 4)."""
         stacked = jnp.stack(corners, axis=-1)
         return stacked.reshape(*stacked.shape[:3], -1).swapaxes(1, 2)
 
@@ -73,7 +87,7 @@ def sample(
 
 
 class DeformableAttention(nnx.Module):
-    """MSDeformAttn with its initial values: points in a ring of `heads` directions, at distances 1 .. `points`."""
+    """`MSDeformAttn` with its initial values: each head looks in a direction of its own, at distances 1, 2, ..."""
 
     def __init__(
         self,
@@ -83,14 +97,26 @@ class DeformableAttention(nnx.Module):
         levels: int,
         points: int,
         *,
-        out_init: Callable | None = None,
+        out_init: Initializer | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
+        """Initialises the projections.
+
+        Args:
+            width: Channels of queries and features.
+            out_width: Channels of the output.
+            heads: Attention heads.
+            levels: Number of feature maps.
+            points: Sampled points per head and level.
+            out_init: Initialiser of the output's kernel; None is Xavier-uniform, as in the original.
+            dtype: Type of the computation.
+            rngs: Random state of the initial values.
+        """
         make = functools.partial(linear, width, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
         count = heads * levels * points
-        self.offsets = make(2 * count, init=zeros, bias_init=lambda *_: _ring(heads, levels, points))
+        self.offsets = make(2 * count, init=zeros, bias_init=lambda *_, **__: _ring(heads, levels, points))
         self.weights = make(count, init=zeros)
         self.value = make(width, init=xavier)
         self.output = make(out_width, init=out_init or xavier)
@@ -104,7 +130,15 @@ class DeformableAttention(nnx.Module):
         shapes: Shapes,
         padding: Bool[Array, "N M"] | None = None,
     ) -> Float[Array, "N Q O"]:
-        """features: all levels one after another, each in raster order; where `padding` is True they count as zero."""
+        """The result of the attention.
+
+        Args:
+            query: Q queries.
+            reference: The reference point or box of each query on each level, see `sampling_locations`.
+            features: The patches of all levels, one level after the other, each in raster order.
+            shapes: Rows and columns of each level's map.
+            padding: True for patches that count as zero; None where there are none.
+        """
         value = self.value(features)
         if padding is not None:
             value = jnp.where(padding[..., None], 0, value)
@@ -117,14 +151,17 @@ class DeformableAttention(nnx.Module):
         value: Float[Array, "N M E"],
         shapes: Shapes,
     ) -> Float[Array, "N Q O"]:
-        """From projected values on."""
+        """Does what `attend` does, from projected values on."""
         locations, weights = self.points_of(query, reference, shapes)
         return self.output(merge_heads(sample(split_heads(value, self.heads), shapes, locations, weights)))
 
     def points_of(
         self, query: Float[Array, "N Q E"], reference: Float[Array, "N Q L R"], shapes: Shapes
     ) -> tuple[Float[Array, "N Q H L P 2"], Float[Array, "N Q H L P"]]:
-        """Where each query looks, and the weight of each point, float32: a head's sum to one over levels and points."""
+        """The points of each query, and their weights.
+
+        Both are float32. The weights of a head sum to one over levels and points.
+        """
         points = *query.shape[:2], self.heads, self.levels, self.points
         offsets, weights = (layer(query).astype(jnp.float32) for layer in (self.offsets, self.weights))
         weights = jax.nn.softmax(weights.reshape(*points[:3], -1), axis=-1)
@@ -132,7 +169,10 @@ class DeformableAttention(nnx.Module):
 
 
 def _ring(heads: int, levels: int, points: int) -> Float[Array, " offsets"]:
-    """Head h looks in direction 2 pi h / heads (on a square ring), its k-th point at distance k + 1."""
+    """The initial offsets of all points.
+
+    Head h looks in direction 2 pi h / heads on a square ring, and its k-th point lies at distance k + 1.
+    """
     angle = 2 * np.pi * np.arange(heads) / heads
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     direction /= np.abs(direction).max(axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """The three interactions of Vision Remember (paper, Table 5b): with the window, the whole tile, or sampled points.
 
-An interaction holds the projections around an attention. It maps one query per cell and the features of the tiles to one
-update per cell. The features are normalised; `affine` is the affine part of their norm, or None if they have none.
+An interaction holds the projections around an attention. It maps one query per cell and the features of the tiles to
+one update per cell. The features are normalised; `affine` is the affine part of their norm, or None if they have none.
 Nothing crosses the border of a tile.
 """
 

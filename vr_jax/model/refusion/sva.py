@@ -3,18 +3,19 @@
 Source: cambrian-mllm/cambrian `cambrian/model/vision_sampler.py` (`VisionCrossAttentionLayer`, "joint"),
 `cambrian/model/cambrian_arch.py` (auxiliary projection, global context) and
 `cambrian/model/language_model/cambrian_llama.py` (the samplers in the decoder); docs/design/methods.md#sva. There is no
-gate and no zero initialisation: as in the original, the blocks change the decoder's hidden states from the first step on.
+gate and no zero initialisation, as in the original.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -24,7 +25,7 @@ from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.registry import ModelSpec, RefusionConfig
-from vr_jax.sharding import constrain
+from vr_jax.sharding import Rules, constrain
 
 EPS = 1e-5
 
@@ -41,6 +42,11 @@ class SvaConfig(RefusionConfig, name="sva"):
         heads: Attention heads.
         depth: Layers of one insertion.
     """
+
+    sharding_rules: ClassVar[Rules] = (
+        (r".+\.(proj_context|proj_in)\.kernel", P("fsdp", "tensor")),
+        (r".+\.pos_embed", P()),
+    )
 
     levels: tuple[NonNegativeInt, ...] = (23,)
     width: PositiveInt = 1024
@@ -122,6 +128,7 @@ class WindowAttention(nnx.Module):
         windows: Float[Array, "B C S E"],
         valid: Bool[Array, "B C S"] | None,
     ) -> Float[Array, "B C E"]:
+        """The update of C queries from their windows; `valid` is the mask of the patches, or None for all."""
         q = split_heads(self.q(self.ln_q(query)), self.heads)
         k = split_heads(self.k(self.ln_k(windows)), self.heads)
         v = split_heads(self.v(self.ln_v(windows)), self.heads)

@@ -4,19 +4,20 @@
     x = x + down(MHA(q, kv, kv))                       cross-attention; other interactions read the tile or some points
     x = x + MHA(z, z, z)[vision],  z = LN_s([x; t])    bidirectional; t is the maximum over the states of the question
 
-Source: section 3.3 of the paper, which has no public code; docs/design/methods.md#vision-remember-block holds every choice
-that the paper leaves open.
+Source: section 3.3 of the paper, which has no public code; docs/design/methods.md#vision-remember-block holds every
+choice that the paper leaves open.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from vr_jax.fields import NonNegativeInt, PositiveInt, check
@@ -35,7 +36,8 @@ from vr_jax.model.layers import (
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.interactions import FeatureAffine, GlobalAttention, LocalAttention, SampledAttention
 from vr_jax.model.registry import ModelSpec, RefusionConfig
-from vr_jax.sharding import constrain
+from vr_jax.pytree import array_dataclass
+from vr_jax.sharding import Rules, constrain
 
 EPS = 1e-6
 _zeros = nnx.initializers.zeros
@@ -72,6 +74,18 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
         self_positions: Whether queries and keys of the self-attention are rotated by the decoder's positions.
         shared_weights: Whether all insertions are one block.
     """
+
+    # In the deformable interaction the offsets and weights of a head lie side by side.
+    sharding_rules: ClassVar[Rules] = (
+        (r".+\.up2\.kernel", P("tensor", "fsdp")),
+        (r".+\.up2\.bias", P(None)),
+        (r".+\.(gate_cross|gate_self|gate_ffn)", P()),
+        (r".+\.(offsets|weights|value)\.kernel", P("fsdp", "tensor")),
+        (r".+\.(offsets|weights|value)\.bias", P("tensor")),
+        (r".+\.output\.kernel", P("tensor", "fsdp")),
+        (r".+\.output\.bias", P(None)),
+        (r".+\.level_embed", P()),
+    )
 
     interaction: Literal["local", "deformable", "global"] = "local"
     cross_attention: Literal["absorbed", "plain"] = "absorbed"
@@ -159,8 +173,8 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
 class Features(nnx.Module):
     """The levels side by side, normalised, computed once for all insertions.
 
-    The affine part of the norms is not applied here: every block folds its own into its projections. The encoder gets no
-    gradient.
+    The affine part of the norms is not applied here: every block folds its own into its projections. The encoder gets
+    no gradient.
     """
 
     def __init__(self, config: VisionRememberConfig) -> None:
@@ -177,8 +191,7 @@ class Features(nnx.Module):
         return joint if self.norm == "none" else normalize(joint, EPS).astype(dtype)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class Reread:
     """The attention of one insertion of the local interaction, float32.
 
@@ -297,8 +310,8 @@ class Block(nnx.Module):
     ) -> Float[Array, "B N D"]:
         """The hidden states after the self-attention among vision tokens.
 
-        It runs on whole rows, with the vision tokens of an image (or tile) and the text-guided token of its sample as one
-        segment. The text-guided token is key and value only, because its own result would be discarded.
+        It runs on whole rows, with the vision tokens of an image (or tile) and the text-guided token of its sample as
+        one segment. The text-guided token is key and value only, because its own result would be discarded.
 
         Args:
             x: Hidden states.
@@ -350,8 +363,8 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """The text-guided token of each group's sample, and whether there is one.
 
-        It is the maximum of each channel over the tokens of `text_token_mask`, and zero where there are none. If no text
-        is pooled at all, there are no groups (T = 0).
+        It is the maximum of each channel over the tokens of `text_token_mask`, and zero where there are none. If no
+        text is pooled at all, there are no groups (T = 0).
         """
         if self.config.text_pool == "none":
             return hidden[:, :0], jnp.zeros((hidden.shape[0], 0), bool)
