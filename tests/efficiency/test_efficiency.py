@@ -21,9 +21,10 @@ from vr_jax.cli.main import main
 from vr_jax.efficiency.measure import load, measure, random_model
 from vr_jax.efficiency.plot import draw
 from vr_jax.efficiency.report import JSON, MARKDOWN, PLOT
-from vr_jax.efficiency.results import EfficiencyError, Settings
+from vr_jax.efficiency.results import EfficiencySettings
 from vr_jax.efficiency.scores import parse_scores
 from vr_jax.efficiency.systems import Source, System, image_size, is_vision, prompt, systems
+from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
 from vr_jax.evaluation.overall import overall_summary
 from vr_jax.inference import Buckets, Generator
@@ -106,7 +107,7 @@ def test_memory_is_that_of_the_programs(found):
 def test_the_cache_behind_a_pruner_has_no_room_for_what_it_dropped(found, config_file):
     """In bytes, exactly, by what decoding is given; the compiler's temporaries come on top."""
     content, by_name = found
-    settings = Settings(**content["settings"])
+    settings = EfficiencySettings(**content["settings"])
     given = {}
     for system in systems([Source("config", f"{config_file}:{name}") for name in ("uncompressed", "fastv")], "anyres4"):
         loaded = load(system, settings)
@@ -134,7 +135,7 @@ def test_table_and_plot(run, found):
     assert f"{peak / 2**20:+,.1f}" in lines[4]
     assert lines[4].endswith("| 40.0 |")
     assert "192 -> 48" in lines[4]
-    assert "measured peak (the device's own peak_bytes_in_use): not available" in text
+    assert "measured peak (peak_bytes_in_use) is not available" in text
     plot = ElementTree.fromstring((output / PLOT).read_text())
     assert plot.tag.endswith("svg")
     assert sorted(path.name for path in output.iterdir()) == sorted((JSON, MARKDOWN, PLOT))
@@ -146,7 +147,7 @@ def test_results_are_replaced_only_if_asked(run, config_file, capsys, monkeypatc
     assert main(["efficiency", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert f"{JSON} is there already; choose another --output, or --overwrite it" in err
+    assert f"{JSON} exists; choose another --output, or replace it with --overwrite" in err
     assert (run[0] / JSON).read_bytes() == kept
     monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("past the check"))
     with pytest.raises(pytest.fail.Exception, match="past the check"):
@@ -199,7 +200,7 @@ def test_a_checkpoint_is_measured_with_its_own_weights(tmp_path):
     source = Source("checkpoint", str(tiny.save(tmp_path / "run" / "model")))
     (system,) = systems([source], "anyres4")
     assert (system.name, system.config.image) == ("run/model", anyres4(24))
-    loaded = load(system, Settings(dtype="float32"))
+    loaded = load(system, EfficiencySettings(dtype="float32"))
     found, saved = params_of(loaded.model), params_of(tiny.model(tiny.config()))
     assert found.keys() == saved.keys()
     for name, values in saved.items():
@@ -233,18 +234,21 @@ def test_scores(tmp_path):
     assert parse_scores([f"b=c={summary}", "a=7"], names) == [7.0, 30.5]
     assert parse_scores([str(average), "0"], names) == [pytest.approx(45.0), 0.0], "40 .. 50, their mean"
     for texts, message in (
-        (["1"], "1 scores for 2 systems"),
-        (["a=1"], "expected one for each system, b=c has 0"),
+        (["1"], "1 scores are given for 2 systems"),
+        (["a=1"], "every system needs one score, but b=c has 0"),
         (["a=1", "a=2", "b=c=3"], "a has 2"),
-        (["a=1", "2"], "all of 2 with a name, or all in the order"),
-        (["x=1", "b=c=2"], "no system of that name; there are a, b=c"),
-        (["1", "101"], "no score from 0 to 100"),
-        (["1", "nan"], "no score from 0 to 100"),
-        (["1", "nowhere.json"], "neither a number nor a file"),
-        (["1", str(empty)], r"expected eval\.py's summary\.json, with a score or an average's score"),
-        (["1", str(part)], rf"no average, as benchmarks are missing \({PAPER[0]}, {PAPER[1]}\); run them, or give"),
+        (["a=1", "2"], "give all 2 scores with a name, or all in the order"),
+        (["x=1", "b=c=2"], "no system has this name; the names are a, b=c"),
+        (["1", "101"], "is not a score from 0 to 100"),
+        (["1", "nan"], "is not a score from 0 to 100"),
+        (["1", "nowhere.json"], "this is neither a number nor a file"),
+        (["1", str(empty)], r"expected the summary\.json of `vr-jax eval`, with a score or an average"),
+        (
+            ["1", str(part)],
+            rf"no average, because benchmarks are missing \({PAPER[0]}, {PAPER[1]}\); run them, or give",
+        ),
     ):
-        with pytest.raises(EfficiencyError, match=message):
+        with pytest.raises(UserError, match=message):
             parse_scores(texts, names)
 
 
@@ -256,9 +260,9 @@ def test_scores(tmp_path):
         (["--config=FILE:other"], "no variant 'other': expected one of baseline"),
         (["--config=FILE:no_model"], "config.model is missing"),
         (["--config=FILE", "--config=FILE"], "is given twice"),
-        (["--config=FILE", "--score=1", "--score=2"], "2 scores for 1 systems (tiny)"),
+        (["--config=FILE", "--score=1", "--score=2"], "2 scores are given for 1 systems (tiny)"),
         (["--config=FILE", "--new_tokens=1"], "--new_tokens=1: expected an integer >= 2"),
-        (["--config=FILE", "--text_tokens=3"], "text_tokens = 3: the chat template and one digit take"),
+        (["--config=FILE", "--text_tokens=3"], "text_tokens = 3: the chat template and one digit need"),
         (["--config=FILE", "--buckets", "--text_tokens=40000"], "the largest bucket holds 32768"),
         (["--checkpoint=FILE"], "is not a model directory"),
     ],
@@ -279,7 +283,7 @@ def test_a_layout_that_the_model_cannot_have(tmp_path, capsys):
 
 
 def test_too_large_for_the_machine(config_file, monkeypatch):
-    monkeypatch.setattr("vr_jax.efficiency.measure._room", lambda: 1000)
+    monkeypatch.setattr("vr_jax.efficiency.measure._free_bytes", lambda: 1000)
     both = [System(name, Source("config", name), tiny.config()) for name in ("a", "b")]
-    with pytest.raises(EfficiencyError, match=r"2 systems side by side do not fit .* try --isolate"):
-        measure(both, Settings())
+    with pytest.raises(UserError, match=r"2 systems side by side do not fit .* try --isolate"):
+        measure(both, EfficiencySettings())

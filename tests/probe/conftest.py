@@ -1,6 +1,5 @@
 """One tiny model directory and one generated data set, three images of which cannot be read."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,25 +7,38 @@ from pathlib import Path
 import pytest
 
 from tests.inference import tiny
-from vr_jax.probe import stand_in, tiny_imagenet
-from vr_jax.probe.main import ProbeOptions, run
-from vr_jax.probe.results import ProbeResult
+from vr_jax.probe import ProbeResult, run_probe, tiny_imagenet, write_stand_in
+from vr_jax.settings import ProbeSettings
 
 LAYERS = (1, 3)
+# These settings make a run short and still let the heads learn.
 QUICK = {"layers": LAYERS, "width": 32, "heads": 4, "epochs": 8, "batch_size": 64, "seeds": 2, "lr": 2e-2}
 
 
 @dataclass(frozen=True)
 class Setting:
+    """A model directory and a data set.
+
+    Attributes:
+        checkpoint: The model directory.
+        data: The folder of the data.
+        broken: The names of the images that cannot be read: one for training, then two for validation.
+    """
+
     checkpoint: Path
     data: Path
-    broken: tuple[str, str, str]  # a training image, then two of validation
+    broken: tuple[str, str, str]
+
+    def settings(self, **changes) -> ProbeSettings:
+        """The settings of a quick run."""
+        paths = {"checkpoint": str(self.checkpoint), "data": str(self.data)}
+        return ProbeSettings(**paths | QUICK | changes)
 
 
 @pytest.fixture(scope="session")
 def setting(tmp_path_factory) -> Setting:
     folder = tmp_path_factory.mktemp("probe")
-    stand_in.write(folder / "data", classes=4, train=60, val=16)
+    write_stand_in(folder / "data", classes=4, train=60, val=16)
     data = tiny_imagenet.read(folder / "data")
     broken = (data.train[5].name, data.val[3].name, data.val[9].name)
     for name in broken[:2]:
@@ -37,14 +49,20 @@ def setting(tmp_path_factory) -> Setting:
 
 @pytest.fixture(scope="session")
 def result(setting) -> tuple[ProbeResult, Path]:
-    """A whole run on all eight devices, and its folder."""
-    options = ProbeOptions(checkpoint=setting.checkpoint, data=setting.data, **QUICK)
-    return run(options, progress=False), setting.checkpoint / "probe"
+    """The result of a whole run on all eight devices, and its folder."""
+    return run_probe(setting.settings(), progress=False), setting.checkpoint / "probe"
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory) -> Path:
+    """A generated data set of three classes, which no test changes."""
+    folder = tmp_path_factory.mktemp("data") / "stand_in"
+    write_stand_in(folder, classes=3, train=50, val=4)
+    return folder
 
 
 @pytest.fixture
-def copied(result, tmp_path) -> Path:
-    """The results of that run, to damage."""
-    shutil.copytree(result[1], tmp_path / "probe")
-    assert json.loads((tmp_path / "probe" / "results.json").read_text())
-    return tmp_path / "probe"
+def folder(generated, tmp_path) -> Path:
+    """A copy of that data set for a test to damage."""
+    shutil.copytree(generated, tmp_path / "data")
+    return tmp_path / "data"

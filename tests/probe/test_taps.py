@@ -1,9 +1,10 @@
-"""What is tapped, against the model's own forward pass on an ordinarily prepared prompt and torch's pooling."""
+"""The tapped tokens equal those of the model's own forward pass and of torch's pooling."""
 
 import dataclasses
 import io
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -14,12 +15,12 @@ from tests.inference import tiny
 from tests.tiny import pack
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
+from vr_jax.errors import UserError
 from vr_jax.inference import user_turn
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_raster
-from vr_jax.probe.errors import ProbeError
 from vr_jax.probe.head import make_heads
 from vr_jax.probe.taps import QUESTION, default_layers, one_tile, prompt_batch, tapped_tokens, taps_of
 from vr_jax.probe.training import loss_of
@@ -36,7 +37,7 @@ def encoded(pixels) -> bytes:
 
 @pytest.fixture(scope="module")
 def tapped():
-    """Tokens of all taps, and what the model itself makes of the same images in the ordinary way."""
+    """The tokens of all taps, and those of the model's own forward pass on prompts prepared from the image files."""
     model, processor = tiny.model(CONFIG), Processor(tiny.TOKENIZER, CONFIG)
     taps, _ = taps_of(CONFIG, (1, 2, 3))
     prompt = prompt_batch(processor, QUESTION)
@@ -95,11 +96,11 @@ def test_no_gradient_reaches_the_model():
     model, prompt = tiny.model(CONFIG), prompt_batch(Processor(tiny.TOKENIZER, CONFIG), QUESTION)
     taps, _ = taps_of(CONFIG, (1,))
     shapes = jax.eval_shape(lambda model: tapped_tokens(model, prompt, PIXELS, taps), model)
-    heads = {name: make_heads(x.shape[-1], 3, jax.numpy.arange(1), width=8, heads=2) for name, x in shapes.items()}
+    heads = {name: make_heads(x.shape[-1], 3, jnp.arange(1), width=8, heads=2) for name, x in shapes.items()}
 
     def loss(model, heads):
         tokens = tapped_tokens(model, prompt, PIXELS, taps)
-        return loss_of(heads, tokens, np.array([0, 1]), np.ones(2, np.float32))[0]
+        return loss_of(heads, tokens, jnp.array([0, 1]), jnp.ones(2))[0]
 
     frozen, trained = jax.jit(jax.grad(loss, argnums=(0, 1)))(model, heads)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(frozen))
@@ -119,22 +120,22 @@ def test_other_projectors_name_what_stands_for_the_compressor(projector, width):
     assert shapes["compressor"].shape == (2, 9, width)
     assert shapes["projector"].shape == (2, 9, 24)
     assert left_out == {}
-    assert "window" in taps[1].what or "latents" in taps[1].what
+    assert "window" in taps[1].description or "latents" in taps[1].description
 
 
 def test_a_compressor_that_does_not_exist_is_left_out_by_name():
     config = dataclasses.replace(CONFIG, projector=MlpConfig(), refusion=None)
     taps, left_out = taps_of(config, (1,))
     assert [tap.name for tap in taps] == ["encoder", "projector", "layer 1"]
-    assert left_out == {"compressor": "the projector 'mlp' does not compress: it would repeat the encoder"}
+    assert left_out == {"compressor": "the projector 'mlp' does not compress, so this tap would repeat the encoder"}
 
 
 def test_layers():
     assert default_layers(24) == (1, 4, 8, 12, 16, 20, 24)
     assert default_layers(3) == (1, 3)
     taps, left_out = taps_of(CONFIG, (1,))
-    assert taps[-1].what.endswith("not final-normed, before vision_remember acts")
-    assert left_out == {"layer 1 + vision_remember": "behind the last chosen layer"}
+    assert taps[-1].description.endswith("without final norm, before vision_remember acts")
+    assert left_out == {"layer 1 + vision_remember": "it acts after the last chosen layer"}
     for layers in ((), (0,), (4,), (2, 1)):
-        with pytest.raises(ProbeError, match=r"expected increasing numbers in 1\.\.3"):
+        with pytest.raises(UserError, match=r"expected increasing numbers from 1 to 3"):
             taps_of(CONFIG, layers)

@@ -11,11 +11,21 @@ from typing import Annotated, Literal, cast
 from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.cli.shared import DType
 from vr_jax.compilation import use_compilation_cache
-from vr_jax.efficiency import report
-from vr_jax.efficiency.measure import measure, measure_isolated
-from vr_jax.efficiency.results import Settings
-from vr_jax.efficiency.scores import parse_scores
-from vr_jax.efficiency.systems import Kind, Source, systems
+from vr_jax.efficiency import (
+    JSON,
+    MARKDOWN,
+    PLOT,
+    EfficiencySettings,
+    Kind,
+    Report,
+    Source,
+    measure,
+    measure_isolated,
+    parse_scores,
+    systems,
+    text,
+    write,
+)
 from vr_jax.fields import Range
 from vr_jax.plotting import check_plotting
 from vr_jax.storage import results_folder
@@ -36,19 +46,21 @@ class EfficiencyFlags(Flags):
         "Accuracy of a model, 0..100, or the summary.json that holds it; by name, or in the order of the models.",
         metavar="[NAME=]NUMBER|FILE",
     )
-    output: str | None = flag(None, f"Folder for {report.JSON}, {report.MARKDOWN} and {report.PLOT}.", metavar="DIR")
+    output: str | None = flag(None, f"Folder for {JSON}, {MARKDOWN} and {PLOT}.", metavar="DIR")
     overwrite: bool = flag(False, "Replace the results in --output.")
     image: Literal["anyres4", "anyres9", "config"] = flag("anyres4", "Layout of the image.")
     dtype: DType | None = flag(
         None, "Type of parameters and activations. The default is float32 on CPUs, else bfloat16."
     )
     text_tokens: Annotated[int, Range(1)] = flag(
-        Settings.text_tokens, "Tokens of the prompt beside the image's, those of the chat template included."
+        EfficiencySettings.text_tokens, "Tokens of the prompt beside the image's, those of the chat template included."
     )
-    new_tokens: Annotated[int, Range(2)] = flag(Settings.new_tokens, "Tokens that are generated.")
-    batch_size: Annotated[int, Range(1)] = flag(Settings.batch_size, "Equal prompts that are answered together.")
-    repeats: Annotated[int, Range(1)] = flag(Settings.repeats, "Measured runs of each model.")
-    warmup: Annotated[int, Range(1)] = flag(Settings.warmup, "Runs before the measured ones.")
+    new_tokens: Annotated[int, Range(2)] = flag(EfficiencySettings.new_tokens, "Tokens that are generated.")
+    batch_size: Annotated[int, Range(1)] = flag(
+        EfficiencySettings.batch_size, "Equal prompts that are answered together."
+    )
+    repeats: Annotated[int, Range(1)] = flag(EfficiencySettings.repeats, "Measured runs of each model.")
+    warmup: Annotated[int, Range(1)] = flag(EfficiencySettings.warmup, "Runs before the measured ones.")
     buckets: bool = flag(False, "Pad prompts as chat and eval do. The default is not to pad.")
     isolate: bool = flag(False, "Measure each model in a process of its own, one after another.")
 
@@ -58,13 +70,13 @@ def run(flags: EfficiencyFlags) -> None:
     compare(flags)
 
 
-def compare(flags: EfficiencyFlags) -> report.Report:
+def compare(flags: EfficiencyFlags) -> Report:
     """Measures, prints and writes; returns what was measured."""
     use_compilation_cache()
     sources = [Source(cast(Kind, kind), text) for kind, text in flags.sources]
     found = systems(sources, flags.image)
     scores = parse_scores(flags.score, [system.name for system in found])
-    settings = Settings(
+    settings = EfficiencySettings(
         image=flags.image,
         text_tokens=flags.text_tokens,
         new_tokens=flags.new_tokens,
@@ -79,13 +91,13 @@ def compare(flags: EfficiencyFlags) -> report.Report:
         if flags.output is not None:
             # Nothing is measured that could not be written.
             check_plotting()
-            held.enter_context(results_folder(flags.output, report.JSON, overwrite=flags.overwrite))
+            held.enter_context(results_folder(flags.output, JSON, overwrite=flags.overwrite))
         how = measure_isolated if flags.isolate else measure
         result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
-        print(report.text(result, scores))
+        print(text(result, scores))
         if flags.output is not None:
-            report.write(Path(flags.output), result, scores)
-            print(f"\n{Path(flags.output) / report.MARKDOWN}, {report.JSON}, {report.PLOT}")
+            write(Path(flags.output), result, scores)
+            print(f"\n{Path(flags.output) / MARKDOWN}, {JSON}, {PLOT}")
     return result
 
 

@@ -12,10 +12,22 @@ from vr_jax.cli.shared import MAX_SEED, DType
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.fields import Range
 from vr_jax.plotting import SUFFIXES, NoMatplotlib
-from vr_jax.probe import main as probe
-from vr_jax.probe import plot, stand_in
-from vr_jax.probe.results import RESULTS, read_results, table
+from vr_jax.probe import (
+    CLASS_NAMES,
+    FIGURE,
+    RESULTS,
+    differences,
+    draw,
+    labels_of,
+    output_folder,
+    probe_settings,
+    read_results,
+    run_probe,
+    table,
+    write_stand_in,
+)
 from vr_jax.settings import load_config
+from vr_jax.settings.overrides import parse_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,7 @@ class StandInFlags(Flags):
     """The flags of `vr-jax probe stand_in`."""
 
     folder: str = flag(help="Folder to write. It must not exist, or be empty.", positional=True, metavar="DIR")
-    classes: Annotated[int, Range(2, len(stand_in.NAMES))] = flag(12, "Number of classes.")
+    classes: Annotated[int, Range(2, len(CLASS_NAMES))] = flag(12, "Number of classes.")
     train: Annotated[int, Range(1)] = flag(100, "Training images of each class.")
     val: Annotated[int, Range(1)] = flag(25, "Validation images of each class.")
     seed: Annotated[int, Range(0, MAX_SEED)] = flag(0, "Seed of the images.")
@@ -89,32 +101,37 @@ def run(flags: ProbeFlags) -> None:
     use_compilation_cache()
     config = load_config(flags.config, flags.overrides) if flags.config else None
     given = {name: value for name, value in vars(flags).items() if name not in ("config", "overrides")}
-    options = probe.options_of(given, config)
-    result = probe.run(options)
+    if given["layers"] is not None:
+        given["layers"] = parse_text(tuple[int, ...], given["layers"], "layers")
+    settings = probe_settings(given, config)
+    if config is None:
+        result = run_probe(settings)
+    else:
+        result = run_probe(settings, config.model, mesh=config.mesh, tokenizer=config.tokenizer)
     print(table(result))
-    output = probe.output_of(options)
+    output = output_folder(settings)
     try:
-        plot.draw([result], output / probe.FIGURE)
+        draw([result], output / FIGURE)
     except NoMatplotlib as error:
         print(f"vr-jax probe: no figure: {error}", file=sys.stderr)
         print(f"results: {output / RESULTS}")
     else:
-        print(f"results: {output / RESULTS}, figure: {output / probe.FIGURE}")
+        print(f"results: {output / RESULTS}, figure: {output / FIGURE}")
 
 
 def run_plot(flags: PlotFlags) -> None:
     """Draws the results of several probes into one figure."""
     paths = [Path(path) for path in flags.results]
     results = [read_results(path) for path in paths]
-    for line in plot.differences(results):
+    for line in differences(results):
         print(f"vr-jax probe plot: careful, the results differ in {line}", file=sys.stderr)
-    plot.draw(results, Path(flags.output), plot.labels_of(results, paths, flags.labels))
+    draw(results, Path(flags.output), labels_of(results, paths, flags.labels))
     print(flags.output)
 
 
 def run_stand_in(flags: StandInFlags) -> None:
     """Writes generated images in the layout of Tiny-ImageNet."""
-    stand_in.write(Path(flags.folder), classes=flags.classes, train=flags.train, val=flags.val, seed=flags.seed)
+    write_stand_in(Path(flags.folder), classes=flags.classes, train=flags.train, val=flags.val, seed=flags.seed)
     print(f"{flags.classes} classes, {flags.train} + {flags.val} images each: {flags.folder}")
 
 

@@ -1,4 +1,4 @@
-"""The measurement: the generator's own programs, after warm-up, all systems in turns, on one device."""
+"""The measurement on one device: the programs of the generator, after warm-up, with all systems in turns."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
-from vr_jax.efficiency.results import EfficiencyError, Machine, Measurement, Memory, Report, Settings
+from vr_jax.efficiency.results import EfficiencySettings, Machine, Measurement, Memory, Report
 from vr_jax.efficiency.systems import System, is_vision, prompt
+from vr_jax.errors import UserError
 from vr_jax.inference import Buckets, Generator, Loaded, Program, load_for_inference
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
@@ -32,18 +33,25 @@ from vr_jax.sharding import path_of
 Progress = Callable[[str], None]
 
 
-def measure(systems: Sequence[System], settings: Settings, progress: Progress = lambda line: None) -> Report:
-    """Repeats are taken in turns, so that a busy machine slows all systems alike; all models are in memory together.
+def measure(systems: Sequence[System], settings: EfficiencySettings, progress: Progress = lambda line: None) -> Report:
+    """Measures all systems in turns, so that a busy machine slows all of them alike.
 
-    Raises EfficiencyError where they do not fit."""
-    settings = settings.on(jax.devices()[0].platform)
+    Args:
+        systems: The systems, whose models are in memory together.
+        settings: The settings that all systems share.
+        progress: Receives a line at each stage.
+
+    Raises:
+        UserError: The models do not fit in memory, or one of them cannot be read.
+    """
+    settings = settings.for_platform(jax.devices()[0].platform)
     _check_memory(systems, settings)
     try:
         subjects = []
         for system in systems:
             progress(f"{system.name}: compiling")
             subjects.append(_Subject(system, settings))
-        gc.disable()  # nothing is collected within the measured times
+        gc.disable()  # A collection must not fall into a measured time.
         for turn in range(settings.warmup + settings.repeats):
             if turn in (0, settings.warmup):
                 progress("measuring" if turn else "warming up")
@@ -53,19 +61,30 @@ def measure(systems: Sequence[System], settings: Settings, progress: Progress = 
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise EfficiencyError(_too_large(len(systems), str(error).splitlines()[0])) from error
+        raise UserError(_too_large(len(systems), str(error).splitlines()[0])) from error
     finally:
         gc.enable()
-    # The device counts the peak of the whole process, and cannot start anew.
+    # The device records one peak for the whole process and cannot reset it.
     measured = _measured_peak() if len(systems) == 1 else None
     return Report(_machine(), settings, tuple(subject.result(measured) for subject in subjects))
 
 
-def measure_isolated(systems: Sequence[System], settings: Settings, progress: Progress = lambda line: None) -> Report:
-    """The same, one process per system, one after another: less memory, and the device's own peak for each. A machine
-    that is busy for a while may then slow one system and not the other.
+def measure_isolated(
+    systems: Sequence[System], settings: EfficiencySettings, progress: Progress = lambda line: None
+) -> Report:
+    """Measures one system after another, each in a process of its own.
 
-    Raises EfficiencyError, also for a process that was killed."""
+    This needs less memory, and the device records a peak for each system. However, a machine that is busy for a while
+    may slow one system and not the other.
+
+    Args:
+        systems: The systems.
+        settings: The settings that all systems share.
+        progress: Receives a line for each system.
+
+    Raises:
+        UserError: A model does not fit in memory or cannot be read, or its process was killed.
+    """
     reports = []
     for system in systems:
         progress(f"{system.name}: in a process of its own")
@@ -73,9 +92,9 @@ def measure_isolated(systems: Sequence[System], settings: Settings, progress: Pr
             try:
                 reports.append(pool.submit(measure, [system], settings).result())
             except BrokenProcessPool as error:
-                raise EfficiencyError(
+                raise UserError(
                     f"{system.name}: its process was killed, most likely for lack of memory; try a smaller "
-                    "--batch_size or --dtype=bfloat16"
+                    "--batch_size or --dtype=bfloat16."
                 ) from error
     return Report(
         reports[0].machine, reports[0].settings, tuple(one for report in reports for one in report.measurements)
@@ -83,9 +102,9 @@ def measure_isolated(systems: Sequence[System], settings: Settings, progress: Pr
 
 
 class _Subject:
-    """One system with its parameters on the device and its programs compiled."""
+    """A system with its parameters on the device and its programs compiled."""
 
-    def __init__(self, system: System, settings: Settings):
+    def __init__(self, system: System, settings: EfficiencySettings):
         self.system, self.settings = system, settings
         loaded = load(system, settings)
         self.example = prompt(loaded.processor, settings.text_tokens)
@@ -100,7 +119,7 @@ class _Subject:
         self.rest: list[float] = []
 
     def run(self, keep: bool) -> None:
-        """Once from the host batch to the first token on the host, then on to the last one."""
+        """Times one run: from the prompt in host memory to the first token in host memory, and on to the last token."""
         new_tokens = self.settings.new_tokens
         start = time.perf_counter()
         state = self.generator.prefill(self.prompts, new_tokens)
@@ -110,12 +129,13 @@ class _Subject:
         np.asarray(state.tokens)
         end = time.perf_counter()
         if int(state.step) != new_tokens:
-            raise EfficiencyError(f"{self.system.name}: {state.step} tokens were decoded, expected {new_tokens}")
+            raise UserError(f"{self.system.name}: {state.step} tokens were decoded, but {new_tokens} were expected.")
         if keep:
             self.first.append(first - start)
             self.rest.append(end - first)
 
     def result(self, measured_peak: int | None) -> Measurement:
+        """Returns the measurement of all runs."""
         config, text = self.system.config, int(np.sum(~is_vision(self.example)))
         slots = self.prompts.batch.tokens.shape[1]
         stages = self.prompts.lengths or (slots,)
@@ -139,23 +159,33 @@ class _Subject:
 
 
 def _exact(example: Example) -> Buckets:
-    """No padding: a prompt, and what a pruner leaves of it, is as long as it is."""
+    """Returns buckets of every length, so that neither a prompt nor what a pruner leaves of it is padded."""
     return Buckets(tokens=tuple(range(1, len(example.tokens) + 1)), tiles=(len(example.tile_pixels),))
 
 
-def load(system: System, settings: Settings) -> Loaded:
-    """The system's model on the default device: its checkpoint's, or random. Raises UserError."""
+def load(system: System, settings: EfficiencySettings) -> Loaded:
+    """Loads the model of a system onto the default device, with its own or with random weights.
+
+    Raises:
+        UserError: The model directory cannot be read.
+    """
     config = settings.typed(system.config)
     if system.source.kind == "checkpoint":
         return load_for_inference(Path(system.source.text), config=config, dtype=config.dtype)
-    tokenizer = demo_tokenizer()  # only its stop tokens and its template matter; every vocabulary is large enough
-    processor = Processor(tokenizer, config)
-    return Loaded(random_model(config), processor)
+    # Only the template of the tokenizer matters here, and every vocabulary is large enough for the demo's tokenizer.
+    return Loaded(random_model(config), Processor(demo_tokenizer(), config))
 
 
 def random_model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:
-    """A model of random parameters of the activations' dtype. They are drawn on the host, one at a time, so that the
-    device never holds more than the parameters (the peak that it measures is that of running them)."""
+    """Makes a model with random parameters in the dtype of the activations.
+
+    The parameters are drawn on the host, one array at a time. So the device never holds more than the parameters, and
+    the peak that it records is that of running the model.
+
+    Args:
+        config: The config of the model.
+        seed: The seed of the parameters.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -170,6 +200,7 @@ def random_model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:
 
 
 def _memory(model: VisionLanguageModel, programs: dict[str, Program]) -> Memory:
+    """Adds up the buffers of the compiled programs."""
     needs = {}
     for name, program in programs.items():
         stats = program.compiled.memory_analysis()
@@ -184,22 +215,21 @@ def _bytes(model: VisionLanguageModel) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(model))
 
 
-def _check_memory(systems: Sequence[System], settings: Settings) -> None:
-    """Without room for the parameters alone a CPU process would be killed without a word."""
-    room = _room()
+def _check_memory(systems: Sequence[System], settings: EfficiencySettings) -> None:
+    """Checks that the parameters fit in memory, because the system kills a CPU process that needs more."""
+    room = _free_bytes()
     needed = 0
     for system in systems:
         config = settings.typed(system.config)
         leaves = jax.tree.leaves(nnx.eval_shape(lambda config=config: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
         needed += sum(int(np.prod(leaf.shape)) for leaf in leaves) * np.dtype(config.dtype).itemsize
     if room is not None and needed > room:
-        raise EfficiencyError(
-            _too_large(len(systems), f"the parameters take {needed / 2**30:.1f} GiB, {room / 2**30:.1f} GiB are free")
-        )
+        detail = f"the parameters need {needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free"
+        raise UserError(_too_large(len(systems), detail))
 
 
-def _room() -> int | None:
-    """Free bytes of the device, or of the host whose memory it uses; None where nobody knows."""
+def _free_bytes() -> int | None:
+    """Returns the free bytes of the device, or of the host if the device is a CPU; None if they are not known."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -211,11 +241,12 @@ def _room() -> int | None:
 
 
 def _too_large(count: int, detail: str) -> str:
+    """Returns the message for models that do not fit in memory."""
     together = (
-        f"{count} systems side by side do not fit in memory" if count > 1 else "the system does not fit in memory"
+        f"{count} systems side by side do not fit in memory" if count > 1 else "The system does not fit in memory"
     )
     isolate = "--isolate (one after another), " if count > 1 else ""
-    return f"{together} ({detail}); try {isolate}--dtype=bfloat16 or a smaller --batch_size"
+    return f"{together} ({detail}); try {isolate}--dtype=bfloat16 or a smaller --batch_size."
 
 
 def _measured_peak() -> int | None:
@@ -239,6 +270,7 @@ def _machine() -> Machine:
 
 
 def _processor() -> str:
+    """Returns the model name of the CPU."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text().splitlines():

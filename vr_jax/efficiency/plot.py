@@ -1,4 +1,4 @@
-"""The plot: accuracy over time to first token, circles for memory (paper, Fig. 4); bars where no scores are given."""
+"""The plot of a measurement: accuracy over time to first token (the paper's Figure 4), or bars without accuracies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from typing import Any
 from vr_jax.efficiency.results import Measurement, Report
 from vr_jax.plotting import figure_file
 
-LARGEST = 44.0  # diameter of the largest circle, in points
+# The diameter of the largest circle in points.
+LARGEST = 44.0
 COLOURS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3", "#8C8C8C", "#CCB974", "#64B5CD")
 GIB = 2**30
 RC = {"font.size": 9, "figure.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(report: Report, scores: Sequence[float | None], path: Path) -> None:
-    """Writes the plot; the same numbers give the same file. Raises PlotError, and OSError."""
+    """Writes the plot. The same numbers give the same file.
+
+    Args:
+        report: The measurements.
+        scores: The accuracy of each system, or None where it is not known. Without any, the plot has bars.
+        path: The file, whose suffix is one of `vr_jax.plotting.SUFFIXES`.
+
+    Raises:
+        UserError: The file cannot be written, or matplotlib is not installed.
+    """
     known = [(one, score) for one, score in zip(report.measurements, scores, strict=True) if score is not None]
     size = (7.6, 4.0 if known else 1.6 + 0.45 * len(report.measurements))
     with figure_file(path, size, RC) as figure:
@@ -31,19 +41,22 @@ def draw(report: Report, scores: Sequence[float | None], path: Path) -> None:
 
 
 def _circles(figure: Any, axes: Any, known: Sequence[tuple[Measurement, float]]) -> None:
-    """Area is proportional to memory; the whisker spans fastest to slowest. Names stand beside the plot, best first,
-    because circles of similar systems lie on one another."""
+    """Draws a circle for each system, whose area is proportional to the memory.
+
+    A line spans the fastest to the slowest run. The names stand beside the plot, the best system first, because the
+    circles of similar systems overlap.
+    """
     largest = max((one.memory.peak or 0 for one, _ in known), default=0)
     handles = []
     for index, (one, score) in enumerate(sorted(known, key=lambda pair: -pair[1])):
-        colour, spread = COLOURS[index % len(COLOURS)], one.first_token_ms
+        colour, times = COLOURS[index % len(COLOURS)], one.first_token_ms
         share = one.memory.peak / largest if one.memory.peak and largest else 0.05
-        axes.hlines(score, spread.low, spread.high, color=colour, linewidth=1)
+        axes.hlines(score, times.low, times.high, color=colour, linewidth=1)
         area = share * LARGEST**2
-        handles.append(axes.scatter(spread.median, score, s=area, color=colour, alpha=0.45, linewidths=0))
-        axes.annotate(str(index + 1), (spread.median, score), ha="center", va="center", fontsize=8, weight="bold")
+        handles.append(axes.scatter(times.median, score, s=area, color=colour, alpha=0.45, linewidths=0))
+        axes.annotate(str(index + 1), (times.median, score), ha="center", va="center", fontsize=8, weight="bold")
         handles[-1].set_label(
-            f"{index + 1}  {one.name}, {score:.1f}\n    {spread.median:,.1f} ms, {_gib(one.memory.peak)}"
+            f"{index + 1}  {one.name}, {score:.1f}\n    {times.median:,.1f} ms, {_gib(one.memory.peak)}"
         )
     legend = figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.7)
     for handle in legend.legend_handles:
@@ -55,16 +68,16 @@ def _circles(figure: Any, axes: Any, known: Sequence[tuple[Measurement, float]])
 
 
 def _bars(axes: Any, measurements: Sequence[Measurement]) -> None:
-    """One bar a system, the first on top; the whisker spans fastest to slowest."""
+    """Draws a bar for each system, the first on top; a line spans the fastest to the slowest run."""
     base = measurements[0].first_token_ms.median
     for index, one in enumerate(measurements):
-        spread = one.first_token_ms
-        axes.barh(index, spread.median, height=0.62, color=COLOURS[index % len(COLOURS)], alpha=0.75)
-        axes.hlines(index, spread.low, spread.high, color="0.2", linewidth=1)
-        label = f"{spread.median:,.1f} ms, x {spread.median / base:.2f}; {_gib(one.memory.peak)}"
-        axes.annotate(label, (spread.high, index), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+        times = one.first_token_ms
+        axes.barh(index, times.median, height=0.62, color=COLOURS[index % len(COLOURS)], alpha=0.75)
+        axes.hlines(index, times.low, times.high, color="0.2", linewidth=1)
+        label = f"{times.median:,.1f} ms, x {times.median / base:.2f}; {_gib(one.memory.peak)}"
+        axes.annotate(label, (times.high, index), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
     longest = max(one.first_token_ms.high for one in measurements)
-    axes.set_xlim(0, 1.55 * longest)  # room for the labels
+    axes.set_xlim(0, 1.55 * longest)  # The labels need room at the right.
     axes.set_yticks(range(len(measurements)), [one.name for one in measurements])
     axes.invert_yaxis()
     axes.set(xlabel="time to first token (ms)")

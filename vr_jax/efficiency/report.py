@@ -1,4 +1,4 @@
-"""What was measured, for people: a table for the terminal, the same in Markdown; and the files of a run."""
+"""The presentation of a measurement: a table for the terminal, the same in Markdown, and the files of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vr_jax.efficiency.plot import draw
-from vr_jax.efficiency.results import Measurement, Report, Spread
+from vr_jax.efficiency.results import Measurement, Repeats, Report
 from vr_jax.storage import write_text
 
 JSON, MARKDOWN, PLOT = "efficiency.json", "efficiency.md", "efficiency.svg"
@@ -17,7 +17,12 @@ Scores = Sequence[float | None]
 
 
 def rows(report: Report, scores: Scores) -> list[list[str]]:
-    """The table's head and its rows."""
+    """Returns the cells of the table, with the head as the first row.
+
+    Args:
+        report: The measurements.
+        scores: The accuracy of each system, or None where it is not known.
+    """
     first = report.measurements[0]
     measured = any(one.measured_peak_bytes is not None for one in report.measurements)
     scored = any(score is not None for score in scores)
@@ -30,9 +35,9 @@ def rows(report: Report, scores: Scores) -> list[list[str]]:
             one.name,
             f"{one.parameters / 1e6:.1f} M",
             _vision(one),
-            _spread(one.first_token_ms),
+            _range(one.first_token_ms),
             f"{one.first_token_ms.median / first.first_token_ms.median:.2f}",
-            _spread(one.tokens_per_second),
+            _range(one.tokens_per_second),
             f"{one.tokens_per_second.median / first.tokens_per_second.median:.2f}",
             _mib(one.memory.peak),
         ]
@@ -46,35 +51,37 @@ def rows(report: Report, scores: Scores) -> list[list[str]]:
 
 
 def notes(report: Report) -> list[str]:
-    """What the numbers are numbers of."""
+    """Returns sentences that state how the numbers of the table were measured."""
     settings, machine = report.settings, report.machine
     tiles = sorted({one.tiles for one in report.measurements})
     device = machine.processor if machine.platform == "cpu" else machine.device
     order = "one system after another" if settings.isolated else "in turns"
+    padding = "padded to buckets" if settings.buckets else "not padded"
     lines = [
-        f"{device}, {machine.platform}, {machine.cores} cores, jax {machine.jax}; {settings.dtype}, batch "
-        f"{settings.batch_size}; prompts of {settings.text_tokens} text tokens and one image, {settings.image}, "
-        f"{' or '.join(map(str, tiles))} tiles, padded to {'buckets' if settings.buckets else 'nothing'}; "
-        f"{settings.new_tokens} new tokens.",
-        f"Median (lowest .. highest) of {settings.repeats} repeats, {order}, after {settings.warmup} for warming up; "
-        "ratio and difference to the first system.",
-        "TTFT: from tokens and uint8 tiles in host memory to the first token in host memory. tokens/s: the decode loop "
-        "behind that token.",
-        "compiled peak: parameters, inputs, results and temporaries by XLA's buffer assignment, the larger of prefill "
-        "and decode.",
+        f"Machine: {device}, {machine.platform}, {machine.cores} cores, jax {machine.jax}. Models: {settings.dtype}, "
+        f"batch {settings.batch_size}. Prompts: {settings.text_tokens} text tokens and one image, {settings.image}, "
+        f"{' or '.join(map(str, tiles))} tiles, {padding}; {settings.new_tokens} new tokens.",
+        f"Values are the median (lowest .. highest) of {settings.repeats} repeats, {order}, after {settings.warmup} "
+        "runs for warming up. Ratios and differences compare with the first system.",
+        "TTFT is the time from tokens and uint8 tiles in host memory to the first token in host memory. tokens/s is "
+        "the speed of decoding the other tokens.",
+        "The compiled peak is the larger of prefill and decode: parameters, inputs, results and temporaries according "
+        "to XLA's buffer assignment.",
     ]
-    if all(one.measured_peak_bytes is None for one in report.measurements):
-        why = "this device keeps no such statistic"
-        if machine.platform != "cpu":
-            why = "only with --isolate, or one system alone, on a device that keeps the statistic"
-        lines.append(f"measured peak (the device's own peak_bytes_in_use): not available: {why}.")
+    if any(one.measured_peak_bytes is not None for one in report.measurements):
+        lines.append("The measured peak is the device's own peak_bytes_in_use in a process that ran only this system.")
+    elif machine.platform == "cpu":
+        lines.append("The measured peak (peak_bytes_in_use) is not available: this device does not record it.")
     else:
-        lines.append("measured peak: the device's own peak_bytes_in_use, of a process that ran this system only.")
+        lines.append(
+            "The measured peak (peak_bytes_in_use) is not available: it needs --isolate or a single system, and a "
+            "device that records it."
+        )
     return lines
 
 
 def text(report: Report, scores: Scores) -> str:
-    """For the terminal."""
+    """Formats the table and its notes for the terminal."""
     table = rows(report, scores)
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
@@ -85,6 +92,7 @@ def text(report: Report, scores: Scores) -> str:
 
 
 def markdown(report: Report, scores: Scores) -> str:
+    """Formats the table, its notes and the origins of the models as Markdown."""
     table = rows(report, scores)
     rule = ["---", *["---:"] * (len(table[0]) - 1)]
     lines = [
@@ -96,19 +104,30 @@ def markdown(report: Report, scores: Scores) -> str:
 
 
 def write(directory: Path, report: Report, scores: Scores) -> None:
-    """The three files of a run, each complete or not there. Raises PlotError, and OSError."""
+    """Writes the three files of a run, each whole or not at all.
+
+    Args:
+        directory: The folder of the files.
+        report: The measurements.
+        scores: The accuracy of each system, or None where it is not known.
+
+    Raises:
+        UserError: A file cannot be written, or matplotlib is not installed.
+    """
     write_text(directory / JSON, json.dumps(report.to_dict(scores), indent=2) + "\n")
     write_text(directory / MARKDOWN, markdown(report, scores))
     draw(report, scores, directory / PLOT)
 
 
 def _vision(one: Measurement) -> str:
+    """Formats the number of vision tokens, with that of the last stage if a pruner drops some."""
     last = one.vision_tokens_by_stage[-1]
     return f"{one.vision_tokens:,}" + (f" -> {last:,}" if last != one.vision_tokens else "")
 
 
-def _spread(spread: Spread) -> str:
-    return f"{spread.median:,.1f} ({spread.low:,.1f} .. {spread.high:,.1f})"
+def _range(values: Repeats) -> str:
+    """Formats the median, the lowest and the highest value."""
+    return f"{values.median:,.1f} ({values.low:,.1f} .. {values.high:,.1f})"
 
 
 def _mib(size: int | None) -> str:

@@ -1,4 +1,4 @@
-"""What was measured, as data: what efficiency.json holds."""
+"""The settings and the results of a measurement, as data: what efficiency.json contains."""
 
 from __future__ import annotations
 
@@ -6,48 +6,66 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from vr_jax.fields import Config, PositiveInt, Range
 from vr_jax.model.config import VlmConfig
 
-VERSION = 1  # of efficiency.json
-
-
-class EfficiencyError(ValueError):
-    """A measurement that cannot be made as asked; one line for the user."""
+# The format version of efficiency.json.
+VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is the same for all systems. dtype: of parameters and activations. buckets: prompts are padded as `chat` and
-    `eval.py` pad them, instead of not at all. Raises EfficiencyError for numbers that measure nothing."""
+class EfficiencySettings(Config):
+    """The settings that all systems share.
+
+    Attributes:
+        image: The layout of the image: "anyres4", "anyres9", or "config" for the layout of each config.
+        text_tokens: The tokens of the prompt that are not the image's, those of the chat template included.
+        new_tokens: The tokens that are generated.
+        batch_size: The number of equal prompts that are answered together.
+        repeats: The measured runs of each system.
+        warmup: The runs before the measured ones.
+        dtype: The type of parameters and activations. None is float32 on CPUs and bfloat16 elsewhere.
+        buckets: Whether prompts are padded as `vr-jax chat` and `vr-jax eval` pad them. Otherwise they are not padded.
+        isolated: Whether each system is measured in a process of its own.
+    """
 
     image: str = "anyres4"
-    text_tokens: int = 60
-    new_tokens: int = 64
-    batch_size: int = 1
-    repeats: int = 7
-    warmup: int = 2
-    dtype: str | None = None  # None: float32 on CPUs, else bfloat16
+    text_tokens: PositiveInt = 60
+    new_tokens: Annotated[int, Range(2)] = 64
+    batch_size: PositiveInt = 1
+    repeats: PositiveInt = 7
+    warmup: PositiveInt = 2
+    dtype: Literal["float32", "bfloat16"] | None = None
     buckets: bool = False
     isolated: bool = False
 
-    def __post_init__(self):
-        for name, least in (("text_tokens", 1), ("new_tokens", 2), ("batch_size", 1), ("repeats", 1), ("warmup", 1)):
-            if getattr(self, name) < least:
-                raise EfficiencyError(f"{name} = {getattr(self, name)}: expected at least {least}")
-
-    def on(self, platform: str) -> Settings:
-        """With the dtype that suits a device, where none was asked for."""
+    def for_platform(self, platform: str) -> EfficiencySettings:
+        """Returns the settings with the default dtype of a platform, unless one is chosen."""
         return dataclasses.replace(self, dtype=self.dtype or ("float32" if platform == "cpu" else "bfloat16"))
 
     def typed(self, config: VlmConfig) -> VlmConfig:
-        """`config` with this dtype."""
-        return dataclasses.replace(config, dtype=self.dtype)  # type: ignore[arg-type]
+        """Returns the config of a model with the dtype of these settings."""
+        return dataclasses.replace(config, dtype=self.dtype)  # type: ignore[arg-type]  # `for_platform` has set it.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
+    """The machine of a measurement.
+
+    Attributes:
+        device: The kind of the device, as JAX names it.
+        platform: The platform of the device, such as "cpu" or "gpu".
+        devices_used: The number of devices that the models run on.
+        processor: The model of the CPU.
+        cores: The number of CPU cores.
+        python: The version of Python.
+        jax: The version of jax.
+        jaxlib: The version of jaxlib.
+        flax: The version of flax.
+    """
+
     device: str
     platform: str
     devices_used: int
@@ -61,8 +79,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the compiled programs need on the device, by XLA's buffer assignment: everything passed to them (all
-    parameters), results and temporaries, less what is reused in place. None where the backend does not say."""
+    """The bytes that the compiled programs need on the device, according to XLA's buffer assignment.
+
+    They are all arguments (all parameters among them), results and temporaries, less what is reused in place.
+
+    Attributes:
+        parameters: The bytes of the parameters.
+        prefill: The bytes of the prefill program, or None where the backend does not tell.
+        decode: The bytes of the decoding program, or None where the backend does not tell.
+    """
 
     parameters: int
     prefill: int | None
@@ -70,35 +95,61 @@ class Memory:
 
     @property
     def peak(self) -> int | None:
+        """The larger of the two programs, or None where the backend does not tell."""
         return None if self.prefill is None or self.decode is None else max(self.prefill, self.decode)
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Repeats of one number."""
+class Repeats:
+    """The values of a number in all measured runs.
+
+    Attributes:
+        values: The values in the order of the runs.
+    """
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
+        """The median of the values."""
         return statistics.median(self.values)
 
     @property
     def low(self) -> float:
+        """The lowest value."""
         return min(self.values)
 
     @property
     def high(self) -> float:
+        """The highest value."""
         return max(self.values)
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the values and their summary for efficiency.json."""
         return {"median": self.median, "lowest": self.low, "highest": self.high, "repeats": list(self.values)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One system. `measured_peak_bytes` is the device's own statistic, where it keeps one and the system had the
-    process for itself."""
+    """The measurement of one system.
+
+    Attributes:
+        name: The name in tables.
+        source: The config file or model directory.
+        model: The config of the model as a dictionary.
+        parameters: The number of parameters.
+        tiles: The number of image tiles of the prompt.
+        text_tokens: The tokens of the prompt that are not the image's.
+        vision_tokens: The tokens of the image, newlines included, before any is pruned.
+        vision_tokens_by_stage: With a pruner, the vision tokens in each stage of the decoder; otherwise one number.
+        prompt_slots_by_stage: The same with text and padding.
+        first_token_seconds: The time to the first token of each run.
+        decode_seconds: The time of decoding the other tokens in each run.
+        decoded_tokens: The number of tokens of all rows that are decoded in `decode_seconds`.
+        memory: The memory that the compiled programs need.
+        measured_peak_bytes: The peak that the device itself recorded, where it records one and the system had the
+            process for itself.
+    """
 
     name: str
     source: str
@@ -106,32 +157,46 @@ class Measurement:
     parameters: int
     tiles: int
     text_tokens: int
-    vision_tokens: int  # cells and newlines, before anything is dropped
-    vision_tokens_by_stage: tuple[int, ...]  # with a pruner, what every stage of the decoder sees; else one number
-    prompt_slots_by_stage: tuple[int, ...]  # the same with text and padding
+    vision_tokens: int
+    vision_tokens_by_stage: tuple[int, ...]
+    prompt_slots_by_stage: tuple[int, ...]
     first_token_seconds: tuple[float, ...]
     decode_seconds: tuple[float, ...]
-    decoded_tokens: int  # of all rows, in decode_seconds
+    decoded_tokens: int
     memory: Memory
     measured_peak_bytes: int | None
 
     @property
-    def first_token_ms(self) -> Spread:
-        return Spread(tuple(1e3 * seconds for seconds in self.first_token_seconds))
+    def first_token_ms(self) -> Repeats:
+        """The time to the first token in milliseconds."""
+        return Repeats(tuple(1e3 * seconds for seconds in self.first_token_seconds))
 
     @property
-    def tokens_per_second(self) -> Spread:
-        return Spread(tuple(self.decoded_tokens / seconds for seconds in self.decode_seconds))
+    def tokens_per_second(self) -> Repeats:
+        """The decoding speed in tokens per second, over all rows."""
+        return Repeats(tuple(self.decoded_tokens / seconds for seconds in self.decode_seconds))
 
 
 @dataclass(frozen=True)
 class Report:
+    """The measurements of all systems.
+
+    Attributes:
+        machine: The machine.
+        settings: The settings that all systems share.
+        measurements: One measurement for each system; ratios refer to the first.
+    """
+
     machine: Machine
-    settings: Settings
+    settings: EfficiencySettings
     measurements: tuple[Measurement, ...]
 
     def to_dict(self, scores: Sequence[float | None]) -> dict[str, Any]:
-        """What efficiency.json holds; ratios are those of medians to the first system's."""
+        """Returns the contents of efficiency.json. Ratios compare medians with those of the first system.
+
+        Args:
+            scores: The accuracy of each system, or None where it is not known.
+        """
         first = self.measurements[0]
         return {
             "version": VERSION,

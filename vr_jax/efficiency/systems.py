@@ -1,4 +1,4 @@
-"""What is measured: models from config files and checkpoints, all with the same kind of prompt."""
+"""The systems that are measured: models of config files and model directories, all with the same kind of prompt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from PIL import Image
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
-from vr_jax.efficiency.results import EfficiencyError
-from vr_jax.errors import ConfigError
+from vr_jax.errors import ConfigError, UserError
 from vr_jax.experiments import IMAGES
 from vr_jax.inference import user_turn, with_pruning
 from vr_jax.model.batch import NO_CELL
@@ -25,16 +24,21 @@ from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings import load_config
 
-CONFIG = "config"  # --image: as the config has it
+# This choice of an image layout keeps that of each config.
+CONFIG = "config"
 IMAGE_CHOICES = (*IMAGES, CONFIG)
-
 
 Kind = Literal["config", "checkpoint"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a config file (FILE[:VARIANT], random weights) or a model directory."""
+    """The origin of a model.
+
+    Attributes:
+        kind: "config" for a config file, whose model gets random weights, or "checkpoint" for a model directory.
+        text: FILE or FILE:VARIANT of a config, or the path of a model directory.
+    """
 
     kind: Kind
     text: str
@@ -42,7 +46,13 @@ class Source:
 
 @dataclass(frozen=True)
 class System:
-    """One model to measure, under the name that tables show."""
+    """A model to measure.
+
+    Attributes:
+        name: The name in tables.
+        source: The origin of the model.
+        config: The config of the model, with the image layout and the pruner of the measurement.
+    """
 
     name: str
     source: Source
@@ -50,21 +60,29 @@ class System:
 
 
 def systems(sources: Sequence[Source], image: str) -> list[System]:
-    """The models of `sources` in their order, each with the image layout `image` (a key of IMAGES, or CONFIG) for
-    tiles of its own size, and with the pruner that a config's `eval` section names.
+    """Reads the configs of the models.
 
-    Raises EfficiencyError for no source or one given twice, ModelDirectoryError, and ConfigError for a config file or a
-    model that does not work with that layout."""
+    Args:
+        sources: The origins of the models.
+        image: The image layout, one of `IMAGE_CHOICES`, with tiles of each model's own size.
+
+    Returns:
+        The systems in the order of the sources. A model of a config file has the pruner that its `eval` section names.
+
+    Raises:
+        UserError: There is no source, one is given twice, or one cannot be read.
+        ConfigError: A config file is wrong, or a model does not work with the image layout.
+    """
     if not sources:
-        raise EfficiencyError("nothing to measure: give --config=FILE[:VARIANT] (several times to compare)")
+        raise UserError("There is nothing to measure: give --config=FILE[:VARIANT], several times to compare.")
     names = _names(sources)
     return [System(name, source, _config(source, image)) for name, source in zip(names, sources, strict=True)]
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
-    """The shortest of: variant, or what a file or folder is called; the same with its file; all of it."""
+    """Names the systems by variant, file or folder; by a longer part of the source if that is not unique."""
     if repeated := [source.text for source, count in Counter(sources).items() if count > 1]:
-        raise EfficiencyError(f"{repeated[0]} is given twice")
+        raise UserError(f"{repeated[0]} is given twice; give every model once.")
 
     def candidates(source: Source) -> tuple[str, str, str]:
         if source.kind == "checkpoint":
@@ -85,10 +103,11 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _config(source: Source, image: str) -> VlmConfig:
+    """Reads the config of a model, and sets its image layout and its pruner."""
     pruning: str | Mapping[str, Any] | None = None
     if source.kind == "checkpoint":
         if not Path(source.text).is_dir():
-            raise EfficiencyError(f"{source.text} is not a model directory: there is no such folder")
+            raise UserError(f"{source.text} is not a model directory: there is no such folder.")
         config = read_config(source.text)
     else:
         settings = load_config(source.text)
@@ -96,15 +115,17 @@ def _config(source: Source, image: str) -> VlmConfig:
     try:
         if image != CONFIG:
             config = dataclasses.replace(config, image=IMAGES[image](config.image.tile_size))
-        # A pruner comes last: it may lay images out in its own way.
+        # The pruner is set last, because it may change the image layout.
         return with_pruning(config, pruning)
     except ConfigError as error:
         raise ConfigError(f"{source.text} with --image={image}: {error}") from error
 
 
 def image_size(image: ImageConfig) -> tuple[int, int]:
-    """(width, height) in pixels of an image that fills the layout's largest grid, of equals the squarest: 2 x 2 tiles
-    under AnyRes4, 3 x 3 under AnyRes9. Nothing of it is padding."""
+    """Returns the (width, height) in pixels of an image that fills the largest grid of a layout without padding.
+
+    The grid nearest to a square is taken among equally large ones: 2 x 2 tiles for AnyRes4, 3 x 3 tiles for AnyRes9.
+    """
     grid = (
         max(image.grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1]))) if image.is_anyres else (1, 1)
     )
@@ -112,16 +133,24 @@ def image_size(image: ImageConfig) -> tuple[int, int]:
 
 
 def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
-    """A question of noise about an image of noise: `text_tokens` tokens that are not the image's, the chat template
-    among them. Raises EfficiencyError for fewer than the template needs."""
+    """Prepares a question about an image of noise.
+
+    Args:
+        processor: The processor of the model.
+        text_tokens: The number of tokens that are not the image's, those of the chat template included.
+        seed: The seed of the image.
+
+    Raises:
+        UserError: The template needs more tokens.
+    """
 
     def turn(digits: int) -> Turn:
-        # One token per digit, in Qwen2's tokenizer as in the demo's.
+        # Each digit is one token, in Qwen2's tokenizer as well as in the demo's.
         return user_turn("".join(str(number % 10) for number in range(digits)), 1)
 
     least = len(processor.encoder.prompt((turn(1),), has_image=True).tokens) - 1
     if text_tokens < least:
-        raise EfficiencyError(f"text_tokens = {text_tokens}: the chat template and one digit take {least}")
+        raise UserError(f"text_tokens = {text_tokens}: the chat template and one digit need {least}.")
     width, height = image_size(processor.config.image)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
@@ -129,10 +158,10 @@ def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
     example = processor.prompt(Conversation("prompt", (turn(text_tokens - least + 1),), (file.getvalue(),)))
     found = int(np.sum(~is_vision(example)))
     if found != text_tokens:
-        raise EfficiencyError(f"the tokenizer makes {found} tokens of a question that should have {text_tokens}")
+        raise UserError(f"The tokenizer encodes a question of {text_tokens} expected tokens as {found} tokens.")
     return example
 
 
 def is_vision(example: Example) -> Bool[np.ndarray, " n"]:
-    """Which tokens of a prompt are the image's: cells and newlines."""
+    """Marks the tokens of a prompt that belong to the image: cells and newlines."""
     return example.vision_cell != NO_CELL

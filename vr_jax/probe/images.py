@@ -1,4 +1,4 @@
-"""From image files to batches of tiles, prepared in threads ahead of the device."""
+"""Reading of image files into batches of tiles, in threads that work ahead of the device."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.model.config import ImageConfig
 from vr_jax.probe.tiny_imagenet import LabelledImage
 
-AHEAD = 2  # batches that are prepared while one is computed
+# This number of batches is prepared while the device computes another one.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """A full batch; missing and unreadable images are black, with weight 0."""
+    """A batch of B images of one tile each.
+
+    Attributes:
+        pixels: RGB pixels. An image that is missing or unreadable is black.
+        labels: The classes.
+        weights: 1 for an image, and 0 for one that is missing or unreadable.
+    """
 
     pixels: UInt8[np.ndarray, "B H W 3"]
     labels: Int[np.ndarray, " B"]
@@ -32,8 +39,14 @@ class ImageBatch:
 
 @dataclass
 class Reader:
-    """Squashes each image to one tile with PIL's bicubic filter. `unreadable` collects the names of images that
-    cannot be used, and why."""
+    """Reads images and resizes each to one tile with PIL's bicubic filter.
+
+    Attributes:
+        folder: The folder of the data.
+        image: The size of a tile.
+        workers: The number of threads.
+        unreadable: The names of the images that could not be read, each with the reason. It grows while reading.
+    """
 
     folder: Path
     image: ImageConfig
@@ -43,7 +56,13 @@ class Reader:
     def batches(
         self, images: Sequence[LabelledImage], rows: int, order: Int[np.ndarray, " n"] | None = None
     ) -> Iterator[ImageBatch]:
-        """All images, in `order` (default: as they are), `rows` at a time; the last batch is filled up."""
+        """Reads all images.
+
+        Args:
+            images: The images.
+            rows: The number of images in a batch. The last batch is filled with missing images.
+            order: The order of the images; by default they keep their own.
+        """
         numbers = np.arange(len(images)) if order is None else order
         parts = ([images[i] for i in numbers[start : start + rows]] for start in range(0, len(numbers), rows))
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="image")
@@ -64,6 +83,7 @@ class Reader:
             pool.shutdown(cancel_futures=True)
 
     def _tile(self, image: LabelledImage) -> UInt8[np.ndarray, "H W 3"] | SkipRecord:
+        """Reads one image."""
         try:
             with open_image(self.folder / image.name) as opened:
                 return anyres.tiles(decode_rgb(opened), self.image)[0]
@@ -71,6 +91,7 @@ class Reader:
             return error
 
     def _collect(self, part: list[LabelledImage], tiles: list, rows: int) -> ImageBatch:
+        """Stacks the tiles of a batch and notes the unreadable images."""
         side = self.image.tile_size
         pixels = np.zeros((rows, side, side, 3), np.uint8)
         labels, weights = np.zeros(rows, np.int32), np.zeros(rows, np.float32)

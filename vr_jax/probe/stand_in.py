@@ -1,26 +1,27 @@
 """A stand-in for Tiny-ImageNet: generated images in the same layout, for tests and for users without the data.
 
-    vr-jax probe stand_in DIR [--classes=12] [--train=100] [--val=25]
-
-A class is a colour and a fine texture (stripes, checks or dots of 3 pixels) on a disc somewhere on a grey ground, with
-noise: the colour survives pooling, the texture is what compression can lose."""
+A class is a colour and a fine texture (stripes, checks or dots of 3 pixels) on a disc that lies somewhere on a grey
+background with noise. Pooling keeps the colour, whereas compression can lose the texture.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
-from vr_jax.probe.errors import ProbeError
+from vr_jax.errors import UserError
 from vr_jax.probe.tiny_imagenet import ANNOTATIONS, WNIDS, WORDS
 from vr_jax.storage import complete_directory
 
-SIDE = 64  # pixels
-PERIOD = 6  # of the textures, pixels
+# The side of an image in pixels.
+SIDE = 64
+# The period of the textures in pixels.
+PERIOD = 6
 COLOURS = {
     "red": (215, 45, 40),
     "green": (40, 160, 70),
@@ -30,14 +31,46 @@ COLOURS = {
     "cyan": (60, 190, 205),
 }
 TEXTURES = ("upright stripes", "level stripes", "checks", "dots")
-GREY_EVERY = 50  # every so many images of a class one is stored without colours, as in the real data
-_BYTES = 4000  # of an image, at most
+# One image in this number of images of a class is grey-scale, as some images of the real data are.
+GREY_EVERY = 50
+CLASS_NAMES = tuple(f"{colour} {texture}" for texture, colour in itertools.product(TEXTURES, COLOURS))
+# An encoded image has at most this number of bytes.
+_IMAGE_BYTES = 4000
 
-NAMES = tuple(f"{colour} {texture}" for texture, colour in itertools.product(TEXTURES, COLOURS))
+
+def write_stand_in(folder: Path, *, classes: int = 12, train: int = 100, val: int = 25, seed: int = 0) -> None:
+    """Writes the data set, whole or not at all.
+
+    Args:
+        folder: The folder to write. It must not exist, or be empty.
+        classes: The number of classes, from 2 to the number of `CLASS_NAMES`.
+        train: The number of training images of each class.
+        val: The number of validation images of each class.
+        seed: The seed of the images.
+
+    Raises:
+        UserError: A number is out of its range, or the folder contains files.
+    """
+    if not 2 <= classes <= len(CLASS_NAMES) or train < 1 or val < 1:
+        raise UserError(
+            f"classes = {classes}, train = {train}, val = {val}: expected 2 to {len(CLASS_NAMES)} classes with at "
+            "least 1 image each."
+        )
+    with complete_directory(folder, size=classes * (train + val) * _IMAGE_BYTES) as work:
+        _write(Path(work), chosen_labels(classes), train, val, np.random.default_rng(seed))
 
 
-def draw(label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "64 64 3"]:
-    """An image of class `label`."""
+def chosen_labels(classes: int) -> list[int]:
+    """Chooses classes with every texture and as few colours as that allows.
+
+    Returns:
+        Indices of `CLASS_NAMES`.
+    """
+    return [k % len(TEXTURES) * len(COLOURS) + k // len(TEXTURES) for k in range(classes)]
+
+
+def draw_image(label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "64 64 3"]:
+    """Draws a random image of the class `CLASS_NAMES[label]`."""
     texture, colour = divmod(label, len(COLOURS))
     ink = np.asarray(list(COLOURS.values())[colour]) + rng.integers(-20, 21, 3)
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -50,51 +83,36 @@ def draw(label: int, rng: np.random.Generator) -> UInt8[np.ndarray, "64 64 3"]:
     return np.clip(ground + rng.normal(0, 8, ground.shape), 0, 255).astype(np.uint8)
 
 
-def _texture(name: str, y: np.ndarray, x: np.ndarray) -> Bool[np.ndarray, "64 64"]:
+def _texture(name: str, y: Int[np.ndarray, "64 64"], x: Int[np.ndarray, "64 64"]) -> Bool[np.ndarray, "64 64"]:
+    """Marks the pixels that a texture colours."""
     half = PERIOD // 2
     rows, columns = y % PERIOD < half, x % PERIOD < half
     return {"upright stripes": columns, "level stripes": rows, "checks": rows ^ columns, "dots": rows & columns}[name]
 
 
-def write(folder: Path, *, classes: int = 12, train: int = 100, val: int = 25, seed: int = 0) -> None:
-    """Writes `classes` classes of `train` + `val` images each; all or nothing.
-
-    Raises ProbeError for a folder that holds files, and for numbers that make no sense."""
-    if not 2 <= classes <= len(NAMES) or train < 1 or val < 1:
-        raise ProbeError(
-            f"classes = {classes}, train = {train}, val = {val}: expected 2..{len(NAMES)} classes, at least 1 image"
-        )
-    with complete_directory(folder, size=classes * (train + val) * _BYTES) as temporary:
-        _write(temporary, [*_spread(classes)], train, val, np.random.default_rng(seed))
-
-
-def _spread(classes: int) -> Iterator[int]:
-    """Labels with every texture and as few colours as that allows."""
-    for k in range(classes):
-        yield k % len(TEXTURES) * len(COLOURS) + k // len(TEXTURES)
-
-
 def _write(folder: Path, labels: Sequence[int], train: int, val: int, rng: np.random.Generator) -> None:
+    """Writes the files of the data set."""
     wnids = [f"n{10_000_000 + label:08d}" for label in labels]
     (folder / WNIDS).write_text("".join(f"{wnid}\n" for wnid in wnids))
-    (folder / WORDS).write_text("".join(f"{w}\t{NAMES[label]}\n" for w, label in zip(wnids, labels, strict=True)))
+    words = "".join(f"{wnid}\t{CLASS_NAMES[label]}\n" for wnid, label in zip(wnids, labels, strict=True))
+    (folder / WORDS).write_text(words)
     for wnid, label in zip(wnids, labels, strict=True):
         images = folder / "train" / wnid / "images"
         images.mkdir(parents=True)
         names = [f"{wnid}_{k}.JPEG" for k in range(train)]
         for k, name in enumerate(names):
-            _save(draw(label, rng), images / name, grey=k % GREY_EVERY == GREY_EVERY - 1)
+            _save(draw_image(label, rng), images / name, grey=k % GREY_EVERY == GREY_EVERY - 1)
         boxes = "".join(f"{name}\t0\t0\t{SIDE - 1}\t{SIDE - 1}\n" for name in names)
         (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(boxes)
     (folder / "val" / "images").mkdir(parents=True)
     lines = []
-    for k, index in enumerate(rng.permutation(np.repeat(np.arange(len(labels)), val))):
+    for k, index in enumerate(rng.permutation(np.repeat(np.arange(len(labels)), val)).tolist()):
         name = f"val_{k}.JPEG"
-        _save(draw(labels[index], rng), folder / "val" / "images" / name)
+        _save(draw_image(labels[index], rng), folder / "val" / "images" / name)
         lines.append(f"{name}\t{wnids[index]}\t0\t0\t{SIDE - 1}\t{SIDE - 1}\n")
     (folder / ANNOTATIONS).write_text("".join(lines))
 
 
-def _save(pixels: np.ndarray, path: Path, *, grey: bool = False) -> None:
+def _save(pixels: UInt8[np.ndarray, "64 64 3"], path: Path, *, grey: bool = False) -> None:
     image = Image.fromarray(pixels)
     (image.convert("L") if grey else image).save(path, "JPEG", quality=90)

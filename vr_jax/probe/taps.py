@@ -1,4 +1,4 @@
-"""Where the vision tokens are tapped, and the frozen forward pass that yields them."""
+"""The taps of the probe: the places of the model whose vision tokens are classified, and the frozen forward pass."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from PIL import Image
 from vr_jax.data.collate import collate
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
+from vr_jax.errors import UserError
 from vr_jax.inference import user_turn
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.probe.errors import ProbeError
 
 QUESTION = "Describe the image."
 Kind = Literal["encoder", "compressor", "projector", "layer", "refusion"]
 Window = Float[Array, "B cells patches Dv"]
 
-# Projector -> what it compresses to before its own projection, and how. The first feature is its main input.
+# For each projector: a description of the tokens that it compresses to before its own projection, and how they are
+# computed. The first feature level of a projector is its main input.
 COMPRESSED: dict[str, tuple[str, Callable[[Any, Sequence[Window]], Float[Array, "B cells D"]]]] = {
     "pool": ("mean of each window's encoder features", lambda projector, features: jnp.mean(features[0], axis=-2)),
     "pixel_shuffle": (
@@ -42,8 +43,9 @@ COMPRESSED: dict[str, tuple[str, Callable[[Any, Sequence[Window]], Float[Array, 
         lambda projector, features: projector.resample(_patches(features[0])),
     ),
 }
+# For other projectors: the reason why there are no compressed tokens to tap.
 NOT_COMPRESSED = {
-    "mlp": "the projector 'mlp' does not compress: it would repeat the encoder",
+    "mlp": "the projector 'mlp' does not compress, so this tap would repeat the encoder",
     "token_packer": "the projector 'token_packer' compresses inside its attention",
     "resampler": "the projector 'resampler' compresses inside its attention",
     "c_abstractor": "the projector 'c_abstractor' compresses between its convolutions",
@@ -52,33 +54,51 @@ NOT_COMPRESSED = {
 
 @dataclass(frozen=True)
 class Tap:
-    """layer: of the decoder, counted from 1; None before it."""
+    """A place in the model.
+
+    Attributes:
+        name: The name in results and tables.
+        kind: The part of the model.
+        description: A phrase that states which tokens are tapped.
+        layer: The decoder layer, counted from 1, or None before the decoder.
+    """
 
     name: str
     kind: Kind
-    what: str
+    description: str
     layer: int | None = None
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
-    """1, 4, 8, 12, ... and the last one."""
+    """Returns the layers 1, 4, 8, 12, ... and the last one of a decoder with `depth` layers."""
     return tuple(sorted({1, *range(4, depth + 1, 4), depth}))
 
 
 def taps_of(config: VlmConfig, layers: Sequence[int]) -> tuple[tuple[Tap, ...], dict[str, str]]:
-    """The taps of a model in the order of the forward pass, and what is left out and why.
+    """Lists the taps of a model.
 
-    Raises ProbeError for layers that the decoder does not have."""
+    Args:
+        config: The model.
+        layers: The decoder layers to tap, counted from 1.
+
+    Returns:
+        The taps in the order of the forward pass, and the taps that are left out, each with the reason.
+
+    Raises:
+        UserError: The decoder does not have these layers.
+    """
     depth = config.decoder.num_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > depth:
-        raise ProbeError(f"layers {tuple(layers)}: expected increasing numbers in 1..{depth}, the decoder's layers")
+        raise UserError(
+            f"layers = {tuple(layers)}: expected increasing numbers from 1 to {depth}, the number of decoder layers."
+        )
     projector = config.projector.name
     left_out = {}
     taps = [Tap("encoder", "encoder", f"hidden state {config.vision_feature_layer} of the encoder, all patches")]
     if projector in COMPRESSED:
         taps.append(Tap("compressor", "compressor", COMPRESSED[projector][0]))
     else:
-        reason = f"projector {projector!r} has no known compressed tokens before its projection"
+        reason = f"the compressed tokens of the projector {projector!r} are not known"
         left_out["compressor"] = NOT_COMPRESSED.get(projector, reason)
     taps.append(Tap("projector", "projector", f"output of the projector {projector!r}"))
     stream = "residual stream at the vision tokens after decoder layer"
@@ -86,23 +106,26 @@ def taps_of(config: VlmConfig, layers: Sequence[int]) -> tuple[tuple[Tap, ...], 
     for layer in layers:
         acts = refusion is not None and layer in refusion.insert_after
         before = f", before {refusion.name} acts" if refusion and acts else ""
-        taps.append(Tap(f"layer {layer}", "layer", f"{stream} {layer}, not final-normed{before}", layer))
+        taps.append(Tap(f"layer {layer}", "layer", f"{stream} {layer}, without final norm{before}", layer))
         if refusion is not None and acts and layer < layers[-1]:
-            what = f"{stream} {layer}, after {refusion.name} acted"
-            taps.append(Tap(f"layer {layer} + {refusion.name}", "refusion", what, layer))
+            description = f"{stream} {layer}, after {refusion.name} acted"
+            taps.append(Tap(f"layer {layer} + {refusion.name}", "refusion", description, layer))
         elif refusion is not None and acts:
-            left_out[f"layer {layer} + {refusion.name}"] = "behind the last chosen layer"
+            left_out[f"layer {layer} + {refusion.name}"] = "it acts after the last chosen layer"
     return tuple(taps), left_out
 
 
 def one_tile(config: VlmConfig) -> VlmConfig:
-    """Every image squashed to one tile; a newline follows it if the model lays its images out with newlines."""
+    """Returns the config with one tile per image, onto which the image is squashed.
+
+    A newline token follows the image if the model lays out its images with newlines.
+    """
     image = single_tile(config.image.tile_size, unpad=config.image.unpad)
     return dataclasses.replace(config, image=image)
 
 
 def prompt_batch(processor: Processor, question: str) -> Batch:
-    """One row: the question about one image, whose pixels are to be replaced."""
+    """Prepares a batch of one row: a question about one image, whose pixels `tapped_tokens` replaces."""
     image = io.BytesIO()
     Image.new("RGB", (8, 8)).save(image, "PNG")
     conversation = Conversation("probe", (user_turn(question, 1),), (image.getvalue(),))
@@ -114,15 +137,23 @@ def prompt_batch(processor: Processor, question: str) -> Batch:
 def tapped_tokens(
     model: VisionLanguageModel, prompt: Batch, pixels: UInt8[Array, "B H W 3"], taps: Sequence[Tap]
 ) -> Mapping[str, Float[Array, "B T D"]]:
-    """Tokens by tap; the model is frozen, so no gradient reaches it. Prefill only, on the prompt with each image.
+    """Runs the prompt with each image through the frozen model. No gradient reaches the model.
 
-    prompt: one row without padding (`prompt_batch`)."""
+    Args:
+        model: The model.
+        prompt: One row without padding, as `prompt_batch` returns it.
+        pixels: The images, one tile each.
+        taps: The taps of the model.
+
+    Returns:
+        The tokens by the name of the tap.
+    """
     model, config = jax.lax.stop_gradient(model), model.config
     rows = pixels.shape[0]
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), prompt)
     batch = batch.replace(tile_pixels=pixels[:, None])
     levels = model.encode_images(batch.tile_pixels)
-    features = [levels[level][:, 0] for level in config.projector.feature_levels(config.spec)]
+    features = [levels[level][:, 0] for level in config.projector.feature_levels(config)]
     encoder = levels[config.vision_feature_layer][:, 0]
     layers = sorted({tap.layer for tap in taps if tap.layer is not None})
     hidden = model.hidden_states(levels, batch, layers)
@@ -143,6 +174,7 @@ def tapped_tokens(
 
 
 def _patches(features: Window) -> Float[Array, "B P Dv"]:
+    """Joins the windows of an image to one sequence of patches."""
     return features.reshape(features.shape[0], -1, features.shape[-1])
 
 

@@ -1,11 +1,12 @@
-"""Tiny-ImageNet's folder, as it is published: 200 classes, 100,000 + 10,000 images of 64 x 64 pixels.
+"""Tiny-ImageNet as it is published: 200 classes with 100,000 training and 10,000 validation images of 64 x 64 pixels.
 
-    wnids.txt                                    the classes, one a line
+    wnids.txt                                    the names of the classes, one on each line
     train/<wnid>/images/<wnid>_<k>.JPEG
     val/images/val_<k>.JPEG
-    val/val_annotations.txt                      tab-separated: file, wnid, box (four numbers)
+    val/val_annotations.txt                      file, wnid and four numbers of a box, separated by tabs
 
-words.txt, the boxes and test/ (which has no labels) are not read."""
+The files words.txt, the boxes and the folder test/, which has no labels, are not read.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +17,37 @@ from pathlib import Path
 
 import numpy as np
 
-from vr_jax.probe.errors import ProbeError
+from vr_jax.errors import UserError
 
 WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"
 IMAGES = "*.JPEG"
 _WNID = re.compile(r"[A-Za-z0-9_-]+")
+_ANNOTATION = "a file name, a tab, a wnid, a tab and a box"
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """name: of the file, relative to the data's folder."""
+    """An image file and its class.
+
+    Attributes:
+        name: The path of the file relative to the folder of the data.
+        label: The index of the class.
+    """
 
     name: str
-    label: int  # index into the classes
+    label: int
 
 
 @dataclass(frozen=True)
 class TinyImageNet:
-    """classes: wnids in the order of wnids.txt."""
+    """The images of the data set.
+
+    Attributes:
+        folder: The folder of the data.
+        classes: The names of the classes (wnids) in the order of wnids.txt.
+        train: The training images.
+        val: The validation images.
+    """
 
     folder: Path
     classes: tuple[str, ...]
@@ -42,15 +56,20 @@ class TinyImageNet:
 
     @property
     def fingerprint(self) -> str:
-        """Tells data apart by names and labels; images are not read."""
+        """A hash of the names and classes of all images; the contents of the images do not matter."""
         lines = [f"{part.name} {self.classes[part.label]}\n" for split in (self.train, self.val) for part in split]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read(folder: Path) -> TinyImageNet:
-    """Lists the images without opening one; a validation image that is not there is found out when it is read.
+    """Lists the images without opening one; a missing validation image is noticed when it is read.
 
-    Raises ProbeError for another layout, an empty class, and annotations that do not fit."""
+    Args:
+        folder: The unpacked folder of the data.
+
+    Raises:
+        UserError: The folder has another layout, a class has no images, or annotations and images do not match.
+    """
     _check_layout(folder)
     classes = _classes(folder / WNIDS)
     train = tuple(
@@ -60,60 +79,79 @@ def read(folder: Path) -> TinyImageNet:
     )
     extra = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir() and path.name not in classes)
     if extra:
-        raise ProbeError(f"{folder / 'train'} has folders of classes that {WNIDS} lacks: {_some(extra)}")
+        raise UserError(f"{folder / 'train'}: there are folders of classes that {WNIDS} does not list: {_some(extra)}.")
     return TinyImageNet(folder, classes, train, _validation(folder, classes))
 
 
 def subset(images: tuple[LabelledImage, ...], count: int, seed: int) -> tuple[LabelledImage, ...]:
-    """`count` images at random, of every class equally many or one more; 0, or as many as there are: all.
+    """Chooses images at random so that the numbers of any two classes differ by at most one.
 
-    A class that has fewer leaves its share to the others."""
+    A class with too few images leaves its share to the others.
+
+    Args:
+        images: All images.
+        count: The number of images to choose; 0 returns all of them.
+        seed: The seed of the choice.
+
+    Raises:
+        UserError: There are fewer than `count` images.
+    """
     if count in (0, len(images)):
         return images
     if count > len(images):
-        raise ProbeError(f"{count} images are asked for, the data has {len(images)}")
+        raise UserError(f"{count} images are asked for, but the data has only {len(images)}.")
     rng = np.random.default_rng(seed)
-    turn: dict[int, int] = {}
+    drawn: dict[int, int] = {}
     ranked: list[tuple[int, int, int]] = []
-    for index in rng.permutation(len(images)):
+    for index in rng.permutation(len(images)).tolist():
         label = images[index].label
-        turn[label] = turn.get(label, -1) + 1
-        ranked.append((turn[label], len(ranked), index))
+        drawn[label] = drawn.get(label, -1) + 1
+        ranked.append((drawn[label], len(ranked), index))
     chosen = sorted(index for _, _, index in sorted(ranked)[:count])
     return tuple(images[index] for index in chosen)
 
 
 def _check_layout(folder: Path) -> None:
+    """Checks that the files and folders of the published layout exist."""
     if not folder.is_dir():
-        raise ProbeError(f"{folder}: no such folder; --data takes the unpacked tiny-imagenet-200")
+        raise UserError(f"{folder}: no such folder; --data needs the unpacked folder tiny-imagenet-200.")
     for name in (WNIDS, "train", "val/images", ANNOTATIONS):
         if not (folder / name).exists():
             inner = next((path for path in sorted(folder.iterdir()) if (path / WNIDS).is_file()), None)
-            hint = f"did you mean {inner}?" if inner else "it is not laid out as tiny-imagenet-200 is published"
-            raise ProbeError(f"{folder} has no {name}; {hint}")
+            hint = f"did you mean {inner}?" if inner else "expected the published layout of tiny-imagenet-200."
+            raise UserError(f"{folder}: there is no {name}; {hint}")
 
 
 def _classes(path: Path) -> tuple[str, ...]:
+    """Reads the names of the classes."""
     classes = [line.strip() for line in _lines(path) if line.strip()]
     wrong = [name for name in classes if not _WNID.fullmatch(name)]
     twice = sorted({name for name in classes if classes.count(name) > 1})
-    if wrong or twice or len(classes) < 2:
-        what = f"no class names: {_some(wrong)}" if wrong else f"listed twice: {_some(twice)}" if twice else ""
-        raise ProbeError(f"{path}: {what or f'{len(classes)} class(es)'}; expected at least two wnids, one a line")
+    problem = None
+    if wrong:
+        problem = f"{_some(wrong)} cannot be names of classes"
+    elif twice:
+        problem = f"{_some(twice)} are listed twice"
+    elif len(classes) < 2:
+        problem = f"{len(classes)} class(es) are listed"
+    if problem:
+        raise UserError(f"{path}: {problem}; expected at least two different wnids, one on each line.")
     return tuple(classes)
 
 
 def _class_images(folder: Path, wnid: str) -> list[Path]:
+    """Lists the training images of a class."""
     images = folder / "train" / wnid / "images"
     if not images.is_dir():
-        raise ProbeError(f"class {wnid} of {WNIDS} has no folder {images}")
+        raise UserError(f"{images}: no such folder, although {WNIDS} lists the class {wnid}.")
     found = sorted(images.glob(IMAGES))
     if not found:
-        raise ProbeError(f"class {wnid} is empty: {images} has no {IMAGES}")
+        raise UserError(f"{images}: there is no {IMAGES}, so the class {wnid} is empty.")
     return found
 
 
 def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[LabelledImage, ...]:
+    """Reads the annotations of the validation images."""
     path = folder / ANNOTATIONS
     labels = {wnid: label for label, wnid in enumerate(classes)}
     images: dict[str, LabelledImage] = {}
@@ -123,17 +161,17 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> tuple[LabelledImage, 
         name, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0].strip()
         if not wnid or "/" in name or "\\" in name:
-            raise ProbeError(f"{path}, line {number}: expected file <tab> wnid <tab> box, found {line[:80]!r}")
+            raise UserError(f"{path}, line {number}: expected {_ANNOTATION}, found {line[:80]!r}.")
         if wnid not in labels:
-            raise ProbeError(f"{path}, line {number}: {name} is of class {wnid!r}, which {WNIDS} lacks")
+            raise UserError(f"{path}, line {number}: {name} has the class {wnid!r}, which {WNIDS} does not list.")
         if name in images:
-            raise ProbeError(f"{path}, line {number}: {name} has an annotation already")
+            raise UserError(f"{path}, line {number}: {name} has a second annotation; remove one of the two.")
         images[name] = LabelledImage(f"val/images/{name}", labels[wnid])
     if not images:
-        raise ProbeError(f"{path} is empty; expected file <tab> wnid <tab> box, one a line")
+        raise UserError(f"{path}: the file is empty; expected on each line {_ANNOTATION}.")
     extra = sorted(file.name for file in (folder / "val/images").glob(IMAGES) if file.name not in images)
     if extra:
-        raise ProbeError(f"{folder / 'val/images'} has images without annotation: {_some(extra)}")
+        raise UserError(f"{folder / 'val/images'}: there are images without annotation: {_some(extra)}.")
     return tuple(images.values())
 
 
@@ -141,8 +179,9 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise ProbeError(f"{path} is no text file: {error}") from None
+        raise UserError(f"{path}: expected a text file ({error}).") from None
 
 
 def _some(names: list[str]) -> str:
+    """Lists up to three names."""
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

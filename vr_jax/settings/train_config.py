@@ -283,6 +283,13 @@ class ProbeSettings(Config):
     seeds: PositiveInt = 3
     data_seed: Seed = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.width % self.heads == 0,
+            f"config.probe.width = {self.width} is not divisible by config.probe.heads = {self.heads}",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
