@@ -22,11 +22,11 @@ from vr_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number may have. NaN is in no range, and infinity only where a bound says so.
+    """The values that a number may have. NaN and infinity are in no range.
 
     Attributes:
-        low: The smallest value.
-        high: The largest value. The default allows every finite number.
+        low: The smallest value; by default every finite number is large enough.
+        high: The largest value; by default every finite number is small enough.
         open_low: Whether `low` itself is excluded.
         open_high: Whether `high` itself is excluded.
     """
@@ -77,7 +77,7 @@ class Config:
             check_value(hint, getattr(self, name), f"{type(self).__name__}.{name}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary that JSON can hold: nested configs are dictionaries and tuples are lists."""
+        """Returns the fields as a dictionary that JSON can hold: nested configs are dictionaries, tuples are lists."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]  # every subclass is a dataclass
 
     @classmethod
@@ -88,8 +88,12 @@ class Config:
             values: Field names and JSON-safe values.
             where: What the error messages call this config, e.g. "config.optimizer"; by default the class's name.
 
+        Returns:
+            The config.
+
         Raises:
-            ConfigError: A field is unknown (the message names the nearest and all known ones), or has a wrong value.
+            ConfigError: A field is unknown (the message names the nearest and all known ones), has a wrong value, or
+                has no default and is absent.
         """
         where = where or cls.__name__
         hints = field_types(cls)
@@ -98,23 +102,49 @@ class Config:
         for name, value in values.items():
             parsed[name] = cls.parse_field(name, value, f"{where}.{name}")
             check_value(hints[name], parsed[name], f"{where}.{name}")
+        absent = [name for name in _required(cls) if name not in parsed]
+        check(not absent, f"{where} lacks {', '.join(absent)}: a field without a default has to be given")
         return cls(**parsed)
 
     @classmethod
     def parse_field(cls, name: str, value: Any, where: str) -> Any:
-        """The value of a field from its JSON form: lists become tuples, dictionaries become nested configs."""
+        """Returns the value of a field, given its JSON form: lists become tuples, dictionaries nested configs.
+
+        Args:
+            name: Name of the field.
+            value: Its JSON form.
+            where: What the error messages call the field.
+
+        Raises:
+            ConfigError: A nested config cannot be built.
+        """
         return _parse(field_types(cls)[name], value, where)
 
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The annotation of every field of a dataclass, with `Annotated` metadata, in the order of declaration."""
+    """Returns the annotations of a dataclass's fields, `Annotated` metadata included, in the order of declaration."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
+def _required(cls: type) -> list[str]:
+    """The names of the fields that have no default."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+
+
 def check_names(values: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises ConfigError for the first name that is not known, with the nearest known name and all of them."""
+    """Checks that names are known.
+
+    Args:
+        values: The names.
+        known: The known names.
+        where: What has these fields, for the message.
+
+    Raises:
+        ConfigError: A name is not known; the message gives the nearest known name and all of them.
+    """
     known = list(known)
     for name in values:
         if name not in known:
@@ -140,13 +170,18 @@ def check_value(hint: Any, value: Any, where: str) -> None:
 
 
 def check(condition: bool, message: str) -> None:
-    """Raises ConfigError with the message unless the condition holds."""
+    """Checks a condition.
+
+    Raises:
+        ConfigError: The condition does not hold; the error has this message.
+    """
     if not condition:
         raise ConfigError(message)
 
 
 def describe(hint: Any) -> str:
-    """What an annotation accepts, in words for an error message."""
+    """Returns the values that an annotation accepts, in words for an error message."""
+    hint = _plain_hint(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         ranges = " and ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
@@ -160,12 +195,19 @@ def describe(hint: Any) -> str:
             return f"a sequence, each element {describe(arguments[0])}"
         return "(" + ", ".join(describe(part) for part in arguments) + ")"
     if origin is not None and issubclass(origin, Mapping):
-        return "a mapping of names to values"
-    names = {int: "an integer", float: "a finite number", bool: "True or False", str: "a text"}
-    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+        return f"a mapping of names to values, each {describe(arguments[1]) if arguments else describe(Any)}"
+    names = {int: "an integer", float: "a finite number", bool: "True or False", str: "a text", Any: "any value"}
+    return names.get(hint, f"a value of the type {getattr(hint, '__name__', hint)}")
+
+
+def _plain_hint(hint: Any) -> Any:
+    """An annotation in place of the alias that a `type` statement gave it."""
+    return hint.__value__ if isinstance(hint, typing.TypeAliasType) else hint
 
 
 def _accepts(hint: Any, value: Any) -> bool:
+    """Whether an annotation accepts a value."""
+    hint = _plain_hint(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -184,7 +226,10 @@ def _accepts(hint: Any, value: Any) -> bool:
             return all(_accepts(arguments[0], part) for part in value)
         return len(value) == len(arguments) and all(map(_accepts, arguments, value))
     if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        element = arguments[1] if arguments else Any
+        return isinstance(value, Mapping) and all(
+            isinstance(key, str) and _accepts(element, part) for key, part in value.items()
+        )
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
@@ -193,6 +238,8 @@ def _accepts(hint: Any, value: Any) -> bool:
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
+    """The value of an annotation from its JSON form, as far as it fits; `check_value` judges it afterwards."""
+    hint = _plain_hint(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _parse(arguments[0], value, where)
@@ -213,6 +260,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    """The JSON form of a value."""
     if isinstance(value, Config):
         return value.to_dict()
     if isinstance(value, tuple | list):
@@ -223,5 +271,6 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    """A value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,4 +1,4 @@
-"""Every way a conversion can fail: one clear line (or a list of tensors), status 1, nothing written."""
+"""A conversion that fails ends with exit status 2 and one line (or a list of tensors), and writes nothing."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def refused(convert, tmp_path):
     def run(directory, *arguments, lines: int = 1) -> str:
         before = sorted(os.listdir(tmp_path))
         status, out, err = convert("import", "--from", directory, "--to", tmp_path / "out", *arguments)
-        assert status == 1
-        assert err.startswith("error: ")
+        assert status == 2
+        assert err.startswith("vr-jax convert import: ")
         assert err.count("\n") == lines, err
         assert "Traceback" not in out + err
         assert sorted(os.listdir(tmp_path)) == before
@@ -106,7 +106,7 @@ def test_no_weights_no_config_no_directory(checkpoint, refused, tmp_path):
     assert "holds no weights: expected one of model.safetensors" in refused(checkpoint)
     (checkpoint / "config.json").unlink()
     assert "config.json is missing" in refused(checkpoint)
-    assert "is not a directory" in refused(tmp_path / "nowhere")
+    assert "nowhere is not a folder of a checkpoint" in refused(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ['{"architectures": [', "[]", "\x80"])
@@ -128,7 +128,7 @@ def test_corrupt_config(text, checkpoint, refused):
         ({"num_attention_heads": 5}, "hidden_size = 24 is not divisible by num_heads = 5"),
     ],
 )
-def test_what_we_do_not_compute(change, message, checkpoint, refused):
+def test_a_config_that_our_decoder_does_not_support(change, message, checkpoint, refused):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | change))
     assert message in refused(checkpoint)
@@ -144,7 +144,7 @@ def test_what_we_do_not_compute(change, message, checkpoint, refused):
         ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config.model_type is 'clip_vision_model'"),
     ],
 )
-def test_llava_that_we_do_not_compute(change, message, hf_dirs, tmp_path, refused):
+def test_a_llava_config_that_our_model_does_not_support(change, message, hf_dirs, tmp_path, refused):
     shutil.copytree(hf_dirs("onevision")[1], tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | change))
@@ -152,7 +152,7 @@ def test_llava_that_we_do_not_compute(change, message, hf_dirs, tmp_path, refuse
 
 
 class Bomb:
-    """Unpickling it would create a file."""
+    """An object whose unpickling would create a folder."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -196,7 +196,7 @@ def test_parts_of_the_wrong_kind(hf_dirs, refused, tmp_path, convert):
     assert "--encoder" in refused(qwen2, "--encoder", qwen2)
     assert "only complete a directory" in refused(qwen2, "--encoder", siglip)
     status, _, err = convert("import", "--to", tmp_path / "out")
-    assert (status, err) == (1, "error: nothing to import: give --from, or --encoder and --decoder\n")
+    assert (status, err) == (2, "vr-jax convert import: nothing to import: give --from, or --encoder and --decoder\n")
 
 
 def test_llava_without_its_parts(hf_dirs, tmp_path, refused):
@@ -230,27 +230,27 @@ def test_existing_target_is_kept_unless_overwrite(checkpoint, convert, converted
     for command in ("import", "export"):
         source = checkpoint if command == "import" else tmp_path / "out"
         status, _, err = convert(command, "--from", source, "--to", tmp_path / "out")
-        assert status == 1
-        assert "exists; choose another, or overwrite it" in err
+        assert status == 2
+        assert "exists; choose another folder, or overwrite it" in err
     assert (tmp_path / "out" / "mark").exists()
     rewrite(checkpoint, lambda tensors: tensors.pop("model.norm.weight"))
-    assert convert("import", "--from", checkpoint, "--to", tmp_path / "out", "--overwrite")[0] == 1
+    assert convert("import", "--from", checkpoint, "--to", tmp_path / "out", "--overwrite")[0] == 2
     assert (tmp_path / "out" / "mark").exists()  # a failed import does not cost the old directory
 
 
 def test_already_a_model_directory(checkpoint, converted, refused, tmp_path):
     converted("import", "--from", checkpoint, "--to", tmp_path / "ours")
-    assert "is a vr_jax model directory already" in refused(tmp_path / "ours")
+    assert "is a model directory of vr_jax already; it needs no import" in refused(tmp_path / "ours")
 
 
 def test_full_disk_found_before(checkpoint, refused, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    assert "No space left on device: 0.00 GB are needed, 0.00 GB are free" in refused(checkpoint)
+    assert "cannot be written: 0.00 GB are needed, 0.00 GB are free" in refused(checkpoint)
 
 
 @pytest.mark.parametrize("command", ["import", "export"])
 def test_disk_that_fills_up(command, checkpoint, converted, tmp_path):
-    """A real process under a limit of 4 kB per file: no traceback, status 1, nothing left."""
+    """A real process under a limit of 4 kB per file: no traceback, exit status 2, nothing left."""
     source = checkpoint
     if command == "export":
         source = tmp_path / "ours"
@@ -267,26 +267,26 @@ def test_disk_that_fills_up(command, checkpoint, converted, tmp_path):
         timeout=120,
         check=False,
     )
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert "File too large" in result.stderr
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_export_of_what_is_no_model(hf_dirs, convert, converted, tmp_path):
+def test_directories_that_cannot_be_exported(hf_dirs, convert, converted, tmp_path):
     siglip, qwen2 = hf_dirs("siglip_vision")[1], hf_dirs("qwen2")[1]
     status, _, err = convert("export", "--from", siglip, "--to", tmp_path / "out")
-    assert status == 1
-    assert "is not a vr_jax model's" in err
+    assert status == 2
+    assert "is not of a vr_jax model directory" in err
     converted("import", "--encoder", siglip, "--decoder", qwen2, "--to", tmp_path / "parts")
     status, _, err = convert("export", "--from", tmp_path / "parts", "--to", tmp_path / "out")
-    assert status == 1
-    assert "holds parts of a model (text, vision)" in err
+    assert status == 2
+    assert "holds parts of a model (decoder, encoder)" in err
     converted("import", "--from", siglip, "--to", tmp_path / "tower")
     status, _, err = convert("export", "--from", tmp_path / "tower", "--layout", "llava", "--to", tmp_path / "out")
-    assert (status, "needs a whole model" in err) == (1, True)
+    assert (status, "needs a whole model" in err) == (2, True)
     save_model(tmp_path / "remember", randomized(abstract(tiny_config())))
     status, _, err = convert("export", "--from", tmp_path / "remember", "--layout", "hf", "--to", tmp_path / "out")
-    assert (status, "no model with re-fusion block 'vision_remember'" in err) == (1, True)
+    assert (status, "no model with re-fusion block 'vision_remember'" in err) == (2, True)
     assert not (tmp_path / "out").exists()

@@ -50,7 +50,7 @@ def expected_params(model) -> dict[str, np.ndarray]:
         tower = independent_mapping.under(weights, prefix)
         if "embeddings.patch_embedding.weight" in tower:
             staged = independent_mapping.siglip(tower, [0, VISION["num_hidden_layers"]])
-            expected |= {f"vision.{path}": value for path, value in staged.items()}
+            expected |= {f"encoder.{path}": value for path, value in staged.items()}
             break
     for prefix in ("model.language_model.", "model."):
         decoder = independent_mapping.under(weights, prefix)

@@ -124,10 +124,10 @@ def test_packed_projections_are_in_the_order_q_k_v():
 
 
 def test_layout_of_a_plain_llava(tmp_path, convert, converted):
-    """hf is refused with the reason where transformers has no such model; llava writes LLaVA's names."""
+    """The layout hf is refused with the reason where transformers has no such model; llava writes LLaVA's names."""
     save_model(tmp_path / "ours", random_model(tiny_config(refusion=None)))
     status, _, err = convert("export", "--from", tmp_path / "ours", "--layout", "hf", "--to", tmp_path / "out")
-    assert status == 1
+    assert status == 2
     assert "transformers has no model with projector 'pool'; use --layout llava" in err
     converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out")
     names = load_file(tmp_path / "out" / "model-00001-of-00001.safetensors").keys()

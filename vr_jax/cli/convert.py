@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 
 from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import DType
-from vr_jax.convert.exporting import SHARD_BYTES, export_model
-from vr_jax.convert.importing import import_checkpoint
+from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
 from vr_jax.fields import Range
 
 
@@ -54,29 +52,27 @@ def run_import(flags: ImportFlags) -> None:
     """Imports a checkpoint."""
     _prepare_process()
     import_checkpoint(
-        _path(flags.source),
-        Path(flags.to),
-        encoder=_path(flags.encoder),
-        decoder=_path(flags.decoder),
+        flags.source,
+        flags.to,
+        encoder=flags.encoder,
+        decoder=flags.decoder,
         dtype=flags.dtype,
         overwrite=flags.overwrite,
+        report=print,
     )
 
 
 def run_export(flags: ExportFlags) -> None:
     """Exports a model directory."""
     _prepare_process()
-    export_model(
-        Path(flags.source),
-        Path(flags.to),
+    export_checkpoint(
+        flags.source,
+        flags.to,
         layout=flags.layout,
         max_shard_bytes=int(flags.shard_gb * 1e9),
         overwrite=flags.overwrite,
+        report=print,
     )
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def _prepare_process() -> None:

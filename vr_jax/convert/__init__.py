@@ -1,1 +1,10 @@
-"""Hugging Face and LLaVA checkpoints in and out: `vr-jax convert import|export`; see docs/convert.md."""
+"""Converts checkpoints of Hugging Face and of LLaVA to model directories and back (docs/convert.md).
+
+The formats are described by data: `architectures` tells how a format is recognised, `configs` translates its
+config.json, and `tables` and `method_tables` name its tensors. `importing` and `exporting` follow these descriptions.
+"""
+
+from vr_jax.convert.exporting import SHARD_BYTES, export_checkpoint
+from vr_jax.convert.importing import import_checkpoint
+
+__all__ = ["SHARD_BYTES", "export_checkpoint", "import_checkpoint"]

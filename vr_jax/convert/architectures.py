@@ -1,4 +1,4 @@
-"""The foreign checkpoint formats: how each is recognised, what its tensors are called and which of them we ignore."""
+"""The foreign checkpoint formats: how each is recognised, the names of its tensors, and those that are left out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from vr_jax.convert.method_tables import DEEPSTACK, LLAVA_PROJECTORS, SVA
 from vr_jax.convert.tables import (
@@ -36,28 +37,40 @@ SECTION_OF = (
 
 
 def section_of(path: str) -> str:
+    """Returns the section of a `VlmConfig` that owns a parameter, given its merged path."""
     return next(section for prefix, section in SECTION_OF if path.startswith(prefix))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One foreign format.
+    """A foreign format.
 
-    tables: section -> rules, with the names that export writes. methods: section -> method's name -> the rules for a
-    model with that method. renames: other spellings (of other versions of transformers or LLaVA) as (pattern,
-    replacement), each applied in order. ignored: tensors that a LLaVA has no place for, as (pattern, what they
-    are)."""
+    Attributes:
+        name: The name of the format in messages.
+        classes: Values of `architectures` in config.json by which it is recognised.
+        model_types: Values of `model_type` by which it is recognised where `architectures` is absent.
+        tables: Rules by section, with the names that export writes.
+        methods: Further rules by section and by name of the method that the section chooses.
+        renames: Other spellings of tensor names, by other versions of transformers or LLaVA, as pairs of a pattern and
+            its replacement. They are applied in this order.
+        ignored: Tensors that our model has no place for, as pairs of a pattern and a description.
+    """
 
     name: str
-    classes: tuple[str, ...]  # `architectures` of config.json
-    model_types: tuple[str, ...]  # where `architectures` is absent
+    classes: tuple[str, ...]
+    model_types: tuple[str, ...]
     tables: Mapping[str, Table]
     methods: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
 
     def table(self, sections: Iterable[str], config: Mapping[str, Any]) -> Table:
-        """Rules for these sections of a model, whose config has the sections `config` (as dicts)."""
+        """Returns the rules for some sections of a model.
+
+        Args:
+            sections: Names of the sections.
+            config: All sections of the model's config, as dictionaries.
+        """
         rules: list[Rule] = []
         for section in sections:
             rules += self.tables.get(section, ())
@@ -67,7 +80,7 @@ class Architecture:
 
 
 _BUFFERS = (r".*\.(position_ids|rotary_emb\.inv_freq)", "buffers that are computed, not learned")
-_HEAD = (r"(.*\.)?vision_model\.head\..*", "SigLIP's pooling head, LLaVA takes hidden states")
+_HEAD = (r"(.*\.)?vision_model\.head\..*", "SigLIP's pooling head; LLaVA takes hidden states")
 
 SIGLIP = Architecture(
     name="SigLIP",
@@ -102,7 +115,7 @@ HF_LLAVA = Architecture(
         ),
     },
     renames=(
-        # transformers 5 in memory: one `model.` around everything but the head.
+        # A model of transformers 5 in memory has `model.` before every name but that of the head.
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
@@ -141,10 +154,22 @@ LLAVA = Architecture(
 ARCHITECTURES = (SIGLIP, QWEN2, HF_LLAVA, LLAVA)
 
 
-def recognise(values: Mapping[str, Any], file: Path) -> Architecture:
-    """By `architectures` (LLaVA's own checkpoints carry all kinds of model_type), else by `model_type`.
+def recognise(values: Mapping[str, Any], file: epath.Path) -> Architecture:
+    """Finds the format of a checkpoint.
 
-    Raises UserError listing the known ones."""
+    `architectures` decides, since LLaVA's own checkpoints carry all kinds of `model_type`; that counts where there are
+    no `architectures`.
+
+    Args:
+        values: The content of config.json.
+        file: Its path, for messages.
+
+    Returns:
+        The format.
+
+    Raises:
+        UserError: The format is not known; the message lists those that are.
+    """
     classes = values.get("architectures") or []
     for architecture in ARCHITECTURES:
         if set(classes) & set(architecture.classes):
@@ -154,24 +179,38 @@ def recognise(values: Mapping[str, Any], file: Path) -> Architecture:
             if values.get("model_type") in architecture.model_types:
                 return architecture
     if values.get("format") == FORMAT:
-        raise UserError(f"{file.parent} is a vr_jax model directory already")
+        raise UserError(f"{file.parent} is a model directory of vr_jax already; it needs no import")
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     found = f"architecture {', '.join(map(str, classes))}" if classes else f"model_type {values.get('model_type')!r}"
     raise UserError(f"{file}: {found} is not known; known architectures: {known}")
 
 
 class Source:
-    """A foreign checkpoint directory: its format, its config.json, and its tensors under the names of `tables`."""
+    """A foreign checkpoint directory.
 
-    def __init__(self, directory: Path):
+    Attributes:
+        file: The path of config.json.
+        values: The content of config.json.
+        architecture: The format.
+        checkpoint: The weight files.
+        originals: The tensors' names in the weight files, by their names in the rules of the format.
+        ignored: Number of tensors that are left out, by their description.
+    """
+
+    def __init__(self, directory: epath.Path):
+        """Reads config.json and the headers of the weight files.
+
+        Raises:
+            UserError: The directory cannot be read, or its format is not known.
+        """
         if not directory.is_dir():
-            raise UserError(f"{directory} is not a directory")
+            raise UserError(f"{directory} is not a folder of a checkpoint")
         self.file = directory / "config.json"
         self.values = read_json(self.file)
         self.architecture = recognise(self.values, self.file)
         self.checkpoint = Checkpoint(directory)
-        self.originals: dict[str, str] = {}  # name in the tables -> name in the files
-        self.ignored: Counter[str] = Counter()  # what they are -> how many
+        self.originals: dict[str, str] = {}
+        self.ignored: Counter[str] = Counter()
         for original in self.checkpoint.tensors:
             name = original
             for pattern, replacement in self.architecture.renames:
@@ -185,24 +224,27 @@ class Source:
                 self.originals[name] = original
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> epath.Path:
+        """The directory."""
         return self.checkpoint.directory
 
     def tensor(self, name: str) -> Tensor:
+        """Returns the description of a tensor, given its name in the rules."""
         return self.checkpoint.tensors[self.originals[name]]
 
     def holds(self, section: str) -> bool:
-        """Whether any tensor of this section is there."""
+        """Returns whether any tensor of a section is there."""
         patterns = [_pattern(rule) for rule in self.architecture.tables.get(section, ())]
         return any(pattern.fullmatch(name) for pattern in patterns for name in self.originals)
 
     def count_layers(self, section: str) -> int:
-        """How many layers of a stack are there: the largest `{n}` of its rules, plus one."""
+        """Returns the number of a stack's layers that are there."""
         patterns = [_pattern(rule) for rule in self.architecture.tables[section] if "{n}" in rule.theirs]
         matches = [pattern.fullmatch(name) for pattern in patterns for name in self.originals]
         return max((int(match["n"]) + 1 for match in matches if match), default=0)
 
 
 def _pattern(rule: Rule) -> re.Pattern[str]:
+    """The names that a rule stands for; the group n is the index of the layer."""
     pattern = re.escape(rule.theirs).replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{i\}", r"\d+")
     return re.compile(pattern)

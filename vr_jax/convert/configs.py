@@ -1,6 +1,7 @@
-"""config.json of the foreign formats to and from the sections of VlmConfig.
+"""Translates config.json of the foreign formats to `VlmConfig` and back.
 
-Only what our model computes is accepted: a field that would change the function and that we lack stops the import."""
+A field that changes what the model computes, and that our model does not have, stops the import.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
@@ -16,11 +16,12 @@ from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.storage import PathLike
 
-IMAGE_TOKEN = 151646  # `<image>` of the llava-onevision-qwen2 tokenizers
-_MAX_POSITIONS = 32768  # of Qwen2's configs; ours has no such limit
+IMAGE_TOKEN = 151646  # the id of `<image>` in the tokenizers of llava-onevision-qwen2
+_MAX_POSITIONS = 32768  # that of Qwen2's own configs; our decoder has no limit
 
-# our field -> transformers' field
+# The fields of transformers' configs, by our names.
 _SIGLIP_FIELDS = {
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -40,7 +41,7 @@ _QWEN2_FIELDS = {
     "rms_norm_eps": "rms_norm_eps",
     "tie_word_embeddings": "tie_word_embeddings",
 }
-# Fields with one meaning in our model; absent is the first value.
+# Fields that our model supports with these values only; the first one is the default.
 _SIGLIP_FIXED = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
 _QWEN2_FIXED = {"hidden_act": ("silu",), "use_sliding_window": (False,), "quantization_config": (None,)}
 _HF_LLAVA_FIXED = {
@@ -56,7 +57,7 @@ _LLAVA_FIXED = {
     "mm_patch_merge_type": ("flat", "spatial_unpad"),
     "quantization_config": (None,),
 }
-# LLaVA's config.json names its tower and does not describe it.
+# LLaVA's config.json names its encoder and does not describe it.
 _TOWERS = {
     **{
         f"siglip-base-patch16-{size}": SiglipConfig(
@@ -79,8 +80,16 @@ _TOWERS = {
 }
 
 
-def read_siglip(values: Mapping[str, Any], file: Path) -> SiglipConfig:
-    """`values`: a config.json of SiglipModel or SiglipVisionModel, or the vision_config of a LLaVA."""
+def read_siglip(values: Mapping[str, Any], file: PathLike) -> SiglipConfig:
+    """Reads the config of an encoder.
+
+    Args:
+        values: A config.json of SiglipModel or SiglipVisionModel, or the `vision_config` of a LLaVA.
+        file: Its path, for messages.
+
+    Raises:
+        UserError: The config is not valid, or our encoder does not support it.
+    """
     from transformers import SiglipVisionConfig
 
     values = values.get("vision_config", values)
@@ -90,6 +99,7 @@ def read_siglip(values: Mapping[str, Any], file: Path) -> SiglipConfig:
 
 
 def write_siglip(config: SiglipConfig) -> dict[str, Any]:
+    """Returns the config.json of a SiglipVisionModel."""
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -100,8 +110,16 @@ def write_siglip(config: SiglipConfig) -> dict[str, Any]:
     }
 
 
-def read_qwen2(values: Mapping[str, Any], file: Path) -> Qwen2Config:
-    """`values`: a config.json of Qwen2ForCausalLM or LLaVA's own, or the text_config of a LLaVA."""
+def read_qwen2(values: Mapping[str, Any], file: PathLike) -> Qwen2Config:
+    """Reads the config of a decoder.
+
+    Args:
+        values: A config.json of Qwen2ForCausalLM or of LLaVA's own layout, or the `text_config` of a LLaVA.
+        file: Its path, for messages.
+
+    Raises:
+        UserError: The config is not valid, or our decoder does not support it.
+    """
     from transformers import Qwen2Config as HfQwen2Config
 
     _require(values, _QWEN2_FIXED, file)
@@ -119,6 +137,7 @@ def read_qwen2(values: Mapping[str, Any], file: Path) -> Qwen2Config:
 
 
 def write_qwen2(config: Qwen2Config) -> dict[str, Any]:
+    """Returns the config.json of a Qwen2ForCausalLM."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -131,8 +150,16 @@ def write_qwen2(config: Qwen2Config) -> dict[str, Any]:
     }
 
 
-def read_hf_llava(values: Mapping[str, Any], file: Path) -> VlmConfig:
-    """LlavaOnevisionForConditionalGeneration and LlavaNextForConditionalGeneration, SigLIP and Qwen2 inside."""
+def read_hf_llava(values: Mapping[str, Any], file: PathLike) -> VlmConfig:
+    """Reads the config of a LLaVA-OneVision or LLaVA-NeXT of transformers that consists of SigLIP and Qwen2.
+
+    Args:
+        values: The config.json.
+        file: Its path, for messages.
+
+    Raises:
+        UserError: The config is not valid, or our model does not support it.
+    """
     from transformers import LlavaNextConfig, LlavaOnevisionConfig
 
     onevision = values.get("model_type") == "llava_onevision"
@@ -150,7 +177,7 @@ def read_hf_llava(values: Mapping[str, Any], file: Path) -> VlmConfig:
     _require({name: getattr(full, name, None) for name in _HF_LLAVA_FIXED}, _HF_LLAVA_FIXED, file)
     vision = read_siglip(full.vision_config.to_dict(), file)
     text = dict(full.text_config.to_dict())
-    # transformers 4 ties by the inner field, 5 by the outer one.
+    # The inner field ties the embeddings in transformers 4, the outer one in transformers 5.
     text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings")) or full.tie_word_embeddings
     aspect = full.vision_aspect_ratio if onevision else "anyres"
     pinpoints = [(width, height) for height, width in full.image_grid_pinpoints]
@@ -165,7 +192,7 @@ def read_hf_llava(values: Mapping[str, Any], file: Path) -> VlmConfig:
 
 
 def hf_llava_obstacle(config: VlmConfig) -> str | None:
-    """Why transformers has no class for this model; None if it has."""
+    """Returns the part of a model that no class of transformers has, or None if there is a class for the model."""
     if config.refusion is not None:
         return f"re-fusion block {config.refusion.name!r}"
     if config.projector.name != "mlp":
@@ -176,19 +203,25 @@ def hf_llava_obstacle(config: VlmConfig) -> str | None:
 
 
 def write_hf_llava(config: VlmConfig, image_token: int = IMAGE_TOKEN) -> dict[str, Any]:
+    """Returns the config.json of a LLaVA-OneVision or LLaVA-NeXT of transformers.
+
+    Args:
+        config: A model without an obstacle (`hf_llava_obstacle`).
+        image_token: The id of `<image>` in its tokenizer.
+    """
+    encoder, decoder = siglip_and_qwen2(config)
     onevision = config.image.aspect_ratio == "anyres_max"
     tile = config.image.tile_size
     name = "LlavaOnevision" if onevision else "LlavaNext"
-    text = write_qwen2(config.decoder)
     return {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": "llava_onevision" if onevision else "llava_next",
-        "vision_config": write_siglip(config.encoder),
-        "text_config": text,
-        "tie_word_embeddings": config.decoder.tie_word_embeddings,
+        "vision_config": write_siglip(encoder),
+        "text_config": write_qwen2(decoder),
+        "tie_word_embeddings": decoder.tie_word_embeddings,
         "image_token_index": image_token,
         "image_grid_pinpoints": [[rows * tile, columns * tile] for columns, rows in config.image.grids],
-        "vision_feature_layer": config.vision_feature_layer - config.encoder.num_layers - 1,
+        "vision_feature_layer": config.vision_feature_layer - encoder.num_layers - 1,
         "vision_feature_select_strategy": "full",
         "projector_hidden_act": "gelu",
         **(
@@ -201,15 +234,24 @@ def write_hf_llava(config: VlmConfig, image_token: int = IMAGE_TOKEN) -> dict[st
 
 def read_llava(
     values: Mapping[str, Any],
-    file: Path,
+    file: PathLike,
     *,
     own_layers: int,
     encoder: SiglipConfig | None,
     decoder: Qwen2Config | None,
 ) -> VlmConfig:
-    """LLaVA's own config.json (LlavaQwenForCausalLM), or one of our exports.
+    """Reads a config.json of LLaVA's own layout (LlavaQwenForCausalLM), also one that our export wrote.
 
-    own_layers: encoder blocks in the checkpoint itself, 0 for none. encoder, decoder: of separately given parts."""
+    Args:
+        values: The config.json.
+        file: Its path, for messages.
+        own_layers: Number of the encoder's layers in the checkpoint itself.
+        encoder: The encoder's config where it is given separately.
+        decoder: The decoder's config where it is given separately.
+
+    Raises:
+        UserError: The config is not valid, or our model does not support it.
+    """
     if "vr_jax" in values:
         return VlmConfig.from_dict(values["vr_jax"])
     _require(values, _LLAVA_FIXED, file)
@@ -226,25 +268,30 @@ def read_llava(
         decoder=decoder or read_qwen2(values, file),
         projector=MlpConfig(),
         image=_image_config(aspect, pinpoints, encoder.image_size, unpad=unpad, rounding="truncate", file=file),
-        # LLaVA deletes the last block and takes the output of what is left (siglip_encoder.py).
+        # LLaVA deletes the encoder's last layer and takes the output of the others (LLaVA-NeXT:llava/model/
+        # multimodal_encoder/siglip_encoder.py).
         vision_feature_layer=depth - 1,
     )
 
 
 def write_llava(config: VlmConfig) -> dict[str, Any]:
-    """LLaVA's fields for its own tools; `vr_jax` holds the whole config, and is what our import reads."""
+    """Returns a config.json of LLaVA's own layout.
+
+    LLaVA's fields are for LLaVA's tools. The field `vr_jax` holds the whole config and is what our import reads.
+    """
+    encoder, decoder = siglip_and_qwen2(config)
     image, tile = config.image, config.image.tile_size
-    # LLaVA's own tower lacks the last block.
-    depths = {name: replace(config.encoder, num_layers=known.num_layers) for name, known in _TOWERS.items()}
+    # The depth is not compared, since an encoder of LLaVA lacks the last layer.
+    depths = {name: replace(encoder, num_layers=known.num_layers) for name, known in _TOWERS.items()}
     tower = next((name for name, known in _TOWERS.items() if known == depths[name]), "siglip")
     return {
-        **write_qwen2(config.decoder),
+        **write_qwen2(decoder),
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "llava_qwen",
         "mm_vision_tower": f"google/{tower}",
-        "mm_hidden_size": config.encoder.hidden_size,
+        "mm_hidden_size": encoder.hidden_size,
         "mm_projector_type": "mlp2x_gelu" if config.projector.name in ("mlp", "pool") else config.projector.name,
-        "mm_vision_select_layer": config.vision_feature_layer - config.encoder.num_layers - 1,
+        "mm_vision_select_layer": config.vision_feature_layer - encoder.num_layers - 1,
         "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "spatial_unpad" if image.unpad else "flat",
         "image_aspect_ratio": f"anyres_max_{image.max_tiles}"
@@ -255,8 +302,21 @@ def write_llava(config: VlmConfig) -> dict[str, Any]:
     }
 
 
-def _with_defaults(config_class: Any, values: Mapping[str, Any], names: Any, file: Path) -> Any:
-    """transformers' config object: fills in the defaults that a config.json leaves out."""
+def siglip_and_qwen2(config: VlmConfig) -> tuple[SiglipConfig, Qwen2Config]:
+    """Returns a model's encoder and decoder, which the formats of LLaVA need to be SigLIP and Qwen2.
+
+    Raises:
+        UserError: One of them is another method.
+    """
+    if not isinstance(config.encoder, SiglipConfig):
+        raise UserError(f"there is no format for the encoder {config.encoder.name!r}, expected 'siglip'")
+    if not isinstance(config.decoder, Qwen2Config):
+        raise UserError(f"there is no format for the decoder {config.decoder.name!r}, expected 'qwen2'")
+    return config.encoder, config.decoder
+
+
+def _with_defaults(config_class: Any, values: Mapping[str, Any], names: Any, file: PathLike) -> Any:
+    """A config object of transformers, which fills in the fields that a config.json leaves out."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -266,7 +326,8 @@ def _with_defaults(config_class: Any, values: Mapping[str, Any], names: Any, fil
         raise UserError(f"{file} is no valid {config_class.__name__}: {reason}") from error
 
 
-def _require(values: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], file: Path) -> None:
+def _require(values: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], file: PathLike) -> None:
+    """Refuses a field whose value is not among those that our model supports."""
     for name, allowed in fixed.items():
         found = values.get(name, allowed[0])
         if found not in allowed:
@@ -274,13 +335,14 @@ def _require(values: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]], file
             raise UserError(f"{file}: {name} = {found!r} is not supported, expected {expected}")
 
 
-def _hidden_state(layer: Any, depth: int, file: Path) -> int:
+def _hidden_state(layer: Any, depth: int, file: PathLike) -> int:
+    """The number of a hidden state, which negative numbers count from the last one."""
     if not isinstance(layer, int):
         raise UserError(f"{file}: vision_feature_layer = {layer!r} is not supported, expected one layer")
     return layer if layer >= 0 else depth + 1 + layer
 
 
-def _tower(values: Mapping[str, Any], file: Path) -> SiglipConfig:
+def _tower(values: Mapping[str, Any], file: PathLike) -> SiglipConfig:
     name = str(values.get("mm_vision_tower", values.get("vision_tower")))
     known = _TOWERS.get(name.rstrip("/").rsplit("/", 1)[-1])
     if known is None:
@@ -291,8 +353,8 @@ def _tower(values: Mapping[str, Any], file: Path) -> SiglipConfig:
     return known
 
 
-def _pinpoints(value: Any, tile: int, file: Path) -> list[tuple[int, int]]:
-    """LLaVA's (width, height) in pixels: a list, its text, or a range of grids "(1x1),...,(6x6)"."""
+def _pinpoints(value: Any, tile: int, file: PathLike) -> list[tuple[int, int]]:
+    """The sizes (width, height) in pixels that LLaVA gives as a list, as its text, or as "(1x1),...,(6x6)"."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -308,7 +370,7 @@ def _pinpoints(value: Any, tile: int, file: Path) -> list[tuple[int, int]]:
 
 
 def _image_config(
-    aspect: str, pinpoints: Sequence[tuple[int, int]], tile: int, *, unpad: bool, rounding: Any, file: Path
+    aspect: str, pinpoints: Sequence[tuple[int, int]], tile: int, *, unpad: bool, rounding: Any, file: PathLike
 ) -> ImageConfig:
     limit = re.fullmatch(r"anyres_max_(\d+)", aspect)
     if limit is None and aspect not in ("square", "pad", "anyres"):

@@ -1,49 +1,62 @@
-"""A vr_jax model directory -> a safetensors directory of Hugging Face's or LLaVA's layout."""
+"""Writes a model directory as safetensors, in the layout of Hugging Face or of LLaVA."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture
 from vr_jax.convert.configs import (
     IMAGE_TOKEN,
     hf_llava_obstacle,
+    siglip_and_qwen2,
     write_hf_llava,
     write_llava,
     write_qwen2,
     write_siglip,
 )
 from vr_jax.convert.tables import slots
-from vr_jax.convert.weights import write_safetensors
+from vr_jax.convert.weights import read_json, write_safetensors
 from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model_directory import copy_side_files, load_params, read_sections
-from vr_jax.storage import complete_directory
+from vr_jax.storage import PathLike, as_path, complete_directory, write_json
 
 SHARD_BYTES = 5_000_000_000
 
+logger = logging.getLogger("vr_jax.convert")
 
-def export_model(
-    source: Path,
-    target: Path,
+
+def export_checkpoint(
+    source: PathLike,
+    target: PathLike,
     *,
     layout: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = logger.info,
 ) -> None:
-    """Writes `target`: model-0000k-of-0000n.safetensors of at most `max_shard_bytes` (or one tensor), their index,
-    config.json and the tokenizer's files; complete or not at all.
+    """Writes safetensors, their index, config.json and the files of the tokenizer.
 
-    layout: "hf" (what transformers loads) or "llava" (everything, LLaVA-VR too); None: hf where there is one. Parts
-    (an encoder, a decoder) are always in transformers' layout. Raises UserError, UserError, OSError."""
+    Args:
+        source: A model directory, also one of an encoder or a decoder alone.
+        target: The directory to write, which appears only when it is complete.
+        layout: "hf" for names that transformers loads, "llava" for those of LLaVA, which cover every model. None
+            takes "hf" where transformers has the model. An encoder or a decoder alone is always written as "hf".
+        max_shard_bytes: Size of the largest file, unless one tensor is larger.
+        overwrite: Whether an existing directory is replaced.
+        report: Receives one line about the result.
+
+    Raises:
+        UserError: The source cannot be read, the layout has no place for the model, or the target cannot be written.
+    """
+    source, target = as_path(source), as_path(target)
     sections = read_sections(source)
     architecture, config = _choose(sections, source, layout)
     params = load_params(source)
@@ -53,16 +66,16 @@ def export_model(
     }
     dtypes = {str(array.dtype) for array in params.values()}
     config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    with complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as temporary:
-        copy_side_files(source, temporary)
+    with complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as written:
+        copy_side_files(source, written)
         host = {path: np.asarray(array) for path, array in params.items()}
-        write_safetensors(temporary, sizes, lambda name: places[name].take(host), max_shard_bytes)
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_safetensors(written, sizes, lambda name: places[name].take(host), max_shard_bytes)
+        write_json(written / "config.json", config)
     report(f"{target}: {architecture.name}, {len(places)} tensors, {sum(sizes.values()) / 1e6:,.1f} MB")
 
 
-def _choose(sections: Mapping[str, Any], source: Path, layout: str | None) -> tuple[Architecture, dict[str, Any]]:
-    """The format and its config.json."""
+def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None) -> tuple[Architecture, dict[str, Any]]:
+    """The format, and its config.json."""
     parts = {name: value for name, value in sections.items() if value is not None}
     if set(parts) in ({"encoder"}, {"decoder"}):
         if layout == "llava":
@@ -73,6 +86,7 @@ def _choose(sections: Mapping[str, Any], source: Path, layout: str | None) -> tu
     if "image" not in parts:
         raise UserError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
     config = VlmConfig.from_dict(dict(sections))
+    siglip_and_qwen2(config)
     obstacle = hf_llava_obstacle(config)
     if layout == "hf" and obstacle:
         raise UserError(f"{source}: transformers has no model with {obstacle}; use --layout llava")
@@ -81,11 +95,11 @@ def _choose(sections: Mapping[str, Any], source: Path, layout: str | None) -> tu
     return HF_LLAVA, write_hf_llava(config, _image_token(source))
 
 
-def _image_token(directory: Path) -> int:
-    """The id of `<image>` in the directory's tokenizer; OneVision's where it has none."""
+def _image_token(directory: epath.Path) -> int:
+    """The id of `<image>` in the directory's tokenizer, or that of OneVision where it has none."""
     path = directory / "tokenizer.json"
-    if path.is_file():
-        for token in json.loads(path.read_text()).get("added_tokens", []):
+    if path.exists():
+        for token in read_json(path).get("added_tokens", []):
             if token["content"] == "<image>":
                 return int(token["id"])
     return IMAGE_TOKEN

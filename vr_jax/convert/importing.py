@@ -1,9 +1,9 @@
-"""Foreign checkpoint directories -> a vr_jax model directory."""
+"""Reads checkpoints of foreign formats and writes a model directory."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,35 +15,53 @@ from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Archite
 from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
-from vr_jax.errors import UserError
+from vr_jax.errors import UserError, message_list
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import save_params
-from vr_jax.storage import check_target
+from vr_jax.storage import PathLike, as_path, check_target
 
 Sections = dict[str, Any]
+_MAX_LISTED = 1000  # tensors that do not fit; a whole checkpoint of another model has hundreds
+
+logger = logging.getLogger("vr_jax.convert")
 
 
 def import_checkpoint(
-    source: Path | None,
-    target: Path,
+    source: PathLike | None,
+    target: PathLike,
     *,
-    encoder: Path | None = None,
-    decoder: Path | None = None,
+    encoder: PathLike | None = None,
+    decoder: PathLike | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = logger.info,
 ) -> None:
-    """Writes the model directory `target`, complete or not at all.
+    """Writes a model directory of a checkpoint, or of an encoder and a decoder.
 
-    source: any known format. encoder, decoder: a SigLIP and a Qwen2 directory, for what a LLaVA-layout `source` lacks, or
-    alone (the result then holds only these parts). dtype: of the stored parameters, "float32" or "bfloat16"; None
-    keeps each tensor's. Host memory: the result, plus the largest tensor (a pickle: the largest file), plus 0.4 GB
-    while Orbax writes. Raises UserError (with a list of every tensor that does not fit), ConfigError, OSError."""
+    The host needs memory for the result, for the largest tensor (of a pickle: for the largest file), and 0.4 GB while
+    Orbax writes.
+
+    Args:
+        source: A checkpoint of any known format, or None.
+        target: The model directory, which appears only when it is complete.
+        encoder: A SigLIP directory. It gives what a `source` in LLaVA's layout lacks; without a source the result holds
+            only the encoder, and the decoder if that is given.
+        decoder: A Qwen2 directory, in the same way.
+        dtype: Type of the stored parameters, "float32" or "bfloat16"; None keeps that of each tensor.
+        overwrite: Whether an existing directory is replaced.
+        report: Receives lines about what was imported and what was left out.
+
+    Raises:
+        UserError: A checkpoint is damaged or of an unknown format, or tensors do not fit (the message lists them all),
+            or the target cannot be written.
+    """
+    target = as_path(target)
     check_target(target, overwrite=overwrite)
     sources = _open(source, encoder, decoder)
     sections, providers = _sections(sources)
@@ -51,7 +69,7 @@ def import_checkpoint(
         _resolve_tie(sections, providers["decoder"], report)
     shapes = abstract_params(sections)
     if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
-        del shapes["image_newline"]  # LLaVA without unpad has none
+        del shapes["image_newline"]  # a LLaVA without unpad has none
     plans = _plan(shapes, providers, sections)
     params = _allocate(shapes, plans, dtype)
     for part, places in plans:
@@ -59,7 +77,7 @@ def import_checkpoint(
         for original, tensor in part.checkpoint.read(names):
             names[original].place(tensor, params)
     device = jax.local_devices(backend="cpu")[0]
-    # Aligned memory: the device arrays are the same buffers.
+    # The memory is aligned, so that JAX takes the arrays as its own buffers without copying them.
     arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}
     tokenizer = (providers.get("decoder") or next(iter(providers.values()))).directory
     save_params(target, sections, arrays, tokenizer, overwrite=overwrite)
@@ -73,12 +91,16 @@ def import_checkpoint(
 
 
 def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
-    """Merged path -> shape of every parameter that the sections (of a whole model or of parts) own."""
+    """Returns the shape of every parameter that some sections own, by merged path.
+
+    Args:
+        sections: Those of a whole `VlmConfig`, or those of an encoder, a decoder or both.
+    """
     if "image" in sections:
         config = VlmConfig.from_dict(sections)
     else:
-        encoder = SiglipConfig.from_dict(sections["encoder"]) if "encoder" in sections else SiglipConfig()
-        decoder = Qwen2Config.from_dict(sections["decoder"]) if "decoder" in sections else Qwen2Config()
+        encoder = EncoderConfig.from_dict(sections["encoder"]) if "encoder" in sections else SiglipConfig()
+        decoder = DecoderConfig.from_dict(sections["decoder"]) if "decoder" in sections else Qwen2Config()
         config = VlmConfig(
             encoder=encoder,
             decoder=decoder,
@@ -91,10 +113,10 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: leaf for path, leaf in sorted(merged.items()) if sections.get(section_of(path)) is not None}
 
 
-def _open(source: Path | None, encoder: Path | None, decoder: Path | None) -> dict[str, Source]:
-    """Role ("main", "encoder", "decoder") -> source; raises UserError for a part of the wrong kind."""
+def _open(source: PathLike | None, encoder: PathLike | None, decoder: PathLike | None) -> dict[str, Source]:
+    """Opens the checkpoints that are given, by their roles ("main", "encoder", "decoder")."""
     paths = {"main": source, "encoder": encoder, "decoder": decoder}
-    sources = {role: Source(path) for role, path in paths.items() if path is not None}
+    sources = {role: Source(as_path(path)) for role, path in paths.items() if path is not None}
     if not sources:
         raise UserError("nothing to import: give --from, or --encoder and --decoder")
     for role, expected in (("encoder", SIGLIP), ("decoder", QWEN2)):
@@ -111,7 +133,7 @@ def _open(source: Path | None, encoder: Path | None, decoder: Path | None) -> di
 
 
 def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source]]:
-    """The sections of the result, and for those with parameters the source that provides them."""
+    """The sections of the result, and the checkpoint that provides the parameters of each section."""
     main = sources.get("main")
     if main is None or main.architecture in (SIGLIP, QWEN2):
         parts = dict(sources)
@@ -129,7 +151,7 @@ def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source
             providers[role] = sources[role]
         elif role in sources and role == "decoder":
             raise UserError(f"{main.directory} already holds a Qwen2; leave --decoder out")
-    # A tower that is in `main` but that its config.json does not describe is described by --encoder.
+    # An encoder that is in `main`, and that its config.json does not describe, is described by --encoder.
     config = read_llava(
         main.values,
         main.file,
@@ -141,13 +163,16 @@ def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source
 
 
 def _head_and_embedding(architecture: Architecture) -> tuple[str, str]:
+    """The foreign names of the output matrix and of the embedding."""
     names = {rule.ours[0]: rule.theirs for rule in architecture.tables["decoder"]}
     return names["decoder.lm_head.kernel"], names["decoder.embed.embedding"]
 
 
 def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]) -> None:
-    """Many checkpoints with tied embeddings hold a copy of them as lm_head; where it is no copy, transformers does
-    not tie whatever the config says, and neither do we."""
+    """Leaves out an output matrix that copies the tied embedding.
+
+    Where the two differ, transformers does not tie them whatever config.json says, and neither does the result.
+    """
     head, embedding = _head_and_embedding(part.architecture)
     if not sections["decoder"]["tie_word_embeddings"] or not {head, embedding} <= set(part.originals):
         return
@@ -162,6 +187,7 @@ def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]
 
 
 def _has_newline(part: Source) -> bool:
+    """Whether a checkpoint holds the newline vector."""
     name = next(rule.theirs for rule in part.architecture.tables["projector"] if rule.ours == ("image_newline",))
     return name in part.originals
 
@@ -169,7 +195,7 @@ def _has_newline(part: Source) -> bool:
 def _plan(
     shapes: Mapping[str, Any], providers: Mapping[str, Source], sections: Sections
 ) -> list[tuple[Source, dict[str, Slot]]]:
-    """For each source, which of its tensors go where; raises UserError listing every one that does not fit."""
+    """The place of every tensor of every checkpoint; the error lists all tensors that do not fit."""
     plans, problems = [], []
     for part in dict.fromkeys(providers.values()):
         mine = [section for section, provider in providers.items() if provider is part]
@@ -192,13 +218,16 @@ def _plan(
         plans.append((part, expected))
     if problems:
         where = ", ".join(str(part.directory) for part, _ in plans)
-        raise UserError("\n  ".join([f"{where}: {len(problems)} tensors do not fit config.json:", *problems]))
+        raise UserError(
+            message_list(f"{where}: {len(problems)} tensors do not fit config.json:", problems, _MAX_LISTED)
+        )
     return plans
 
 
 def _allocate(
     shapes: Mapping[str, Any], plans: list[tuple[Source, dict[str, Slot]]], dtype: str | None
 ) -> dict[str, np.ndarray]:
+    """Arrays for all parameters; one that is stacked of tensors of several types has the widest of them."""
     stored: dict[str, Any] = {}
     for part, places in plans:
         for name, slot in places.items():
@@ -209,7 +238,7 @@ def _allocate(
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory that jax can use as a CPU buffer without copying (64-byte boundary)."""
+    """Uninitialised memory at a boundary of 64 bytes, which JAX takes as a buffer without copying it."""
     size = int(np.prod(shape)) * dtype.itemsize
     buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64

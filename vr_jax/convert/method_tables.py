@@ -1,4 +1,4 @@
-"""Names of the official code of every projector and re-fusion block but Vision Remember; see `tables.py`."""
+"""Rules for projectors and re-fusion blocks, with the tensor names of the official code of each (see `tables`)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from vr_jax.convert.tables import (
     prefixed,
 )
 
-# Depthwise kernels: torch (channels, 1, 3, 3), ours (3, 3, 1, channels). Convolutions of 1 x 1 are matrices here.
+# A depthwise kernel is (channels, 1, 3, 3) in torch and (3, 3, 1, channels) here. A 1 x 1 convolution is a matrix here.
 DEPTHWISE = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 POINTWISE = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 LEADING_ONE = Transform(lambda x: x[0], lambda x: x[None])
 
 
 def _pointwise(theirs: str, ours: str, *, bias: bool = False) -> Table:
+    """The rules of a 1 x 1 convolution."""
     kernel = Rule(f"{theirs}.weight", (f"{ours}.kernel",), POINTWISE)
     return (kernel, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (kernel,)
 
 
 def _bottleneck(theirs: str, ours: str) -> Table:
-    """timm `regnet.py` Bottleneck."""
+    """The rules of timm:models/regnet.py Bottleneck."""
     return (
         *_pointwise(f"{theirs}.conv1.conv", f"{ours}.fc1"),
         *norm(f"{theirs}.conv1.bn", f"{ours}.norm1"),
@@ -41,7 +42,7 @@ def _bottleneck(theirs: str, ours: str) -> Table:
 
 _PERCEIVER = "vision_resampler.perceiver"
 _LAYER = f"{_PERCEIVER}.layers.{{n}}"
-# Projector -> names of its official code, by the module that holds it (sources: the projector's own file).
+# By projector, with the names that its official code gives them. The file of each projector names that code.
 PROJECTORS: dict[str, Table] = {
     "c_abstractor": (
         Rule("pos_emb", ("projector.position_embedding",), LEADING_ONE),
@@ -74,7 +75,7 @@ PROJECTORS: dict[str, Table] = {
     ),
     "pixel_shuffle": (*norm("mlp1.0", "projector.norm"), *mlp_projector("mlp1.1", "mlp1.3")),
     "pool": mlp_projector("mlp_projector.0", "mlp_projector.2"),
-    "resampler": (  # without the constant `pos_embed`
+    "resampler": (  # `pos_embed` of the official code is a constant, which is computed here
         Rule("query", ("projector.query",)),
         *linear("kv_proj", "projector.kv_proj", bias=False),
         *norm("ln_q", "projector.ln_q"),
@@ -96,7 +97,7 @@ PROJECTORS: dict[str, Table] = {
         *mlp_projector("mlp.0", "mlp.2"),
     ),
 }
-# Their names in a whole model of LLaVA's layout: those of the official LLaVA forks where there is one.
+# By projector, with the names in a whole model of LLaVA's layout. They are those of an official fork of LLaVA if any.
 LLAVA_PROJECTORS: dict[str, Table] = {
     **{name: prefixed("model.mm_projector.", table) for name, table in PROJECTORS.items()},
     "perceiver": prefixed("model.", PROJECTORS["perceiver"]),
@@ -105,7 +106,7 @@ LLAVA_PROJECTORS: dict[str, Table] = {
 
 _BLOCK = "refusion.blocks.{i}"
 
-# Qwen3-VL in transformers 5.23 (`Qwen3VLVisionPatchMerger`); the pooled merger takes the same names.
+# The names of Qwen3VLVisionPatchMerger in transformers 5.23; the pooled merger takes the same ones.
 DEEPSTACK: Table = (
     *norm("deepstack_merger_list.{i}.norm", f"{_BLOCK}.merger.norm"),
     *linear("deepstack_merger_list.{i}.linear_fc1", f"{_BLOCK}.merger.fc1"),
@@ -113,7 +114,7 @@ DEEPSTACK: Table = (
 )
 
 _SAMPLER = "vision_sampler_layers.{i}.layers.{n}"
-# cambrian `vision_sampler.py`, `cambrian_arch.py`, with one encoder.
+# The names of cambrian:model/multimodal_projector/vision_sampler.py and cambrian_arch.py, with one encoder.
 SVA: Table = (
     *linear("mm_projector_aux_0.0", "refusion.features.fc1"),
     *linear("mm_projector_aux_0.2", "refusion.features.fc2"),

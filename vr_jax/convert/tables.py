@@ -1,8 +1,8 @@
-"""Which foreign tensor is which parameter of ours: data, used in both directions so that import and export agree.
+"""Rules that pair the tensors of foreign formats with our parameters; import and export use the same ones.
 
-A foreign name holds `{n}`, the index on our leading (layer or level) axis, and `{i}`, a number in both names. Where a
-rule names several of our parameters, the foreign tensor holds them one after another along its first axis (torch's
-packed in-projections). Our paths are those of the merged layout (`model/parameters.py`)."""
+In the name of a foreign tensor `{n}` stands for the index on our parameter's leading axis (a layer or a level), and
+`{i}` for a number that both names hold (a block). Our paths are those of the merged layout (`vr_jax.model.parameters`).
+"""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from vr_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Transform:
-    """How one foreign tensor (or its share of a packed one) becomes ours, and back."""
+    """A change of axes between a foreign tensor and one of our arrays.
+
+    Attributes:
+        to_ours: Makes our array of the foreign tensor, or of its share where a tensor is packed.
+        to_theirs: The inverse.
+    """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
 def _flatten_patch(kernel: np.ndarray) -> np.ndarray:
-    """(D, 3, p, p), a convolution of stride p, to (p*p*3, D): a patch's pixels flattened as (row, column, channel)."""
+    """Turns a convolution of stride p, (D, 3, p, p), into a matrix (p * p * 3, D) for pixels (row, column, channel)."""
     return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
 
 
 def _unflatten_patch(kernel: np.ndarray) -> np.ndarray:
+    """Inverts `_flatten_patch`."""
     side = round((kernel.shape[0] / 3) ** 0.5)
     return kernel.reshape(side, side, 3, kernel.shape[1]).transpose(3, 2, 0, 1)
 
@@ -41,6 +47,15 @@ PATCH = Transform(_flatten_patch, _unflatten_patch)
 
 @dataclass(frozen=True)
 class Rule:
+    """One foreign tensor for each value of `{n}` and `{i}`.
+
+    Attributes:
+        theirs: Name of the foreign tensor.
+        ours: Path of our parameter. Where there are several, the foreign tensor holds them one after another along its
+            first axis, as torch's packed projections do.
+        transform: The change of axes.
+    """
+
     theirs: str
     ours: tuple[str, ...]
     transform: Transform = KEEP
@@ -50,17 +65,19 @@ Table = tuple[Rule, ...]
 
 
 def norm(theirs: str, ours: str, *, bias: bool = True) -> Table:
+    """Returns the rules of a normalisation's scale and bias."""
     scale = Rule(f"{theirs}.weight", (f"{ours}.scale",))
     return (scale, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (scale,)
 
 
 def linear(theirs: str, ours: str, *, bias: bool = True) -> Table:
+    """Returns the rules of a linear layer."""
     kernel = Rule(f"{theirs}.weight", (f"{ours}.kernel",), TRANSPOSE)
     return (kernel, Rule(f"{theirs}.bias", (f"{ours}.bias",))) if bias else (kernel,)
 
 
 def packed_attention(theirs: str, ours: str) -> Table:
-    """torch.nn.MultiheadAttention."""
+    """Returns the rules of a `torch.nn.MultiheadAttention`."""
     return (
         Rule(f"{theirs}.in_proj_weight", tuple(f"{ours}.{x}.kernel" for x in "qkv"), TRANSPOSE),
         Rule(f"{theirs}.in_proj_bias", tuple(f"{ours}.{x}.bias" for x in "qkv")),
@@ -69,7 +86,7 @@ def packed_attention(theirs: str, ours: str) -> Table:
 
 
 def _deformable_attention(theirs: str, ours: str) -> Table:
-    """Deformable-DETR's MSDeformAttn."""
+    """Returns the rules of Deformable-DETR's `MSDeformAttn`."""
     return (
         *linear(f"{theirs}.sampling_offsets", f"{ours}.offsets"),
         *linear(f"{theirs}.attention_weights", f"{ours}.weights"),
@@ -79,10 +96,11 @@ def _deformable_attention(theirs: str, ours: str) -> Table:
 
 
 def prefixed(prefix: str, table: Table) -> Table:
+    """Returns a table with a prefix before every foreign name."""
     return tuple(replace(rule, theirs=prefix + rule.theirs) for rule in table)
 
 
-# transformers models/siglip/modeling_siglip.py, below `vision_model.`
+# The names of transformers:models/siglip/modeling_siglip.py below `vision_model.`.
 VISION: Table = (
     Rule("embeddings.patch_embedding.weight", ("encoder.patch_embed.kernel",), PATCH),
     Rule("embeddings.patch_embedding.bias", ("encoder.patch_embed.bias",)),
@@ -98,7 +116,7 @@ VISION: Table = (
     *norm("post_layernorm", "encoder.post_norm"),
 )
 
-# transformers models/qwen2/modeling_qwen2.py, below `model.`
+# The names of transformers:models/qwen2/modeling_qwen2.py below `model.`.
 TEXT: Table = (
     Rule("embed_tokens.weight", ("decoder.embed.embedding",)),
     *norm("layers.{n}.input_layernorm", "decoder.layers.input_norm", bias=False),
@@ -116,16 +134,18 @@ HEAD: Table = linear("lm_head", "decoder.lm_head", bias=False)
 
 
 def mlp_projector(first: str, second: str) -> Table:
+    """Returns the rules of a projector's two linear layers, given their foreign names."""
     return (*linear(first, "projector.fc1"), *linear(second, "projector.fc2"))
 
 
 def newline(theirs: str) -> Table:
+    """Returns the rule of the newline vector, given its foreign name."""
     return (Rule(theirs, ("image_newline",)),)
 
 
 _BLOCK = "refusion.blocks.{i}"
-# Names of the recorded reference (item vr_reference); up2, gates, ffn and the deformable attention exist only in
-# variants of it.
+# There is no official code of Vision Remember. The names are those of the reference implementation whose outputs
+# tests/golden reads; up2, the gates, ffn and the deformable attention exist only in variants of it.
 VISION_REMEMBER: Table = (
     *norm("{i}.ln_q", f"{_BLOCK}.ln_q"),
     *norm("{i}.ln_f.{n}", f"{_BLOCK}.ln_f"),
@@ -148,31 +168,47 @@ VISION_REMEMBER: Table = (
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a foreign tensor lives among our parameters: the shares of `paths`, each at `index` of its leading axis."""
+    """The place of one foreign tensor among our parameters.
 
-    shape: tuple[int, ...]  # the foreign tensor's
+    Attributes:
+        shape: Shape of the foreign tensor.
+        paths: Paths of the parameters that hold its shares.
+        index: Index on the leading axis of each of them; None for the whole array.
+        transform: The change of axes of each share.
+    """
+
+    shape: tuple[int, ...]
     paths: tuple[str, ...]
     index: int | None
     transform: Transform
 
     def place(self, tensor: np.ndarray, params: Mapping[str, np.ndarray]) -> None:
-        """Writes a foreign tensor into our (preallocated) arrays."""
+        """Writes a foreign tensor into our arrays, which exist already."""
         shares = np.split(tensor, len(self.paths)) if len(self.paths) > 1 else [tensor]
         for path, share in zip(self.paths, shares, strict=True):
             target = params[path] if self.index is None else params[path][self.index]
             target[...] = self.transform.to_ours(share)
 
     def take(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The foreign tensor, contiguous, from our arrays."""
+        """Returns the foreign tensor, contiguous in memory, made of our arrays."""
         shares = [params[path] if self.index is None else params[path][self.index] for path in self.paths]
         shares = [self.transform.to_theirs(np.asarray(share)) for share in shares]
         return np.ascontiguousarray(shares[0] if len(shares) == 1 else np.concatenate(shares)).reshape(self.shape)
 
 
 def slots(table: Table, params: Mapping[str, Any]) -> dict[str, Slot]:
-    """Foreign name -> slot, for our parameters (anything with a shape, by merged path).
+    """Finds the foreign tensors that hold some of our parameters.
 
-    Raises UserError for a parameter that no rule of the table covers."""
+    Args:
+        table: The rules of a format.
+        params: Arrays, or anything else with a shape, by merged path.
+
+    Returns:
+        The places of the foreign tensors by their names.
+
+    Raises:
+        UserError: No rule names a parameter.
+    """
     found: dict[str, Slot] = {}
     covered: set[str] = set()
     for rule in table:
@@ -191,11 +227,12 @@ def slots(table: Table, params: Mapping[str, Any]) -> dict[str, Slot]:
                 found[name] = Slot(shape, paths, index, rule.transform)
     missing = [path for path in params if path not in covered]
     if missing:
-        raise UserError(f"this layout has no name for the parameters {missing} (vr_jax/convert/tables.py)")
+        raise UserError(f"this layout has no name for the parameters {missing}; add rules to vr_jax/convert/tables.py")
     return found
 
 
 def _foreign_shape(rule: Rule, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a foreign tensor, found by transforming arrays without memory."""
     shares = [rule.transform.to_theirs(np.broadcast_to(np.uint8(0), shape)).shape for shape in shapes]
     if len(shares) == 1:
         return shares[0]

@@ -1,4 +1,4 @@
-"""Weight files on disk: safetensors (one or sharded) and torch pickles in; sharded safetensors out."""
+"""Weight files: safetensors and torch pickles, sharded or not, are read; sharded safetensors are written."""
 
 from __future__ import annotations
 
@@ -11,42 +11,61 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vr_jax.errors import UserError
 
-# Names of safetensors' types.
+# The types that are read, by their names in safetensors.
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 INDEX_FILE = "model.safetensors.index.json"
-# In order of preference: transformers', then LLaVA's stage-1 file.
+# The first that exists is taken. The last one is written by the first stage of LLaVA.
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "mm_projector.bin")
 _INDEX_FILES = (INDEX_FILE, "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a weight file says of one tensor."""
+    """The description of one tensor in a weight file.
 
-    file: Path
+    Attributes:
+        file: The weight file.
+        shape: The tensor's shape.
+        dtype: The name of its type: a key of `DTYPES`, or another name for a type that cannot be imported.
+    """
+
+    file: epath.Path
     shape: tuple[int, ...]
-    dtype: str  # a key of DTYPES, or a type that has no place here
+    dtype: str
 
 
 class Checkpoint:
-    """The weight files of a directory. `tensors`: name -> Tensor, read from the files' headers."""
+    """The weight files of a directory.
 
-    def __init__(self, directory: Path):
-        """Raises UserError where there are none, or one is missing, truncated or not what it should be."""
+    Attributes:
+        directory: The directory.
+        files: The weight files.
+        tensors: The descriptions of all tensors by name, as the headers of the files give them.
+    """
+
+    def __init__(self, directory: epath.Path):
+        """Reads the headers.
+
+        Args:
+            directory: The directory.
+
+        Raises:
+            UserError: There are no weight files; or one is missing, damaged, or without a tensor that the index names.
+        """
         self.directory = directory
         self.files, listed = _weight_files(directory)
         self.tensors: dict[str, Tensor] = {}
@@ -60,7 +79,14 @@ class Checkpoint:
                 raise UserError(f"{file} lacks {name}, which the index of {directory} places there")
 
     def read(self, names: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-        """The named tensors, file by file; never more than one in memory (a pickle: one file)."""
+        """Reads tensors file by file.
+
+        Args:
+            names: Names of tensors, as keys.
+
+        Yields:
+            A name and its tensor. One tensor is in memory at a time; of a pickle, one file.
+        """
         for file in self.files:
             wanted = [name for name, tensor in self.tensors.items() if tensor.file == file and name in names]
             if not wanted:
@@ -73,32 +99,47 @@ class Checkpoint:
                     yield name, _from_torch(tensors.pop(name))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is missing, no JSON or no object."""
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: The file is missing or unreadable, or holds something else.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}, expected an object")
     return values
 
 
 def write_safetensors(
-    directory: Path,
+    directory: epath.Path,
     sizes: Mapping[str, int],
     take: Callable[[str], np.ndarray],
     max_shard_bytes: int,
 ) -> None:
-    """Shards of at most `max_shard_bytes` (or one tensor) and their index; `sizes`: name -> bytes. One shard at a
-    time is in memory."""
+    """Writes safetensors and their index, one shard in memory at a time.
+
+    Args:
+        directory: The folder to write to.
+        sizes: Bytes of every tensor by name.
+        take: Returns a tensor by name.
+        max_shard_bytes: Size of the largest file, unless one tensor is larger.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     shards = _shards(sizes, max_shard_bytes)
     files = [f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
     for file, names in zip(files, shards, strict=True):
         try:
-            # transformers refuses a file without the format.
+            # transformers refuses a file whose metadata do not name the format.
             save_file({name: take(name) for name in names}, directory / file, metadata={"format": "pt"})
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))
@@ -110,7 +151,7 @@ def write_safetensors(
         "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
     }
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    for file in files:  # safetensors creates private files
+    for file in files:  # safetensors creates files that only their owner can read
         shutil.copymode(directory / INDEX_FILE, directory / file)
 
 
@@ -126,8 +167,8 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> Sequence[Sequence[str]]
     return shards
 
 
-def _weight_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
-    """Files, and tensor name -> file where there is an index."""
+def _weight_files(directory: epath.Path) -> tuple[list[epath.Path], dict[str, epath.Path]]:
+    """The weight files of a directory, and the file of each tensor where there is an index."""
     for name in (_INDEX_FILES[0], _SINGLE_FILES[0], _INDEX_FILES[1], *_SINGLE_FILES[1:]):
         path = directory / name
         if not path.is_file():
@@ -137,23 +178,23 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, Path]]:
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise UserError(f"{path} has no weight_map")
-        files = sorted({directory / Path(file).name for file in listed.values()})
+        files = sorted({directory / epath.Path(file).name for file in listed.values()})
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise UserError(f"{directory} lacks {', '.join(absent)}, which {name} lists; download it again")
-        return files, {tensor: directory / Path(file).name for tensor, file in listed.items()}
+        return files, {tensor: directory / epath.Path(file).name for tensor, file in listed.items()}
     raise UserError(f"{directory} holds no weights: expected one of {', '.join(_SINGLE_FILES + _INDEX_FILES)}")
 
 
-def _open_safetensors(file: Path) -> Any:
+def _open_safetensors(file: epath.Path) -> Any:
     try:
-        # Read, not mapped: mapped pages would count as memory of this process.
+        # The file is read and not mapped, since mapped pages count as memory of this process.
         return safe_open(file, framework="np", backend="pread")
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or truncated ({error}); download it again") from error
 
 
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def _header(file: epath.Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
     if file.suffix == ".safetensors":
         with _open_safetensors(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
@@ -164,7 +205,7 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
             yield name, tuple(tensor.shape), _torch_dtypes().get(tensor.dtype, str(tensor.dtype))
 
 
-def _read_safetensors(file: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _read_safetensors(file: epath.Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     with _open_safetensors(file) as tensors:
         for name in names:
             try:
@@ -188,11 +229,11 @@ def _torch_dtypes() -> dict[Any, str]:
     return {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def _load_pickle(file: Path) -> dict[str, Any]:
+def _load_pickle(file: epath.Path) -> dict[str, Any]:
     torch = _torch()
     try:
         with warnings.catch_warnings(action="ignore"):
-            # Files older than torch 1.6 are no zip archives and cannot be mapped.
+            # Files of torch before 1.6 are not zip archives and cannot be mapped.
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)", str(error))
