@@ -61,12 +61,12 @@ def initialize(
 
 def process_index() -> int:
     """Returns the number of this process, from 0."""
-    return jax.process_index()
+    return int(jax.process_index())
 
 
 def process_count() -> int:
     """Returns the number of processes of the run."""
-    return jax.process_count()
+    return int(jax.process_count())
 
 
 def is_first() -> bool:

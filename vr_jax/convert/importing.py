@@ -139,7 +139,7 @@ def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source
         parts = dict(sources)
         if main is not None:
             parts = {"encoder" if main.architecture is SIGLIP else "decoder": main}
-        read: dict[str, Callable] = {"encoder": read_siglip, "decoder": read_qwen2}
+        read: dict[str, Callable[..., Any]] = {"encoder": read_siglip, "decoder": read_qwen2}
         return {role: read[role](part.values, part.file).to_dict() for role, part in parts.items()}, parts
     providers = dict.fromkeys(main.architecture.tables, main)
     if main.architecture is HF_LLAVA:

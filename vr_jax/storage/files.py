@@ -59,23 +59,23 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
     Raises:
         UserError: The file cannot be written.
     """
-    path = as_path(path)
-    with file_errors(f"{path} cannot be written"):
-        if is_local(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    target = as_path(path)
+    with file_errors(f"{target} cannot be written"):
+        if is_local(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
             try:
                 yield temporary
                 _flush(temporary)
-                os.replace(temporary, path)
+                os.replace(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
         else:  # a bucket shows an object only once all of it is there
             with tempfile.TemporaryDirectory() as folder:
-                temporary = epath.Path(folder) / path.name
+                temporary = epath.Path(folder) / target.name
                 yield temporary
-                path.write_bytes(temporary.read_bytes())
+                target.write_bytes(temporary.read_bytes())
 
 
 def _flush(path: epath.Path) -> None:

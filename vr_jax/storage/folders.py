@@ -28,9 +28,9 @@ _MARKER_TEXT = "This folder is complete: this file was written after all the oth
 
 def is_complete(folder: PathLike) -> bool:
     """Returns whether a folder that `complete_directory` writes is there and whole."""
-    folder = _real(folder)
-    _finish_exchange(folder)
-    return (folder / COMPLETE_MARKER).exists()
+    path = _real(folder)
+    _finish_exchange(path)
+    return bool((path / COMPLETE_MARKER).exists())
 
 
 def check_complete(folder: PathLike) -> None:
@@ -39,15 +39,15 @@ def check_complete(folder: PathLike) -> None:
     Raises:
         UserError: The folder is absent, or whoever wrote it did not finish.
     """
-    folder = as_path(folder)
-    if is_complete(folder):
+    path = as_path(folder)
+    if is_complete(path):
         return
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, expected a folder")
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, expected a folder")
     raise UserError(
-        f"{folder} is incomplete: it has no {COMPLETE_MARKER}, which is written last; write or copy it once more"
+        f"{path} is incomplete: it has no {COMPLETE_MARKER}, which is written last; write or copy it once more"
     )
 
 
@@ -57,14 +57,14 @@ def check_target(target: PathLike, *, overwrite: bool) -> None:
     Raises:
         UserError: The folder exists and may not be replaced, or the path is a file.
     """
-    target = _real(target)
-    _finish_exchange(target)
-    if not target.exists():
+    path = _real(target)
+    _finish_exchange(path)
+    if not path.exists():
         return
-    if not target.is_dir():
-        raise UserError(f"{target} is a file; choose another name for the folder")
-    if not overwrite and any(target.iterdir()):
-        raise UserError(f"{target} exists; choose another folder, or overwrite it")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; choose another name for the folder")
+    if not overwrite and any(path.iterdir()):
+        raise UserError(f"{path} exists; choose another folder, or overwrite it")
 
 
 @contextlib.contextmanager
@@ -86,20 +86,20 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
         UserError: The folder exists and `overwrite` is not set, another process is writing it, the disk is full, or
             the operating system refuses something else.
     """
-    target = _real(target)
-    written = _beside(target, "incomplete") if is_local(target) else target
+    final = _real(target)
+    written = _beside(final, "incomplete") if is_local(final) else final
     first = distributed.is_first()
-    with contextlib.ExitStack() as held, file_errors(f"{target} cannot be written"):
+    with contextlib.ExitStack() as held, file_errors(f"{final} cannot be written"):
 
         def prepare() -> None:
             if not first:
                 return
-            check_target(target, overwrite=overwrite)
-            if is_local(target):
-                make_folder(target.parent)
-                held.enter_context(lease(_beside(target, "lock"), place=target))
-                _check_free(target, size)
-                _clear(_beside(target, "replaced"))
+            check_target(final, overwrite=overwrite)
+            if is_local(final):
+                make_folder(final.parent)
+                held.enter_context(lease(_beside(final, "lock"), place=final))
+                _check_free(final, size)
+                _clear(_beside(final, "replaced"))
             _clear(written)
             written.mkdir(parents=True)
 
@@ -107,8 +107,8 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
             if not first:
                 return
             write_text(written / COMPLETE_MARKER, _MARKER_TEXT)
-            if written != target:
-                _exchange(target, written)
+            if written != final:
+                _exchange(final, written)
 
         distributed.together(prepare)
         try:
@@ -138,17 +138,17 @@ def results_folder(folder: PathLike, results: str, *, overwrite: bool = False) -
     Raises:
         UserError: There are results and `overwrite` is not set, another run holds the folder, or it cannot be written.
     """
-    folder = as_path(folder)
-    with directory_lock(folder):
-        if not overwrite and (folder / results).exists():
-            raise UserError(f"{folder / results} exists; choose another --output, or replace it with --overwrite")
-        yield folder
+    path = as_path(folder)
+    with directory_lock(path):
+        if not overwrite and (path / results).exists():
+            raise UserError(f"{path / results} exists; choose another --output, or replace it with --overwrite")
+        yield path
 
 
 def _real(path: PathLike) -> epath.Path:
     """The absolute path; of a symbolic link on a disk, what it points to, which is what has to be renamed."""
-    path = as_path(path)
-    return epath.Path(os.path.realpath(path)) if is_local(path) else path
+    given = as_path(path)
+    return epath.Path(os.path.realpath(given)) if is_local(given) else given
 
 
 def _beside(target: epath.Path, state: str) -> epath.Path:

@@ -343,10 +343,10 @@ def lease(path: PathLike, *, wait: float = 0.0, place: PathLike | None = None) -
         wait: Seconds to wait for another holder.
         place: What messages call the thing that is held; the default is the file's folder.
     """
-    path = as_path(path)
     _check_local(path)
-    with file_errors(f"{path} cannot be written"):
-        held = Lease.acquire(os.fspath(place or path.parent), DiskLeaseFile(path), wait=wait)
+    file = as_path(path)
+    with file_errors(f"{file} cannot be written"):
+        held = Lease.acquire(os.fspath(place or file.parent), DiskLeaseFile(file), wait=wait)
     try:
         yield held
         held.check()
@@ -371,19 +371,19 @@ def directory_lock(folder: PathLike, *, wait: float = 0.0) -> Iterator[Lease | N
     Raises:
         UserError: Another run holds the folder (the message names it), or the folder cannot be written.
     """
-    folder = as_path(folder)
+    place = as_path(folder)
     held = contextlib.ExitStack()
 
     def acquire() -> Lease | None:
         if not distributed.is_first():
             return None
-        _check_local(folder)
-        make_folder(folder)
-        return held.enter_context(lease(folder / LOCK_FILE, wait=wait))
+        _check_local(place)
+        make_folder(place)
+        return held.enter_context(lease(place / LOCK_FILE, wait=wait))
 
     with held:
         yield distributed.together(acquire)
-        distributed.barrier(f"leaving {folder}")
+        distributed.barrier(f"leaving {place}")
 
 
 def check_unlocked(folder: PathLike) -> None:
@@ -408,10 +408,10 @@ def make_folder(folder: PathLike) -> None:
     Raises:
         UserError: There is a file of that name, or the folder cannot be created.
     """
-    folder = as_path(folder)
+    path = as_path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is not a folder; choose another one") from None
+        raise UserError(f"{path} is not a folder; choose another one") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error}") from error
+        raise UserError(f"{path} cannot be created: {error}") from error
