@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vr_jax.data.processor import Processor
-    from vr_jax.evaluation.evaluate import evaluate
+    from vr_jax.evaluation import evaluate
     from vr_jax.inference import Generator
     from vr_jax.model.config import VlmConfig
     from vr_jax.model.vlm import VisionLanguageModel
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
         case "VlmConfig":
             from vr_jax.model.config import VlmConfig as value
         case "evaluate":
-            from vr_jax.evaluation.evaluate import evaluate as value
+            from vr_jax.evaluation import evaluate as value
         case "load_model":
             from vr_jax.model_directory import load_model as value
         case "save_model":

@@ -1,4 +1,4 @@
-"""Heat maps: where a patch of a tile lies on the original image, and the whole way from items to maps."""
+"""Tests of heat maps: the place of each patch on the original image, and the whole way from items to maps."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_windows
 from vr_jax.sharding import make_mesh, param_shardings
 
-# Tiles of 48 pixels, 4 x 4 cells of 3 x 3 patches of 4 pixels.
+# A tile has 48 x 48 pixels, i.e. 4 x 4 cells of 3 x 3 patches of 4 x 4 pixels.
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))
 CONFIG = tiny_config(
     encoder=tiny_encoder(image_size=48),
@@ -50,7 +50,7 @@ def with_image(**changes):
 
 
 def values_of_tiles(tiles: np.ndarray, config) -> np.ndarray:
-    """Mean of the red channel of each patch: (T, G, G)."""
+    """Returns the mean of the red channel of each patch, with shape (T, G, G)."""
     grid, patch = config.encoder.grid, config.encoder.patch_size
     red = tiles[..., 0].astype(np.float64)[:, : grid * patch, : grid * patch]
     return red.reshape(-1, grid, patch, grid, patch).mean(axis=(2, 4))
@@ -59,8 +59,10 @@ def values_of_tiles(tiles: np.ndarray, config) -> np.ndarray:
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("mode", ["grid", "base", "first of several", "square", "pad"])
 def test_patches_lie_where_the_image_shows_them(name: str, mode: str):
-    """Images whose grey is the horizontal, then the vertical place: the patches of the tiles that the processor
-    makes, put back by the map, show it again."""
+    """The grey of the test image grows from left to right, then from top to bottom.
+
+    The map places the patches of the processor's tiles back on the image. The grey must grow there in the same way.
+    """
     config = with_image(aspect_ratio=mode) if mode in ("square", "pad") else CONFIG
     alone, size = mode != "first of several", SIZES[name]
     place = anyres.placement(size, config.image, alone=alone, base=mode == "base")
@@ -70,10 +72,10 @@ def test_patches_lie_where_the_image_shows_them(name: str, mode: str):
         tiles = anyres.tiles(Image.fromarray(np.repeat(grey[..., None], 3, axis=2)), config.image, alone=alone)
         return maps.on_image(values_of_tiles(tiles, config), place, size, config)
 
-    # An edge patch mixes image and padding, by shares that two plain images tell.
+    # An edge patch mixes image and padding. Two plain images give the share of the image in each patch.
     dark, bright = shown(np.full((1, 1), 40.0)), shown(np.full((1, 1), 240.0))
     share = (bright - dark) / 200
-    assert share.min() >= 0  # every place has a patch
+    assert share.min() >= 0, "every place has a patch"
     height, width = dark.shape
     assert max(dark.shape) >= maps.MIN_SIDE
     assert abs(width / height - size[0] / size[1]) <= (1 + size[0] / size[1]) / min(dark.shape)
@@ -92,7 +94,7 @@ def test_patches_lie_where_the_image_shows_them(name: str, mode: str):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_one_patch_lands_on_its_pixels_and_cropped_cells_are_empty(name: str):
-    """All weight of one cell on one patch of one tile; the expected region by its own arithmetic, pixel by pixel."""
+    """One cell gives all its weight to one patch, whose region is computed pixel by pixel with separate arithmetic."""
     size = SIZES[name]
     layout = anyres.layout(size, CONFIG.cells_per_side, CONFIG.image)
     columns, rows = layout.grid
@@ -100,8 +102,8 @@ def test_one_patch_lands_on_its_pixels_and_cropped_cells_are_empty(name: str):
     padding = [(full * 48 - extent * scale) / 2 for full, extent in zip((columns, rows), size, strict=True)]
     raster = np.zeros((layout.tiles * 16, 9), np.float32)
     raster[layout.cell[layout.cell >= 0]] = 1 / 9
-    chosen = int(layout.cell[layout.cell >= 16][len(layout.cell) // 5])  # some cell of the grid
-    raster[chosen] = np.eye(9)[5]  # the middle row, right
+    chosen = int(layout.cell[layout.cell >= 16][len(layout.cell) // 5])  # This is a cell of the grid.
+    raster[chosen] = np.eye(9)[5]  # The patch lies in the middle row, at the right.
     weights = raster.reshape(layout.tiles, 16, 9)
     found = maps.on_image(maps.relative_weights(weights), anyres.placement(size, CONFIG.image), size, CONFIG)
 
@@ -115,7 +117,7 @@ def test_one_patch_lands_on_its_pixels_and_cropped_cells_are_empty(name: str):
             for place, extent, whole, pad in zip((x, y), found.shape[::-1], size, padding, strict=True)
         ]
         near = min(min(abs(a - edge) for edge in range(0, 145, 4)) for a in at)
-        if near < 0.6:  # the fitted image is up to a pixel larger, and not exactly in the middle
+        if near < 0.6:  # The resized image can be a pixel larger than computed here, and half a pixel off centre.
             continue
         cell_at = (1 + at[1] // 48 * columns + at[0] // 48) * 16 + at[1] % 48 // 12 * 4 + at[0] % 48 // 12
         if int(cell_at) not in tokens:
@@ -130,7 +132,7 @@ def test_one_patch_lands_on_its_pixels_and_cropped_cells_are_empty(name: str):
 
 
 def test_window_order_and_pixels_that_no_patch_sees():
-    """Raster patches survive the way through windows; 50 pixels hold 12 patches of 4 and a rest."""
+    """Patches keep their places on the way through windows, and the 2 pixels beside 12 patches of 4 have no value."""
     raster = np.arange(1, 145, dtype=np.float32).reshape(1, 144, 1)
     windows = np.asarray(to_windows(raster, 3))[..., 0]
     np.testing.assert_array_equal(maps.relative_weights(windows).reshape(-1), 9 * raster.reshape(-1))
@@ -152,7 +154,7 @@ def test_notes_and_colours():
     one = Reread(weights=weights, update=update)
     (of_grid,) = maps.heat_maps([one], (96, 48), config)
     assert of_grid.label == "after layer 2"
-    assert of_grid.note == "at most 9.00 x uniform; update 8.5% of a token's state, at most 16.0%"
+    assert of_grid.note == "largest weight 9.00 times uniform; median update 8.5% of a token's state, largest 16.0%"
     expected = maps.on_image(maps.relative_weights(weights), anyres.placement((96, 48), config.image), (96, 48), config)
     assert np.isnan(expected[:, expected.shape[1] // 2 :]).all()
     assert of_grid.png == heat_png(expected)
@@ -160,13 +162,13 @@ def test_notes_and_colours():
     assert (image[..., 3] > 0).any()
     assert (image[np.isnan(expected), 3] == 0).all()
     (of_base,) = maps.heat_maps([one], (96, 48), config, base=True)
-    assert of_base.note.startswith("at most 1.00 x uniform; update 900.0%")
+    assert of_base.note.startswith("largest weight 1.00 times uniform; median update 900.0%")
     (of_several,) = maps.heat_maps([one], (96, 48), config, images=2)
-    assert of_several.note.startswith("first of 2 images; at most 1.00")
+    assert of_several.note.startswith("the first of 2 images; largest weight 1.00")
 
 
 @pytest.mark.parametrize("size", [(2000, 31), (9, 800)])
-def test_a_image_whose_grid_is_all_cropped_shows_its_base_tile(size):
+def test_an_image_whose_grid_is_all_cropped_shows_its_base_tile(size):
     layout = anyres.layout(size, CONFIG.cells_per_side, CONFIG.image)
     assert layout.cell.max() < 16
     weights = np.zeros((layout.tiles, 16, 9), np.float32)
@@ -207,7 +209,7 @@ def random_model(config) -> VisionLanguageModel:
 
 
 def test_every_item_that_can_be_asked_has_its_maps(model):
-    """In batches of two, each map that of the item alone; and on eight devices the same weights."""
+    """The maps in batches of two equal those of each item alone, and eight devices compute the same weights."""
     generator, processor = Generator(model, tiny.TOKENIZER, tiny.BUCKETS), Processor(tiny.TOKENIZER, tiny.config())
     found = maps.attention_maps(generator, processor, Asked(), items(), batch_size=2, progress=False)
     assert [len(of_item) for of_item in found] == [1, 0, 0, 1, 0, 1]
@@ -215,7 +217,7 @@ def test_every_item_that_can_be_asked_has_its_maps(model):
     (alone,) = maps.rereads(generator, prompts, rows=2).values()
     assert found[5] == maps.heat_maps(alone, (20, 48), model.config)
     assert Image.open(io.BytesIO(found[5][0].png)).size == (40, maps.MIN_SIDE)
-    assert found[3][0].note.startswith("first of 2 images; ")
+    assert found[3][0].note.startswith("the first of 2 images; ")
 
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
@@ -231,5 +233,5 @@ def tiny_prompt(processor: Processor, item: Item):
 def test_a_model_without_local_attention_is_refused():
     generator = Generator(random_model(tiny.config(vision_remember=False)), tiny.TOKENIZER, tiny.BUCKETS)
     processor = Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
-    with pytest.raises(UserError, match=r"heat maps: only Vision Remember .* no refusion"):
+    with pytest.raises(UserError, match="heat maps are not possible: only Vision Remember re-reads"):
         maps.attention_maps(generator, processor, Asked(), items(), progress=False)

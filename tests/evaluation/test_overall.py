@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
-from vr_jax.evaluation.overall import finished, overall_summary, table
+from vr_jax.evaluation.overall import finished, overall_summary, score_table
 
 GROUPS = {
     "General": ["gqa", "mme", "realworldqa"],
@@ -55,7 +55,7 @@ def test_groups_and_average_are_the_papers(summaries):
     assert {group: set(one["benchmarks"]) for group, one in found["groups"].items()} == {
         group: set(names) for group, names in GROUPS.items()
     }
-    assert "Average" in table(found)
+    assert "Average" in score_table(found)
 
 
 def test_intervals_of_means_add_independent_errors(summaries):
@@ -72,14 +72,14 @@ def test_an_incomplete_group_has_no_score(summaries):
     assert found["groups"]["General"] is None
     assert found["groups"]["Knowledge"]["score"] == pytest.approx(43.9)
     assert found["missing"] == ["mme"]
-    text = table(found)
+    text = score_table(found)
     assert "General" not in text
     assert "Knowledge" in text
 
 
 def test_what_could_not_be_scored_is_told(summaries):
     summaries["gqa"]["unscored"] = {"count": 2, "by_reason": {"broken_image": 2}, "items": {}}
-    text = table(overall_summary(summaries))
+    text = score_table(overall_summary(summaries))
     assert "GQA: 2 items could not be scored and count as wrong: {'broken_image': 2}" in text
 
 
@@ -107,5 +107,5 @@ def test_a_folder_is_put_together_from_runs_of_one_model(summaries, tmp_path):
         "ai2d": "asked.limit: 2 there, None now",
     }
     assert "summary.json cannot be read (JSONDecodeError" in left_out["textvqa"]
-    text = table(overall_summary(found, left_out))
-    assert "mme: not put together with these: checkpoint.sha256: '2' there, '1' now" in text
+    text = score_table(overall_summary(found, left_out))
+    assert "mme: its earlier result is not combined with these: checkpoint.sha256: '2' there, '1' now" in text

@@ -16,12 +16,9 @@ from tests.inference import tiny
 from tests.inference.test_generate import compilations
 from vr_jax.data.collate import collate
 from vr_jax.errors import ConfigError
-from vr_jax.evaluation.evaluate import options_of
 from vr_jax.inference import Buckets, Chat, Generator, Sampling, load_for_inference, with_pruning
 from vr_jax.model.batch import NO_CELL, BatchShape
-from vr_jax.model.config import VlmConfig
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.settings import EvaluationSettings, TrainConfig
 from vr_jax.sharding import make_mesh, param_shardings
 
 NEW_TOKENS, ROWS = 4, 8
@@ -174,16 +171,3 @@ def test_eval_and_chat_take_the_flag(folder, capsys):
     assert capsys.readouterr().out == expected + "\n"
     assert run("chat", *arguments, pruning="fast") == 2
     assert "known names are" in capsys.readouterr().err
-
-
-def test_a_config_may_choose_the_pruner():
-    flags = {"checkpoint": "a", "benchmark": "demo"}
-    assert options_of(
-        flags, TrainConfig(model=VlmConfig(), eval=EvaluationSettings(pruning={"name": "fastv"}))
-    ).pruning == {"name": "fastv"}
-    assert (
-        options_of(
-            {**flags, "pruning": "vispruner"}, TrainConfig(model=VlmConfig(), eval=EvaluationSettings(pruning="fastv"))
-        ).pruning
-        == "vispruner"
-    )

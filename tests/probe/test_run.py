@@ -10,7 +10,7 @@ from tests.golden.discovery import REPOSITORY
 from tests.inference import tiny
 from tests.probe.conftest import LAYERS, QUICK
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.evaluation.evaluate import fingerprint
+from vr_jax.evaluation import fingerprint
 from vr_jax.inference import load_for_inference
 from vr_jax.probe import output_folder, probe_settings, read_results, run_probe, tiny_imagenet
 from vr_jax.probe.images import Reader

@@ -14,10 +14,9 @@ import jax
 from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
-from vr_jax.evaluation.evaluate import EvalOptions, evaluate
-from vr_jax.evaluation.report import ScoreRow, score_rows, with_baselines, write_report
+from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, write_report
 from vr_jax.fields import Range
-from vr_jax.settings import load_config
+from vr_jax.settings import EvaluationSettings, load_config
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -52,10 +51,15 @@ def demo(flags: DemoFlags) -> list[ScoreRow]:
     train(config, workdir)
     trained = time.perf_counter()
 
-    options = EvalOptions(
-        checkpoint=workdir / EXPORT_FOLDER, benchmark="demo", output=workdir, batch_size=50, report_items=ALL_ITEMS
+    evaluation = evaluate(
+        EvaluationSettings(
+            checkpoint=str(workdir / EXPORT_FOLDER),
+            benchmark="demo",
+            output=str(workdir),
+            batch_size=50,
+            report_items=ALL_ITEMS,
+        )
     )
-    evaluation = evaluate(options)
     items = evaluation.report_items
     rows = score_rows(items)
     settings = {

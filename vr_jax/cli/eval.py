@@ -16,11 +16,9 @@ from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
-from vr_jax.evaluation.evaluate import evaluate, options_of, write_run_report
-from vr_jax.evaluation.interface import Profile
-from vr_jax.evaluation.overall import table
+from vr_jax.evaluation import Profile, evaluate, score_table, write_run_report
 from vr_jax.fields import Range
-from vr_jax.settings import load_config
+from vr_jax.settings import EvaluationSettings, TrainConfig, load_config
 
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
 
@@ -75,11 +73,11 @@ def run(flags: EvalFlags) -> int:
     start_processes(flags)
     use_compilation_cache()
     config = load_config(flags.config, flags.overrides) if flags.config else None
-    given = {name: value for name, value in vars(flags).items() if name not in _OWN}
-    options = options_of(given, config)
+    settings = settings_of(flags, config)
+    model, mesh = (config.model, config.mesh) if config else (None, None)
     try:
         with Interrupt() as interrupt:
-            done = evaluate(options, interrupt.check)
+            done = evaluate(settings, model=model, mesh=mesh, on_batch=interrupt.check)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -88,13 +86,19 @@ def run(flags: EvalFlags) -> int:
             f"({str(error).splitlines()[0]})"
         ) from error
     if jax.process_index() == 0:
-        print(table(done.summary))
+        print(score_table(done.summary))
         print("\n".join(map(_throughput, done.summaries.values())))
-        if options.report_items:
-            print(f"report: {write_run_report(options, done)}")
+        if settings.report_items:
+            print(f"report: {write_run_report(done)}")
     for name, problem in done.failures.items():  # once more, where it is seen
         print(f"vr-jax eval: {name} was not run: {problem}", file=sys.stderr)
     return EXIT_INCOMPLETE if done.failures else 0
+
+
+def settings_of(flags: EvalFlags, config: TrainConfig | None) -> EvaluationSettings:
+    """Returns the settings of the evaluation: flags that are set win over the config's `eval` section."""
+    given = {name: value for name, value in vars(flags).items() if name not in _OWN and value is not None}
+    return dataclasses.replace(config.eval if config else EvaluationSettings(), **given)
 
 
 def _throughput(summary: Mapping[str, Any]) -> str:

@@ -1,1 +1,39 @@
-"""Scoring a model on benchmarks: `benchmarks/` says what is asked and how it is scored, `runner.evaluate` does it."""
+"""Evaluation of models on benchmarks.
+
+`evaluate` is the way from a checkpoint and the names of benchmarks to scores. `evaluate_items` answers and scores items
+with a model that is already loaded. The modules of `benchmarks/` say what is asked and how it is scored, and `report/`
+writes the HTML page.
+"""
+
+from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
+from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
+from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
+from vr_jax.evaluation.overall import score_table
+from vr_jax.evaluation.report import ReportItem, ScoreRow, score_rows, with_baselines, write_report
+from vr_jax.evaluation.run_directory import load_results
+from vr_jax.evaluation.runner import Evaluation, evaluate_items
+
+__all__ = [
+    "BENCHMARKS",
+    "PAPER",
+    "PROFILES",
+    "Benchmark",
+    "Evaluation",
+    "Item",
+    "ItemResult",
+    "Outcome",
+    "Profile",
+    "ReportItem",
+    "ScoreRow",
+    "benchmark_names",
+    "evaluate",
+    "evaluate_items",
+    "fingerprint",
+    "get_benchmark",
+    "load_results",
+    "score_rows",
+    "score_table",
+    "with_baselines",
+    "write_report",
+    "write_run_report",
+]

@@ -1,8 +1,9 @@
-"""What LLaVA-VR re-read, as heat maps over the images of a benchmark's items: one for each insertion.
+"""Heat maps of the local cross-attention of Vision Remember over the images of a benchmark's items.
 
-A map shows how each vision token spreads its local cross-attention over the patches of its own window, relative to
-uniform (1). It compares patches within a window, never windows with each other: how much a token re-read at all is the
-size of its update, which the notes give."""
+There is one map for each insertion of the re-fusion block. A map shows how each vision token distributes its attention
+over the patches of its own window, where 1 is uniform attention. It compares patches within a window and not windows
+with each other. The size of a token's update says how much the token re-read at all; the note of a map gives it.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_raster
 from vr_jax.sharding import constrain
 
-PIXELS_PER_PATCH = 4  # of a map, along its longer side: edge patches can be partly padding
-MIN_SIDE = 96  # pixels of the longer side
+# The resolution of a map along its longer side. A patch has several pixels, because edge patches can be partly padding.
+PIXELS_PER_PATCH = 4
+MIN_SIDE = 96  # The smallest longer side of a map, in pixels.
 
 
 def attention_maps(
@@ -45,14 +47,28 @@ def attention_maps(
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[tuple[HeatMap, ...]]:
-    """For each item the maps over its first image, one for each insertion; none for an item without images, or one
-    that cannot be asked.
+    """Computes the heat maps over the first image of each item.
 
-    Run it as `evaluate` is run: under the same mesh, all processes together; each prepares its share of every batch and
-    all get all maps. Raises UserError for a model whose re-fusion block has no local cross-attention."""
+    All processes of a run call it together, under the mesh of the evaluation. Each prepares its share of every batch.
+
+    Args:
+        generator: The model.
+        processor: The processor of the model.
+        benchmark: The benchmark of the items.
+        items: The items.
+        batch_size: The number of items in a batch, over all processes.
+        progress: Whether the first process shows a progress bar on standard error.
+
+    Returns:
+        The maps of each item, one for each insertion, on every process. An item that has no images or cannot be asked
+        has no maps.
+
+    Raises:
+        UserError: The model has no local cross-attention.
+    """
     config = generator.model.config
     if refusal := reread_refusal(config):
-        raise UserError(f"heat maps: {refusal}")
+        raise UserError(f"heat maps are not possible: {refusal}")
     todo = [number for number, item in enumerate(items) if item.images and item.problem is None]
     shown = progress and jax.process_index() == 0
     maps: list[tuple[HeatMap, ...]] = [()] * len(items)
@@ -69,10 +85,21 @@ def attention_maps(
 
 
 def rereads(generator: Generator, prompts: Mapping[int, Example], rows: int) -> dict[int, tuple[Reread, ...]]:
-    """One batch of numbered prompts (see `Generator.generate_rows`) -> what each of them re-read at every insertion,
-    host arrays of one row: weights (T, C, S), update (T, C). Every process gets those of all processes.
+    """Computes the attention weights of one batch of prompts.
 
-    Raises PromptTooLong, and ConfigError for a model without local cross-attention."""
+    Args:
+        generator: The model.
+        prompts: The prompts of this process by number; see `Generator.generate_rows`.
+        rows: The number of rows of this process.
+
+    Returns:
+        For the prompts of all processes, by number, one `Reread` for each insertion. It holds the weights (T, C, S) and
+        the updates (T, C) of T tiles with C cells of S patches.
+
+    Raises:
+        PromptTooLong: A prompt exceeds the largest bucket.
+        ConfigError: The model has no local cross-attention.
+    """
     found, numbers = _reread_rows(generator.model, *on_devices(generator.batch(prompts, rows)))
     found, numbers = jax.tree.map(np.asarray, (found, numbers))
     return {
@@ -90,31 +117,49 @@ def _reread_rows(
 def heat_maps(
     found: Sequence[Reread], size: tuple[int, int], config: VlmConfig, *, images: int = 1, base: bool = False
 ) -> tuple[HeatMap, ...]:
-    """A prompt's Rereads (`rereads`) as images over its first image, of `size` (width, height) in pixels.
+    """Draws the attention weights of a prompt over its first image.
 
-    images: how many the prompt has. base: from the squashed base tile also where there is a grid of tiles."""
+    Args:
+        found: The weights at each insertion; see `rereads`.
+        size: The width and height of the image in pixels.
+        config: The config of the model.
+        images: The number of images of the prompt.
+        base: Whether the base tile is shown instead of the grid of tiles.
+
+    Returns:
+        One map for each insertion, or none if no vision token lies on the image.
+    """
     assert config.refusion is not None
     place = placement(size, config.image, alone=images == 1, base=base)
     tiles = slice(place.first, place.first + place.columns * place.rows)
-    if not any(one.weights[tiles].any() for one in found):  # an image so narrow that unpad leaves no row of its grid
+    if not any(one.weights[tiles].any() for one in found):
+        # The image is so narrow that unpadding leaves no row of its grid. The base tile still shows it.
         place, tiles = placement(size, config.image, alone=images == 1, base=True), slice(0, 1)
     if not all(one.weights[tiles].any() for one in found):
         return ()
-    which = f"first of {images} images; " if images > 1 else ""
+    which = f"the first of {images} images; " if images > 1 else ""
     maps = []
     for layer, one in zip(config.refusion.insert_after, found, strict=True):
         ratios = on_image(relative_weights(np.asarray(one.weights)), place, size, config)
         update = one.update[tiles][one.weights[tiles].any(axis=-1)]
         note = (
-            f"{which}at most {one.weights[tiles].max(initial=0) * one.weights.shape[-1]:.2f} x uniform; update "
-            f"{np.median(update):.1%} of a token's state, at most {update.max():.1%}"
+            f"{which}largest weight {one.weights[tiles].max(initial=0) * one.weights.shape[-1]:.2f} times uniform; "
+            f"median update {np.median(update):.1%} of a token's state, largest {update.max():.1%}"
         )
         maps.append(HeatMap(f"after layer {layer}", heat_png(ratios), note))
     return tuple(maps)
 
 
 def relative_weights(weights: Float[np.ndarray, "T C S"]) -> Float[np.ndarray, "T G G"]:
-    """Each tile as a raster of its patches: weight over the uniform one, NaN where no token could read."""
+    """Arranges the weights of each tile as a raster of its patches.
+
+    Args:
+        weights: The attention weights of T tiles with C cells of S patches.
+
+    Returns:
+        The weights divided by the uniform weight 1 / S, with G x G patches in a tile. Patches of cells without a vision
+        token are NaN.
+    """
     tiles, cells, patches = weights.shape
     relative = np.where(weights.any(axis=-1, keepdims=True), weights * patches, np.nan)
     grid = round((cells * patches) ** 0.5)
@@ -124,9 +169,18 @@ def relative_weights(weights: Float[np.ndarray, "T C S"]) -> Float[np.ndarray, "
 def on_image(
     tiles: Float[np.ndarray, "T G G"], place: Placement, size: tuple[int, int], config: VlmConfig
 ) -> Float[np.ndarray, "H W"]:
-    """Values of patches where the patches lie on the image, of its aspect, nearest neighbour; padding is cropped.
+    """Places the patches of the tiles on the image, with nearest-neighbour sampling, and crops the padding.
 
-    NaN where no patch of a token lies; also at the right and bottom of a tile that is no multiple of the patch size."""
+    Args:
+        tiles: The value of each patch, for T tiles with G x G patches.
+        place: The position of the tiles on the image.
+        size: The width and height of the image in pixels.
+        config: The config of the model.
+
+    Returns:
+        An array with about the aspect ratio of the image. It is NaN where no patch lies, also at the right and bottom
+        edge of a tile whose size is not a multiple of the patch size.
+    """
     side, patch, grid = config.image.tile_size, config.encoder.patch_size, tiles.shape[-1]
     longer = max(MIN_SIDE, round(PIXELS_PER_PATCH * max(place.width, place.height) / patch))
     width, height = (max(1, round(longer * extent / max(size))) for extent in size)

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint on one or several benchmarks, from its options to the overall summary and the report."""
+"""The evaluation of a checkpoint on one or several benchmarks, up to the overall summary and the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from typing import Any
 import jax
 
 from vr_jax.data.processor import Processor
-from vr_jax.distributed import together
+from vr_jax.distributed import is_first, together
 from vr_jax.errors import UserError
-from vr_jax.evaluation import runner
 from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
 from vr_jax.evaluation.data_folders import data_folder
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
@@ -28,70 +27,38 @@ from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY
+from vr_jax.evaluation.runner import evaluate_items
 from vr_jax.inference import Generator, load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
-from vr_jax.settings import TrainConfig
+from vr_jax.settings import EvaluationSettings, MeshSettings
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import check_unlocked, write_json
+from vr_jax.storage import check_unlocked, make_folder, write_json
 
 REPORT = "report.html"
-_SMALL_FILE = 1 << 16  # bytes
+ALL = "all"
+# The fields of the settings that choose the items. Scores over different items are not combined.
+_ASKED = ("split", "limit", "max_new_tokens")
+_SMALL_FILE = 1 << 16  # The largest file, in bytes, whose content enters the fingerprint of a checkpoint.
 
 logger = logging.getLogger("vr_jax.evaluation")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """What to evaluate, and how. Raises UserError for a number that makes no sense."""
-
-    checkpoint: Path
-    benchmark: str  # names, separated by commas, or "all": those of the paper
-    data: Path | None = None  # of one benchmark, or a folder with a folder for each; default: from the hub
-    output: Path | None = None  # default: <checkpoint>/eval; each benchmark has a folder in it
-    split: str | None = None  # default: the published one
-    profile: str = "default"
-    limit: int | None = None  # only the first items
-    batch_size: int = 16
-    max_new_tokens: int | None = None  # default: the benchmark's
-    dtype: str | None = None
-    overwrite: bool = False
-    report_items: int = 500  # items that report.html shows; 0: no report
-    pruning: str | Mapping[str, Any] | None = None  # see `with_pruning`
-    model: VlmConfig | None = None  # default: the checkpoint's config.json
-    mesh: Mapping[str, int] = field(default_factory=dict)  # arguments of `make_mesh`
-
-    def __post_init__(self):
-        for name, least in (("limit", 1), ("batch_size", 1), ("max_new_tokens", 1), ("report_items", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UserError(f"{name} = {value!r}: expected an integer of at least {least}")
-        names = self.names
-        if self.split is not None and len(names) > 1:
-            raise UserError(f"split = {self.split!r} with {len(names)} benchmarks: give it with one only")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The benchmarks, in the order given. Raises UserError for none, or one that is given twice."""
-        names = tuple(name.strip() for name in self.benchmark.split(",") if name.strip())
-        if names == ("all",):
-            return PAPER
-        if not names:
-            raise UserError("benchmark is empty: expected names, separated by commas, or all")
-        if len(set(names)) < len(names):
-            raise UserError(f"benchmark = {self.benchmark!r}: expected different names, separated by commas")
-        return names
-
-    @property
-    def folder(self) -> Path:
-        return self.output or self.checkpoint / "eval"
-
-
 @dataclass(frozen=True)
-class Run:
-    """What `evaluate` leaves behind: the overall summary, the full summaries by benchmark, items for a report, what
-    went wrong with benchmarks that could not be run, and the model's config as it was run."""
+class Outcome:
+    """The outcome of `evaluate`.
 
+    Attributes:
+        settings: The settings of the evaluation.
+        summary: The overall summary, which `summary.json` in the output folder holds. It contains the benchmarks of
+            this evaluation and those that earlier ones left in the folder.
+        summaries: The full summaries of the benchmarks of this evaluation, by name.
+        report_items: The items that the report shows.
+        failures: The reasons why benchmarks could not be run, by name.
+        config: The config of the model that answered.
+    """
+
+    settings: EvaluationSettings
     summary: dict[str, Any]
     summaries: dict[str, dict[str, Any]]
     report_items: list[ReportItem]
@@ -99,67 +66,105 @@ class Run:
     config: VlmConfig
 
 
-def options_of(flags: Mapping[str, Any], config: TrainConfig | None) -> EvalOptions:
-    """Flags that are set (not None) win over the config's `eval` section, which wins over the defaults; its `model`
-    and `mesh` sections are taken as they are. Raises UserError for a missing checkpoint or benchmark."""
-    section = {} if config is None else config.eval.to_dict()
-    values = {name: value for name, value in section.items() if value is not None} | {
-        name: value for name, value in flags.items() if value is not None
-    }
-    for name in ("checkpoint", "data", "output"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
-    if config is not None:
-        values |= {"model": config.model, "mesh": config.mesh.to_dict()}
-    missing = sorted({"checkpoint", "benchmark"} - set(values))
+def benchmark_names(text: str) -> tuple[str, ...]:
+    """Splits the names of benchmarks at the commas between them; "all" is those of the paper.
+
+    Raises:
+        UserError: There is no name, or a name occurs twice.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if names == (ALL,):
+        return PAPER
+    if not names:
+        raise UserError(f"benchmark is empty: expected names, separated by commas, or {ALL}")
+    if len(set(names)) < len(names):
+        raise UserError(f"benchmark = {text!r}: expected different names, separated by commas")
+    return names
+
+
+def evaluate(
+    settings: EvaluationSettings,
+    *,
+    model: VlmConfig | None = None,
+    mesh: MeshSettings | None = None,
+    on_batch: Callable[[Sequence[ItemResult]], None] | None = None,
+) -> Outcome:
+    """Evaluates a checkpoint on benchmarks, one after another.
+
+    The results are written to the output folder after every batch, so that an interrupted evaluation continues when it
+    is repeated. If one of several benchmarks cannot be run, the others still are. All processes of a run call the
+    function together.
+
+    Args:
+        settings: The checkpoint, the benchmarks and how they are run. `checkpoint` and `benchmark` must be set.
+        model: A config of the model that replaces the checkpoint's, e.g. to compute in another dtype.
+        mesh: The device mesh. By default the parameters are sharded over all devices.
+        on_batch: A function that the first process calls with the results of each batch.
+
+    Returns:
+        The scores, and the items for a report; see `write_run_report`.
+
+    Raises:
+        UserError: The settings are incomplete, the checkpoint cannot be loaded, the output folder cannot be used, or no
+            benchmark can be run.
+    """
+    missing = [name for name in ("checkpoint", "benchmark") if not getattr(settings, name)]
     if missing:
         raise UserError("missing: " + ", ".join(f"--{name}" for name in missing))
-    return EvalOptions(**values)
-
-
-def evaluate(options: EvalOptions, on_batch: Callable[[Sequence[ItemResult]], None] | None = None) -> Run:
-    """Answers and scores every benchmark, one after another; one that cannot be run does not keep the others from it.
-    on_batch: see `runner.evaluate_items`.
-
-    Raises UserError with a text for the user, also if no benchmark can be run."""
-    benchmarks = [get_benchmark(name, options.profile) for name in options.names]
+    benchmarks = [get_benchmark(name, settings.profile) for name in benchmark_names(settings.benchmark or "")]
     alone = len(benchmarks) == 1
-    config = together(lambda: _model_config(options))
-    # What is wrong with output and data is told before the model is loaded, as far as it shows by then.
-    together(lambda: _check_output(options, benchmarks))
+    if settings.split is not None and not alone:
+        raise UserError(
+            f"split = {settings.split!r} with {len(benchmarks)} benchmarks: choose a split for one benchmark only"
+        )
+    checkpoint, output = checkpoint_folder(settings), output_folder(settings)
+    data = None if settings.data is None else Path(settings.data).expanduser()
+    config = together(lambda: _model_config(settings, model))
+    # Problems with the output folder and the data are reported before the model is loaded, which can take minutes.
+    together(lambda: _check_output(output, benchmarks))
     failures: dict[str, str] = {}
     ready: list[tuple[Benchmark, Path | None]] = []
     for one in benchmarks:
         with _noted(failures, one, alone):
-            ready.append((one, together(partial(data_folder, one, options.data, several=not alone))))
-    items = _items(*ready[0], options) if alone else None
+            ready.append((one, together(partial(data_folder, one, data, several=not alone))))
+    items = _items(*ready[0], settings) if alone else None
     summaries: dict[str, dict[str, Any]] = {}
     shown: list[ReportItem] = []
     if ready:
-        mesh = make_mesh(**options.mesh)
-        loaded = load_for_inference(options.checkpoint, mesh, config=config, dtype=options.dtype)
-        with jax.set_mesh(mesh):
+        device_mesh = make_mesh(**(mesh or MeshSettings()).to_dict())
+        loaded = load_for_inference(checkpoint, device_mesh, config=config, dtype=settings.dtype)
+        with jax.set_mesh(device_mesh):
             generator = Generator(loaded.model, loaded.tokenizer)
             for number, (one, folder) in enumerate(ready):
                 with _noted(failures, one, alone):
-                    share = (options.report_items - len(shown)) // (len(ready) - number)
-                    found = items or _items(one, folder, options)
+                    share = (settings.report_items - len(shown)) // (len(ready) - number)
+                    found = items or _items(one, folder, settings)
                     summaries[one.name], more = _evaluated(
-                        one, found, generator, loaded.processor, options, share, on_batch
+                        one, found, generator, loaded.processor, settings, share, on_batch
                     )
                     shown += more
-                found = []  # its images need not stay while the next one's are read
+                found = []  # The images of one benchmark are released before those of the next one are read.
     if not summaries:
-        raise UserError("no benchmark could be run:\n" + "\n".join(f"  {text}" for text in failures.values()))
-    others, left_out = finished(options.folder, like=next(iter(summaries.values())))
+        raise UserError("no benchmark could be run: " + "; ".join(failures.values()))
+    others, left_out = finished(output, like=next(iter(summaries.values())))
     summary = overall_summary(others | summaries, left_out)
-    together(lambda: write_json(options.folder / SUMMARY, summary) if jax.process_index() == 0 else None)
-    return Run(summary, summaries, shown, failures, config)
+    together(lambda: write_json(output / SUMMARY, summary) if is_first() else None)
+    return Outcome(settings, summary, summaries, shown, failures, config)
+
+
+def checkpoint_folder(settings: EvaluationSettings) -> Path:
+    """Returns the model directory of an evaluation."""
+    return Path(settings.checkpoint or "").expanduser()
+
+
+def output_folder(settings: EvaluationSettings) -> Path:
+    """Returns the folder of the results, in which each benchmark has a folder."""
+    return Path(settings.output).expanduser() if settings.output else checkpoint_folder(settings) / "eval"
 
 
 @contextmanager
 def _noted(failures: dict[str, str], benchmark: Benchmark, alone: bool) -> Iterator[None]:
-    """What goes wrong with one of several benchmarks is kept, and the others go on."""
+    """Records the failure of one of several benchmarks, so that the others can go on."""
     try:
         yield
     except UserError as error:
@@ -169,19 +174,15 @@ def _noted(failures: dict[str, str], benchmark: Benchmark, alone: bool) -> Itera
         failures[benchmark.name] = str(error)
 
 
-def _check_output(options: EvalOptions, benchmarks: Sequence[Benchmark]) -> None:
-    """Raises UserError for an output that is no folder, or to which another process is writing."""
-    if jax.process_index() > 0:
+def _check_output(output: Path, benchmarks: Sequence[Benchmark]) -> None:
+    """Raises UserError if the first process cannot write to the output folder, or another run is writing to it."""
+    if not is_first():
         return
-    folder = options.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}); choose another --output") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: no permission to write there; choose another --output")
+    make_folder(output)
+    if not os.access(output, os.W_OK):
+        raise UserError(f"{output}: no permission to write there; choose another --output")
     for one in benchmarks:
-        check_unlocked(folder / one.name)
+        check_unlocked(output / one.name)
 
 
 def _evaluated(
@@ -189,46 +190,51 @@ def _evaluated(
     items: list[Item],
     generator: Generator,
     processor: Processor,
-    options: EvalOptions,
+    settings: EvaluationSettings,
     share: int,
     on_batch: Callable[[Sequence[ItemResult]], None] | None,
 ) -> tuple[dict[str, Any], list[ReportItem]]:
-    """The summary of one benchmark, and at most `share` of its items for the report."""
-    evaluation = runner.evaluate_items(
+    """Returns the summary of one benchmark, and at most `share` of its items for the report."""
+    checkpoint = checkpoint_folder(settings)
+    evaluation = evaluate_items(
         generator,
         processor,
         benchmark,
         items,
-        options.folder / benchmark.name,
-        settings={"checkpoint": {"path": str(options.checkpoint), "sha256": fingerprint(options.checkpoint)}},
-        asked={name: getattr(options, name) for name in ("split", "limit", "max_new_tokens")},
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        overwrite=options.overwrite,
+        output_folder(settings) / benchmark.name,
+        settings={"checkpoint": {"path": str(checkpoint), "sha256": fingerprint(checkpoint)}},
+        asked={name: getattr(settings, name) for name in _ASKED},
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        overwrite=settings.overwrite,
         on_batch=on_batch,
     )
-    return evaluation.summary, report_items(evaluation, generator, processor, share, batch_size=options.batch_size)
+    return evaluation.summary, report_items(evaluation, generator, processor, share, batch_size=settings.batch_size)
 
 
-def _items(benchmark: Benchmark, data: Path | None, options: EvalOptions) -> list[Item]:
-    """The same items on every process; where one of them cannot read its files, all are told."""
-    return together(lambda: benchmark.limited(benchmark.items(data, options.split), options.limit))
+def _items(benchmark: Benchmark, data: Path | None, settings: EvaluationSettings) -> list[Item]:
+    """Reads the same items on every process. If one process cannot read its files, all of them raise the error."""
+    return together(lambda: benchmark.limited(benchmark.items(data, settings.split), settings.limit))
 
 
-def _model_config(options: EvalOptions) -> VlmConfig:
-    saved = read_config(options.checkpoint)
-    if options.model is None:
-        return with_pruning(saved, options.pruning)
-    # How it is computed is the config's to say; a difference in what is computed is worth a word.
-    same_way = dataclasses.replace(options.model, dtype=saved.dtype, attention=saved.attention, remat=saved.remat)
+def _model_config(settings: EvaluationSettings, model: VlmConfig | None) -> VlmConfig:
+    checkpoint = checkpoint_folder(settings)
+    saved = read_config(checkpoint)
+    if model is None:
+        return with_pruning(saved, settings.pruning)
+    # A config may choose freely how the model is computed. If it changes what is computed, the user should know.
+    same_way = dataclasses.replace(model, dtype=saved.dtype, attention=saved.attention, remat=saved.remat)
     if same_way != saved:
-        logger.warning("config.model differs from %s/config.json and is used instead", options.checkpoint)
-    return with_pruning(options.model, options.pruning)
+        logger.warning("config.model differs from %s/config.json, and config.model is used", checkpoint)
+    return with_pruning(model, settings.pruning)
 
 
 def fingerprint(directory: Path) -> str:
-    """Tells checkpoints apart without reading their arrays: names and sizes of the files, contents of the small ones
-    (Orbax names its data files anew at every save)."""
+    """Computes a digest that tells checkpoints apart without reading their arrays.
+
+    The digest covers the names and sizes of all files, and the content of the small ones. That is enough, because Orbax
+    gives its data files new names at every save.
+    """
     digest = hashlib.sha256()
     files = [directory / "config.json", *sorted(p for p in (directory / "params").rglob("*") if p.is_file())]
     for path in files:
@@ -239,24 +245,27 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def write_run_report(options: EvalOptions, done: Run) -> Path:
-    """Writes `report.html` beside the results of a run and returns its path."""
-    path = options.folder / REPORT
+def write_run_report(outcome: Outcome) -> Path:
+    """Writes `report.html` to the output folder of an evaluation and returns its path."""
+    settings, config = outcome.settings, outcome.config
+    chosen = {name: getattr(settings, name) for name in ("split", "limit")}
+    shown: Mapping[str, object] = {
+        "checkpoint": settings.checkpoint,
+        "data": settings.data or "Hugging Face hub",
+        "profile": settings.profile,
+        **{name: value for name, value in chosen.items() if value is not None},
+        "written": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "dtype": settings.dtype or config.dtype,
+        "pruning": config.pruning.name if config.pruning else "none",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
+    path = output_folder(settings) / REPORT
     write_report(
         path,
-        title=str(options.checkpoint),
-        summary=done.summary,
-        items=done.report_items,
-        settings={
-            "checkpoint": options.checkpoint,
-            "data": options.data or "Hugging Face hub",
-            "profile": options.profile,
-            **{name: getattr(options, name) for name in ("split", "limit") if getattr(options, name) is not None},
-            "written": time.strftime("%Y-%m-%d %H:%M %Z"),
-            "dtype": options.dtype or done.config.dtype,
-            "pruning": done.config.pruning.name if done.config.pruning else "none",
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
-        },
-        paper_rows=rows_of(done.config),
+        title=str(settings.checkpoint),
+        summary=outcome.summary,
+        items=outcome.report_items,
+        settings=shown,
+        paper_rows=rows_of(config),
     )
     return path

@@ -1,4 +1,4 @@
-"""All benchmarks of an output folder in one summary: the groups and the average of the paper's tables."""
+"""The overall summary of an output folder: its benchmarks, and the groups and the average of the paper's tables."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
 from vr_jax.evaluation.interface import GROUPS
 from vr_jax.evaluation.run_directory import SUMMARY, differences
 
-Summaries = Mapping[str, Mapping[str, Any]]  # benchmark -> what its summary.json holds
-_NORMAL_95 = 1.959964  # half the width of the interval that holds 95 % of a normal distribution
+Summaries = Mapping[str, Mapping[str, Any]]  # The content of each benchmark's summary.json, by name.
+_NORMAL_95 = 1.959964  # 95 % of a normal distribution lie within so many standard deviations of its mean.
 
 
 def overall_summary(summaries: Summaries, left_out: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Scores 0..100 of every benchmark, of each of the paper's groups and the average over the paper's benchmarks.
+    """Combines the summaries of benchmarks.
 
-    A group, and the average, is None until all of its benchmarks are there. Their intervals add the benchmarks'
-    standard errors as independent, normal errors. left_out: benchmarks that are not put together with these, and why.
-    Source: paper, Tables 1-3; benchmarks.md 0."""
+    A group, and the average over the paper's benchmarks, is None until all of its benchmarks are there. Its interval
+    combines the standard errors of the benchmarks as independent, normally distributed errors.
+
+    Args:
+        summaries: The summaries of the benchmarks, by name.
+        left_out: The reasons why other benchmarks in the folder are not combined with these, by name.
+
+    Returns:
+        The overall summary, whose scores are 0 to 100.
+
+    Source: paper, Tables 1 to 3; docs/design/benchmarks.md#paper-average.
+    """
     groups = {group: [name for name in PAPER if BENCHMARKS[name].group == group] for group in GROUPS}
     return {
         "average": _mean(summaries, PAPER),
@@ -50,9 +59,15 @@ def _mean(summaries: Summaries, names: Sequence[str]) -> dict[str, Any] | None:
 
 
 def finished(output: Path, like: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The summaries of finished benchmarks below `output` that the same model answered under the same conditions as
-    `like` (a summary), in the order of the registry, as a folder may be filled by several runs; and why others are
-    left out."""
+    """Reads the summaries of the benchmarks in an output folder, which several evaluations may have filled.
+
+    Args:
+        output: The output folder.
+        like: A summary of the present evaluation.
+
+    Returns:
+        The summaries whose model and conditions are those of `like`, by name, and the reasons why others are left out.
+    """
     found, left_out = {}, {}
     for name in BENCHMARKS:
         path = output / name / SUMMARY
@@ -62,7 +77,7 @@ def finished(output: Path, like: Mapping[str, Any]) -> tuple[dict[str, dict[str,
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            other = [f"{path.name} cannot be read ({type(error).__name__}: {error}), repeat its command"]
+            other = [f"{path.name} cannot be read ({type(error).__name__}: {error}); repeat its evaluation"]
         if other:
             left_out[name] = other[0] + (f", and {len(other) - 1} more" if len(other) > 1 else "")
         else:
@@ -71,7 +86,7 @@ def finished(output: Path, like: Mapping[str, Any]) -> tuple[dict[str, dict[str,
 
 
 def _conditions(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for scores to be put together. That of `path` leaves is ignored by `differences`."""
+    """Returns the values that must agree for scores to be combined; `differences` ignores the key `path`."""
     settings = summary["settings"]
     return {
         **{key: summary[key] for key in ("version", "profile", "asked")},
@@ -80,8 +95,8 @@ def _conditions(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(summary: Mapping[str, Any]) -> str:
-    """The overall summary as lines of text."""
+def score_table(summary: Mapping[str, Any]) -> str:
+    """Writes an overall summary as lines of text, for a terminal."""
     lines = [f"{'benchmark':<14} {'items':>6} {'score':>7}   95 % interval    metric"]
     for name, one in summary["benchmarks"].items():
         metric = BENCHMARKS[name].headline
@@ -97,9 +112,11 @@ def table(summary: Mapping[str, Any]) -> str:
             reasons = one["unscored"]["by_reason"]
             lines.append(
                 f"{one['title']}: {count} items could not be scored and count as wrong: {reasons}; "
-                f"they are named in {name}/summary.json"
+                f"{name}/summary.json names them"
             )
-    lines += [f"{name}: not put together with these: {why}" for name, why in summary["left_out"].items()]
+    lines += [
+        f"{name}: its earlier result is not combined with these: {why}" for name, why in summary["left_out"].items()
+    ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The scores printed in the paper's Tables 1-5, and which of their rows a model is."""
+"""The scores that the paper prints in its Tables 1 to 5, and the search for the rows of a given model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vr_jax.evaluation.interface import Group
-from vr_jax.experiments import DECODERS, TABLES
+from vr_jax.experiments import DECODERS, TABLES, find_row
 from vr_jax.model.config import VlmConfig
 
-# How many of the eleven benchmarks each group holds; the average is over benchmarks (benchmarks.md 0).
+# The number of benchmarks in each group. The paper's average is over the eleven benchmarks, not over the groups
+# (docs/design/benchmarks.md#paper-average).
 GROUP_SIZES: dict[Group, int] = {"General": 3, "Knowledge": 4, "OCR&Chart": 4}
 
 
 class PaperRow(NamedTuple):
-    """A row of `vr_jax.experiments.experiments.TABLES`, with the decoder's size (a key of DECODERS)."""
+    """A row of a table of the paper, for one size of the decoder.
+
+    Attributes:
+        table: A key of `vr_jax.experiments.TABLES`.
+        row: A row of that table.
+        size: The size of the decoder, a key of `vr_jax.experiments.DECODERS`.
+    """
 
     table: str
     row: str
@@ -23,20 +30,30 @@ class PaperRow(NamedTuple):
 
     @property
     def title(self) -> str:
+        """The name of the system, as the page shows it."""
         return find_row(self.table, self.row).title
 
     @property
     def source(self) -> str:
+        """The name of the table, as the page shows it."""
         return self.table.replace("table", "Table ")
 
     @property
     def decoder(self) -> str:
+        """The name of the decoder, as the page shows it."""
         return f"Qwen2-{self.size.upper()}"
 
 
 @dataclass(frozen=True)
 class PaperScores:
-    """0..100 as printed, with one decimal."""
+    """The printed scores of a row, from 0 to 100, with one decimal.
+
+    Attributes:
+        general: The score of the group General.
+        knowledge: The score of the group Knowledge.
+        ocr_chart: The score of the group OCR&Chart.
+        average: The average over the eleven benchmarks.
+    """
 
     general: float
     knowledge: float
@@ -45,15 +62,16 @@ class PaperScores:
 
     @property
     def groups(self) -> dict[Group, float]:
+        """The scores of the groups by name."""
         return {"General": self.general, "Knowledge": self.knowledge, "OCR&Chart": self.ocr_chart}
 
     @property
     def weighted(self) -> float:
-        """The average that follows from the printed groups."""
+        """The average over the benchmarks that follows from the printed scores of the groups."""
         return sum(GROUP_SIZES[name] * score for name, score in self.groups.items()) / sum(GROUP_SIZES.values())
 
 
-# table, decoder, row: General, Knowledge, OCR&Chart, Average
+# The columns are: table, decoder, row, General, Knowledge, OCR&Chart, Average.
 _PRINTED = """
 table1  0.5b  pooling           55.2 43.4 40.4 45.5
 table1  0.5b  pooling_vr        56.5 43.6 47.5 48.5
@@ -128,9 +146,14 @@ PAPER_SCORES: dict[PaperRow, PaperScores] = _parsed()
 
 
 def rows_of(config: VlmConfig) -> tuple[PaperRow, ...]:
-    """The rows with printed scores whose model `config` is: encoder, decoder's size, methods and image layout agree.
+    """Finds the rows of the paper whose model has a config's encoder, decoder size, methods and image layout.
 
-    Several rows can name one model, in the order of the tables; none for a model that the paper does not have."""
+    Args:
+        config: The config of a model.
+
+    Returns:
+        The rows in the order of the tables. A model can be in several tables, or in none.
+    """
     wanted = _essence(config)
     return tuple(key for key in PAPER_SCORES if _essence(_config(key)) == wanted)
 
@@ -140,6 +163,6 @@ def _config(key: PaperRow) -> VlmConfig:
 
 
 def _essence(config: VlmConfig) -> VlmConfig:
-    """Without what decides no score: how it is computed, the vocabulary's padding, how weights were drawn."""
-    text = dataclasses.replace(config.decoder, vocab_size=0, initializer_range=0.0, tie_word_embeddings=True)
+    """Removes the fields that do not affect scores, i.e. dtypes and kernels, vocabulary padding and initialisation."""
+    text = dataclasses.replace(config.decoder, vocab_size=1, initializer_range=1.0, tie_word_embeddings=True)
     return dataclasses.replace(config, decoder=text, dtype="float32", attention="xla", remat="none")

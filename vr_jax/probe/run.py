@@ -14,7 +14,7 @@ import jax
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
-from vr_jax.evaluation.evaluate import fingerprint
+from vr_jax.evaluation import fingerprint
 from vr_jax.inference import Loaded, load_for_inference, load_processor
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
