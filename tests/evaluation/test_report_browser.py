@@ -139,7 +139,7 @@ def test_images_and_maps_show(found):
     assert len(found["decoded"]) == 3 + 8 + 4
     assert all(found["decoded"])
     assert found["problems"] == [
-        "image cannot be shown: broken_image: The image of 4 bytes has none of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF, "
+        "The image cannot be shown: broken_image: The image of 4 bytes has none of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF, "
         "PPM, AVIF."
     ]
     assert found["allMaps"] == ["after layer 4"] * 2

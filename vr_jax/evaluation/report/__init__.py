@@ -1,18 +1,12 @@
-"""One self-contained HTML page of a run: scores beside the paper's, by category, and its items with their images."""
+"""The report of an evaluation: one HTML page that needs no other file and no network.
+
+It shows the scores beside those of the paper, the scores by category, and items with their images. The markup is in
+`templates/` (Jinja, with autoescape); the modules of this package compute what the templates show.
+"""
 
 from vr_jax.evaluation.report.heat import HeatMap, heat_png
 from vr_jax.evaluation.report.items import ReportItem, ScoreRow, score_rows
 from vr_jax.evaluation.report.page import write_report
-from vr_jax.evaluation.report.plots import loss_curve
 from vr_jax.evaluation.report.scores import with_baselines
 
-__all__ = [
-    "HeatMap",
-    "ReportItem",
-    "ScoreRow",
-    "heat_png",
-    "loss_curve",
-    "score_rows",
-    "with_baselines",
-    "write_report",
-]
+__all__ = ["HeatMap", "ReportItem", "ScoreRow", "heat_png", "score_rows", "with_baselines", "write_report"]

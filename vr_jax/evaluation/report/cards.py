@@ -1,17 +1,20 @@
-"""An item as a card: image with heat maps, question, references, prediction, score."""
+"""The cards of the page: what each of them shows of an item."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from vr_jax.evaluation.report.heat import HeatMap
-from vr_jax.evaluation.report.images import Embedded, key_of
+from vr_jax.evaluation.report.images import Embedded, Source, key_of
 from vr_jax.evaluation.report.items import ReportItem, State
-from vr_jax.evaluation.report.text import NAME, SHOWN, escape, short_name, shortened
+from vr_jax.evaluation.report.text import NAME, SHOWN, short_name
 
-MAX_IMAGES = 8  # of one item
-MAX_REFERENCES = 20
-_SMALL = 240  # pixels; images that fit into this square twice are enlarged
+MAX_IMAGES = 8  # The number of images that a card shows at most.
+MAX_REFERENCES = 20  # The number of references that a card shows at most.
+# Images that fit at least twice into a square of so many pixels are enlarged.
+_SMALL = 240
+_NOTE = 500  # The number of characters of a heat map's note that are shown.
 WORDS: dict[State, str] = {
     "right": "✓ right",
     "partial": "◐ partly right",
@@ -20,115 +23,152 @@ WORDS: dict[State, str] = {
 }
 
 
-class Images:
-    """The embedded images and maps by key; each is written into the page once, where it is shown first."""
+@dataclass(frozen=True)
+class ImageView:
+    """An image of a card.
 
-    def __init__(self, images: Mapping[str, Embedded], maps: Mapping[str, Embedded]):
-        self._images, self._maps = images, maps
-        self._written: dict[str, str] = {}
+    Attributes:
+        label: The label of the button that enlarges the image.
+        problem: The reason why there is no image, or None.
+        width: The width in CSS pixels.
+        height: The height in CSS pixels.
+        enlarged: Whether a small image is enlarged.
+        name: The id of the element that holds the image.
+        url: The image as a data URL.
+        same: The id of an earlier element with the same image, whose URL is then not repeated; or None.
+    """
 
-    def image(self, source_key: str) -> tuple[Embedded, str]:
-        """The image and the attribute that shows it: `src`, or `data-same` naming the element that has it."""
-        one = self._images[source_key]
-        if one.problem is not None:
-            return one, ""
-        if source_key in self._written:
-            return one, f'data-same="{self._written[source_key]}"'
-        name = self._written[source_key] = f"p{len(self._written)}"
-        return one, f'id="{name}" src="{one.url}"'
-
-    def heat(self, png: bytes) -> Embedded:
-        return self._maps[key_of(png)]
+    label: str
+    problem: str | None = None
+    width: int = 0
+    height: int = 0
+    enlarged: bool = False
+    name: str = ""
+    url: str = ""
+    same: str | None = None
 
 
-def card(item: ReportItem, number: int, images: Images, titles: Mapping[str, str], shown: int = SHOWN) -> str:
-    """titles: of benchmarks, by name. shown: characters of a longer text that are shown."""
+@dataclass(frozen=True)
+class MapView:
+    """A heat map of a card.
+
+    Attributes:
+        label: The name of the insertion.
+        note: The line below the image.
+        url: The map as a data URL, or None if it cannot be shown.
+    """
+
+    label: str
+    note: str
+    url: str | None
+
+
+@dataclass(frozen=True)
+class CardView:
+    """A card.
+
+    Attributes:
+        item: The item.
+        number: The number of the card on the page.
+        state: The state of the item.
+        words: The state in words, with the score of a partly right answer.
+        category: The short name of the category.
+        places: The benchmark and the category, where the item belongs.
+        length: The number of characters of a longer text that are shown.
+        references: The references that are shown.
+        more_references: The number of references that are not shown.
+        images: The images that are shown.
+        more_images: The number of images that are not shown.
+        maps: The heat maps over the first image.
+        map_choices: The choices of the switch between the image and its heat maps, as pairs of value and text.
+    """
+
+    item: ReportItem
+    number: int
+    state: State
+    words: str
+    category: str
+    places: tuple[str, ...]
+    length: int
+    references: tuple[str, ...]
+    more_references: int
+    images: tuple[ImageView, ...]
+    more_images: int
+    maps: tuple[MapView, ...]
+    map_choices: tuple[tuple[str, str], ...]
+
+
+def map_choices(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Returns the choices between the plain image and its heat maps, as pairs of value and text."""
+    return (("", "image"), *((label, label) for label in labels))
+
+
+def card_views(
+    items: Sequence[ReportItem],
+    images: Mapping[str, Embedded],
+    maps: Mapping[str, Embedded],
+    titles: Mapping[str, str],
+    length: int = SHOWN,
+) -> list[CardView]:
+    """Computes the cards of a page.
+
+    Args:
+        items: The items, in the order of the cards.
+        images: The embedded images by key.
+        maps: The embedded heat maps by key.
+        titles: The titles of the benchmarks by name.
+        length: The number of characters of a longer text that are shown.
+    """
+    names: dict[str, str] = {}  # The ids of the elements that hold an image, by the key of the image.
+    return [_card(item, number, images, maps, names, titles, length) for number, item in enumerate(items)]
+
+
+def _card(
+    item: ReportItem,
+    number: int,
+    images: Mapping[str, Embedded],
+    maps: Mapping[str, Embedded],
+    names: dict[str, str],
+    titles: Mapping[str, str],
+    length: int,
+) -> CardView:
     state, category = item.state, short_name(item.category)
-    benchmark = titles.get(item.benchmark, item.benchmark)
-    score = f" {item.score:.2f}" if state == "partial" else ""
-    cut = '<span class="pill soft">cut off at the token limit</span>' if item.cut_off else ""
-    places = " · ".join(f"<bdi>{escape(text)}</bdi>" for text in (benchmark, category) if text)
-    error = ""
-    if item.error is not None:
-        error = f'<dt>problem</dt><dd class="error">{shortened(item.error, min(500, shown))}</dd>'
-    return (
-        f'<article class="item {state}" data-state="{state}" data-benchmark="{escape(item.benchmark)}" '
-        f'data-category="{escape(category)}">{_figure(item, number, images)}'
-        f'<div class="text"><p class="head"><span class="pill {state}">{WORDS[state]}{score}</span>{cut}'
-        f'<span class="place">{places}</span></p>'
-        f'<p class="question" dir="auto">{shortened(item.question, shown)}</p>'
-        f'<dl><dt>expected</dt><dd dir="auto">{_references(item.references, min(300, shown))}</dd>'
-        f'<dt>answered</dt><dd class="answer" dir="auto">{_prediction(item.prediction, shown)}</dd>'
-        f"{error}<dt>score</dt><dd>{item.score:.2f}</dd></dl>"
-        f'<p class="id">{shortened(item.id, NAME)}</p></div></article>'
+    shown = item.images[:MAX_IMAGES]
+    labels = [f"Enlarge image {place}" for place in range(1, len(shown) + 1)]
+    if len(shown) == 1:
+        labels = [f"Enlarge the image of {item.id[:NAME]}"]
+    heat_maps = item.maps if item.images else ()
+    return CardView(
+        item=item,
+        number=number,
+        state=state,
+        words=f"{WORDS[state]} {item.score:.2f}" if state == "partial" else WORDS[state],
+        category=category,
+        places=tuple(text for text in (titles.get(item.benchmark, item.benchmark), category) if text),
+        length=length,
+        references=item.references[:MAX_REFERENCES],
+        more_references=max(0, len(item.references) - MAX_REFERENCES),
+        images=tuple(_image(source, label, images, names) for source, label in zip(shown, labels, strict=True)),
+        more_images=len(item.images) - len(shown),
+        maps=tuple(_heat(one, maps[key_of(one.png)]) for one in heat_maps),
+        map_choices=map_choices([one.label for one in heat_maps]),
     )
 
 
-def _references(references: Sequence[str], length: int) -> str:
-    shown = [f"<bdi>{shortened(text, length)}</bdi>" for text in references[:MAX_REFERENCES]]
-    more = len(references) - MAX_REFERENCES
-    rest = f' <small class="cut">and {more} more</small>' if more > 0 else ""
-    return ' <span class="or">/</span> '.join(shown) + rest or '<em class="none">(none)</em>'
-
-
-def _prediction(prediction: str | None, length: int) -> str:
-    if prediction is None:
-        return '<em class="none">(not asked)</em>'
-    return shortened(prediction, length) if prediction.strip() else '<em class="none">(empty)</em>'
-
-
-def _figure(item: ReportItem, number: int, images: Images) -> str:
-    if not item.images:
-        return ""
-    shown = item.images[:MAX_IMAGES]
-    parts = []
-    for place, source in enumerate(shown):
-        heat = "".join(_heat(one, images) for one in item.maps) if place == 0 else ""
-        label = f"Enlarge the image of {item.id[:NAME]}" if len(shown) == 1 else f"Enlarge image {place + 1}"
-        parts.append(_image(images, source_key=key_of(source), label=label, heat=heat))
-    more = len(item.images) - len(shown)
-    rest = f'<p class="note">and {more} more images</p>' if more > 0 else ""
-    several = " several" if len(shown) > 1 else ""
-    return f'<figure class="images{several}">{"".join(parts)}{_switch(item, number)}{rest}</figure>'
-
-
-def _image(images: Images, source_key: str, label: str, heat: str) -> str:
-    embedded, source = images.image(source_key)
+def _image(source: Source, label: str, images: Mapping[str, Embedded], names: dict[str, str]) -> ImageView:
+    key = key_of(source)
+    embedded = images[key]
     if embedded.problem is not None:
-        return f'<p class="broken">image cannot be shown: {shortened(embedded.problem, 300)}</p>'
+        return ImageView(label, problem=embedded.problem)
     width, height = embedded.size
     times = max(1, _SMALL // max(width, height))
-    small = f' class="small" style="width:{times * width}px"' if times > 1 else ""
-    return (
-        f'<button type="button" class="zoom" aria-label="{escape(label)}"><span class="stack">'
-        f'<img{small} alt="" decoding="async" width="{times * width}" height="{times * height}" {source}>{heat}'
-        "</span></button>"
-    )
+    same = names.get(key)
+    name = names.setdefault(key, f"p{len(names)}")
+    url = "" if same else embedded.url
+    return ImageView(label, None, times * width, times * height, times > 1, name, url, same)
 
 
-def _heat(one: HeatMap, images: Images) -> str:
-    embedded = images.heat(one.png)
-    if embedded.problem is None:
-        return (
-            f'<img class="map" alt="" decoding="async" data-label="{escape(one.label)}" '
-            f'data-note="{escape(one.note[:500])}" src="{embedded.url}" hidden>'
-        )
-    note = f"heat map cannot be shown: {embedded.problem}"
-    return f'<i class="map" data-label="{escape(one.label)}" data-note="{escape(note)}" hidden></i>'
-
-
-def _switch(item: ReportItem, number: int) -> str:
-    if not item.maps:
-        return ""
-    choices = [("", "image"), *((heat.label, heat.label) for heat in item.maps)]
-    return f'{segments(f"map{number}", "what was re-read", choices)}<p class="note heatnote" aria-live="polite"></p>'
-
-
-def segments(name: str, label: str, choices: Sequence[tuple[str, str]], style: str = "") -> str:
-    """A row of exclusive choices: (value, text); the first one is chosen."""
-    options = "".join(
-        f'<label><input type="radio" name="{name}" value="{escape(value)}"{" checked" if place == 0 else ""}>'
-        f"<span>{escape(text)}</span></label>"
-        for place, (value, text) in enumerate(choices)
-    )
-    return f'<div class="segments {style}" role="radiogroup" aria-label="{escape(label)}">{options}</div>'
+def _heat(one: HeatMap, embedded: Embedded) -> MapView:
+    if embedded.problem is not None:
+        return MapView(one.label, f"The heat map cannot be shown: {embedded.problem}", None)
+    return MapView(one.label, one.note[:_NOTE], embedded.url)

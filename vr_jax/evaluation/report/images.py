@@ -1,4 +1,4 @@
-"""Images made small enough to lie inside a page: together they keep to a budget of bytes."""
+"""Images that are made small enough to be embedded in a page, together within a number of bytes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,37 @@ from PIL import Image
 from vr_jax.data.images import DECODE_ERRORS, decode_rgb, open_image
 from vr_jax.data.skips import SkipRecord
 
-Source = bytes | Path  # an encoded image
-MAX_SIDE = 768  # pixels; larger images are scaled down
+Source = bytes | Path  # An encoded image, or the path of its file.
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-# What is tried, best first: longest side in pixels, WebP quality (None: without loss).
+# The versions of an image, from the best to the smallest: the longest side in pixels and the WebP quality, where None
+# is lossless.
 IMAGE_LEVELS = ((768, 85), (768, 70), (768, 50), (640, 50), (512, 45), (384, 40), (256, 35), (160, 30), (96, 25))
 MAP_LEVELS = tuple((side, None) for side in (256, 128, 96, 64, 48, 32, 16))
 _UNREADABLE: tuple[type[Exception], ...] = (SkipRecord, *DECODE_ERRORS)
-_ORIENTATION = 0x0112  # EXIF: browsers turn such images, the model sees them as they are stored
+# The EXIF tag of the orientation. Browsers rotate images that have it, but the model sees the pixels as they are
+# stored.
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """An image as the page holds it; `size` is the original's, `problem` says why there is none."""
+    """An image as the page contains it.
+
+    Attributes:
+        data: The encoded image.
+        mime: The MIME type of `data`.
+        size: The width and height of the original image in pixels.
+        problem: The reason why there is no image, or None.
+    """
 
     data: bytes = field(default=b"", repr=False)
     mime: str = ""
-    size: tuple[int, int] = (0, 0)  # width, height in pixels
+    size: tuple[int, int] = (0, 0)
     problem: str | None = None
 
     @property
     def url(self) -> str:
+        """The image as a data URL."""
         return f"data:{self.mime};base64,{base64.b64encode(self.data).decode()}"
 
 
@@ -44,16 +54,26 @@ Levels = Sequence[tuple[int, int | None]]
 
 
 def key_of(source: Source) -> str:
-    """Equal for equal images, so that one that several items show is embedded once."""
+    """Returns a key that is the same for equal images, so that an image of several items is embedded once."""
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else f"file {source}"
 
 
 def embed(sources: Mapping[str, Source], budget: int, levels: Levels = IMAGE_LEVELS) -> dict[str, Embedded]:
-    """Every source by its key, all together at most `budget` bytes before base64.
+    """Encodes images such that together they have at most a number of bytes.
 
-    A file that is small enough is kept as it is. Others get the best of `levels` (IMAGE_LEVELS: RGB as the model sees
-    them; MAP_LEVELS: with opacity) that fits; what small ones leave over goes to the large ones. An image that cannot
-    be decoded, or not even fits at the last level, has a `problem`."""
+    A file that is small enough is kept as it is. Each of the others gets the best level that fits. The bytes that small
+    images leave over go to the large ones.
+
+    Args:
+        sources: The images by key.
+        budget: The number of bytes, before base64.
+        levels: The levels to try: `IMAGE_LEVELS` shows RGB images as the model sees them, and `MAP_LEVELS` keeps the
+            opacity of heat maps.
+
+    Returns:
+        The embedded images by key. An image that cannot be decoded, or does not fit even at the last level, has a
+        `problem`.
+    """
     if not sources:
         return {}
     share = budget // len(sources)
@@ -69,7 +89,7 @@ def embed(sources: Mapping[str, Source], budget: int, levels: Levels = IMAGE_LEV
 
 
 def largest_share(sizes: Sequence[int], budget: int) -> int:
-    """The largest c with sum(min(size, c)) <= budget."""
+    """Returns the largest number c such that the sum of min(size, c) is at most the budget."""
     left = budget
     ordered = sorted(sizes)
     for number, size in enumerate(ordered):
@@ -81,7 +101,7 @@ def largest_share(sizes: Sequence[int], budget: int) -> int:
 
 
 def _best(source: Source, share: int, levels: Levels) -> Embedded:
-    """The file itself if browsers show it as the model sees it and it is at most `share`; else the first level."""
+    """Returns the file itself if it is small and browsers show it as the model sees it, or else the first level."""
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
         with open_image(data) as image:
@@ -96,10 +116,10 @@ def _best(source: Source, share: int, levels: Levels) -> Embedded:
 
 
 def _fitting(source: Source, cap: int, levels: Levels) -> Embedded:
-    """The first level that is at most `cap` bytes, by bisection."""
+    """Finds the first level that has at most `cap` bytes, by bisection."""
     try:
         image, size = _pixels(source if isinstance(source, bytes) else source.read_bytes(), levels)
-    except _UNREADABLE as error:  # the file was there a moment ago
+    except _UNREADABLE as error:  # The file could be read a moment ago, but another process may have changed it.
         return Embedded(problem=_reason(error, source))
     fits: Embedded | None = None
     low, high = 0, len(levels)
@@ -110,7 +130,7 @@ def _fitting(source: Source, cap: int, levels: Levels) -> Embedded:
             fits, high = tried, middle
         else:
             low = middle + 1
-    return fits or Embedded(size=size, problem="left out: the page has no room for it")
+    return fits or Embedded(size=size, problem="the page has no room for it")
 
 
 def _as_it_is(image: Image.Image, levels: Levels) -> bool:
@@ -126,7 +146,7 @@ def _as_it_is(image: Image.Image, levels: Levels) -> bool:
 
 
 def _pixels(data: bytes, levels: Levels) -> tuple[Image.Image, tuple[int, int]]:
-    """Decoded, at most as large as the first level shows it, and the size before. Raises SkipRecord."""
+    """Decodes an image, scales it down to the first level, and returns it with its original size."""
     side, quality = levels[0]
     with open_image(data) as opened:
         size = opened.size
@@ -134,7 +154,7 @@ def _pixels(data: bytes, levels: Levels) -> tuple[Image.Image, tuple[int, int]]:
             opened.load()
             image = opened.convert("RGBA")
         else:
-            opened.draft("RGB", (side, side))  # large JPEGs: decode fewer pixels
+            opened.draft("RGB", (side, side))  # Of a large JPEG, this decodes fewer pixels.
             image = decode_rgb(opened).copy()
     return _scaled(image, side), size
 

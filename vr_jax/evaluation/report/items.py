@@ -1,4 +1,4 @@
-"""What a report shows of one item, and the scores of a set of items beside the majority answer."""
+"""The items that a report shows, and their scores beside those of the most frequent answer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,23 @@ State = Literal["right", "partial", "wrong", "unscored"]
 
 @dataclass(frozen=True)
 class ReportItem:
-    """One question with what the model said. Texts may be anything, images may fail to decode: the page says so.
+    """One question with the answer of the model.
 
-    prediction: None for an item that could not be asked. score: 0..1. images: encoded images, in the order of the
-    prompt. benchmark: its name in the summary. error: why it could not be asked or scored. cut_off: whether the reply
-    ended at the token limit. maps: lie over the first image."""
+    The texts may contain any characters, and the images may be damaged; the page then says so.
+
+    Attributes:
+        id: The id of the item.
+        category: The category of the item.
+        question: The question, with its options and context.
+        references: The reference answers.
+        prediction: The answer of the model, or None if the item could not be asked.
+        score: The score, from 0 to 1.
+        images: The encoded images, or the paths of their files, in the order of the prompt.
+        benchmark: The name of the benchmark in the summary.
+        error: The reason why the item could not be asked or scored, or None.
+        cut_off: Whether the answer ended at the token limit.
+        maps: The heat maps over the first image.
+    """
 
     id: str
     category: str
@@ -36,6 +48,7 @@ class ReportItem:
 
     @property
     def state(self) -> State:
+        """The state by which the page filters and colours the item."""
         if self.error is not None or self.prediction is None or math.isnan(self.score):
             return "unscored"
         return "right" if self.score >= 1 else "wrong" if self.score <= 0 else "partial"
@@ -43,7 +56,14 @@ class ReportItem:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Items of one kind: shares 0..1; `baseline` is the majority answer's."""
+    """The score of a set of items.
+
+    Attributes:
+        name: The category, or "all".
+        count: The number of items.
+        score: The mean score, from 0 to 1.
+        baseline: The score of always giving the most frequent answer, from 0 to 1.
+    """
 
     name: str
     count: int
@@ -52,9 +72,11 @@ class ScoreRow:
 
 
 def score_rows(items: Sequence[ReportItem]) -> list[ScoreRow]:
-    """All items together, then each category, beside the accuracy of always giving its most frequent reference.
+    """Computes the scores of all items and of each category, beside those of the most frequent answer of each.
 
-    Raises ValueError without items."""
+    Raises:
+        ValueError: There are no items.
+    """
     if not items:
         raise ValueError("no items to score")
 

@@ -1,4 +1,4 @@
-"""The scores of a run as the page shows them, read from its overall summary (summary.json)."""
+"""The scores of a run, read from its overall summary (summary.json)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from vr_jax.evaluation.report.items import ScoreRow
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score 0..100, its 95 % interval and the majority answer's score, where they are known."""
+    """A score.
+
+    Attributes:
+        score: The score, from 0 to 100.
+        interval: The 95 % interval of the score, if it is known.
+        items: The number of items, if it is known.
+        baseline: The score of always giving the most frequent answer, if it is known.
+    """
 
     score: float
     interval: tuple[float, float] | None = None
@@ -23,17 +30,34 @@ class Estimate:
 
 @dataclass(frozen=True)
 class BenchmarkScores:
+    """The scores of a benchmark.
+
+    Attributes:
+        name: The name of the benchmark.
+        title: The name in tables.
+        group: The group of the paper's tables, or None.
+        overall: The overall score.
+        categories: The score of each category.
+        unscored: The number of items that could not be scored, by reason. They count as wrong.
+    """
+
     name: str
     title: str
-    group: str | None  # of the paper's tables
+    group: str | None
     overall: Estimate
     categories: Mapping[str, Estimate]
-    unscored: Mapping[str, int]  # reason -> items; they count as wrong
+    unscored: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """`groups` holds the complete ones; `average` is None until all eleven benchmarks are there."""
+    """The scores of a run.
+
+    Attributes:
+        benchmarks: The scores of the benchmarks.
+        groups: The scores of the groups whose benchmarks are all there.
+        average: The average over the eleven benchmarks of the paper, or None if some are missing.
+    """
 
     benchmarks: tuple[BenchmarkScores, ...]
     groups: Mapping[str, Estimate]
@@ -41,21 +65,30 @@ class RunScores:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> RunScores:
-        """Raises ValueError for a field that is missing or of another kind."""
+        """Reads the scores from an overall summary.
+
+        Args:
+            summary: The fields `benchmarks` (by name: `title`, `group`, `score`, `interval`, `items`, `unscored`,
+                `categories` and possibly `baseline`), `groups` and `average`.
+
+        Raises:
+            ValueError: A field is missing or has another type.
+        """
         try:
             benchmarks = tuple(_benchmark(name, one) for name, one in summary["benchmarks"].items())
             groups = {name: _estimate(one) for name, one in (summary.get("groups") or {}).items() if one is not None}
             average = summary.get("average")
             return cls(benchmarks, groups, None if average is None else _estimate(average))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"the summary of the run is not as expected: {type(error).__name__}: {error}") from error
+            raise ValueError(f"the summary of the run cannot be read: {type(error).__name__}: {error}") from error
 
     @property
     def of_the_paper(self) -> tuple[BenchmarkScores, ...]:
+        """The scores of the benchmarks that belong to the paper's average."""
         return tuple(one for one in self.benchmarks if one.group in GROUP_SIZES)
 
     def missing(self) -> str:
-        """Why groups or the average have no score; empty if they all have one."""
+        """Says why groups or the average have no score, or returns an empty text if they all have one."""
         total = sum(GROUP_SIZES.values())
         found = self.of_the_paper
         if self.average is not None or not found:
@@ -67,13 +100,22 @@ class RunScores:
                 names = f" ({', '.join(titles)})" if titles else ""
                 parts.append(f"{group} {len(titles)} of {size}{names}")
         detail = f": {'; '.join(parts)}" if parts else ""
-        return f"{len(found)} of {total} benchmarks were run{detail}. A mean needs all of its benchmarks."
+        return (
+            f"{len(found)} of {total} benchmarks were run{detail}. A mean is shown once all of its benchmarks were run."
+        )
 
 
 def with_baselines(summary: Mapping[str, Any], benchmark: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """The summary with the majority answer's score beside that of a benchmark and of its categories.
+    """Adds the scores of the most frequent answer to a benchmark of an overall summary and to its categories.
 
-    rows: `score_rows` of all of its items. A category without a row has no baseline."""
+    Args:
+        summary: The overall summary, which is not changed.
+        benchmark: The name of the benchmark.
+        rows: The result of `score_rows` on all items of the benchmark.
+
+    Returns:
+        A copy of the summary with the field `baseline`. A category without a row has no baseline.
+    """
     found = copy.deepcopy(dict(summary))
     one = found["benchmarks"][benchmark]
     one["baseline"] = 100 * rows[0].baseline

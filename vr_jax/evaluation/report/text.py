@@ -1,39 +1,39 @@
-"""Any text made fit for an HTML page in UTF-8."""
+"""Texts as the page shows them."""
 
 from __future__ import annotations
 
-import html
 import re
+from typing import Any
 
-SHOWN = 2000  # characters of a longer text that are shown
-NAME = 200  # characters of a longer name
+from markupsafe import Markup
+
+SHOWN = 2000  # The number of characters of a longer text that are shown.
+NAME = 200  # The number of characters of a longer name that are shown.
+DASH = "\N{EN DASH}"
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
-def escape(text: object) -> str:
-    """For element content and quoted attributes. Control characters are shown by their symbols, halves of characters
-    (lone surrogates) and non-characters as U+FFFD."""
-    return html.escape(_UNSHOWABLE.sub(_symbol, str(text).replace("\r\n", "\n")), quote=True)
+def showable(value: Any) -> Any:
+    """Replaces the characters of a text that an HTML page in UTF-8 cannot hold.
 
+    Control characters are shown by their symbols. Halves of surrogate pairs and non-characters become U+FFFD. The
+    template engine calls this function on every value before it escapes the value.
 
-def shortened(text: str, length: int = SHOWN) -> str:
-    """Escaped; of a longer text the beginning, and how long it is."""
-    if len(text) <= length:
-        return escape(text)
-    return f'{escape(text[:length])}… <small class="cut">(the first {length:,} of {len(text):,} characters)</small>'
+    Args:
+        value: A value of a template. Markup is returned as it is.
+    """
+    if isinstance(value, Markup):
+        return value
+    return _UNSHOWABLE.sub(_symbol, str(value).replace("\r\n", "\n"))
 
 
 def short_name(name: str) -> str:
-    """Not escaped; the beginning of a longer name, which the filters of the page then go by."""
+    """Returns a name, or the beginning of a longer one. The filters of the page use the same short names."""
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
-def breakable(name: str) -> str:
-    """Escaped and short; a name like `Basic_Medical_Science` may go on in the next line after an underscore."""
-    return escape(short_name(name)).replace("_", "_<wbr>")
-
-
-def number(value: int) -> str:
+def thousands(value: int) -> str:
+    """Writes a number with a comma between thousands."""
     return f"{value:,}"
 
 

@@ -3,20 +3,21 @@ const byId = id => document.getElementById(id);
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 const cards = all("article.item");
 
-// Images that several items show are in the page once.
+// An image that several items show is in the page once. The other elements take it from there.
 for (const image of all("img[data-same]")) image.src = byId(image.dataset.same).src;
 
-// --- filters
+// --- Filters
 const benchmark = byId("benchmark"), category = byId("category"), search = byId("search");
 const texts = new Map();
 
+// Returns the text of a card in lower case, for the search.
 function textOf(card) {
   if (!texts.has(card)) texts.set(card, card.querySelector(".text").textContent.toLowerCase());
   return texts.get(card);
 }
 
 function fillCategories() {
-  // Those of the chosen benchmark; of all of them under the benchmarks' names.
+  // The list holds the categories of the chosen benchmark, or those of all benchmarks, grouped by benchmark.
   const groups = new Map();
   for (const { dataset } of cards) {
     if (benchmark.value && dataset.benchmark !== benchmark.value) continue;
@@ -36,6 +37,7 @@ function fillCategories() {
   }
 }
 
+// Shows the cards that match all filters.
 function filter() {
   const state = document.querySelector('input[name="state"]:checked').value;
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -62,11 +64,12 @@ byId("reset").onclick = () => {
   fillCategories();
   filter();
 };
-// A reloaded page may remember what was chosen.
+// A browser may restore the user's choices when it reloads the page, so the filters are applied once at the start.
 fillCategories();
 filter();
 
-// --- heat maps
+// --- Heat maps
+// Shows the heat map with a label over an image, hides the others, and returns the note of the map.
 function showMap(place, label) {
   let note = "";
   for (const map of all(".map", place)) {
@@ -76,6 +79,7 @@ function showMap(place, label) {
   return note;
 }
 
+// Sets the switch of a card to a heat map, if the card has it.
 function choose(card, label) {
   const input = all(".images .segments input", card).find(one => one.value === label);
   if (!input) return;
@@ -91,10 +95,11 @@ for (const input of all('input[name="maps"]')) {
   input.onchange = () => { for (const card of cards) if (card.querySelector(".map")) choose(card, input.value); };
 }
 
-// --- large view
+// --- Large view
 const large = byId("large"), stage = byId("stage"), stack = stage.firstElementChild;
-let current = null;  // the button of the image that is shown
+let current = null;  // This is the button of the image that the large view shows.
 
+// Makes the image as large as the stage allows, at most eight times its size.
 function fit() {
   const image = stack.querySelector("img:not(.map)");
   if (!image) return;
@@ -104,6 +109,7 @@ function fit() {
   stack.style.height = `${height * scale}px`;
 }
 
+// Shows the image of a button in the large view, with its heat maps and its texts.
 function show(button) {
   current = button;
   const card = button.closest("article.item");
@@ -129,6 +135,7 @@ function show(button) {
   fit();
 }
 
+// Goes to another image of the cards that are shown.
 function step(by) {
   const buttons = all("article.item:not([hidden]) .zoom");
   const next = buttons[buttons.indexOf(current) + by];
@@ -146,7 +153,7 @@ byId("next").onclick = () => step(1);
 large.addEventListener("close", () => { stack.replaceChildren(); current?.focus(); });
 large.addEventListener("keydown", event => {
   if (event.key === "Escape") { event.preventDefault(); large.close(); }
-  if (event.target.type === "radio") return;  // arrows choose among them
+  if (event.target.type === "radio") return;  // There, the arrow keys choose a heat map.
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
 });
