@@ -139,8 +139,8 @@ def test_images_and_maps_show(found):
     assert len(found["decoded"]) == 3 + 8 + 4
     assert all(found["decoded"])
     assert found["problems"] == [
-        "The image cannot be shown: broken_image: The image of 4 bytes has none of the formats PNG, JPEG, WEBP, GIF, BMP, TIFF, "
-        "PPM, AVIF."
+        "The image cannot be shown: broken_image: The image of 4 bytes has none of the formats PNG, JPEG, WEBP, GIF, "
+        "BMP, TIFF, PPM, AVIF."
     ]
     assert found["allMaps"] == ["after layer 4"] * 2
     assert found["oneMap"] == ["after layer 1"]
