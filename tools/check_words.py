@@ -51,6 +51,7 @@ NUMBERED = re.compile(r"\.md`?\)?,?\s+(?:(?:section|trap|part|row)\s+)?\(?\d", r
 SOURCE_FILE = re.compile(
     r"(?<![\w@:./~*<{$-])((?:vr_jax|tests|benchmarks|configs|tools|docs)/[\w./-]*\w\.(?:py|sh|svg|json|jsonl|html|css|js))\b"
 )
+PLACEHOLDER = re.compile(r"[A-Z]{3}")  # as in configs/llava_vr_qwen2_SIZE.py
 MODULE = re.compile(r"(?<!\w)python3? -m ((?:vr_jax|benchmarks)(?:\.\w+)*)")
 DECISION = re.compile(r"\bdecisions?\s+#?\d", re.IGNORECASE)
 ISSUE = re.compile(r"\b(?:issues?|pull requests?)\s+#?\d+\b", re.IGNORECASE)
@@ -170,6 +171,8 @@ def _references(repository: _Repository, name: str, line: str) -> Iterator[str]:
         elif anchor and anchor[1:].rstrip(".") not in repository.anchors(path):
             yield f"{path} has no anchor {anchor.rstrip('.')}"
     for path in SOURCE_FILE.findall(prose):
+        if PLACEHOLDER.search(path):
+            continue
         if repository.resolve(name, path) is None and not repository.has_suffix(path):
             yield f"{path} does not exist"
 
