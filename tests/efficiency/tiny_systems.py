@@ -1,4 +1,4 @@
-"""Config files of tiny models: with Vision Remember, without, without compression, and with a pruner."""
+"""A config file of tiny models: a baseline, Vision Remember, one without compression, and one with a pruner."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.config import single_tile
 from vr_jax.settings import TrainConfig
 
-COMMON = dict(encoder=tiny_encoder(num_layers=2), vision_feature_layer=2, decoder=tiny_decoder(vocab_size=320, num_layers=2),
-              image=single_tile(24))
+COMMON = dict(encoder=tiny_encoder(num_layers=2), decoder=tiny_decoder(vocab_size=320, num_layers=2),
+              image=single_tile(24), vision_feature_layer=2)
 REMEMBER = tiny_refusion(insert_after=(1,), levels=(1, 2))
 UNCOMPRESSED = MlpConfig()
 MODELS = {
@@ -37,6 +37,7 @@ def get_config(variant="baseline"):
 
 
 def write(folder: Path) -> Path:
+    """Writes the config file and returns its path."""
     path = folder / "tiny.py"
     path.write_text(CONFIG)
     return path

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ Format = Literal["llava_json", "llava_parquet", "array_record"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
+@runtime_checkable
 class Source(Protocol):
     """The interface of a source that the input pipeline needs.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -54,6 +54,7 @@ class Question:
     answer: str
 
 
+@runtime_checkable
 class Subject(Protocol):
     """One kind of image.
 

@@ -1,0 +1,17 @@
+"""The code of docs/data.md runs in its order, on fewer images."""
+
+from tests.docs import blocks, commands
+from vr_jax.cli.main import main
+
+
+def test_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    write_set = blocks("data.md", "console")[0].strip()
+    assert write_set.startswith('python -c "')
+    exec(write_set.removeprefix('python -c "').removesuffix('"').replace("200", "12"), {})
+    (prepare,) = commands("data.md")
+    assert main(prepare) == 0
+    (example,) = blocks("data.md", "python")
+    exec(example, {})
+    assert "12 samples used, 0 skipped" in capsys.readouterr().out
