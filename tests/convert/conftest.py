@@ -48,7 +48,7 @@ def llava_config(kind: str, **changes):
 
 
 def make(kind: str):
-    """A tiny random torch model; every parameter random, also norms and biases."""
+    """Makes a tiny torch model with random values everywhere, also in norms and biases."""
     from tests.torch_weights import randomize
 
     model = {
@@ -73,7 +73,7 @@ def make(kind: str):
 
 @pytest.fixture(scope="session")
 def hf_dirs(tmp_path_factory):
-    """kind -> (torch model, its directory as transformers saves it), made once each."""
+    """Returns a function from a kind to its torch model and the directory that transformers saves; each is made once."""
     made: dict[str, tuple] = {}
 
     def get(kind: str):
@@ -90,7 +90,7 @@ def hf_dirs(tmp_path_factory):
 
 @pytest.fixture
 def convert(capsys):
-    """Runs the command line in this process: (exit status, stdout, stderr)."""
+    """Returns a function that runs the command and returns its exit status, standard output and standard error."""
 
     def run(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -103,7 +103,7 @@ def convert(capsys):
 
 @pytest.fixture
 def converted(convert):
-    """Runs the command line and expects success; returns stdout."""
+    """Returns a function that runs the command, expects success and returns standard output."""
 
     def run(*arguments) -> str:
         status, out, err = convert(*arguments)
@@ -125,8 +125,10 @@ def write_checkpoint(directory: Path, config: dict, tensors: dict[str, np.ndarra
 
 
 def llava_layout(onevision) -> tuple[dict, dict[str, np.ndarray]]:
-    """config.json and tensors as LLaVA's own code writes them, of a OneVision model's weights; the tower as LLaVA
-    leaves it: without its last block."""
+    """Returns config.json and tensors of a OneVision model as LLaVA's own code writes them.
+
+    LLaVA drops the last layer of the encoder.
+    """
     weights = weights_of(onevision)
     tensors = {}
     last = f"encoder.layers.{VISION['num_hidden_layers'] - 1}."

@@ -1,4 +1,4 @@
-"""torch state dicts under our parameter names, written apart from `vr_jax.convert` so that the two check each other."""
+"""A second mapping of torch's names to ours, written apart from `vr_jax.convert`, so that the two check each other."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-# Orbax and Grain report every save and every worker through absl.
-_QUIET = {"absl": logging.ERROR, "jax": logging.WARNING, "transformers": logging.ERROR}
+# Orbax and Grain report every save and every worker through absl, and Orbax also the traceback of each error that it
+# raises, which the command reports in one line.
+_QUIET = {"absl": logging.CRITICAL, "jax": logging.WARNING, "transformers": logging.ERROR}
 
 
 def start_logging(program: str, *, verbose: bool) -> None:

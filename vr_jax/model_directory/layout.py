@@ -66,7 +66,7 @@ def read_sections(directory: PathLike) -> dict[str, Any]:
         UserError: The directory is not a complete model directory, or one of another format version.
     """
     path = as_path(directory) / CONFIG_FILE
-    complete = is_complete(directory)  # first, since this also mends what a killed writer left
+    complete = is_complete(directory)  # This comes first, since it also finishes the work of a killed writer.
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -134,7 +134,7 @@ def orbax_errors(directory: PathLike, what: str) -> Iterator[None]:
     except (ValueError, KeyError, OSError) as error:
         text = str(error)
         code = re.search(r"os_error_code='(\d+)'", text)
-        if code and code[1] != "2":  # "no such file" is better described by TensorStore's own text
+        if code and code[1] != "2":  # TensorStore's own text describes "no such file" better.
             reason = os.strerror(int(code[1]))
         else:
             reason = text.split(" [tensorstore_spec")[0].splitlines()[0] if text else type(error).__name__

@@ -122,7 +122,7 @@ def warm_start(
     if fresh:
         merged |= _initialise(config, seed, {path: wanted[path] for path in fresh})
     staged: dict[str, jax.Array] = {}
-    for path in list(merged):  # one at a time, so that only one parameter exists twice
+    for path in list(merged):  # Split one at a time, so that only one parameter exists twice.
         staged |= split_stages({path: merged.pop(path)}, config)
     report = WarmStart(loaded=loaded, initialised=tuple(fresh), unused=tuple(unused))
     return unflatten_params(abstract, staged), report

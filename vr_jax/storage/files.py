@@ -71,7 +71,7 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        else:  # a bucket shows an object only once all of it is there
+        else:  # A bucket shows an object only when all of it has arrived.
             with tempfile.TemporaryDirectory() as folder:
                 temporary = epath.Path(folder) / target.name
                 yield temporary

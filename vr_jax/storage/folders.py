@@ -116,7 +116,7 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
             distributed.together(commit)
         except BaseException:
             if not (written / COMPLETE_MARKER).exists():
-                with contextlib.suppress(OSError):  # the first error is the one to report
+                with contextlib.suppress(OSError):  # The first error is the one to report.
                     _clear(written)
             raise
 
@@ -152,6 +152,7 @@ def _real(path: PathLike) -> epath.Path:
 
 
 def _beside(target: epath.Path, state: str) -> epath.Path:
+    """The name of a folder or file beside `target` that belongs to it."""
     return target.with_name(f".{target.name}.{state}")
 
 
@@ -172,7 +173,7 @@ def _finish_exchange(target: epath.Path) -> None:
     if not (written / COMPLETE_MARKER).exists():
         return
     with file_errors(f"{written} cannot be renamed to {target.name}"), contextlib.suppress(FileNotFoundError):
-        os.rename(written, target)  # the writer itself may have done it just now
+        os.rename(written, target)  # The file is missing if the writer itself has renamed it just now.
 
 
 def _clear(folder: epath.Path) -> None:
@@ -183,6 +184,7 @@ def _clear(folder: epath.Path) -> None:
 
 
 def _check_free(target: epath.Path, size: int) -> None:
+    """Refuses to write more bytes than are free."""
     free = shutil.disk_usage(target.parent).free
     if free < size:
         raise UserError(

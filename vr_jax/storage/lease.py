@@ -31,15 +31,15 @@ from vr_jax.storage.files import PathLike, as_path, file_errors, is_local
 
 LOCK_FILE = ".lock"
 STALE_AFTER = 60.0  # seconds without a refresh after which a holder counts as gone
-_REFRESHES = 4  # of a holder within that time
-_POLL = 1.0  # seconds between two looks of one who waits
+_REFRESHES = 4  # number of refreshes within that time
+_POLL = 1.0  # seconds after which a waiting process looks again
 
 logger = logging.getLogger("vr_jax.storage")
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Time as the lease sees it; tests give their own.
+    """The clock of a lease. Tests replace it by one that needs no waiting.
 
     Attributes:
         now: Returns the seconds since 1970.
@@ -138,10 +138,10 @@ class Version:
 
 
 class LeaseFile(Protocol):
-    """What a lease needs of the storage it lies in: changes that happen only if nobody was faster."""
+    """A file that holds a lease. Each change happens only if no other process changed the file before."""
 
     def create(self, record: bytes, now: float) -> Version | None:
-        """Creates the file exclusively; returns None if it exists."""
+        """Creates the file and returns its state; returns None if the file exists."""
 
     def read(self) -> Version | None:
         """Returns the present state, or None if there is no file."""
@@ -154,14 +154,14 @@ class LeaseFile(Protocol):
 
 
 class DiskLeaseFile:
-    """A `LeaseFile` on a disk, also one that several hosts share."""
+    """A `LeaseFile` on a disk, which may be shared by several hosts."""
 
     def __init__(self, path: PathLike):
-        """Makes nothing yet; `path` is the file's name."""
+        """Remembers the path of the file."""
         self._path = os.fspath(path)
 
     def create(self, record: bytes, now: float) -> Version | None:
-        """Creates the file exclusively; returns None if it exists."""
+        """Creates the file and returns its state; returns None if the file exists."""
         try:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -185,7 +185,7 @@ class DiskLeaseFile:
         with self._opened() as handle:
             if handle is None or self._version(handle).record != version.record:
                 return None
-            # The open file is stamped, not its name: should another process replace the file now, its own is untouched.
+            # The open file is stamped and not the path, so that a file that another process creates now is not touched.
             return self._stamp(handle, now)
 
     def remove(self, version: Version) -> bool:
@@ -193,9 +193,11 @@ class DiskLeaseFile:
         with self._opened() as handle:
             if handle is None:
                 return False
-            # Whoever removes this very file holds its flock, so that it cannot vanish, and another one cannot be put
-            # in its place, between the comparison and the removal. The flock ends with the process.
-            with contextlib.suppress(OSError):  # some network file systems have no flock; the gap is microseconds there
+            # A process that removes this very file holds its flock. So the file cannot vanish, and another one cannot
+            # take its place, between the comparison and the removal. The kernel ends the flock with the process.
+            with contextlib.suppress(
+                OSError
+            ):  # Some network file systems have no flock; a gap of microseconds remains.
                 fcntl.flock(handle, fcntl.LOCK_EX)
             try:
                 same = os.path.samestat(os.stat(self._path), os.fstat(handle))
@@ -225,14 +227,14 @@ class DiskLeaseFile:
     @classmethod
     def _stamp(cls, handle: int, now: float) -> Version:
         os.utime(handle, ns=(int(now * 1e9),) * 2)
-        return cls._version(handle)  # read back: some disks round the time
+        return cls._version(handle)  # It is read back, since some disks round the time.
 
 
 class Lease:
-    """A lease that this process holds; `acquire` makes one.
+    """A lease that this process holds. `acquire` makes one.
 
-    A thread refreshes it until `release`. Should the process be stopped for so long that another one takes the lease
-    over, `check` says so afterwards.
+    A thread refreshes the lease until `release`. If the process stands still for so long that another one takes the
+    lease over, `check` raises an error afterwards.
     """
 
     def __init__(self, place: str, file: LeaseFile, version: Version, *, stale_after: float, clock: Clock):
@@ -277,7 +279,7 @@ class Lease:
                 return cls(place, file, version, stale_after=stale_after, clock=clock)
             found = file.read()
             if found is None:
-                continue  # released just now
+                continue  # The holder has released it just now.
             holder = Holder.parse(found.record)
             age = clock.now() - found.refreshed / 1e9
             if age > stale_after or (holder is not None and holder.is_gone()):
@@ -327,10 +329,12 @@ class Lease:
                 self._file.remove(self._version)
 
     def _keep(self, interval: float) -> None:
+        """Refreshes the lease until `release`."""
         while not self._end.wait(interval):
             self.refresh()
 
     def _lost(self) -> str:
+        """The message that another process has taken the lease over."""
         return f"{self._place}: this run stood still for so long that its lease was given to another run, or removed"
 
 
@@ -398,6 +402,7 @@ def check_unlocked(folder: PathLike) -> None:
 
 
 def _check_local(path: PathLike) -> None:
+    """Refuses a path in a bucket, for which there is no `LeaseFile` yet."""
     if not is_local(path):
         raise UserError(f"{path}: folders of a bucket cannot be held yet; choose a folder of a disk")
 
