@@ -114,9 +114,9 @@ def test_arguments_of_lmms_eval():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "missing: --model_args checkpoint=DIR"),
+        ({}, "the checkpoint is missing: set --model_args checkpoint=DIR"),
         ({"checkpoint": "a", "pretrained": "b"}, "two names of one argument"),
-        ({"checkpoint": "a", "max_tokens": 3}, r"unknown \['max_tokens'\]; known: checkpoint, dtype"),
+        ({"checkpoint": "a", "max_tokens": 3}, r"unknown names \['max_tokens'\]; known: checkpoint, dtype"),
         ({"checkpoint": "a", "batch_size": 0}, "batch_size = 0: expected at least 1"),
         ({"checkpoint": "a", "tensor": 1.5}, r"tensor = 1\.5: expected a whole number"),
         ({"checkpoint": "a", "max_new_tokens": "all"}, "max_new_tokens = 'all': expected a whole number"),
@@ -132,7 +132,7 @@ def test_arguments_without_effect_are_told(caplog):
     Options.of({"checkpoint": "a", "device": "cuda:0", "batch_size": 1})
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "device=cuda",
-        "batch size 1 (lmms-eval's default)",
+        "the batch size is 1, the default of lmms-eval; --batch_size 16 is faster",
     ]
 
 
@@ -277,7 +277,7 @@ def test_sizes_are_measured_without_decoding(processor, answerer, mixed, monkeyp
 
     monkeypatch.setattr(Image.Image, "convert", decoded)
     monkeypatch.setattr("vr_jax.evaluation.lmms_eval.questions.decode_rgb", decoded)
-    sizes = answerer._sizes(questions)
+    sizes = answerer.sizes(questions)
     monkeypatch.undo()
     for number, name in enumerate(names):
         if name in GOOD:
@@ -342,7 +342,7 @@ def test_a_reply_that_fills_the_largest_bucket(generator, processor, answerer):
     length = most - len(prompt.tokens)
     assert 1 << (length - 1).bit_length() >= most
     tokens = tiny.TOKENIZER.encode("x" * length, add_special_tokens=False)[:length]
-    ((loss, _),) = answerer._likelihood([(prompt, tokens)], answerer.rows, generator.buckets)
+    ((loss, _),) = answerer.likelihood([(prompt, tokens)], answerer.rows, generator.buckets)
     (rows,) = through_the_cache(generator.model, [prompt], [tokens])
     assert loss == pytest.approx(-np.mean(rows[np.arange(length), tokens]), rel=1e-5)
 
@@ -355,7 +355,7 @@ def test_greedy_is_what_the_model_would_say(generator, processor, answerer):
     tokens = list(reply.tokens)
     assert len(tokens) >= 4
     changed = [[*tokens[:k], (tokens[k] + 1) % len(tiny.TOKENIZER), *tokens[k + 1 :]] for k in (0, 2, len(tokens) - 1)]
-    rows = answerer._likelihood([(prompt, each) for each in (tokens, *changed)], answerer.rows, generator.buckets)
+    rows = answerer.likelihood([(prompt, each) for each in (tokens, *changed)], answerer.rows, generator.buckets)
     assert [greedy for _, greedy in rows] == [True, False, False, True]
 
 
@@ -369,5 +369,5 @@ def test_likelihoods_of_what_cannot_be_asked(answerer, caplog):
 def test_likelihoods_with_a_pruner_are_refused(processor):
     config = dataclasses.replace(tiny.config(vision_remember=False), pruning=FastVConfig(layer=1, keep=0.5))
     answerer = Answerer(Generator(tiny.model(config), tiny.TOKENIZER), processor, batch_size=1, progress=False)
-    with pytest.raises(UserError, match="likelihoods with the pruner 'fastv' are not defined"):
+    with pytest.raises(UserError, match="likelihoods are not defined with the pruner 'fastv'"):
         answerer.score([Question("a", *GOOD["text"])], ["x"])

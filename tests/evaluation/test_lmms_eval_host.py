@@ -360,9 +360,9 @@ def test_mistakes_are_one_line(hosted):
     assert process.returncode == 0, process.stderr[-5000:]
     found = json.loads(process.stdout.splitlines()[-1])
     expected = {
-        "missing": ("SystemExit", "missing: --model_args checkpoint=DIR"),
+        "missing": ("SystemExit", "set --model_args checkpoint=DIR"),
         "nowhere": ("SystemExit", "nowhere is not a model directory"),
-        "unknown": ("SystemExit", "model_args: unknown ['size']"),
+        "unknown": ("SystemExit", "model_args has the unknown names ['size']"),
         "mesh": ("SystemExit", "mesh replica=1 x fsdp=-1 x tensor=3"),
         "pruning": ("SystemExit", "pruning 'fastv' with refusion"),
         "rounds": ("NotImplementedError", "vr_jax does not answer tasks of several rounds (talk)"),

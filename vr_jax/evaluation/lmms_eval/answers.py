@@ -1,4 +1,4 @@
-"""Answers to many questions of any tasks: sorted by length bucket, in batches, in the order they were asked."""
+"""Answers and likelihoods for the requests of any tasks, computed in batches of one length bucket."""
 
 from __future__ import annotations
 
@@ -26,29 +26,49 @@ logger = logging.getLogger("vr_jax.evaluation")
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` is empty for a question that cannot be asked, of which `problem` says why."""
+    """The answer to a request.
+
+    Attributes:
+        text: The reply of the model, or an empty text if the question cannot be asked.
+        input_tokens: The number of tokens of the prompt, vision tokens included.
+        output_tokens: The number of tokens of the reply.
+        problem: The reason why the question cannot be asked, or None.
+    """
 
     text: str = ""
-    input_tokens: int = 0  # vision tokens included
+    input_tokens: int = 0
     output_tokens: int = 0
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well the model expects a continuation: mean negative log-probability (nats, lower is better; infinite for a
-    question that cannot be asked), and whether it would say just that."""
+    """The likelihood of a continuation.
+
+    Attributes:
+        loss: The mean negative log-probability of its tokens in nats. It is infinite if the question cannot be asked.
+        greedy: Whether the model would answer with exactly this continuation.
+    """
 
     loss: float
     greedy: bool
 
 
 class Answerer:
-    """Under `jax.set_mesh(mesh)` rows are sharded over ('replica', 'fsdp').
+    """Answers requests with one model.
 
-    batch_size: requests per batch, rounded up to fill the mesh. progress: bars on standard error."""
+    Under `jax.set_mesh(mesh)` the rows of a batch are sharded over the axes "replica" and "fsdp".
+    """
 
     def __init__(self, generator: Generator, processor: Processor, *, batch_size: int, progress: bool = True):
+        """Prepares a model for requests.
+
+        Args:
+            generator: The model.
+            processor: The processor of the model.
+            batch_size: The number of requests in a batch, which is rounded up to fill the mesh.
+            progress: Whether progress bars are shown on standard error.
+        """
         buckets = generator.buckets
         self.generator = generator
         self.processor = dataclasses.replace(processor, max_tokens=buckets.max_tokens, max_tiles=buckets.max_tiles)
@@ -56,13 +76,21 @@ class Answerer:
         self.progress = progress
         self.workers = min(16, os.cpu_count() or 1)
         self._benchmark = AsAsked()
-        self._likelihood = Likelihood(generator.model)
+        self.likelihood = Likelihood(generator.model)
 
     def answer(self, questions: Sequence[Question], settings: Sequence[Settings]) -> list[Answer]:
-        """One answer per question, in their order. A question that cannot be asked is one line in the log and an empty
-        answer."""
+        """Answers questions.
+
+        Args:
+            questions: The questions.
+            settings: The generation settings of each question.
+
+        Returns:
+            The answers in the order of the questions. A question that cannot be asked has an empty answer, and the log
+            says why.
+        """
         items = QuestionItems(questions)
-        sizes = self._sizes(questions)
+        sizes = self.sizes(questions)
         answers: dict[int, Answer] = {}
         with self._bar("answers", len(items)) as bar:
             for chosen, numbers in grouped(settings).items():
@@ -84,12 +112,22 @@ class Answerer:
         return [answers[number] for number in range(len(questions))]
 
     def score(self, questions: Sequence[Question], continuations: Sequence[str]) -> list[Score]:
-        """The likelihood of one continuation per question; see `Likelihood`. Raises UserError for a model with a
-        pruner."""
-        self._likelihood.check()
+        """Computes the likelihood of one continuation per question; see `Likelihood`.
+
+        Args:
+            questions: The questions.
+            continuations: The continuation of each question.
+
+        Returns:
+            The likelihoods in the order of the questions.
+
+        Raises:
+            UserError: The model has a pruner.
+        """
+        self.likelihood.check()
         items = QuestionItems(questions)
-        tokens = [self._likelihood.tokens(self.processor, text) for text in continuations]
-        sizes = self._sizes(questions)
+        tokens = [self.likelihood.tokens(self.processor, text) for text in continuations]
+        sizes = self.sizes(questions)
         longer = {number: (size[0] + len(tokens[number]), size[1]) for number, size in sizes.items()}
         scores: dict[int, Score] = {}
         found: dict[int, str] = {}
@@ -98,12 +136,12 @@ class Answerer:
                 prompts, problems = _split(prepared)
                 for number, prompt in list(prompts.items()):
                     if len(prompt.tokens) + len(tokens[number]) > self.generator.buckets.max_tokens:
-                        problems[number] = f"too_long: with its continuation {longer[number][0]} tokens"
+                        problems[number] = f"too_long: the prompt and its continuation have {longer[number][0]} tokens"
                         del prompts[number]
                 found |= problems
                 scores |= {number: Score(float("inf"), False) for number in problems}
                 chosen = [(prompts[number], tokens[number]) for number in prompts]
-                rows = self._likelihood(chosen, self.rows, self.generator.buckets) if chosen else []
+                rows = self.likelihood(chosen, self.rows, self.generator.buckets) if chosen else []
                 scores |= {number: Score(*row) for number, row in zip(prompts, rows, strict=True)}
                 bar.update(len(prepared))
         self._log(questions, found)
@@ -112,8 +150,8 @@ class Answerer:
     def _bar(self, what: str, total: int) -> Any:
         return tqdm(total=total, unit="request", desc=f"vr_jax: {what}", disable=not self.progress)
 
-    def _sizes(self, questions: Sequence[Question]) -> dict[int, tuple[int, int]]:
-        """Tokens and tiles of every prompt; no image is decoded for them here."""
+    def sizes(self, questions: Sequence[Question]) -> dict[int, tuple[int, int]]:
+        """Computes the number of tokens and tiles of every prompt, by its place, without decoding an image."""
         items = QuestionItems(questions, header)
 
         def size(number: int) -> tuple[int, int]:
@@ -145,7 +183,7 @@ class Answerer:
 
 
 def grouped(settings: Sequence[Settings]) -> dict[Settings, list[int]]:
-    """Numbers of the requests with equal settings, in order of appearance."""
+    """Groups requests with equal settings, by their numbers, in the order in which the settings first appear."""
     groups: dict[Settings, list[int]] = {}
     for number, one in enumerate(settings):
         groups.setdefault(one, []).append(number)
@@ -153,7 +191,7 @@ def grouped(settings: Sequence[Settings]) -> dict[Settings, list[int]]:
 
 
 def _split(prepared: Mapping[int, Example | str]) -> tuple[dict[int, Example], dict[int, str]]:
-    """Prompts, and what is wrong with the others."""
+    """Separates the prompts from the reasons why others cannot be asked."""
     prompts = {number: one for number, one in prepared.items() if isinstance(one, Example)}
     problems = {number: one for number, one in prepared.items() if isinstance(one, str)}
     return prompts, problems

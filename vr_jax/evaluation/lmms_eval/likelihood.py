@@ -1,4 +1,4 @@
-"""How likely a model finds given replies, for lmms-eval's tasks with choices."""
+"""The likelihood of given replies, for the tasks of lmms-eval that choose among options."""
 
 from __future__ import annotations
 
@@ -19,37 +19,56 @@ from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.sharding import batch_sharding
 
-NOTHING = -1  # target of a position that counts for nothing
+NOTHING = -1  # The target of a position that does not count.
 
 
 class Likelihood:
-    """Mean negative log-probability of a reply, its end included, as LLaVA's loss over `<reply><|im_end|>\\n`.
+    r"""The mean negative log-probability of a reply and its end, which is LLaVA's loss over `<reply><|im_end|>\n`.
 
-    lmms-eval documents a log-probability but takes the *smallest* value as the choice (`Task.process_results`),
-    because its LLaVA classes return this loss; so does this. "greedy" means that every token of the reply and its
-    <|im_end|> is the most probable one (lmms-eval's LLaVA compares with the tokens one position off)."""
+    lmms-eval documents that a model returns a log-probability, but it chooses the option with the *smallest* value
+    (`Task.process_results`), because its LLaVA classes return this loss. This class does the same. A reply is "greedy"
+    if each of its tokens and its <|im_end|> is the most probable one. (The LLaVA classes of lmms-eval compare with
+    tokens that are shifted by one position.)
+    """
 
     def __init__(self, model: VisionLanguageModel):
+        """Prepares a model."""
         self.model = model
         self._rows = jax.jit(_rows)
 
     def check(self) -> None:
-        """Raises UserError for a model with a pruner: what it drops depends on the last token of the prompt, here
-        the reply's."""
+        """Checks that likelihoods are defined for the model.
+
+        Raises:
+            UserError: The model has a pruner. What a pruner drops depends on the last token of the prompt, which here
+                would be a token of the reply.
+        """
         if self.model.config.pruning is not None:
             raise UserError(
-                f"likelihoods with the pruner {self.model.config.pruning.name!r} are not defined: "
-                "leave pruning out, or choose tasks that generate"
+                f"likelihoods are not defined with the pruner {self.model.config.pruning.name!r}; leave pruning out, "
+                "or choose tasks that generate text"
             )
 
     def tokens(self, processor: Processor, reply: str) -> list[int]:
-        """The tokens after the assistant header, up to <|im_end|> and the newline behind it."""
+        """Returns the tokens of a reply, with <|im_end|> and the newline behind it."""
         return processor.encoder.tokenizer.encode(f"{reply}<|im_end|>\n", add_special_tokens=False).ids
 
     def __call__(
         self, replies: Sequence[tuple[Example, Sequence[int]]], rows: int, buckets: Buckets
     ) -> list[tuple[float, bool]]:
-        """(loss, greedy) of each prompt and its reply's tokens; at most `rows` of them. Raises PromptTooLong."""
+        """Computes the likelihoods of one batch.
+
+        Args:
+            replies: Pairs of a prompt and the tokens of its reply, at most `rows`.
+            rows: The number of rows of the batch.
+            buckets: The static sizes that rows are padded to.
+
+        Returns:
+            The loss of each pair, and whether it is greedy.
+
+        Raises:
+            PromptTooLong: A prompt with its reply exceeds the largest bucket.
+        """
         image = self.model.config.image
         longest = max(len(tokens) for _, tokens in replies)
         whole = [_extended(prompt, tokens) for prompt, tokens in replies]
@@ -57,7 +76,9 @@ class Likelihood:
             max(len(example.tokens) for example in whole),
             max(1, *(len(example.tile_pixels) for example in whole)),
         )
-        width = min(1 << (longest - 1).bit_length(), tokens - 1)  # few shapes; a prompt has a token at least
+        # The number of scored positions is rounded up to a power of two, so that few shapes are compiled. A prompt has
+        # at least one token, which is not scored.
+        width = min(1 << (longest - 1).bit_length(), tokens - 1)
         shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=image.tile_size)
         batch = collate([[one] for one in whole], shape, pad_side="left", weighted_cells=image.may_interpolate).batch
         targets = np.full((rows, width), NOTHING, np.int32)
@@ -70,6 +91,8 @@ class Likelihood:
 
 
 def _extended(prompt: Example, reply: Sequence[int]) -> Example:
+    """Returns the prompt with the tokens of the reply behind it."""
+
     def more(array: np.ndarray, value: int) -> np.ndarray:
         return np.concatenate([array, np.full((len(reply), *array.shape[1:]), value, array.dtype)])
 
@@ -87,14 +110,20 @@ def _extended(prompt: Example, reply: Sequence[int]) -> Example:
 def _rows(
     model: VisionLanguageModel, batch: Batch, targets: Int[Array, "B C"]
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
-    """targets: what the last C tokens of each row must be, NOTHING where it does not matter.
+    """Computes the loss of each row, and whether it is greedy.
 
-    The last one is the newline behind <|im_end|>, which `greedy` leaves out: generation ends before it."""
+    The last target is the newline behind <|im_end|>. It does not count for `greedy`, because generation ends before it.
+
+    Args:
+        model: The model.
+        batch: The prompts with their replies.
+        targets: The last C tokens of each row, or NOTHING at positions that do not count.
+    """
     hidden, _ = model(batch)
     width = targets.shape[1]
 
     def position(args: tuple[Array, Array]) -> tuple[Array, Array]:
-        """One position at a time: the logits of all would be C times a vocabulary per row."""
+        """Computes one position at a time, because the logits of all positions would take C times a vocabulary."""
         state, target = args
         logits = model.logits(state)
         picked = jnp.take_along_axis(logits, jnp.maximum(target, 0)[:, None], axis=-1)[:, 0]

@@ -1,4 +1,4 @@
-"""The model class that lmms-eval loads. Importing it needs lmms-eval (and the torch it imports)."""
+"""The model class that lmms-eval loads. This module can only be imported where lmms-eval and torch are installed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,30 @@ logger = logging.getLogger("vr_jax.evaluation")
 
 
 class VrJax(lmms):
-    """A vr_jax model directory as a "simple" model: lmms-eval writes the prompt, hands out the images and scores.
+    """A vr_jax model directory as a "simple" model of lmms-eval.
 
-    Arguments: see `Options`, plus what lmms-eval adds from its own flags. One process drives all devices. Raises
-    UserError with a text for the user."""
+    lmms-eval writes the prompts, provides the images and scores the replies. One process drives all devices.
+    """
 
     is_simple = True
 
     def __init__(self, **arguments: Any):
+        """Loads the checkpoint.
+
+        Args:
+            arguments: The fields of `Options`, and what lmms-eval adds from its own flags.
+
+        Raises:
+            UserError: An argument is wrong, there are several processes, or the checkpoint cannot be loaded.
+        """
         super().__init__()
         self.options = Options.of(arguments)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or jax.process_count() > 1:
             raise UserError(
-                "vr_jax drives all devices of a machine from one process: start lmms_eval with python, not with "
-                "torchrun or accelerate launch (several hosts: use eval.py)"
+                "vr_jax drives all devices of a machine from one process; start lmms_eval with python, not with "
+                "torchrun or accelerate launch (on several hosts, use vr-jax eval)"
             )
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates each restore
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of a restore.
         directory = self.options.checkpoint
         config = with_pruning(read_config(directory), self.options.pruning)
         self.mesh = make_mesh(self.options.replica, self.options.fsdp, self.options.tensor)
@@ -51,19 +59,25 @@ class VrJax(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> VrJax:
-        """What lmms-eval calls with --model_args and its own flags, which --model_args win over (it always has a
-        --batch_size).
+        """Builds the model from the text of --model_args. lmms-eval calls this method.
 
-        Wrong arguments end the program with one line and exit status 1: lmms-eval would print a traceback, exit with
-        0, and for an argument in both places complain of Python."""
+        Wrong arguments end the program with one line. Otherwise lmms-eval would print a traceback and exit with status
+        0, and it would fail for an argument that is in --model_args and is also one of its own flags.
+
+        Args:
+            arg_string: The text of --model_args, which wins over the flags.
+            additional_config: The flags of lmms-eval that are set.
+        """
         try:
             return cls(**dict(additional_config or {}) | simple_parse_args_string(arg_string))
-        except (UserError, OSError) as error:
+        except UserError as error:
             raise SystemExit(f"lmms_eval: vr_jax: {error}") from error
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Replies in the order of the requests; an empty one, and a line in the log, for a request that cannot be
-        asked."""
+        """Returns the replies in the order of the requests.
+
+        A request that cannot be asked gets an empty reply, and the log says why.
+        """
         questions, settings = [], []
         for request in requests:
             text, kwargs, visuals, doc_id, task, split = request.args
@@ -74,10 +88,13 @@ class VrJax(lmms):
         return [GenerationResult(one.text, TokenCounts(one.input_tokens, one.output_tokens)) for one in answers]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """(loss, greedy) per request: the *loss*, as lmms-eval's own LLaVA classes return; see `Likelihood`."""
+        """Returns the loss of each request and whether it is greedy, as the LLaVA classes of lmms-eval do.
+
+        `Likelihood` explains why the loss is returned and not the log-probability.
+        """
         questions, continuations = [], []
         for request in requests:
-            # Two arguments only for the unconditional likelihoods of acc_mutual_info.
+            # The requests for unconditional likelihoods (acc_mutual_info) have only two arguments.
             text, target, *rest = request.args
             visuals, doc_id, task, split = rest or (None, request.doc_id, request.task_name, "")
             target = target(self.task_dict[task][split][doc_id]) if callable(target) else target
@@ -85,14 +102,19 @@ class VrJax(lmms):
             continuations.append(str(target))
         with jax.set_mesh(self.mesh):
             scores = self.answerer.score(questions, continuations)
-        # lmms-eval 0.7.3 turns a bare pair into a text (`unwrap_generation_output`), on which its scoring then fails.
+        # lmms-eval 0.7.3 converts a plain pair to a text (`unwrap_generation_output`), on which its scoring then fails.
         return [GenerationResult((one.loss, one.greedy)) for one in scores]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        """Refuses tasks of several rounds.
+
+        Raises:
+            NotImplementedError: Always; lmms-eval expects this class.
+        """
         tasks = sorted({str(request.task_name) for request in requests})
         raise NotImplementedError(
-            f"vr_jax does not answer tasks of several rounds ({', '.join(tasks)}): leave them out; for a conversation "
-            "by hand use vr-jax chat"
+            f"vr_jax does not answer tasks of several rounds ({', '.join(tasks)}); leave them out, or have a "
+            "conversation by hand with vr-jax chat"
         )
 
     def _question(self, text: Any, visuals: Any, doc_id: Any, task: str, split: str) -> Question:
@@ -107,16 +129,16 @@ class VrJax(lmms):
             kwargs, max_new_tokens=options.max_new_tokens, seed=options.seed, cut_at_until=options.cut_at_until
         )
         if ignored := without_effect(kwargs):
-            self._warn(f"{task}: vr_jax has no {ignored}; these generation settings have no effect")
+            self._warn(f"{task}: the generation settings {ignored} have no effect, because vr_jax does not have them")
         if options.max_new_tokens is None and (asked := capped(kwargs)):
             self._warn(
-                f"{task} asks for {asked} new tokens, {settings.max_new_tokens} are generated; "
+                f"{task} asks for up to {asked} new tokens, but at most {settings.max_new_tokens} are generated; "
                 "--model_args max_new_tokens=N sets another limit"
             )
         return settings
 
     def _warn(self, text: str) -> None:
-        """Once, not for every request."""
+        """Logs a warning once, and not again for every request."""
         if text not in self._warned:
             self._warned.add(text)
             logger.warning("%s", text)

@@ -1,4 +1,4 @@
-"""What lmms-eval asks, in vr_jax's words: generation settings, and items with their images."""
+"""The requests of lmms-eval as generation settings and as items with their images."""
 
 from __future__ import annotations
 
@@ -7,54 +7,72 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, override
 
 from PIL import Image
 
-from vr_jax.data.images import decode_rgb
+from vr_jax.data.images import DECODE_ERRORS, decode_rgb
 from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.inference import Sampling
 
-DEFAULT_NEW_TOKENS = 1024  # of tasks without a limit, as most models of lmms-eval (benchmarks like TextVQA)
-# The cache of a batch has room for all new tokens from the start, and some tasks ask for 49,152 of them.
+# The token limit for tasks that set none (e.g. TextVQA), which is that of most models of lmms-eval.
+DEFAULT_NEW_TOKENS = 1024
+# The largest limit of a task that is followed. The cache of a batch has room for all new tokens from the start, and
+# some tasks ask for 49,152 of them.
 MOST_NEW_TOKENS = 4096
 
 _LIMITS = ("max_new_tokens", "max_gen_toks")
 _KNOWN = frozenset({*_LIMITS, "temperature", "top_p", "do_sample", "until", "seed"})
-# Settings that vr_jax does not have, with the values that change nothing.
+# The settings that vr_jax does not have, with the values that change nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "top_k": (None, 0),
     "repetition_penalty": (None, 1),
     "use_cache": (None, True),
-    # lmms-eval's LLaVA heeds it only for a model whose configuration has no image layout; ours always has.
+    # The LLaVA class of lmms-eval reads this only if the model's config has no image layout, and here it always has
+    # one.
     "image_aspect_ratio": (None, "original", "pad", "anyres"),
 }
+
+# The errors that the code of a task can raise on a document. They cost one request, not the run.
+_TASK_ERRORS = (*DECODE_ERRORS, AssertionError, AttributeError, ImportError)
 
 logger = logging.getLogger("vr_jax.evaluation")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a reply is generated; requests with equal ones can share a batch."""
+    """The generation settings of a request. Requests with equal settings can share a batch.
+
+    Attributes:
+        max_new_tokens: The largest number of tokens of the reply.
+        sampling: The sampling of the tokens.
+        until: Strings before which the reply ends.
+    """
 
     max_new_tokens: int
     sampling: Sampling
-    until: tuple[str, ...] = ()  # the reply ends before the first of these
+    until: tuple[str, ...] = ()
 
     def cut(self, reply: str) -> str:
+        """Returns the reply up to the first of the strings `until`."""
         ends = [reply.find(stop) for stop in self.until]
         return reply[: min((end for end in ends if end >= 0), default=None)]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request. `visuals` fetches its images, None or an empty list if it has none; the task's own code may do
-    anything there."""
+    """One request.
 
-    name: str  # for messages: task, split and number of the document
+    Attributes:
+        name: The task, the split and the number of the document, for messages.
+        text: The prompt of the task.
+        visuals: A function of the task that returns the images, or None or an empty list if there are none.
+    """
+
+    name: str
     text: str
     visuals: Callable[[], Any] = field(repr=False)
 
@@ -62,10 +80,19 @@ class Question:
 def settings_of(
     kwargs: Mapping[str, Any], *, max_new_tokens: int | None = None, seed: int = 0, cut_at_until: bool = False
 ) -> Settings:
-    """A task's `generation_kwargs`. Greedy unless there is a temperature above 0 and `do_sample` is not false.
+    """Converts the `generation_kwargs` of a task.
 
-    max_new_tokens: in place of the task's. cut_at_until: also heed `until` (lmms-eval's own models do not).
-    Raises UserError for a value that makes no sense."""
+    Decoding is greedy unless the temperature is above 0 and `do_sample` is not false.
+
+    Args:
+        kwargs: The settings of the task.
+        max_new_tokens: A token limit that replaces the task's.
+        seed: The seed of the random draws.
+        cut_at_until: Whether the reply ends at the strings `until` of the task.
+
+    Raises:
+        UserError: A value is outside its range or has the wrong type.
+    """
     limit = max_new_tokens
     if limit is None:
         asked = next((kwargs[name] for name in _LIMITS if kwargs.get(name) is not None), DEFAULT_NEW_TOKENS)
@@ -74,7 +101,7 @@ def settings_of(
         temperature = float(kwargs.get("temperature") or 0)
         top_p = kwargs.get("top_p")
         top_p = 1.0 if top_p is None else float(top_p)
-        # A nucleus of no probability holds the most probable token.
+        # A nucleus of probability 0 contains only the most probable token.
         greedy = temperature == 0 or top_p == 0 or kwargs.get("do_sample") is False
         sampling = Sampling() if greedy else Sampling(temperature, top_p, seed)
     except (TypeError, ValueError) as error:
@@ -85,7 +112,7 @@ def settings_of(
 
 
 def without_effect(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in `kwargs` that vr_jax cannot follow."""
+    """Returns the settings of a task that vr_jax cannot follow."""
     return {
         name: value
         for name, value in kwargs.items()
@@ -94,7 +121,7 @@ def without_effect(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def capped(kwargs: Mapping[str, Any]) -> int | None:
-    """The task's limit on new tokens if it is above MOST_NEW_TOKENS."""
+    """Returns the token limit of a task if it is above MOST_NEW_TOKENS, or else None."""
     asked = max((int(kwargs[name]) for name in _LIMITS if kwargs.get(name) is not None), default=0)
     return asked if asked > MOST_NEW_TOKENS else None
 
@@ -110,17 +137,22 @@ def _count(name: str, value: Any) -> int:
 
 
 def encoded(image: Any) -> bytes:
-    """A PIL image as the file that the processor reads: its RGB pixels unchanged, and quickly (PPM compresses nothing).
+    """Writes a PIL image as a PPM file, which keeps the RGB pixels and is fast, because it is not compressed.
 
-    Raises SkipRecord for what is no image (lmms-eval also hands out videos and sounds), or does not decode."""
+    Raises:
+        SkipRecord: The object is not an image (lmms-eval also passes videos and sounds), or it cannot be decoded.
+    """
     buffer = io.BytesIO()
     decode_rgb(_image(image)).save(buffer, "PPM")
     return buffer.getvalue()
 
 
 def header(image: Any) -> bytes:
-    """The beginning of that file, which tells the size; nothing is decoded. Raises SkipRecord for what is no
-    image."""
+    """Returns the header of the file that `encoded` writes, which holds the size, without decoding the image.
+
+    Raises:
+        SkipRecord: The object is not an image.
+    """
     return b"P6\n%d %d\n255\n" % _image(image).size
 
 
@@ -131,23 +163,30 @@ def _image(image: Any) -> Image.Image:
 
 
 class QuestionItems(Sequence[Item]):
-    """The questions as items of a benchmark. Images are fetched when an item is asked for, and not kept: those of a
-    whole task may exceed the memory.
+    """Questions as items of a benchmark.
 
-    Threads may ask at the same time; the tasks' code runs in one at a time, because it was not written for threads
-    (some tasks load a second dataset on first use).
-
-    encode: `header` where only the images' sizes matter."""
+    The images of an item are fetched when the item is accessed and are not kept, because those of a whole task can
+    exceed the memory. Several threads may access items. The code of the tasks runs in one thread at a time, because it
+    was not written for threads (some tasks load a second dataset on first use).
+    """
 
     def __init__(self, questions: Sequence[Question], encode: Callable[[Any], bytes] = encoded):
+        """Wraps questions.
+
+        Args:
+            questions: The questions.
+            encode: The function that encodes an image: `encoded`, or `header` where only the sizes matter.
+        """
         self.questions = questions
         self._encode = encode
         self._fetching = threading.Lock()
 
     def __len__(self) -> int:
+        """Returns the number of questions."""
         return len(self.questions)
 
-    def __getitem__(self, number: Any) -> Any:  # only by number
+    def __getitem__(self, number: Any) -> Any:
+        """Returns the item with a number. Slices are not supported."""
         question = self.questions[number]
         images: tuple[bytes, ...] = ()
         problem = None
@@ -157,13 +196,13 @@ class QuestionItems(Sequence[Item]):
             images = tuple(self._encode(image) for image in _listed(visuals))
         except SkipRecord as error:
             problem = str(error)
-        except Exception as error:  # whatever a task's code may raise: one request must not end the run
+        except _TASK_ERRORS as error:
             problem = f"malformed_record: doc_to_visual raised {type(error).__name__}: {error}"
         return Item(question.name, question.text, (), "", images, problem=problem)
 
 
 def _listed(visuals: Any) -> list[Any]:
-    """Images as a flat list: tasks give None, one image, a list, or lists with gaps."""
+    """Returns images as a flat list. Tasks give None, one image, a list, or nested lists with gaps."""
     if visuals is None:
         return []
     if isinstance(visuals, list | tuple):
@@ -172,11 +211,12 @@ def _listed(visuals: Any) -> list[Any]:
 
 
 class AsAsked(Benchmark):
-    """Lets `plan` ask items as they are: lmms-eval has written the prompt, and scores."""
+    """Stands for the benchmark of an item, whose prompt lmms-eval has already written and whose reply it scores."""
 
     name = "lmms_eval"
     title = "lmms-eval"
     headline = ""
 
+    @override
     def prompt(self, item: Item) -> str:
         return item.question
