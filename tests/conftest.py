@@ -1,6 +1,7 @@
 """Every test runs on the CPU, which plays eight devices, so that sharding is tested on any machine."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
     ]
 ).strip()
+
+from tests import shape_checks  # after the settings above, which JAX reads when it is imported
+
+shape_checks.install(Path(__file__).parents[1] / "vr_jax")
 
 
 @pytest.fixture(scope="session", autouse=True)

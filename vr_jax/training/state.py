@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,11 +17,11 @@ from vr_jax import sharding
 from vr_jax.errors import ConfigError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.pytree import array_dataclass
 from vr_jax.training.optimizer import Params, matches, optimizer_shardings
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@array_dataclass
 class TrainState:
     """Everything that changes from one update to the next.
 

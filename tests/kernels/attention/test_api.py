@@ -36,7 +36,7 @@ def reference(query, key, value, query_segments, key_segments, causal):
 
 
 def inputs(text_tokens: int):
-    """Rows of two and three segments and padding; `guides` more keys, of which the last matches nothing."""
+    """Rows of two and three segments and padding; `text_tokens` more keys, of which the last matches nothing."""
     rng = np.random.default_rng(0)
     segments = np.array([[1] * 9 + [2] * 120 + [0] * 8, [1] * 5 + [2] * 25 + [3] * 107])
     keys = np.concatenate([segments, np.tile([1, 2, -1][:text_tokens], (B, 1)).astype(int)], axis=1)
@@ -46,7 +46,7 @@ def inputs(text_tokens: int):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("causal", "guides"), [(True, 0), (False, 0), (False, 3)])
+@pytest.mark.parametrize(("causal", "text_tokens"), [(True, 0), (False, 0), (False, 3)])
 def test_matches_the_loop(backend: str, causal: bool, text_tokens: int, monkeypatch):
     monkeypatch.setattr(attention_module, "SPLASH_BLOCK", 128)  # so that a row takes two blocks
     monkeypatch.setattr(attention_cpu, "KEY_BLOCK", 32)  # so that some blocks meet and others do not
