@@ -1,34 +1,41 @@
-"""Every test runs on the CPU, which plays eight devices, so that sharding is tested on any machine."""
+"""Settings of the whole suite: the platform, eight simulated devices, checked shape annotations, shared compilations.
+
+Tests run on the CPU unless JAX_PLATFORMS names another platform. The CPU plays eight devices, so that sharding is
+tested on any machine. Tests marked `gpu` or `tpu` need such a device and are skipped elsewhere.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["VR_JAX_NO_CACHE"] = "1"  # what a test compiles is its own
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["VR_JAX_NO_CACHE"] = "1"  # A test must not depend on what an earlier run compiled.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Tiny programs: compiling them takes far longer than running them, optimised or not.
+        # Compiling tiny programs takes far longer than running them, optimised or not.
         "--xla_backend_optimization_level=0",
     ]
 ).strip()
 
-from tests import shape_checks  # after the settings above, which JAX reads when it is imported
+from tests import shape_checks  # The import follows the settings above, which JAX reads when it is imported.
 
 shape_checks.install(Path(__file__).parents[1] / "vr_jax")
+
+# For each marker of a platform: what it needs, and the value of JAX_PLATFORMS that runs it.
+PLATFORMS = {"gpu": ("an NVIDIA GPU", "cuda"), "tpu": ("a TPU", "tpu")}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """The same tiny program is compiled by many tests and by the processes that they start: once is enough."""
-    import jax  # after the settings above
+    """Shares compiled programs between the tests of a session and the processes that they start."""
+    import jax  # The import follows the settings above.
 
     directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        directory = directory.parent  # which the workers share
+        directory = directory.parent  # The workers share this folder.
     settings = {
         "jax_compilation_cache_dir": str(directory / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -42,5 +49,18 @@ def compilation_cache(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that parallel runs end together."""
+    """Puts the longest files first, so that the workers of a parallel run end together."""
     items.sort(key=lambda item: "tests/training/" not in item.nodeid)
+
+
+def pytest_runtest_setup(item):
+    """Skips a test that is marked for a platform which this session does not run on."""
+    for marker, (needed, setting) in PLATFORMS.items():
+        if item.get_closest_marker(marker) is not None:
+            import jax
+
+            if jax.default_backend() != marker:
+                pytest.skip(
+                    f"needs {needed}, and this session runs on the platform {jax.default_backend()!r}; "
+                    f"where there is one: JAX_PLATFORMS={setting} python -m pytest -m {marker}"
+                )

@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.kernels.attention.api import cached_attention
+from vr_jax.kernels.attention import cached_attention
 from vr_jax.model.decoders.stages import KVCache, Rotary, write_slot
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.pytree import array_dataclass

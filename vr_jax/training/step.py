@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from vr_jax.kernels.cross_entropy.api import chunked_cross_entropy, next_token_targets
+from vr_jax.kernels.cross_entropy import cross_entropy, next_token_targets
 from vr_jax.model.batch import Batch
 from vr_jax.sharding import constrain
 from vr_jax.training.optimizer import Params, Schedule
@@ -34,7 +34,7 @@ def batch_counts(batch: Batch) -> Metrics:
     counts = {
         "samples": jnp.max(batch.segment_ids, axis=1),
         "tokens": used,
-        "targets": next_token_targets(batch)[1],
+        "targets": next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)[1],
         "tiles": batch.tile_segment > 0,
         "pairs": jnp.where(used, batch.positions + 1, 0),
     }
@@ -86,8 +86,8 @@ def make_train_step(
     def mean_loss(params: Params, frozen: Params, batch: Batch, targets_in_step: Array) -> Float[Array, ""]:
         model = tree.build({**frozen, **params})
         hidden, _ = model(batch)
-        targets, counts = next_token_targets(batch)
-        total = chunked_cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
+        targets, counts = next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)
+        total = cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
         return total / targets_in_step
 
     def gradients(state: TrainState, batch: Batch, targets_in_step: Array) -> tuple[Float[Array, ""], Params]:

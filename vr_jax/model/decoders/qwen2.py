@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vr_jax.fields import PositiveFloat, PositiveInt, check
-from vr_jax.kernels.attention.api import attention, cached_attention
+from vr_jax.kernels.attention import attention, cached_attention
 from vr_jax.model.decoders.stages import (
     DecoderInputs,
     DecodeStage,

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from vr_jax.fields import PositiveFloat, PositiveInt, check
-from vr_jax.kernels.attention.api import full_attention
+from vr_jax.kernels.attention import full_attention
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
 from vr_jax.model.registry import EncoderConfig, ModelSpec
 from vr_jax.model.windows import patchify, raster_order

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from vr_jax.fields import NonNegativeInt, PositiveInt, check
-from vr_jax.kernels.attention.api import attention
+from vr_jax.kernels.attention import attention
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import (
     LayerNorm,

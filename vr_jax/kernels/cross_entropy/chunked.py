@@ -1,0 +1,185 @@
+"""Cross-entropy in chunks of positions, with its gradients, on one device or on a mesh."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.sharding import BATCH_AXES, activation_spec, batch_shards, constrain, mesh_in_context
+
+# The loss, and the gradients by hidden states and by kernel where they are asked for.
+_Gradients = tuple[Float[Array, "B N D"] | None, Float[Array, "D V"] | None]
+_LossAndGradients = tuple[Float[Array, ""], Float[Array, "B N D"] | None, Float[Array, "D V"] | None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    hidden: Float[Array, "B N D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    chunk: int,
+) -> Float[Array, ""]:
+    """Computes `reference.cross_entropy` in chunks; see `api.cross_entropy`."""
+    return _loss_and_gradients(hidden, kernel, targets, mask, chunk, for_hidden=False, for_kernel=False)[0]
+
+
+def _forward(
+    hidden: CustomVJPPrimal, kernel: CustomVJPPrimal, targets: CustomVJPPrimal, mask: CustomVJPPrimal, chunk: int
+) -> tuple[Array, _Gradients]:
+    """Computes the loss, and the gradients of the arguments that are differentiated."""
+    loss, d_hidden, d_kernel = _loss_and_gradients(
+        hidden.value,
+        kernel.value,
+        targets.value,
+        mask.value,
+        chunk,
+        for_hidden=hidden.perturbed,
+        for_kernel=kernel.perturbed,
+    )
+    return loss, (d_hidden, None if d_kernel is None else d_kernel.astype(kernel.value.dtype))
+
+
+def _backward(chunk: int, gradients: _Gradients, cotangent: Array) -> tuple[Array | None, Array | None, None, None]:
+    del chunk
+    d_hidden, d_kernel = (None if x is None else (x * cotangent).astype(x.dtype) for x in gradients)
+    return d_hidden, d_kernel, None, None
+
+
+cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _loss_and_gradients(
+    hidden: Float[Array, "B N D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    chunk: int,
+    *,
+    for_hidden: bool,
+    for_kernel: bool,
+) -> _LossAndGradients:
+    """Computes the loss and the requested gradients; on a mesh each device does so for its own rows."""
+    # The kernel is gathered over `fsdp` here, once, and not in every chunk.
+    kernel = constrain(kernel.astype(hidden.dtype), None, "vocab")
+    chunks = functools.partial(_chunks, chunk=chunk, for_hidden=for_hidden, for_kernel=for_kernel)
+    mesh = mesh_in_context()
+    if mesh is None or hidden.shape[0] % batch_shards(mesh):
+        return chunks(hidden, kernel, targets, mask, jnp.sum(mask))
+    rows, (_, vocab) = P(BATCH_AXES), activation_spec(kernel.shape, None, "vocab", mesh=mesh)
+    scattered = mesh.shape["fsdp"] > 1 and kernel.shape[0] % mesh.shape["fsdp"] == 0
+
+    def own_rows(hidden: Array, kernel: Array, targets: Array, mask: Array) -> tuple[Array, Array | None, Array | None]:
+        most = jax.lax.pmax(jnp.sum(mask), BATCH_AXES)
+        loss, d_hidden, d_kernel = chunks(hidden, kernel, targets, mask, most, vocab_axis=vocab)
+        if d_kernel is not None:
+            # The gradient leaves a device once, not once per chunk, and goes at once to the device that updates this
+            # piece of the kernel.
+            if scattered:
+                d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", scatter_dimension=0, tiled=True)
+            left = ("replica",) if scattered else BATCH_AXES
+            d_kernel = jax.lax.psum(d_kernel, tuple(axis for axis in left if mesh.shape[axis] > 1))
+        return jax.lax.psum(loss, BATCH_AXES), d_hidden, d_kernel
+
+    found: _LossAndGradients = jax.shard_map(
+        own_rows,
+        mesh=mesh,
+        in_specs=(rows, P(None, vocab), rows, rows),
+        out_specs=(P(), rows, P("fsdp" if scattered else None, vocab)),
+        check_vma=False,
+    )(hidden, kernel, targets, mask)
+    return found
+
+
+def _chunks(
+    hidden: Float[Array, "B N D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    most: Int[Array, ""],
+    *,
+    chunk: int,
+    for_hidden: bool,
+    for_kernel: bool,
+    vocab_axis: str | None = None,
+) -> _LossAndGradients:
+    """Computes the loss and the requested gradients of one device's rows, chunk after chunk.
+
+    Args:
+        hidden: The hidden states of the device's rows.
+        kernel: The device's columns of the language model head.
+        targets: The token that each position predicts, numbered in the whole vocabulary.
+        mask: The positions that enter the loss.
+        most: The masked positions of the device that has most of them. All devices skip the same chunks, because a
+            chunk communicates over `vocab_axis`.
+        chunk: Positions per chunk.
+        for_hidden: Whether the gradient by `hidden` is computed.
+        for_kernel: Whether the gradient by `kernel` is computed.
+        vocab_axis: The mesh axis over which the vocabulary is divided, if any.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    targets, mask = targets.reshape(-1), mask.reshape(-1)
+    chunk = min(chunk, mask.size)
+    padding = -mask.size % chunk
+    order = jnp.argsort(~mask, stable=True)
+
+    def in_chunks(x: Array) -> Array:
+        return jnp.pad(x, (0, padding)).reshape(-1, chunk)
+
+    def over_vocabulary(x: Array) -> Array:
+        total: Array = x if vocab_axis is None else jax.lax.psum(x, vocab_axis)
+        return total
+
+    words = jnp.arange(kernel.shape[1])
+    if vocab_axis is not None:
+        words += jax.lax.axis_index(vocab_axis) * kernel.shape[1]
+
+    def compute(
+        kernel: Array, d_kernel: Array | None, index: Array, target: Array, counted: Array
+    ) -> tuple[Array, Array | None, Array | None]:
+        x = flat[index]
+        logits = jnp.einsum("td,dv->tv", x, kernel, preferred_element_type=jnp.float32)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        if vocab_axis is not None:
+            largest = jax.lax.pmax(lse, vocab_axis)
+            lse = largest + jnp.log(over_vocabulary(jnp.exp(lse - largest)))
+        hit = words == target[:, None]
+        target_logit = over_vocabulary(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1))
+        loss = jnp.sum(jnp.where(counted, lse - target_logit, 0.0))
+        d_x = None
+        if for_hidden or for_kernel:
+            d_logits = jnp.where(counted[:, None], jnp.exp(logits - lse[:, None]) - hit, 0.0).astype(x.dtype)
+        if for_hidden:
+            d_x = jnp.einsum("tv,dv->td", d_logits, kernel, preferred_element_type=jnp.float32)
+            d_x = over_vocabulary(d_x).astype(x.dtype)
+        if d_kernel is not None:
+            d_kernel += jnp.einsum("td,tv->dv", x, d_logits, preferred_element_type=jnp.float32)
+        return loss, d_kernel, d_x
+
+    def skip(
+        kernel: Array, d_kernel: Array | None, index: Array, target: Array, counted: Array
+    ) -> tuple[Array, Array | None, Array | None]:
+        d_x = jnp.zeros((chunk, flat.shape[-1]), flat.dtype) if for_hidden else None
+        return jnp.zeros((), jnp.float32), d_kernel, d_x
+
+    def body(
+        carry: tuple[Array, Array | None], part: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array | None], Array | None]:
+        total, d_kernel = carry
+        start, *arrays = part
+        loss, d_kernel, d_x = jax.lax.cond(start < most, compute, skip, kernel, d_kernel, *arrays)
+        return (total + loss, d_kernel), d_x
+
+    starts = jnp.arange(0, mask.size + padding, chunk)
+    parts = (starts, *(in_chunks(x) for x in (order, targets[order], mask[order])))
+    zero = jnp.zeros(kernel.shape, jnp.float32) if for_kernel else None
+    (total, d_kernel), d_x = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), parts)
+    if d_x is None:
+        return total, None, d_kernel
+    d_hidden = d_x.reshape(-1, flat.shape[-1])[jnp.argsort(order)]
+    return total, d_hidden.reshape(hidden.shape), d_kernel
