@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "Train the model of a config, or continue a run that was stopped.",
     "eval": "Score a checkpoint on benchmarks and write a report.",
     "chat": "Ask a checkpoint about images, once or in a conversation.",
+    "generate": "Answer a JSONL file of questions and images in batches.",
     "convert": "Import from Hugging Face or LLaVA, or export to their formats.",
     "prepare": "Write training data as array_record files.",
     "plan": "Compile a run for devices nobody holds: memory, FLOPs, time.",
@@ -77,11 +78,9 @@ def guarded(words: Sequence[str], call: Callable[[], int | None]) -> int:
     """
     try:
         return call() or EXIT_DONE
-    except (UserError, ValueError, OSError) as error:
-        if isinstance(error, ValueError) and not type(error).__module__.startswith("vr_jax"):
-            raise  # until every package raises UserError
+    except UserError as error:
         print(f"{' '.join(words)}: {error}", file=sys.stderr, flush=True)
-        return getattr(error, "exit_code", 2)
+        return error.exit_code
     except KeyboardInterrupt as error:
         print(f"{' '.join(words)}: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED

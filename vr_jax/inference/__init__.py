@@ -1,5 +1,6 @@
 """Answers questions about images: sampling, batched generation with a static cache, streaming, conversations."""
 
+from vr_jax.inference.batch_answers import Question, Summary, answer_file, answers, read_questions
 from vr_jax.inference.buckets import Buckets, PromptTooLong
 from vr_jax.inference.chat import Chat
 from vr_jax.inference.generator import STOP_TOKENS, Generator, Program
@@ -23,9 +24,13 @@ __all__ = [
     "PromptBatch",
     "PromptError",
     "PromptTooLong",
+    "Question",
     "Reply",
     "Sampling",
+    "Summary",
     "TextStream",
+    "answer_file",
+    "answers",
     "decode_text",
     "lay_out",
     "load_for_inference",
@@ -33,6 +38,7 @@ __all__ = [
     "memory_errors",
     "on_devices",
     "question",
+    "read_questions",
     "unstacked_model",
     "unstacks",
     "user_turn",
