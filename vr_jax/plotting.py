@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vr_jax.errors import UserError
 from vr_jax.storage import atomic_write
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
 
-class PlotError(ValueError):
+class PlotError(UserError):
     """A figure that cannot be drawn; one line for the user."""
 
 

@@ -17,6 +17,7 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, write_report
 from vr_jax.fields import Range
 from vr_jax.settings import EvaluationSettings, load_config
+from vr_jax.storage import as_path
 from vr_jax.training.loop import EXPORT_FOLDER, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -44,7 +45,7 @@ def demo(flags: DemoFlags) -> list[ScoreRow]:
     """Trains, evaluates and reports; returns the scores of the kinds of images."""
     start = time.perf_counter()
     use_compilation_cache()
-    workdir = Path(flags.workdir)
+    workdir = as_path(flags.workdir)
     overrides = (*flags.overrides, *((f"steps={flags.steps}",) if flags.steps else ()))
     config = load_config(flags.config, overrides)
     _empty(workdir)

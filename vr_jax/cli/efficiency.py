@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, cast
 
 from vr_jax.cli.flags import Command, Flags, flag
@@ -28,7 +27,7 @@ from vr_jax.efficiency import (
 )
 from vr_jax.fields import Range
 from vr_jax.plotting import check_plotting
-from vr_jax.storage import results_folder
+from vr_jax.storage import as_path, results_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ import jax
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
-from vr_jax.errors import UserError
 from vr_jax.evaluation import Profile, evaluate, score_table, write_run_report
 from vr_jax.fields import Range
+from vr_jax.inference import memory_errors
 from vr_jax.settings import EvaluationSettings, TrainConfig, load_config
 
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
@@ -75,16 +75,8 @@ def run(flags: EvalFlags) -> int:
     config = load_config(flags.config, flags.overrides) if flags.config else None
     settings = settings_of(flags, config)
     model, mesh = (config.model, config.mesh) if config else (None, None)
-    try:
-        with Interrupt() as interrupt:
-            done = evaluate(settings, model=model, mesh=mesh, on_batch=interrupt.check)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the devices' memory does not suffice; try a smaller --batch_size, --dtype=bfloat16 or more devices "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+    with memory_errors(), Interrupt() as interrupt:
+        done = evaluate(settings, model=model, mesh=mesh, on_batch=interrupt.check)
     if jax.process_index() == 0:
         print(score_table(done.summary))
         print("\n".join(map(_throughput, done.summaries.values())))

@@ -26,7 +26,10 @@ def run(flags: GenerateFlags) -> None:
     """Answers the questions, and says how many could not be asked."""
     sampling = Sampling(flags.temperature, flags.top_p, flags.seed)
     total = len(read_questions(flags.input))  # a malformed line is reported before the model is loaded
-    with load_generator(flags) as (generator, processor), tqdm(total=total, unit="questions") as progress:
+    with (
+        load_generator(flags, all_devices=True) as (generator, processor),
+        tqdm(total=total, unit="questions") as progress,
+    ):
         summary = answer_file(
             generator,
             processor,

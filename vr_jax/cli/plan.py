@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from vr_jax.cli.flags import Command, Flags, flag
@@ -16,10 +15,10 @@ from vr_jax.plan import report
 from vr_jax.plan.inference import Request, plan_inference
 from vr_jax.plan.results import Plan
 from vr_jax.plan.search import search
-from vr_jax.plan.topology import EXAMPLES, open_topology, prepare_process
+from vr_jax.plan.topology import EXAMPLES, Topology, open_topology, prepare_process
 from vr_jax.plan.training import plan_training
-from vr_jax.settings import load_config
-from vr_jax.storage import results_folder
+from vr_jax.settings import TrainConfig, load_config
+from vr_jax.storage import as_path, results_folder
 
 EXIT_DOES_NOT_FIT = 3
 
@@ -89,12 +88,12 @@ def run(flags: PlanFlags) -> int:
             plans, page = [plan], report.markdown(plan)
             print(report.text(plan))
         if flags.output is not None:
-            report.write(Path(flags.output), plans, page)
-            print(f"\n{Path(flags.output) / report.MARKDOWN}, {report.JSON}")
+            report.write(as_path(flags.output), plans, page)
+            print(f"\n{as_path(flags.output) / report.MARKDOWN}, {report.JSON}")
     return EXIT_DOES_NOT_FIT if plans[0].memory.fits is False else 0
 
 
-def _plan(flags: PlanFlags, config, topology, fixed_rows: bool) -> Plan:
+def _plan(flags: PlanFlags, config: TrainConfig, topology: Topology, fixed_rows: bool) -> Plan:
     if flags.mode == "train":
         return plan_training(
             flags.config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from vr_jax.cli.flags import Command, Flags, Group, flag
@@ -28,6 +27,7 @@ from vr_jax.probe import (
 )
 from vr_jax.settings import load_config
 from vr_jax.settings.overrides import parse_text
+from vr_jax.storage import as_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def run(flags: ProbeFlags) -> None:
 
 def run_plot(flags: PlotFlags) -> None:
     """Draws the results of several probes into one figure."""
-    paths = [Path(path) for path in flags.results]
+    paths = [as_path(path) for path in flags.results]
     results = [read_results(path) for path in paths]
     for line in differences(results):
         print(f"vr-jax probe plot: careful, the results differ in {line}", file=sys.stderr)

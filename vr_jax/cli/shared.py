@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
@@ -16,11 +15,11 @@ from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.fields import Range
-from vr_jax.inference import Generator, load_for_inference, with_pruning
+from vr_jax.inference import MAX_SEED, Generator, load_for_inference, memory_errors, with_pruning
 from vr_jax.model_directory import read_config
 from vr_jax.sharding import make_mesh
+from vr_jax.storage import as_path
 
-MAX_SEED = 2**32 - 1
 DType = Literal["float32", "bfloat16"]
 CONFIG_HELP = (
     "Config file, or a packaged one, with its variant. --config.FIELD=VALUE sets a field, "
@@ -49,8 +48,7 @@ class ProcessFlags(Flags):
 
 def start_processes(flags: ProcessFlags) -> None:
     """Joins the processes of the run, before anything else asks JAX for devices."""
-    if flags.coordinator or flags.distributed:
-        distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id, automatic=flags.distributed)
+    distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id, automatic=flags.distributed)
     if not distributed.is_first():
         logs.quiet()
 
@@ -70,16 +68,26 @@ class AnswerFlags(Flags):
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )
-    tensor: Annotated[int, Range(1)] = flag(1, "Number of devices that share the model by tensor parallelism.")
+    tensor: Annotated[int, Range(1)] = flag(1, "Number of devices that the model is cut over.")
 
 
 @contextlib.contextmanager
-def load_generator(flags: AnswerFlags) -> Iterator[tuple[Generator, Processor]]:
-    """Loads the checkpoint onto one device, or onto a mesh of the first `tensor` devices, while the block runs."""
+def load_generator(flags: AnswerFlags, *, all_devices: bool = False) -> Iterator[tuple[Generator, Processor]]:
+    """Loads a checkpoint for as long as the block runs.
+
+    Args:
+        flags: The checkpoint, and how it is loaded.
+        all_devices: Whether all devices share the rows of a batch, `tensor` devices for each share of the rows. By
+            default the model is on the first `tensor` devices.
+
+    Raises:
+        UserError: The checkpoint cannot be loaded, or the memory of the devices does not suffice.
+    """
     use_compilation_cache()
-    checkpoint = Path(flags.checkpoint)
+    checkpoint = as_path(flags.checkpoint)
     config = with_pruning(read_config(checkpoint), flags.pruning)
-    mesh = make_mesh(1, 1, flags.tensor, devices=jax.devices()[: flags.tensor]) if flags.tensor > 1 else None
-    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    devices = jax.devices() if all_devices else jax.devices()[: flags.tensor]
+    mesh = make_mesh(1, -1, flags.tensor, devices=devices) if max(len(devices), flags.tensor) > 1 else None
+    with memory_errors(), jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         loaded = load_for_inference(checkpoint, mesh, config=config, dtype=flags.dtype)
         yield Generator(loaded.model, loaded.tokenizer), loaded.processor

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import CONFIG_HELP, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.settings import load_config
+from vr_jax.storage import as_path
 from vr_jax.training import loop
 
 
@@ -26,7 +26,7 @@ def run(flags: TrainFlags) -> None:
     """Trains or exports."""
     start_processes(flags)
     use_compilation_cache()
-    config, workdir = load_config(flags.config, flags.overrides), Path(flags.workdir)
+    config, workdir = load_config(flags.config, flags.overrides), as_path(flags.workdir)
     if flags.export_only:
         loop.export_newest(config, workdir)
     else:

@@ -167,22 +167,22 @@ def read_questions(path: PathLike) -> list[Question]:
     Raises:
         UserError: The file cannot be read, has no question, or has a malformed line; the message names file and line.
     """
-    path = as_path(path)
-    with file_errors(f"{path} cannot be read"):
-        lines = path.read_bytes().split(b"\n")
+    file = as_path(path)
+    with file_errors(f"{file} cannot be read"):
+        lines = file.read_bytes().split(b"\n")
     questions: list[Question] = []
     lines_of: dict[str | int, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
-        question = _question(line, number, where, path.parent)
+        where = f"{file}:{number}"
+        question = _question(line, number, where, file.parent)
         if question.id in lines_of:
             raise UserError(f"{where}: id {question.id!r} is that of line {lines_of[question.id]} too")
         lines_of[question.id] = number
         questions.append(question)
     if not questions:
-        raise UserError(f"{path}: no question; expected one JSON object on each line")
+        raise UserError(f"{file}: no question; expected one JSON object on each line")
     return questions
 
 
@@ -229,7 +229,7 @@ def _turns(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
             raise UserError(f"{where}: question = {record['question']!r}: expected a text")
         return (Turn("user", record["question"]),)
     turns = record["turns"]
-    expected = "'turns' is a list of {\"role\": ..., \"text\": ...} whose roles are user, assistant, ..., user"
+    expected = '\'turns\' is a list of {"role": ..., "text": ...} whose roles are user, assistant, ..., user'
     if not isinstance(turns, list) or len(turns) % 2 == 0:
         raise UserError(f"{where}: {expected}")
     for index, turn in enumerate(turns):

@@ -8,6 +8,7 @@ from types import ModuleType
 import jax
 from jaxtyping import Array, Bool, Float
 
+from vr_jax.errors import UserError
 from vr_jax.kernels.window_attention import reference
 from vr_jax.kernels.window_attention.vjp import Kernel, Shaped, partition
 from vr_jax.sharding import mesh_in_context, platform
@@ -23,7 +24,7 @@ DEFAULTS = {
 }
 
 
-class BackendError(ValueError):
+class BackendError(UserError):
     """A backend that is unknown, or cannot run here or for these arrays; one line for the user."""
 
 
