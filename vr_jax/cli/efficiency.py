@@ -27,7 +27,7 @@ from vr_jax.efficiency import (
 )
 from vr_jax.fields import Range
 from vr_jax.plotting import check_plotting
-from vr_jax.storage import as_path, results_folder
+from vr_jax.storage import results_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ def compare(flags: EfficiencyFlags) -> Report:
         result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
         print(text(result, scores))
         if flags.output is not None:
-            write(Path(flags.output), result, scores)
-            print(f"\n{Path(flags.output) / MARKDOWN}, {JSON}, {PLOT}")
+            write(as_path(flags.output), result, scores)
+            print(f"\n{as_path(flags.output) / MARKDOWN}, {JSON}, {PLOT}")
     return result
 
 

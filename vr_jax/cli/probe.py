@@ -125,13 +125,13 @@ def run_plot(flags: PlotFlags) -> None:
     results = [read_results(path) for path in paths]
     for line in differences(results):
         print(f"vr-jax probe plot: careful, the results differ in {line}", file=sys.stderr)
-    draw(results, Path(flags.output), labels_of(results, paths, flags.labels))
+    draw(results, as_path(flags.output), labels_of(results, paths, flags.labels))
     print(flags.output)
 
 
 def run_stand_in(flags: StandInFlags) -> None:
     """Writes generated images in the layout of Tiny-ImageNet."""
-    write_stand_in(Path(flags.folder), classes=flags.classes, train=flags.train, val=flags.val, seed=flags.seed)
+    write_stand_in(as_path(flags.folder), classes=flags.classes, train=flags.train, val=flags.val, seed=flags.seed)
     print(f"{flags.classes} classes, {flags.train} + {flags.val} images each: {flags.folder}")
 
 
