@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import AnswerFlags, load_generator
 from vr_jax.errors import UserError
 from vr_jax.inference import Chat, Sampling
-from vr_jax.storage import as_path
 
 PROMPT = "> "
 
@@ -29,7 +29,7 @@ def run(flags: ChatFlags) -> None:
     """Answers the question, or talks until the end of the input."""
     sampling = Sampling(flags.temperature, flags.top_p, flags.seed)
     with load_generator(flags) as (generator, processor):
-        chat = Chat(generator, processor, [as_path(image) for image in flags.image])
+        chat = Chat(generator, processor, [Path(image) for image in flags.image])
         if flags.question is not None:
             _show(chat.ask(flags.question, flags.max_new_tokens, sampling))
         else:

@@ -27,7 +27,7 @@ from vr_jax.efficiency import (
 )
 from vr_jax.fields import Range
 from vr_jax.plotting import check_plotting
-from vr_jax.storage import results_folder
+from vr_jax.storage import as_path, results_folder
 
 
 @dataclass(frozen=True, kw_only=True)

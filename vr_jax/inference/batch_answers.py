@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -176,7 +177,7 @@ def read_questions(path: PathLike) -> list[Question]:
         if not line.strip():
             continue
         where = f"{file}:{number}"
-        question = _question(line, number, where, file.parent)
+        question = _question(line, number, where, Path(file.parent))
         if question.id in lines_of:
             raise UserError(f"{where}: id {question.id!r} is that of line {lines_of[question.id]} too")
         lines_of[question.id] = number
@@ -186,7 +187,7 @@ def read_questions(path: PathLike) -> list[Question]:
     return questions
 
 
-def _question(line: bytes, number: int, where: str, folder: Any) -> Question:
+def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
     try:
         record = json.loads(line)
     except ValueError as error:  # of JSON and of UTF-8
