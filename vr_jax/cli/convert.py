@@ -12,7 +12,6 @@ from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import DType
 from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
 from vr_jax.fields import Range
-from vr_jax.storage import as_path
 
 
 @dataclass(frozen=True, kw_only=True)
