@@ -1,6 +1,6 @@
 """The whole path on real files, with one command: convert nothing, train two phases, evaluate, count.
 
-    python benchmarks/accuracy/real_charts.py [--data ../shared/data] [--items 32] [--workdir runs/real_charts]
+    python -m benchmarks.accuracy.real_charts [--data ../shared/data] [--items 32] [--workdir runs/real_charts]
 
 Phase 1 learns the captions of real photographs, phase 2 real ChartQA training questions, both through train.py with
 the real Qwen2 tokenizer and chained through checkpoints; then eval.py asks those same questions (a model that has
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/real_charts.py"
 PROMPT = "<image>\n{question}\nAnswer the question with a single word."  # what eval.py asks
 NEEDED = ("natural/captions_llava.json", "chartqa/train.jsonl", "chartqa/test.jsonl", "qwen2_tokenizer/vocab.json")
@@ -127,7 +127,7 @@ def write_page(
     lines = [
         "# Real charts, end to end",
         "",
-        "`python benchmarks/accuracy/real_charts.py`: phase 1 on captions of real photographs, phase 2 on real ChartQA training",
+        "`python -m benchmarks.accuracy.real_charts`: phase 1 on captions of real photographs, phase 2 on real ChartQA training",
         "questions, both from scratch with a model small enough for two CPU cores and the real Qwen2 tokenizer, then",
         "`eval.py` with ChartQA's relaxed accuracy. Memorising the training questions shows that the whole path works",
         "on real files; the test score of a model trained on so few questions says nothing about the method.",

@@ -1,6 +1,6 @@
 """Throughput of evaluation on this machine: 16 items at a time against one at a time, side by side in one run.
 
-    python benchmarks/evaluation/lmms_eval.py [--rounds 3] [--items 96]
+    python -m benchmarks.evaluation.lmms_eval [--rounds 3] [--items 96]
 
 ChartQA-shaped prompts through `vr_jax.evaluation.runner.evaluate`, files and all: a drawn chart of 850 x 600 pixels
 (AnyRes4: five tiles), 20 to 40 tokens of question, 16 new tokens that nothing ends early, so that both sides do the
@@ -36,7 +36,7 @@ from vr_jax.inference import Generator
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.settings import load_config
 
-CONFIG = Path(__file__).parents[1] / "configs" / "real_charts.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "real_charts.py"
 NEW_TOKENS = 16
 SIZE = (850, 600)  # pixels, width and height
 

@@ -1,8 +1,8 @@
 """How much of a training batch is used, and what packing is worth: packed rows against one sample per row.
 
-    python benchmarks/input/packing.py [--samples 8000] [--size 0.5b]
-    python benchmarks/input/packing.py --step [--rounds 5]     train steps of a small model on this machine, too
-    python benchmarks/input/packing.py --data FILE [--images DIR] --tokenizer DIR     your data, from the files' headers
+    python -m benchmarks.input.packing [--samples 8000] [--size 0.5b]
+    python -m benchmarks.input.packing --step [--rounds 5]     train steps of a small model on this machine, too
+    python -m benchmarks.input.packing --data FILE [--images DIR] --tokenizer DIR     your data, from the files' headers
 
 1. The share of token and of tile slots in use, at 1/1, 1/4, 1/9 and 1/16, in the shapes of the recipes' two phases.
 2. Samples per second against three ways to pad, by the model FLOPs of all slots, used or not.
@@ -25,9 +25,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import side_by_side
 from transformers import AutoTokenizer
 
+from benchmarks.timing import side_by_side
 from vr_jax import experiments, sharding
 from vr_jax.data import anyres
 from vr_jax.data.collate import collate

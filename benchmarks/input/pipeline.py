@@ -1,6 +1,6 @@
 """Images per second of one core: the training input's `Processor` against transformers' image processors.
 
-    python benchmarks/input/pipeline.py [--images DIR [DIR ...]] [--tokenizer DIR] [--rounds 5] [--count 60]
+    python -m benchmarks.input.pipeline [--images DIR [DIR ...]] [--tokenizer DIR] [--rounds 5] [--count 60]
 
 Ours is the whole way from a file to a sample: decoding, AnyRes9 tiles, tokenisation, masks, vision tokens. Theirs is
 decoding and LLaVA-OneVision's image processor, without any text: the one on Pillow, and the one on torchvision where
@@ -28,10 +28,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 import transformers
-from evaluation import chart
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionImageProcessorPil
 
+from benchmarks.evaluation.lmms_eval import chart
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Turn

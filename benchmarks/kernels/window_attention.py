@@ -1,8 +1,8 @@
 """Windowed cross-attention: all backends of this machine side by side, against a copy of as many bytes.
 
-    python benchmarks/kernels/window_attention.py [--rounds 20] [--json FILE]
-    python benchmarks/kernels/window_attention.py --tiny                         # on a CPU, in Pallas' interpreters: only that it works
-    python benchmarks/kernels/window_attention.py --compile v5e,v5p,v6e [--json FILE]   # no device (needs libtpu): bytes and VMEM
+    python -m benchmarks.kernels.window_attention [--rounds 20] [--json FILE]
+    python -m benchmarks.kernels.window_attention --tiny                         # on a CPU, in Pallas' interpreters: only that it works
+    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]   # no device (needs libtpu): bytes and VMEM
 
 Shapes of Vision Remember in training: 20,480 windows of 9 keys, 24 heads, bfloat16; absorbed (3072 wide keys, shared by
 the heads) and plain (128 wide keys of each head). The gradient is what training takes: by the query where the keys are
@@ -24,10 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import side_by_side
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
-
+from benchmarks.timing import side_by_side
 from vr_jax.kernels.window_attention import BackendError, api, window_attention
 
 BYTES = 2  # of a number, bfloat16

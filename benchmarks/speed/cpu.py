@@ -1,6 +1,6 @@
 """`make bench`: what Vision Remember costs on this machine, as ratios measured side by side in one run.
 
-    python benchmarks/speed/cpu.py [--rounds 7] [--quick | --tiny]
+    python -m benchmarks.speed.cpu [--rounds 7] [--quick | --tiny]
 
 1. The local cross-attention of the paper's width (3072, 24 heads, one AnyRes4 image of 5 tiles), absorbed
    against plain: the same function, so their difference is printed too.
@@ -21,15 +21,14 @@ import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import generation
 import jax
 import jax.numpy as jnp
 import numpy as np
-import training_step
 from flax import nnx
-from goals import goals_of, lines_of
-from timing import report, side_by_side
 
+from benchmarks.goals import goals_of, lines_of
+from benchmarks.speed import generation, training_step
+from benchmarks.timing import report, side_by_side
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import VlmConfig, anyres4, single_tile
 from vr_jax.model.decoders.qwen2 import Qwen2Config

@@ -1,6 +1,6 @@
 """Time to first token and tokens per second: vr_jax against transformers, and Vision Remember against its baseline.
 
-    python benchmarks/speed/generation.py [--size quick] [--batch_size 1]     on this machine's device
+    python -m benchmarks.speed.generation [--size quick] [--batch_size 1]     on this machine's device
 
 Every alternative is a process of its own, so that none waits for another's threads or memory; they take turns."""
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-3  # of float32 logits, relative: ||ours - theirs|| / ||theirs||
 ROUNDING = 2.0  # bfloat16: our distance to float32 may be this much of theirs
 
@@ -32,14 +32,20 @@ class Side:
     does not answer before `deadline` (of time.monotonic)."""
 
     def __init__(self, name: str, folder: Path, deadline: float, **flags: Any):
-        command = [sys.executable, str(ROOT / "benchmarks" / "generation_sides.py"), f"--folder={folder}"]
+        command = [sys.executable, "-m", "benchmarks.speed.generation_sides", f"--folder={folder}"]
         for flag, value in flags.items():
             command += [f"--{flag}"] if value is True else [f"--{flag}={value}"] if value not in (None, False) else []
         self.name, self.deadline, self.folder = name, deadline, folder
         self.log = (folder / "log").open("w+")
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
         )
 
     def answer(self) -> Any:

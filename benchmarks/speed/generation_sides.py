@@ -18,15 +18,14 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # the package need not be installed
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class OurSide:
     def __init__(self, options: argparse.Namespace):
         import jax
-        from onevision import Prompt, onevision, our_model, systems
 
+        from benchmarks.speed.onevision import Prompt, onevision, our_model, systems
         from vr_jax.inference import Generator, PromptBatch
 
         self.jax, self.new_tokens = jax, options.new_tokens
@@ -73,7 +72,8 @@ class OurSide:
 class TorchSide:
     def __init__(self, options: argparse.Namespace):
         import torch
-        from onevision import Prompt, onevision, torch_model
+
+        from benchmarks.speed.onevision import Prompt, onevision, torch_model
 
         self.torch, self.new_tokens, self.compiled = torch, options.new_tokens, options.side == "torch_compiled"
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
 """vr_jax against PyTorch, and Vision Remember against its baseline, on one GPU in one command of under nine minutes:
 
-    python benchmarks/speed/gpu.py --output=runs/gpu [--minutes 8.5]
-    python benchmarks/speed/gpu.py --output=runs/gpu_tiny --tiny       # tiny shapes, on any device: only that it works
+    python -m benchmarks.speed.gpu --output=runs/gpu [--minutes 8.5]
+    python -m benchmarks.speed.gpu --output=runs/gpu_tiny --tiny       # tiny shapes, on any device: only that it works
 
 It takes the installed jax, flax, torch and transformers as they are (Python 3.12, jax >= 0.11) and needs nothing else;
 the project need not be installed. Parts in the order of importance; each is written to OUTPUT/gpu.json and gpu.md as
@@ -26,11 +26,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import generation
-import training_step
-from goals import Goal, goals_of, lines_of
+from benchmarks.goals import Goal, goals_of, lines_of
+from benchmarks.speed import generation, training_step
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 SYSTEMS = ("uncompressed", "baseline 1/9", "Vision Remember 1/9")
 LEAST_SECONDS = 30.0  # a part with less time left than that is not begun
@@ -113,14 +112,21 @@ def window_kernel(results: Report, tiny: bool, seconds: float) -> str:
     """In a process of its own, because this one must not hold the device."""
     with tempfile.TemporaryDirectory() as scratch:
         numbers = Path(scratch) / "kernels.json"
-        script = ROOT / "benchmarks" / "kernels.py"
-        command = [sys.executable, str(script), "--rounds=10", f"--json={numbers}", *(["--tiny"] if tiny else [])]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=environment)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.kernels.window_attention",
+            "--rounds=10",
+            f"--json={numbers}",
+            *(["--tiny"] if tiny else []),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
         if numbers.exists():  # also of a run in which one kernel failed
             results["window_kernel"] = json.loads(numbers.read_text())
     if done.returncode:
-        raise RuntimeError(f"kernels.py: exit status {done.returncode}\n{done.stdout}\n{done.stderr[-1500:]}")
+        raise RuntimeError(
+            f"benchmarks.kernels.window_attention: exit status {done.returncode}\n{done.stdout}\n{done.stderr[-1500:]}"
+        )
     return done.stdout.strip()
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from training_work import weights
 
+from benchmarks.speed.training_work import weights
 from vr_jax import experiments
 from vr_jax.data.anyres import layout
 from vr_jax.data.collate import collate

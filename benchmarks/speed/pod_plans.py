@@ -1,6 +1,6 @@
 """Plans of the paper's recipes for pods that nobody holds: docs/results/plan.json and the table in plan.md beside it.
 
-    python benchmarks/speed/pod_plans.py [--jobs=2] [--optimization_level=O1] [--minutes=30]
+    python -m benchmarks.speed.pod_plans [--jobs=2] [--optimization_level=O1] [--minutes=30]
 
 Needs both compilers: pip install 'vr-jax[tpu,cuda13]'. Each plan is a process of `vr-jax plan`, whose results
 are kept in runs/pod_plans: the same command goes on where it was stopped. What is not planned yet is named below the
@@ -20,7 +20,7 @@ from typing import Any
 
 from vr_jax.storage import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE, DATA, WORK = ROOT / "docs/results/plan.md", ROOT / "docs/results/plan.json", ROOT / "runs/pod_plans"
 BEGIN, END = "<!-- table: benchmarks/speed/pod_plans.py -->", "<!-- end of the table -->"
 GIB = 2**30

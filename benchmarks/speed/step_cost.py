@@ -1,6 +1,6 @@
 """What Vision Remember adds to prefill in FLOPs, and how long the train step takes to compile. Nothing is run.
 
-    python benchmarks/speed/step_cost.py [--size 0.5b]
+    python -m benchmarks.speed.step_cost [--size 0.5b]
 
 1. Matrix products of the compiled prefill of one AnyRes4 image (5 tiles, 1/9) and 60 text tokens: without Vision
    Remember, with it, and with its plain form, which projects every patch. The body of a loop counts as often as it

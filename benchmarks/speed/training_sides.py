@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from training_work import CLIP, COMPARED, LEARNING_RATE, TRAINABLE, Work, weights
+
+from benchmarks.speed.training_work import CLIP, COMPARED, LEARNING_RATE, TRAINABLE, Work, weights
 
 WARMUP = 2
 

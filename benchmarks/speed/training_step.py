@@ -1,6 +1,6 @@
 """One update of phase 2, vr_jax against transformers + torch.optim.AdamW, on the same weights and samples.
 
-    python benchmarks/speed/training_step.py [--size 0.5b] [--rounds 10] [--remat full]     sizes: 0.5b, 1.5b, 7b, tiny
+    python -m benchmarks.speed.training_step [--size 0.5b] [--rounds 10] [--remat full]     sizes: 0.5b, 1.5b, 7b, tiny
 
 The model is the pooling baseline at 1/9, which both sides can express (transformers' SigLIP and Qwen2, a mean over
 windows between them): frozen encoder, float32 master weights, products in bfloat16 (float32 on a CPU), every decoder
@@ -21,8 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # the package need not be installed
+ROOT = Path(__file__).resolve().parents[2]
 
 SIDES = ("vr_jax", "torch")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # relative, of a loss
@@ -62,10 +61,18 @@ def training_report(
 
 
 def _in_a_process(side: str, size: str, rounds: int, dtype: str, timeout: float, remat: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, f"--side={side}", f"--size={size}", f"--rounds={rounds}", f"--dtype={dtype}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.training_step",
+        f"--side={side}",
+        f"--size={size}",
+        f"--rounds={rounds}",
+        f"--dtype={dtype}",
+    ]
     command.append(f"--remat={remat}")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"{side}, {size}: more than {timeout:.0f} s") from error
     if done.returncode:
@@ -101,8 +108,7 @@ def main() -> int:
     parser.add_argument("--remat", default="full", choices=("full", "dots", "none"), help="of vr_jax (%(default)s)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    import training_sides
-    import training_work
+    from benchmarks.speed import training_sides, training_work
 
     if options.side:
         work = training_work.work(options.size, options.dtype, options.remat)

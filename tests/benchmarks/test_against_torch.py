@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks.goals import Goal, lines_of
+from benchmarks.speed import generation
 
-import generation  # noqa: E402
-from goals import Goal, lines_of  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -55,7 +54,7 @@ def test_a_side_that_fails_is_named():
 
 @pytest.mark.slow
 def test_gpu_script(tmp_path):
-    done = start("benchmarks/speed/gpu.py", "--tiny", f"--output={tmp_path}")
+    done = start("-m", "benchmarks.speed.gpu", "--tiny", f"--output={tmp_path}")
     output, errors = done.communicate(timeout=300)
     assert done.returncode == 0, errors
     results = json.loads((tmp_path / "gpu.json").read_text())
@@ -69,7 +68,7 @@ def test_gpu_script(tmp_path):
 
 def test_no_time_left(tmp_path):
     """Parts without time are named, and the goals are not measured."""
-    done = start("benchmarks/speed/gpu.py", "--minutes=0", f"--output={tmp_path}")
+    done = start("-m", "benchmarks.speed.gpu", "--minutes=0", f"--output={tmp_path}")
     _, errors = done.communicate(timeout=60)
     assert done.returncode == 0, errors
     page = (tmp_path / "gpu.md").read_text()

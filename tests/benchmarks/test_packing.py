@@ -1,22 +1,18 @@
 """The mixture of the packing benchmark, and that phase 2's shapes are full on it."""
 
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import benchmarks.input.packing
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
 
 
 @pytest.fixture(scope="module")
 def packing():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-        import packing
-
-        yield packing
+    return benchmarks.input.packing
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,10 @@
 """The two sides of benchmarks/speed/training_step.py learn alike, and one that learns otherwise is found out."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import training_sides
-import training_step
-import training_work
+from benchmarks.speed import training_sides, training_step, training_work
 
 
 @pytest.fixture(scope="module")
