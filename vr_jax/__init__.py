@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vr_jax.model.vlm import VisionLanguageModel
     from vr_jax.model_directory import load_model, save_model
     from vr_jax.settings import TrainConfig
-    from vr_jax.training.loop import train
+    from vr_jax.training import train
 
     __version__: str
 
@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
         case "save_model":
             from vr_jax.model_directory import save_model as value
         case "train":
-            from vr_jax.training.loop import train as value
+            from vr_jax.training import train as value
         case "__version__":
             from importlib.metadata import version
 

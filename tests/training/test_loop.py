@@ -16,7 +16,7 @@ from vr_jax.data.skips import TooManySkips
 from vr_jax.data.types import Skip
 from vr_jax.errors import UserError
 from vr_jax.model_directory import load_model
-from vr_jax.training import loop
+from vr_jax.training import checksums, loop
 from vr_jax.training.checkpoint import Checkpoints
 from vr_jax.training.inputs import Inputs
 from vr_jax.training.metrics import read_metrics
@@ -138,17 +138,57 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(whol
     jax.tree.map(np.testing.assert_array_equal, arrays(copy), arrays(whole))
 
 
-def test_a_damaged_checkpoint_without_checksums_is_not_used_either(copy, caplog):
-    """A kill between Orbax's commit and our checksums, and then a damaged disk."""
-    folder = copy / "checkpoints" / "20"
-    (folder / "checksums.process_0.json").unlink()
-    # All of them: which files Orbax's newest version of an array lies in depends on the order of its writes.
-    for file in (folder / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:100])
+def test_a_checkpoint_without_checksums_does_not_count(copy, caplog):
+    """A kill between Orbax's commit and the checksums; with no checkpoint that counts, the run starts anew."""
+    (copy / "checkpoints" / "20" / "checksums.process_0.json").unlink()
     loop.train(tiny_run(), copy, open_inputs=noise_inputs())
-    assert "checkpoint 20 is damaged" in caplog.text
+    assert "checkpoint 20 is not complete" in caplog.text
     assert "continuing from step 16" in caplog.text
+    for record in (copy / "checkpoints").glob("*/checksums.process_0.json"):
+        record.unlink()
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.restore_newest(None) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"), [(1, "continue with the vr_jax that wrote it"), (3, "update vr_jax"), (None, "format version 1")]
+)
+def test_a_checkpoint_of_another_format_is_refused_by_its_version(copy, version, advice):
+    folder = copy / "checkpoints" / "20"
+    path = folder / "run" / "metadata"
+    run = json.loads(path.read_text())
+    assert (run["format"], run["version"]) == ("vr_jax checkpoint", 2)
+    del run["format" if version is None else "version"]
+    path.write_text(json.dumps(run if version is None else run | {"version": version}))
+    checksums.write_record(folder)
+    with pytest.raises(UserError, match=f"20 has format version {version or 1}, this vr_jax reads 2; .*") as error:
+        loop.train(tiny_run(), copy, open_inputs=noise_inputs())
+    assert advice in str(error.value)
+
+
+def test_the_run_is_described_at_every_start(whole, copy):
+    """Settings, versions, mesh and the table of parameters; a continuation adds to what is there."""
+    (first,) = json.loads((whole / "run.json").read_text())
+    assert first["config"] == tiny_run().to_dict()
+    assert (first["first_step"], first["total_steps"], first["processes"]) == (1, 20, 1)
+    assert first["versions"]["jax"] == jax.__version__
+    assert first["mesh"] == {"replica": 1, "fsdp": 8, "tensor": 1}
+    table = (whole / first["parameters"]).read_text()
+    lines = {line.split()[0]: line.split() for line in table.splitlines()[1:] if line}
+    assert lines["projector.fc1.kernel"][-1] == "trained"
+    assert lines["encoder.patch_embed.kernel"][-1] == "frozen"
+    tree = ModelTree(tiny_config())
+    assert set(tree.shapes) <= set(lines)
+    total = sum(np.prod(leaf.shape) for leaf in tree.shapes.values())
+    assert table.strip().endswith(f"{total:.0f} in all")
+
+    shutil.rmtree(copy / "checkpoints" / "20")
+    loop.train(tiny_run(**{"mesh.replica": 2}), copy, open_inputs=noise_inputs())
+    starts = json.loads((copy / "run.json").read_text())
+    assert starts[0] == first
+    assert (starts[1]["first_step"], starts[1]["mesh"]["replica"]) == (17, 2)
+    assert starts[1]["parameters"] == "parameters.2.txt"
+    assert (copy / "parameters.txt").read_text() == table
 
 
 def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(copy):

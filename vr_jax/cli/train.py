@@ -9,7 +9,7 @@ from vr_jax.cli.shared import CONFIG_HELP, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.settings import load_config
 from vr_jax.storage import as_path
-from vr_jax.training import loop
+from vr_jax.training import export_newest, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ def run(flags: TrainFlags) -> None:
     use_compilation_cache()
     config, workdir = load_config(flags.config, flags.overrides), as_path(flags.workdir)
     if flags.export_only:
-        loop.export_newest(config, workdir)
+        export_newest(config, workdir)
     else:
-        loop.train(config, workdir)
+        train(config, workdir)
 
 
 COMMAND = Command(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vr_jax.training.flops import PEAK_FLOPS
+from vr_jax.training import PEAK_FLOPS
 
 GB, GIB = 1e9, 2**30
 

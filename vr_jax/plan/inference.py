@@ -22,7 +22,7 @@ from vr_jax.plan.errors import PlanError
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
-from vr_jax.training.flops import forward_flops
+from vr_jax.training import forward_flops
 
 Mode = Literal["prefill", "decode"]
 

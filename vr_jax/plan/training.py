@@ -12,9 +12,7 @@ from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofli
 from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
-from vr_jax.training import inputs
-from vr_jax.training.flops import step_flops
-from vr_jax.training.program import TrainProgram, abstract_batch, build_program
+from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, step_flops
 
 # Samples of the paper's two phases (methods.md 1.4): LLaVA-Pretrain's 558K, LLaVA-NeXT-Data's 779K.
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
@@ -53,7 +51,7 @@ def plan_training(
     Raises PlanError, ConfigError or ShardingError."""
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     config, changed = fit_rows(config, sharding.batch_shards(mesh), fixed=fixed_rows)
-    inputs.check_batch(config.batch, mesh)
+    check_batch(config.batch, mesh)
     program = build_program(config, mesh, STEPS)
     traced = trace_step(topology, config, program)
     compiled = compile_for(topology, mesh, traced, effort)

@@ -1,0 +1,48 @@
+"""Training: the loop, the state and the update, checkpoints, and the numbers that a run writes.
+
+`train` runs a `TrainConfig`. The parts below it are what the planner compiles and what benchmarks measure.
+"""
+
+from vr_jax.training.flops import PEAK_FLOPS, StepFlops, forward_flops, peak_flops, step_flops
+from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, put_batch
+from vr_jax.training.loop import EXPORT_FOLDER, export_newest, train
+from vr_jax.training.metrics import METRICS_FILE, read_metrics
+from vr_jax.training.optimizer import make_optimizer, make_schedule
+from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
+from vr_jax.training.run_record import versions
+from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state
+from vr_jax.training.step import batch_counts, make_train_step
+from vr_jax.training.stopping import NonFiniteLoss, Preempted
+
+__all__ = [
+    "EXPORT_FOLDER",
+    "METRICS_FILE",
+    "PEAK_FLOPS",
+    "Inputs",
+    "ModelTree",
+    "NonFiniteLoss",
+    "Preempted",
+    "StepFlops",
+    "TrainProgram",
+    "TrainState",
+    "abstract_batch",
+    "abstract_state",
+    "batch_counts",
+    "build_program",
+    "check_batch",
+    "create_state",
+    "export_newest",
+    "forward_flops",
+    "init_directories",
+    "make_optimizer",
+    "make_schedule",
+    "make_train_step",
+    "open_inputs",
+    "peak_flops",
+    "put_batch",
+    "read_metrics",
+    "step_flops",
+    "total_steps",
+    "train",
+    "versions",
+]

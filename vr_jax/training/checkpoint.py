@@ -1,20 +1,18 @@
 """Checkpoints of a run: everything that an exact continuation needs, written by Orbax in the background.
 
-    <workdir>/checkpoints/<step>/state/         TrainState: parameters, frozen parameters, moments, step, key
-                                /run/           JSON: config, data iterator of every process, skip statistics of skipped samples
-                                /checksums.*.json   size and CRC-32 of every file, written once the rest is complete
-    <workdir>/checkpoints_damaged/<step>        what failed its checksums, set aside
+    <workdir>/checkpoints/<step>/state/                      the TrainState
+                                /run/                        JSON: format version, settings, positions in the data
+                                /checksums.process_<n>.json  size and CRC-32 of every file of a process, written last
+    <workdir>/checkpoints_damaged/<step>/                    checkpoints that failed their checksums
 
-A step's directory counts only once Orbax has committed it, so a kill at any moment leaves the ones before it intact.
+A checkpoint counts when its checksums are written, so that a run may be killed at any moment.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,33 +22,52 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
-from vr_jax.distributed import barrier, gather
+from vr_jax import distributed
 from vr_jax.errors import UserError
+from vr_jax.training import checksums
 from vr_jax.training.state import TrainState
 
+FORMAT, VERSION = "vr_jax checkpoint", 2
 FOLDER, DAMAGED_FOLDER = "checkpoints", "checkpoints_damaged"
-CHECKSUMS = "checksums.process_{}.json"
-_BLOCK = 1 << 24
+_SHOWN_DIFFERENCES = 20
 
 logger = logging.getLogger("vr_jax.training")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a run continues from. `data` is the iterator state of this process."""
+    """The content of a checkpoint.
+
+    Attributes:
+        step: The step after which it was written.
+        state: The state of the training.
+        data: The position in the data of this process.
+        config: The settings of the run, as `TrainConfig.to_dict` returns them.
+        skip_statistics: The counts of the samples that could not be used.
+    """
 
     step: int
     state: TrainState
     data: Any
-    run: dict[str, Any]
+    config: dict[str, Any]
+    skip_statistics: Any
 
 
 class Checkpoints:
-    """The checkpoints of one run; every process of a multi-host run makes the same calls.
+    """The checkpoints of one run. Every process of the run makes the same calls.
 
-    keep_last: how many of the newest to keep. keep_best: how many of those with the lowest `loss` to keep besides."""
+    Attributes:
+        directory: The folder of the checkpoints, with a folder for each step.
+    """
 
     def __init__(self, workdir: Path, *, keep_last: int = 3, keep_best: int = 1):
+        """Opens the checkpoints of a run and removes those that a killed process left unfinished.
+
+        Args:
+            workdir: Folder of the run.
+            keep_last: How many of the newest checkpoints are kept.
+            keep_best: How many of those with the lowest loss are kept besides.
+        """
         self.directory = (workdir / FOLDER).absolute()
         self._damaged = (workdir / DAMAGED_FOLDER).absolute()
 
@@ -65,33 +82,57 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = self._open()
-        self._unsealed: int | None = None
-        self._sealing: Future | None = None
+        self._without_checksums: int | None = None
+        self._sealing: Future[None] | None = None
         self._sealer = ThreadPoolExecutor(1, "checksums")
 
     def _open(self) -> ocp.CheckpointManager:
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
-    def save(self, step: int, state: TrainState, *, data: Any, run: Mapping[str, Any], loss: float) -> None:
-        """Copies the state to the host and writes it in the background; waits for the save before it, if any.
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        data: Any,
+        config: Mapping[str, Any],
+        skip_statistics: Any,
+        loss: float,
+    ) -> None:
+        """Copies the state to the host and writes it in the background, after the save before it is complete.
 
-        data: this process's iterator state, JSON-safe. run: JSON-safe. loss: what `keep_best` compares."""
+        Args:
+            step: Number of updates done.
+            state: The state of the training.
+            data: The position in the data of this process, JSON-safe.
+            config: The settings of the run, JSON-safe.
+            skip_statistics: The counts of the samples that could not be used, JSON-safe.
+            loss: The number by which the best checkpoints are chosen.
+        """
         self.wait()
-        described = {**run, "data": gather(data), "process_count": jax.process_count()}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(described))
+        run = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": dict(config),
+            "skip_statistics": skip_statistics,
+            "data": distributed.gather(data),
+            "process_count": distributed.process_count(),
+        }
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         self._manager.save(step, args=items, metrics={"loss": loss}, force=True)
-        self._unsealed = step
+        self._without_checksums = step
 
     def poll(self) -> None:
-        """Writes the checksums of a save that has been committed; cheap, to be called every step."""
-        if self._unsealed is not None and not self._manager.is_saving_in_progress():
+        """Starts on the checksums of a save that Orbax has finished. It is cheap, and called at every step."""
+        if self._without_checksums is not None and not self._manager.is_saving_in_progress():
             self._manager.check_for_errors()
-            self._sealing = self._sealer.submit(_seal, self.directory / str(self._unsealed))
-            self._unsealed = None
+            directory = self.directory / str(self._without_checksums)
+            self._sealing = self._sealer.submit(checksums.write_record, directory)
+            self._without_checksums = None
 
     def wait(self) -> None:
-        """Returns when the last save is complete, checksums included. Raises what went wrong in the background."""
+        """Waits until the last save is complete with its checksums; raises what went wrong in the background."""
         self._manager.wait_until_finished()
         self.poll()
         if self._sealing is not None:
@@ -99,6 +140,7 @@ class Checkpoints:
             self._sealing = None
 
     def close(self) -> None:
+        """Waits for the last save and releases the threads."""
         self.wait()
         self._sealer.shutdown()
         self._manager.close()
@@ -110,128 +152,112 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """Returns the steps of the checkpoints that Orbax has finished, oldest first."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        return self._manager.best_step()
+        """Returns the step of the checkpoint with the lowest loss."""
+        step: int | None = self._manager.best_step()
+        return step
 
     def restore_newest(self, abstract: TrainState) -> Restored | None:
-        """The newest undamaged checkpoint in the shapes, types and shardings of `abstract`; None if there is none yet.
+        """Restores the newest checkpoint that is complete and undamaged.
 
-        A damaged one is reported with the file at fault and set aside. Raises UserError if all are damaged, or
-        if one does not fit `abstract` or this number of processes."""
-        steps = self.steps()
-        for step in reversed(steps):
+        A damaged checkpoint is reported with the file at fault and set aside. One without checksums, whose run was
+        killed before they were written, is set aside too.
+
+        Args:
+            abstract: The shapes, types and shardings that the state gets, on whatever mesh.
+
+        Returns:
+            The content of the checkpoint, or None if the run has not completed one.
+
+        Raises:
+            UserError: All checkpoints are damaged, or the newest one is of another format version, another model or
+                another number of processes.
+        """
+        damaged = False
+        for step in reversed(self.steps()):
             folder = self.directory / str(step)
-            problem = next((found for found in gather(verify(folder)) if found is not None), None)
-            if problem is None:
-                try:
+            complete = all(distributed.gather(checksums.record_file(folder).exists()))
+            if complete:
+                problems = [found for found in distributed.gather(checksums.find_damage(folder)) if found is not None]
+                if not problems:
                     return self._restore(step, abstract)
-                except Exception as error:  # Orbax raises plain Exceptions for arrays that it cannot read
-                    if isinstance(error, UserError) or _sealed(folder):
-                        raise
-                    problem = f"{folder}: {str(error).splitlines()[0]}"
+                damaged = True
+                problem = f"is damaged: {problems[0]}"
+            else:
+                problem = "is not complete: the run ended before its checksums were written"
             aside = self._damaged / str(step)
-            logger.error("checkpoint %d is damaged: %s; it is set aside as %s", step, problem, aside)
+            logger.error("checkpoint %d %s; it is set aside as %s", step, problem, aside)
             self._set_aside(step, aside)
-        if steps:
-            raise UserError(f"all checkpoints in {self.directory} were damaged; see {self._damaged}")
+        if damaged:
+            raise UserError(
+                f"all checkpoints in {self.directory} were damaged; they are in {self._damaged}. Restore a copy, or "
+                "start a new run in another workdir"
+            )
         return None
 
     def _set_aside(self, step: int, aside: Path) -> None:
         self._manager.close()
-        barrier("checkpoint closed")
-        if jax.process_index() == 0:
+        distributed.barrier("checkpoints closed")
+        if distributed.is_first():
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside)
-        barrier("checkpoint set aside")
+        distributed.barrier("checkpoint set aside")
         self._manager = self._open()
 
     def _restore(self, step: int, abstract: TrainState) -> Restored:
+        folder = self.directory / str(step)
         run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        if run["process_count"] != jax.process_count():
+        _check_version(run, folder)
+        processes = distributed.process_count()
+        if run["process_count"] != processes:
             raise UserError(
-                f"checkpoint {self.directory / str(step)} was written by {run['process_count']} processes, each with "
-                f"its own place in the data; found {jax.process_count()}. Continue with {run['process_count']}, or "
-                "start a new run from its exported model"
+                f"checkpoint {folder} was written by {run['process_count']} processes, each with its own place in the "
+                f"data; found {processes}. Continue with {run['process_count']}, or start a new run from its exported "
+                "model"
             )
-        folder = self.directory / str(step) / "state"
-        _check_fits(self._manager.item_metadata(step)["state"], abstract, folder)
+        _check_fits(self._manager.item_metadata(step)["state"], abstract, folder / "state")
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return Restored(step, restored["state"], run["data"][jax.process_index()], run)
+        return Restored(
+            step=step,
+            state=restored["state"],
+            data=run["data"][distributed.process_index()],
+            config=run["config"],
+            skip_statistics=run["skip_statistics"],
+        )
 
 
-def verify(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file, or None. Each process checks the files it wrote.
-
-    Nothing is known of a checkpoint without checksums (the run was killed right after the commit)."""
-    path = directory / CHECKSUMS.format(jax.process_index())
-    if not _sealed(directory):
-        logger.warning("checkpoint %s has no checksums: the run ended right after it was written", directory)
-        return None
-    try:
-        expected = json.loads(path.read_text())
-    except ValueError as error:
-        return f"{path}: not valid JSON ({error})"
-    for name, (size, crc) in expected.items():
-        file = directory / name
-        if not file.is_file():
-            return f"{file}: missing"
-        if file.stat().st_size != size:
-            return f"{file}: {file.stat().st_size} bytes, expected {size}"
-        if _crc32(file) != crc:
-            return f"{file}: CRC-32 differs from the one recorded when it was written"
-    return None
-
-
-def _sealed(directory: Path) -> bool:
-    return (directory / CHECKSUMS.format(jax.process_index())).exists()
-
-
-def _seal(directory: Path) -> None:
-    """Records size and CRC-32 of the files this process wrote; the first process also those of no process."""
-    files = {str(f.relative_to(directory)): [f.stat().st_size, _crc32(f)] for f in _own_files(directory)}
-    target = directory / CHECKSUMS.format(jax.process_index())
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(files, indent=1))
-    temporary.rename(target)
-
-
-def _own_files(directory: Path) -> Iterator[Path]:
-    mine = jax.process_index()
-    for file in sorted(directory.rglob("*")):
-        if not file.is_file() or file.name.startswith("checksums."):
-            continue
-        owners = [part.rsplit("_", 1)[1] for part in file.relative_to(directory).parts if "process_" in part]
-        if (int(owners[0]) if owners else 0) == mine:
-            yield file
-
-
-def _crc32(file: Path) -> int:
-    value = 0
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            value = zlib.crc32(block, value)
-    return value
+def _check_version(run: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError for a checkpoint of an older or newer format."""
+    version = run.get("version") if run.get("format") == FORMAT else 1
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        advice = "update vr_jax" if newer else "continue with the vr_jax that wrote it, or start a new run"
+        raise UserError(f"checkpoint {folder} has format version {version}, this vr_jax reads {VERSION}; {advice}")
 
 
 def _check_fits(metadata: Any, abstract: TrainState, folder: Path) -> None:
-    """Compares what is stored with what is wanted, so that the first differences can be named."""
+    """Compares the stored shapes with the wanted ones; raises UserError that names the first differences."""
 
-    def listing(tree: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
-    stored, wanted = listing(metadata), listing(abstract)
-    lines = [f"{name}: found {stored.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
-             for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]  # fmt: skip
+    stored, wanted = shapes(metadata), shapes(abstract)
+    lines = [
+        f"{name}: found {stored.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
+        for name in sorted({*stored, *wanted})
+        if stored.get(name) != wanted.get(name)
+    ]
     if lines:
-        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+        left = len(lines) - _SHOWN_DIFFERENCES
+        more = f"; and {left} more" if left > 0 else ""
         raise UserError(
             f"{folder} belongs to another model, trainable subset or optimizer; use another workdir or the config it "
-            "was written with:\n  " + "\n  ".join(lines[:20]) + more
+            f"was written with. Differences: {'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}"
         )
 
 

@@ -1,8 +1,9 @@
-"""Floating-point operations the model needs for a training step, and model FLOPs utilisation (docs/train.md).
+"""The floating-point operations that a model needs for a training step, for model FLOPs utilisation (docs/train.md).
 
-Counted: every matrix product of the parts that run, two operations per multiply-add, at used positions only (no
-padding, causal attention within samples). Not counted: recomputation by remat, normalisation and other elementwise
-work, the attention among vision tokens inside Vision Remember (below 1 % of the total)."""
+Every matrix product of the parts that run counts, with two operations per multiply-add, at used positions only: padding
+does not count, and attention is causal within samples. Recomputation by remat, normalisation and other elementwise work
+do not count, and neither does the attention among vision tokens inside Vision Remember, which is below 1 % of the total.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import jax
 
 from vr_jax.model.config import VlmConfig
 
-# Dense bfloat16 peaks in FLOP/s of one JAX device, by a prefix of `device_kind`; the longest match counts.
-# Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, 7x) and NVIDIA's data sheets, without sparsity.
+# The dense bfloat16 peak of one JAX device in FLOP/s, by a prefix of `device_kind`. The longest match counts.
+# The numbers are those of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, 7x) and NVIDIA's data sheets, without sparsity.
 PEAK_FLOPS: dict[str, float] = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -31,27 +32,44 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Peak of one device in FLOP/s, or None where it is not known (then utilisation is not reported)."""
+    """Returns the peak of a device in FLOP/s, or None where it is not known."""
     known = [kind for kind in PEAK_FLOPS if (device.device_kind + " ").startswith(kind + " ")]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFlops:
-    """Operations of one training step (forward and backward) per unit of work."""
+    """The operations of a training step, forward and backward, per unit of work.
 
-    per_tile: float  # encoder, projector, re-fusion blocks
-    per_token: float  # the decoder's linear layers
-    per_pair: float  # attention, per query and visible key
-    per_target: float  # the vocabulary projection
+    Attributes:
+        per_tile: For an image tile: encoder, projector and re-fusion blocks.
+        per_token: For a token: the decoder's linear layers.
+        per_pair: For a query and a key that it sees: the decoder's attention.
+        per_target: For a token with a loss: the vocabulary projection.
+    """
+
+    per_tile: float
+    per_token: float
+    per_pair: float
+    per_target: float
 
     def total(self, *, tiles: float, tokens: float, pairs: float, targets: float) -> float:
+        """Returns the operations of a step with the given numbers of units."""
         return self.per_tile * tiles + self.per_token * tokens + self.per_pair * pairs + self.per_target * targets
 
 
 def forward_flops(config: VlmConfig) -> dict[str, float]:
-    """Operations of the forward pass: `encoder`, `projector`, `refusion` per tile, `decoder` per token, `attention`
-    per visible pair, `head` per target. Reference values: methods.md 9.2."""
+    """Returns the operations of the forward pass by part.
+
+    The values at the paper's sizes are in docs/design/methods.md#flops.
+
+    Args:
+        config: The model.
+
+    Returns:
+        `encoder`, `projector` and `refusion` for a tile, `decoder` for a token, `attention` for a query and a key that it
+        sees, `head` for a token with a loss.
+    """
     return {
         "encoder": config.encoder.flops_per_tile(max(config.feature_levels)),
         "projector": config.projector.flops_per_tile(config.spec),
@@ -63,10 +81,16 @@ def forward_flops(config: VlmConfig) -> dict[str, float]:
 
 
 def step_flops(config: VlmConfig, trainable: Iterable[str]) -> StepFlops:
-    """Forward and backward operations, for the parameter paths in `trainable`.
+    """Returns the operations of a training step per unit of work.
 
-    A linear layer costs 1 forward, 1 for the gradient of its input where anything before it is trained, and 1 for the
-    gradient of its weights where they are trained. Attention products have no weights: 1 forward, 2 backward."""
+    In units of its forward pass, a linear layer costs 1, another 1 for the gradient of its input where anything before
+    it is trained, and another 1 for the gradient of its weights where they are trained. A product of attention has no
+    weights and costs 1 forward and 2 backward.
+
+    Args:
+        config: The model.
+        trainable: The paths of the trained parameters.
+    """
     trainable = list(trainable)
 
     def trains(*prefixes: str) -> bool:

@@ -1,4 +1,4 @@
-"""The training loop: set up, resume, step, record, save, export. Read `train` from top to bottom."""
+"""The training loop: set up, resume, step, record, save, export. `train` reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from vr_jax import sharding
+from vr_jax import distributed, sharding
 from vr_jax.data.skips import SkipStatistics
-from vr_jax.distributed import gather
 from vr_jax.errors import UserError
 from vr_jax.model_directory import save_model, warm_start
 from vr_jax.settings import ProfileSettings, TrainConfig
+from vr_jax.storage import STALE_AFTER, directory_lock
 from vr_jax.training import inputs
 from vr_jax.training.checkpoint import Checkpoints, Restored
-from vr_jax.training.flops import StepFlops, peak_flops, step_flops
+from vr_jax.training.flops import step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
 from vr_jax.training.program import TrainProgram, build_program, total_steps
-from vr_jax.training.state import ModelTree, TrainState, create_state
-from vr_jax.training.step import Metrics
-from vr_jax.training.stopping import Preempted, Preemption, stop_not_finite
+from vr_jax.training.recorder import Recorder
+from vr_jax.training.run_record import write_run_record
+from vr_jax.training.state import ModelTree, Params, TrainState, create_state
+from vr_jax.training.stopping import Preempted, Preemption
 
 EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
+# A run that is restarted because its host was lost waits until the lease of the lost process is stale.
+_WAIT_FOR_WORKDIR = 1.2 * STALE_AFTER
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -37,84 +39,101 @@ OpenInputs = Callable[[TrainConfig, Mesh, Path], inputs.Inputs]
 
 
 def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = inputs.open_inputs) -> None:
-    """Runs a recipe (`recipe.base`) to its last step, continuing from the newest checkpoint in `workdir` if there is
-    one, and writes the final model directory `<workdir>/model`.
+    """Trains to the last step and writes the final model directory, `<workdir>/model`.
 
-    What the parameters start from, in this order: the newest undamaged checkpoint in `workdir`; the model directories
-    of `config.init_from`, and random values for what these lack. All processes of a multi-host run call this.
+    The run continues from the newest undamaged checkpoint in the workdir. Without one, the parameters come from the
+    model directories of `config.init_from`, and those that none of them holds are random. All processes of a run on
+    several hosts call this function.
 
-    Raises ConfigError, OptimizerError, TrainableError, ShardingError, InputError, UserError or
-    CheckpointError for settings that cannot work; TooManySkips, NonFiniteLoss and Preempted when a run ends early."""
+    Args:
+        config: The settings of the run.
+        workdir: Folder of the run, on storage that all its processes see.
+        open_inputs: Opens the training data; tests give their own.
+
+    Raises:
+        UserError: The settings, data, weights or checkpoints cannot be used. Of its subclasses, `TooManySkips`,
+            `NonFiniteLoss` and `Preempted` end a run that has begun.
+    """
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
     tree.trainable(config.trainable)  # a glob that matches nothing is refused before the data are opened
     for line in sharding.unsharded(tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
-    data = open_inputs(config, mesh, workdir)
-    total = total_steps(config, data.samples)
-    program = build_program(config, mesh, total, tree)
-    abstract = program.abstract
 
-    first = jax.process_index() == 0
-    skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
-    saved = config.checkpoint
-    with (
-        contextlib.closing(data.iterator),
-        jax.set_mesh(mesh),
-        Checkpoints(workdir, keep_last=saved.keep_last, keep_best=saved.keep_best) as checkpoints,
-        Preemption() as preemption,
-    ):
-        restored = checkpoints.restore_newest(abstract)
-        if restored is not None:
-            start, state = restored.step, restored.state
-            _resume(restored, config, data.iterator, skip_statistics)
-        else:
-            start, state = 0, _start(config, program)
-        _describe(config, abstract, mesh, data.samples, start, total)
-
+    with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR):
+        data = open_inputs(config, mesh, workdir)
+        total = total_steps(config, data.samples)
+        program = build_program(config, mesh, total, tree)
+        skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
+        saved = config.checkpoint
         with (
-            MetricsWriter(workdir, resume_step=start, tensorboard=config.tensorboard, active=first) as writer,
-            Progress(start=start, total=total, active=first) as progress,
+            contextlib.closing(data.iterator),
+            jax.set_mesh(mesh),
+            Checkpoints(workdir, keep_last=saved.keep_last, keep_best=saved.keep_best) as checkpoints,
+            Preemption() as preemption,
         ):
-            record = Recorder(step_flops(program.model, program.trainable), data.samples, workdir, writer, progress)
-            for step in range(start + 1, total + 1):
-                _profile(config.profile, step, workdir, before=True)
-                waited = time.perf_counter()
-                host_batch = next(data.iterator)
-                waited = time.perf_counter() - waited
-                skip_statistics.update(host_batch)
-                skip_statistics.check()
+            restored = checkpoints.restore_newest(program.abstract)
+            if restored is not None:
+                start, state = restored.step, restored.state
+                _resume(restored, config, data.iterator, skip_statistics)
+            else:
+                start, state = 0, _initial_state(config, program)
+            write_run_record(workdir, config, program, step=start, total_steps=total)
+            _log_summary(config, program, data.samples, start, total)
 
-                batch = inputs.put_batch(host_batch.batch, mesh)
-                state, metrics = program.step(state, batch)
-                record.push(step, metrics, host_batch.record_ids, waited)
+            first = distributed.is_first()
+            with (
+                MetricsWriter(workdir, resume_step=start, tensorboard=config.tensorboard, active=first) as writer,
+                Progress(start=start, total=total, active=first) as progress,
+            ):
+                recorder = Recorder(step_flops(program.model, program.trainable), workdir, writer, progress)
+                for step in range(start + 1, total + 1):
+                    _start_profile(config.profile, step, workdir)
+                    waited = time.perf_counter()
+                    host_batch = next(data.iterator)
+                    waited = time.perf_counter() - waited
+                    skip_statistics.update(host_batch)
+                    if distributed.process_count() == 1:
+                        skip_statistics.check()
 
-                _profile(config.profile, step, workdir, before=False, result=metrics)
-                checkpoints.poll()
-                stop = preemption.reached(step)
-                if stop or step == total or step % saved.every == 0:
-                    record.flush()  # so that a state after a bad step is never saved
-                    run = {"config": config.to_dict(), "skip_statistics": skip_statistics.get_state()}
-                    loss = record.mean_loss_since_last_save()
-                    checkpoints.save(step, state, data=data.iterator.get_state(), run=run, loss=loss)
-                if stop and step < total:
-                    checkpoints.wait()
-                    raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
-        if start < total:
-            skip_statistics.check(final=True)
-        checkpoints.wait()
-        export_state(workdir, program.tree, state, data.tokenizer_dir)
+                    batch = inputs.put_batch(host_batch.batch, mesh)
+                    state, metrics = program.step(state, batch)
+                    recorder.push(step, metrics, host_batch.record_ids, waited)
+
+                    _stop_profile(config.profile, step, workdir, metrics)
+                    checkpoints.poll()
+                    stop = preemption.reached(step)
+                    if stop or step == total or step % saved.every == 0:
+                        # A state after a step that was not finite is never saved. Of several processes one may have
+                        # too many unusable samples: all learn it here, since none may leave the others waiting.
+                        recorder.flush()
+                        distributed.together(skip_statistics.check)
+                        checkpoints.save(
+                            step,
+                            state,
+                            data=data.iterator.get_state(),
+                            config=config.to_dict(),
+                            skip_statistics=skip_statistics.get_state(),
+                            loss=recorder.mean_loss_since_last_save(),
+                        )
+                    if stop and step < total:
+                        checkpoints.wait()
+                        raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
+            if start < total:
+                distributed.together(lambda: skip_statistics.check(final=True))
+            checkpoints.wait()
+            export_state(workdir, program.tree, state, data.tokenizer_dir)
 
 
-def _start(config: TrainConfig, program: TrainProgram) -> TrainState:
-    """A new run: parameters from model directories, fresh ones for the rest."""
+def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
+    """The state of a new run, with parameters from model directories and random ones for the rest."""
     directories = inputs.init_directories(config)
     model, report = warm_start(
         directories, program.model, program.mesh, seed=config.seed, allow_unused=config.allow_unused
     )
     if directories:
-        fresh = ", ".join(report.initialised) or "nothing"
-        logger.info("took %d parameters from %s; initialised: %s", len(report.loaded), config.init_from, fresh)
+        random = ", ".join(report.initialised) or "nothing"
+        logger.info("took %d parameters from %s; initialised: %s", len(report.loaded), config.init_from, random)
     else:
         logger.info("config.init_from is empty: all parameters start random")
     return create_state(program.tree, program.optimizer, program.abstract, model)
@@ -123,8 +142,8 @@ def _start(config: TrainConfig, program: TrainProgram) -> TrainState:
 def _resume(
     restored: Restored, config: TrainConfig, iterator: inputs.BatchIterator, skip_statistics: SkipStatistics
 ) -> None:
-    """Puts data and skip statistics back to where the checkpoint was written."""
-    old, new = _flat(restored.run["config"]), _flat(config.to_dict())
+    """Puts data and skip statistics back to where the checkpoint was written, and logs the settings that changed."""
+    old, new = _flat(restored.config), _flat(config.to_dict())
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             logger.warning(
@@ -136,20 +155,20 @@ def _resume(
         raise UserError(
             f"cannot continue from step {restored.step}: {error}. Use the data settings of the run, or start a new one"
         ) from error
-    skip_statistics.set_state(restored.run["skip_statistics"])
+    skip_statistics.set_state(restored.skip_statistics)
     logger.info("continuing from step %d", restored.step)
 
 
-def _describe(config: TrainConfig, abstract: TrainState, mesh: Mesh, samples: int, start: int, total: int) -> None:
-    def count(params: dict[str, Any]) -> float:
+def _log_summary(config: TrainConfig, program: TrainProgram, samples: int, start: int, total: int) -> None:
+    def millions(params: Params) -> float:
         return sum(math.prod(leaf.shape) for leaf in params.values()) / 1e6
 
     logger.info(
         "%.2f M parameters trained, %.2f M frozen; mesh %s on %s; steps %d..%d, %d samples, about %g per step",
-        count(abstract.params),
-        count(abstract.frozen),
-        " x ".join(f"{name} {size}" for name, size in mesh.shape.items()),
-        mesh.devices.flat[0].device_kind,
+        millions(program.abstract.params),
+        millions(program.abstract.frozen),
+        " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items()),
+        program.mesh.devices.flat[0].device_kind,
         start + 1,
         total,
         samples,
@@ -157,87 +176,50 @@ def _describe(config: TrainConfig, abstract: TrainState, mesh: Mesh, samples: in
     )
 
 
-@dataclass
-class _Pending:
-    step: int
-    metrics: Metrics
-    record_ids: list[str]
-    waited: float
-
-
-class Recorder:
-    """Writes each step's numbers when the next step has been dispatched, so that the devices never wait for the host.
-
-    Time is taken from the completion of one step to that of the next."""
-
-    def __init__(self, flops: StepFlops, samples: int, workdir: Path, writer: MetricsWriter, progress: Progress):
-        self._flops, self._samples, self._workdir = flops, samples, workdir
-        self._writer, self._progress = writer, progress
-        peak = peak_flops(jax.devices()[0])
-        self._peak = peak * jax.device_count() if peak else None
-        self._pending: _Pending | None = None
-        self._losses: list[float] = []
-        self._completed = time.perf_counter()
-
-    def push(self, step: int, metrics: Metrics, record_ids: tuple[tuple[str, ...], ...], waited: float) -> None:
-        """Takes a dispatched step and writes the one before. Raises NonFiniteLoss for that one."""
-        self.flush()
-        self._pending = _Pending(step, metrics, [name for row in record_ids for name in row], waited)
-
-    def flush(self) -> None:
-        """Writes the step that is still pending. Raises NonFiniteLoss."""
-        if self._pending is None:
-            return
-        done, self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
-        seconds = time.perf_counter() - self._completed
-        self._completed += seconds
-        loss, grad_norm = values["loss"], values["grad_norm"]
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            ids = [name for part in gather(done.record_ids) for name in part]
-            stop_not_finite(done.step, loss, grad_norm, ids, self._workdir)
-        work = self._flops.total(**{unit: values[unit] for unit in ("tiles", "tokens", "pairs", "targets")})
-        numbers: dict[str, float | None] = {
-            **{name: values[name] for name in ("loss", "lr", "grad_norm", "samples", "tokens", "targets", "tiles")},
-            "seconds": seconds,
-            "tokens_per_s": values["tokens"] / seconds,
-            "samples_per_s": values["samples"] / seconds,
-            "data_wait": min(1.0, done.waited / seconds),
-            "mfu": work / seconds / self._peak if self._peak else None,
-        }
-        self._losses.append(loss)
-        self._writer.write(done.step, numbers)
-        self._progress.update(done.step, numbers)
-
-    def mean_loss_since_last_save(self) -> float:
-        losses, self._losses = self._losses, []
-        return sum(losses) / len(losses)
-
-
-def _profile(profile: ProfileSettings, step: int, workdir: Path, *, before: bool, result: Any = None) -> None:
-    """Starts the trace before its first step and ends it after its last."""
-    if not profile.steps:
-        return
-    if before and step == profile.first_step:
+def _start_profile(profile: ProfileSettings, step: int, workdir: Path) -> None:
+    """Starts the profiler's trace before its first step."""
+    if profile.steps and step == profile.first_step:
         jax.profiler.start_trace(str(workdir / PROFILE_FOLDER))
-    if not before and step == profile.first_step + profile.steps - 1:
+
+
+def _stop_profile(profile: ProfileSettings, step: int, workdir: Path, result: Any) -> None:
+    """Ends the trace after its last step, once the devices have computed it."""
+    if profile.steps and step == profile.first_step + profile.steps - 1:
         jax.block_until_ready(result)
         jax.profiler.stop_trace()
         logger.info("profiler trace of steps %d..%d in %s", profile.first_step, step, workdir / PROFILE_FOLDER)
 
 
 def export_state(workdir: Path, tree: ModelTree, state: TrainState, tokenizer_dir: Path | None) -> None:
-    """Writes `<workdir>/model`, which chat, eval and the next phase's `init_from` read."""
+    """Writes the model directory `<workdir>/model`, which chat, evaluation and the next phase read.
+
+    Args:
+        workdir: Folder of the run.
+        tree: The model's parameters.
+        state: The state of the training.
+        tokenizer_dir: Folder of the tokenizer's files, which are copied.
+
+    Raises:
+        UserError: The directory cannot be written.
+    """
     target = workdir / EXPORT_FOLDER
     save_model(target, tree.build({**state.frozen, **state.params}), tokenizer_dir, overwrite=True)
     logger.info("model directory: %s", target)
 
 
 def export_newest(config: TrainConfig, workdir: Path) -> None:
-    """Writes `<workdir>/model` from the newest undamaged checkpoint, without training. Raises as `train` does."""
+    """Writes `<workdir>/model` from the newest undamaged checkpoint, without training.
+
+    Args:
+        config: The settings of the run.
+        workdir: Folder of the run.
+
+    Raises:
+        UserError: There is no checkpoint, or none that can be used with these settings.
+    """
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    program = build_program(config, mesh, 1)  # the schedule's end does not matter here
-    with jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
+    program = build_program(config, mesh, 1)  # the end of the schedule does not matter here
+    with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR), jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore_newest(program.abstract)
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint to export")
@@ -245,7 +227,9 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
         export_state(workdir, program.tree, restored.state, inputs.tokenizer_directory(config, workdir))
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: Any) -> dict[str, Any]:
+    """Nested dictionaries as one dictionary by dotted name."""
+
     def leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             for key, part in value.items():
@@ -253,4 +237,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(leaves(value, prefix))
+    return dict(leaves(value, ""))

@@ -1,10 +1,9 @@
-"""Where a run's numbers go: one JSON line per step, TensorBoard, and a progress bar on terminals."""
+"""Where the numbers of a run go: one JSON line for each step, TensorBoard, and a progress bar on terminals."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,19 +13,28 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from vr_jax.storage import write_text
+
 METRICS_FILE = "metrics.jsonl"
 
 logger = logging.getLogger("vr_jax.training")
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` and TensorBoard event files of a run's directory.
-
-    resume_step: number of the last step of the checkpoint the run continues from (0: a fresh start); what a killed
-    run wrote after that step is dropped, so that the file always reads as one uninterrupted series.
-    active: False on all processes but the first, which then write nothing."""
+    """Appends the records of the steps to `metrics.jsonl` and to TensorBoard's event files."""
 
     def __init__(self, workdir: Path, *, resume_step: int, tensorboard: bool = True, active: bool = True):
+        """Opens the files of a run.
+
+        Records of later steps than `resume_step`, which a killed run wrote after its last checkpoint, are dropped, so
+        that the file always reads as one uninterrupted series.
+
+        Args:
+            workdir: Folder of the run.
+            resume_step: The last step of the checkpoint that the run continues from; 0 for a new run.
+            tensorboard: Whether event files are written.
+            active: Whether this process writes. Of several processes only the first one does.
+        """
         self._file = self._board = None
         if not active:
             return
@@ -39,7 +47,12 @@ class MetricsWriter:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One record; a value that is None (not known on this hardware) is left out."""
+        """Appends the record of a step.
+
+        Args:
+            step: The number of the step.
+            values: Its numbers by name. One that is None, because this hardware does not tell it, is left out.
+        """
         if self._file is None:
             return
         record = {"step": step, **{k: v for k, v in values.items() if v is not None}}
@@ -51,6 +64,7 @@ class MetricsWriter:
                     self._board.add_scalar(f"train/{name}", value, step)
 
     def close(self) -> None:
+        """Closes the files."""
         for writer in (self._file, self._board):
             if writer is not None:
                 writer.close()
@@ -63,7 +77,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a metrics file; a last line cut short by a kill is left out."""
+    """Yields the records of a metrics file, without a last line that a kill cut short."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
@@ -71,27 +85,31 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _truncate(path: Path, last_step: int) -> None:
-    """Keeps the records up to `last_step`, atomically."""
-    if not path.exists():
-        return
-    kept = [record for record in read_metrics(path) if record["step"] <= last_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    """Drops the records of steps after `last_step`."""
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class Progress:
-    """A progress bar with loss, samples/s and time left where standard error is a terminal; elsewhere a log line every
-    `interval` seconds."""
+    """Shows loss, speed and remaining time: a progress bar on a terminal, elsewhere a log line now and then."""
 
     def __init__(self, *, start: int, total: int, active: bool = True, interval: float = 30.0):
+        """Shows the bar where standard error is a terminal.
+
+        Args:
+            start: Number of steps done.
+            total: Number of steps of the run.
+            active: Whether this process shows anything.
+            interval: Seconds between two log lines.
+        """
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not (active and terminal), dynamic_ncols=True)
         self._logs = active and not terminal
         self._total, self._interval, self._logged = total, interval, time.monotonic()
 
     def update(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One more step is done."""
+        """Shows that one more step is done, with its loss and speed."""
         text = f"loss {values['loss']:.4f}, {values['samples_per_s']:.1f} samples/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
@@ -101,6 +119,7 @@ class Progress:
             self._logged = now
 
     def close(self) -> None:
+        """Removes the bar."""
         self._bar.close()
 
     def __enter__(self) -> Self:

@@ -1,0 +1,143 @@
+"""Writes down what a run is: its settings, versions, devices and parameters.
+
+    <workdir>/run.json         a list with an entry for every start of the run; a continuation adds one
+    <workdir>/parameters.txt   the table of parameters; a continuation with another table, which another mesh makes,
+                               writes parameters.<number of the start>.txt
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import vr_jax
+from vr_jax import distributed
+from vr_jax.errors import UserError
+from vr_jax.settings import TrainConfig
+from vr_jax.storage import write_json, write_text
+from vr_jax.training.program import TrainProgram
+from vr_jax.training.state import TrainState
+
+RUN_FILE, PARAMETERS_FILE = "run.json", "parameters.txt"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
+
+
+def write_run_record(workdir: Path, config: TrainConfig, program: TrainProgram, *, step: int, total_steps: int) -> None:
+    """Adds this start to the record of the run. All processes call it; the first one writes.
+
+    Args:
+        workdir: Folder of the run.
+        config: The settings of the run.
+        program: The computation of the run.
+        step: Number of updates done before this start.
+        total_steps: Number of updates of the run.
+
+    Raises:
+        UserError: The files cannot be read or written.
+    """
+
+    def write() -> None:
+        if not distributed.is_first():
+            return
+        starts = read_run_record(workdir)
+        table = parameter_table(program.abstract)
+        entry = {
+            "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "first_step": step + 1,
+            "total_steps": total_steps,
+            "config": config.to_dict(),
+            "versions": versions(),
+            "git": git_commit(),
+            "devices": f"{jax.device_count()} x {program.mesh.devices.flat[0].device_kind}",
+            "processes": distributed.process_count(),
+            "mesh": dict(program.mesh.shape),
+            "parameters": _write_table(workdir, table, len(starts) + 1),
+        }
+        write_json(workdir / RUN_FILE, [*starts, entry])
+
+    distributed.together(write)
+
+
+def read_run_record(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the starts of a run so far, the first one first.
+
+    Raises:
+        UserError: The file is not the record of a run.
+    """
+    path = workdir / RUN_FILE
+    if not path.exists():
+        return []
+    try:
+        starts = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); move it away to continue the run") from None
+    if not isinstance(starts, list):
+        raise UserError(f"{path} holds no list of starts; move it away to continue the run")
+    return starts
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, of this package and of the libraries that its results depend on."""
+    found = {"python": platform.python_version(), "vr_jax": vr_jax.__version__}
+    for name in _PACKAGES:
+        found[name] = metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the checkout that the package runs from, or None for an installed package.
+
+    Uncommitted changes are marked by "+changes".
+    """
+    checkout = Path(vr_jax.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        commit = _git(checkout, "rev-parse", "HEAD")
+        return f"{commit}+changes" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):  # no git, or not its owner
+        return None
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=30, check=True
+    )
+    return done.stdout.strip()
+
+
+def parameter_table(abstract: TrainState) -> str:
+    """Returns a table with a line for each parameter: path, shape, type, sharding, trained or frozen."""
+    rows = [("path", "shape", "type", "sharding", "")]
+    for kind, params in (("trained", abstract.params), ("frozen", abstract.frozen)):
+        for path, leaf in params.items():
+            rows.append((path, " x ".join(map(str, leaf.shape)), str(leaf.dtype), _axes(leaf.sharding), kind))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    sizes = [sum(math.prod(leaf.shape) for leaf in part.values()) for part in (abstract.params, abstract.frozen)]
+    return "\n".join([*lines, "", f"{sizes[0]} trained, {sizes[1]} frozen, {sum(sizes)} in all", ""])
+
+
+def _axes(sharding: Any) -> str:
+    """The mesh axes of each axis of a parameter, e.g. "fsdp, tensor"."""
+    parts = ["-" if part is None else "*".join(part) if isinstance(part, tuple) else part for part in sharding.spec]
+    return ", ".join(parts) or "-"
+
+
+def _write_table(workdir: Path, table: str, start: int) -> str:
+    """Writes the table of parameters unless it is that of an earlier start; returns the name of its file."""
+    earlier = sorted(workdir.glob("parameters*.txt"))
+    for file in earlier:
+        if file.read_text() == table:
+            return file.name
+    name = PARAMETERS_FILE if not earlier else f"parameters.{start}.txt"
+    write_text(workdir / name, table)
+    return name
