@@ -151,7 +151,8 @@ def test_a_checkpoint_without_checksums_does_not_count(copy, caplog):
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"), [(1, "continue with the vr_jax that wrote it"), (3, "update vr_jax"), (None, "format version 1")]
+    ("version", "advice"),
+    [(1, "continue with the vr_jax that wrote it"), (3, "update vr_jax"), (None, "format version 1")],
 )
 def test_a_checkpoint_of_another_format_is_refused_by_its_version(copy, version, advice):
     folder = copy / "checkpoints" / "20"

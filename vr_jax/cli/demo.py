@@ -17,13 +17,8 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, write_report
 from vr_jax.fields import Range
 from vr_jax.settings import EvaluationSettings, load_config
-<<<<<<< HEAD
 from vr_jax.storage import as_path
-from vr_jax.training.loop import EXPORT_FOLDER, train
-from vr_jax.training.metrics import METRICS_FILE, read_metrics
-=======
 from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics, train
->>>>>>> d73e488 (Runs write their settings, versions, mesh and parameters at every start; checkpoints carry a format version and count once their checksums are written; the workdir is held by a lease.)
 
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
 REPORT = "report.html"

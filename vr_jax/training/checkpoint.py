@@ -11,6 +11,7 @@ A checkpoint counts when its checksums are written, so that a run may be killed 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,8 +69,9 @@ class Checkpoints:
             keep_last: How many of the newest checkpoints are kept.
             keep_best: How many of those with the lowest loss are kept besides.
         """
-        self.directory = (workdir / FOLDER).absolute()
-        self._damaged = (workdir / DAMAGED_FOLDER).absolute()
+        local = Path(os.fspath(workdir)).absolute()  # checksums read the files of a disk
+        self.directory = local / FOLDER
+        self._damaged = local / DAMAGED_FOLDER
 
         def loss(metrics: Mapping[str, float]) -> float:
             return metrics["loss"]

@@ -1,8 +1,8 @@
 """Writes down what a run is: its settings, versions, devices and parameters.
 
-    <workdir>/run.json         a list with an entry for every start of the run; a continuation adds one
-    <workdir>/parameters.txt   the table of parameters; a continuation with another table, which another mesh makes,
-                               writes parameters.<number of the start>.txt
+<workdir>/run.json         a list with an entry for every start of the run; a continuation adds one
+<workdir>/parameters.txt   the table of parameters; a continuation with another table, which another mesh makes,
+                           writes parameters.<number of the start>.txt
 """
 
 from __future__ import annotations
