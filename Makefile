@@ -1,12 +1,12 @@
-# make demo | test | test-slow | test-lmms-eval | lint | bench | clean. Each creates the environment it needs in $(VENV), lmms-eval's
-# in $(LMMS_VENV).
+# make demo | test | test-slow | test-lmms-eval | lint | bench | clean
+# Each target creates the environment that it needs in $(VENV), and that of lmms-eval in $(LMMS_VENV).
 VENV ?= .venv
 LMMS_VENV ?= .venv-lmms-eval
 PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
-# By file, so that what the tests of a file share is made once.
+# The tests of one file run in one process, so that what they share is made once.
 PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 
@@ -14,9 +14,12 @@ export JAX_PLATFORMS ?= cpu
 
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
+	@$(if $(DEMO_STEPS),echo "Only $(DEMO_STEPS) updates were made; 'make demo' without DEMO_STEPS makes all of them.",echo "Nothing was skipped.")
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)
+	@echo "Not run: slow tests (make test-slow) and tests inside lmms-eval (make test-lmms-eval)."
+	@echo "The summary above gives the reason of every skipped test."
 
 test-slow: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m slow $(PYTEST_ARGS)

@@ -1,6 +1,7 @@
 """The names of `import vr_jax`, what importing costs, and the README's example in Python."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vr_jax
+from tests.inference import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +38,17 @@ def test_type_checkers_see_the_same_names():
     checked = [node for node in tree.body if isinstance(node, ast.If)]
     imported = {alias.name for node in ast.walk(checked[0]) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert imported | {"__version__"} == set(vr_jax.__all__)
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """The first block of Python in the README answers a question about an image, with a tiny model in place."""
+    (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    tiny.save(tmp_path / "runs" / "demo" / "model")
+    (tmp_path / "chart.png").write_bytes(tiny.png(60, 30, 1))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_importing_starts_nothing():
