@@ -85,7 +85,7 @@ class RowPacker:
 
     @property
     def complete(self) -> bool:
-        """Whether a batch could not hold all but the newest `lookahead` examples, so that at least one must wait."""
+        """True if a batch could not hold all but the newest `lookahead` examples, so that at least one must wait."""
         sure = self._pending[: -self.lookahead]
         if not self.packing:
             return len(sure) >= self.shape.rows
