@@ -38,7 +38,8 @@ def unflatten_params[Module](module: Module, params: Mapping[str, Any]) -> Modul
         KeyError: `params` lacks a path of the module.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(module)
-    return jax.tree_util.tree_unflatten(structure, [params[path_of(path)] for path, _ in leaves])
+    filled: Module = jax.tree_util.tree_unflatten(structure, [params[path_of(path)] for path, _ in leaves])
+    return filled
 
 
 def merged_path(path: str) -> str:

@@ -20,7 +20,7 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -161,7 +161,7 @@ class MethodConfig(Config):
         fields = {key: value for key, value in values.items() if key != "name"}
         name = values.get("name", own)
         if own is None:
-            return method(cls.kind, name, where).from_dict(fields, where)  # type: ignore[return-value]  # a subclass
+            return cast(Self, method(cls.kind, name, where).from_dict(fields, where))
         check(name == own, f"{where}.name = {name!r}: {cls.__name__} is the {cls.kind} {own!r}")
         return super().from_dict(fields, where)
 

@@ -49,6 +49,8 @@ def reread(model: VisionLanguageModel, batch: Batch) -> tuple[Reread, ...]:
     """
     if refusal := reread_refusal(model.config):
         raise ConfigError(f"reread: {refusal}")
+    refusion = model.refusion
+    assert refusion is not None
     assert model.config.refusion is not None
     levels = model.encode_images(batch.tile_pixels)
     context, hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
@@ -59,13 +61,14 @@ def reread(model: VisionLanguageModel, batch: Batch) -> tuple[Reread, ...]:
     def apply(k: int, inputs: DecoderInputs, state: State) -> tuple[DecoderInputs, State]:
         inner, found = state
         if k:
-            found = (*found, model.refusion.block(len(found)).reread(inputs, context))
+            found = (*found, refusion.block(len(found)).reread(inputs, context))
         inputs, inner = hook.apply(k, inputs, inner)
         return inputs, (inner, found)
 
     inputs = model.inputs(levels, batch)
     states = model.decoder.hidden_states(inputs, insertions[-1:], StageHook(apply, (hook.state, ())))
     _, found = states.hook_state
-    last = model.refusion.block(len(insertions) - 1)
+    last = refusion.block(len(insertions) - 1)
     found = (*found, last.reread(inputs.replace(hidden=states.after[insertions[-1]]), context))
-    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), found)
+    whole: tuple[Reread, ...] = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), found)
+    return whole

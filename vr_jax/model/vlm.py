@@ -164,7 +164,8 @@ class VisionLanguageModel(nnx.Module):
 
         def run(block: Any, inputs: DecoderInputs, rows: Any) -> DecoderInputs:
             features = jax.tree.map(lambda x, like: x.reshape(like.shape), rows, context.features)
-            return block(inputs, dataclasses.replace(context, features=features))
+            after: DecoderInputs = block(inputs, dataclasses.replace(context, features=features))
+            return after
 
         # What jax.checkpoint keeps lies in memory in its own shape: as rows of patches, which is what the kernels read.
         # A TPU would pad S = 9 patches of a cell to 16, and copy the features into and out of that for every block.

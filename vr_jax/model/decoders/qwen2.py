@@ -185,6 +185,7 @@ class Decoder(nnx.Module):
         config: Qwen2Config,
         *,
         bounds: tuple[int, ...],
+        layer: Callable[..., DecoderLayer] = DecoderLayer,
         attention_backend: str = "auto",
         remat: str = "none",
         dtype: DTypeLike,
@@ -195,6 +196,7 @@ class Decoder(nnx.Module):
         Args:
             config: Its sizes.
             bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1.
+            layer: Makes a layer; a subclass of `DecoderLayer` where a relative of Qwen2 differs.
             attention_backend: Backend of `vr_jax.kernels.attention`.
             remat: What the layers recompute in the backward pass (`layers.maybe_remat`).
             dtype: Type of the activations.
@@ -204,7 +206,7 @@ class Decoder(nnx.Module):
         self.embed = Embedding(config.vocab_size, config.hidden_size, init=init, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
             [
-                stack_layers(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), stop - start, rngs)
+                stack_layers(lambda r: layer(config, dtype=dtype, rngs=r), stop - start, rngs)
                 for start, stop in itertools.pairwise(bounds)
             ]
         )
@@ -266,6 +268,7 @@ class Decoder(nnx.Module):
 
         hidden, written = jax.lax.scan(maybe_remat(body, self.remat, in_scan=True), inputs.hidden, stage)
         if cache is not None:
+            assert written is not None
             (keys, values), length = written, hidden.shape[1]
             cache = dataclasses.replace(
                 cache,

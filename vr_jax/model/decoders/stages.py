@@ -148,16 +148,22 @@ class DecodeStage(Protocol):
 class DecoderModule(Protocol):
     """The interface of a decoder's module.
 
-    Attributes:
-        stages: The layers of each stage. A stage is one layer module whose parameters have a leading layer axis.
-        bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1.
+    A `DecoderConfig` builds it.
     """
 
-    stages: Sequence[Any]
-    bounds: tuple[int, ...]
+    @property
+    def stages(self) -> Sequence[Any]:
+        """The layers of each stage: one layer module whose parameters have a leading layer axis."""
+        ...
 
-    def embed(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
-        """The embeddings of tokens."""
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Stage k holds the layers bounds[k] .. bounds[k + 1] - 1."""
+        ...
+
+    @property
+    def embed(self) -> Callable[[Int[Array, "B N"]], Float[Array, "B N D"]]:
+        """The function from tokens to their embeddings."""
         ...
 
     def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:

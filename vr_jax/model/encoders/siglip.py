@@ -196,6 +196,6 @@ class Siglip(nnx.Module):
     def received_attention(self, hidden: Float[Array, "*B cells patches D"]) -> Float[Array, "*B heads cells patches"]:
         """See `EncoderModule.received_attention`."""
         *batch, cells, patches, width = hidden.shape
-        block = jax.tree.map(lambda leaf: leaf[-1], self.stages[-1])
+        block: Block = jax.tree.map(lambda leaf: leaf[-1], self.stages[-1])
         received = block.attn.received(block.norm1(hidden.reshape(-1, cells * patches, width)))
         return received.reshape(*batch, -1, cells, patches)

@@ -128,8 +128,10 @@ class Resampler(nnx.Module):
         if self.adaptive:
             return sine_positions(rows, columns, width)
         queries = self.query_positions.reshape(self.side, self.side, width)
-        resized = np.einsum("hi,wj,ijd->hwd", bicubic(self.side, rows), bicubic(self.side, columns), queries)
-        return resized.reshape(rows * columns, width).astype(np.float32)
+        resized: np.ndarray = np.einsum(
+            "hi,wj,ijd->hwd", bicubic(self.side, rows), bicubic(self.side, columns), queries
+        )
+        return np.asarray(resized.reshape(rows * columns, width), np.float32)
 
 
 def sine_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "P D"]:

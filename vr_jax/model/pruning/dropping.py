@@ -78,7 +78,8 @@ def compact[Tree](tree: Tree, used: Bool[Array, "B N"], length: int | None) -> T
     if length is None or length == used.shape[1]:
         return tree
     order = jnp.argsort(used, axis=1, stable=True)[:, -length:]
-    return jax.tree.map(lambda array: _take(array, order), tree)
+    shorter: Tree = jax.tree.map(lambda array: _take(array, order), tree)
+    return shorter
 
 
 def _take(array: Array, index: Int[Array, "B M"]) -> Array:

@@ -142,7 +142,9 @@ def select(
     half = jnp.arange(len(remaining) // 2)
     place = jnp.arange(len(remaining))
 
-    def merge(remaining, size_and_removed):
+    def merge(
+        remaining: Int[Array, " rest"], size_and_removed: tuple[Int[Array, ""], Int[Array, ""]]
+    ) -> tuple[Int[Array, " rest"], None]:
         # The list keeps its length, and only its first `size` places count.
         size, removed = size_and_removed
         even, odd = remaining[0::2], remaining[1::2]

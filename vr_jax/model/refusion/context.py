@@ -78,7 +78,8 @@ class VisionContext:
         # Other tokens point out of range, which drops them.
         index = jnp.where(self.is_vision, self.vision_cell, slots)
         empty = jnp.zeros((rows, slots), values.dtype)
-        return jax.vmap(lambda cells, i: cells.at[i].set(values, mode="drop"))(empty, index)
+        placed: Array = jax.vmap(lambda cells, i: cells.at[i].set(values, mode="drop"))(empty, index)
+        return placed
 
     def scatter_cells(self, cells: Float[Array, "B cells D"]) -> Float[Array, "B N D"]:
         """The value of each vision token's cell; every other token has zeros."""

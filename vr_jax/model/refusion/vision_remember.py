@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -384,7 +385,7 @@ def _interaction(
     spec: ModelSpec,
     out_width: int,
     *,
-    out_init: nnx.initializers.Initializer | None,
+    out_init: Initializer | None,
     rngs: nnx.Rngs,
 ) -> LocalAttention | GlobalAttention | SampledAttention:
     """The module of `config.interaction`, whose update has `out_width` channels."""
