@@ -1,7 +1,7 @@
 """The demo: a tiny LLaVA-VR learns to read generated charts, tables and words in minutes on two CPU cores.
 
-Everything is trained from scratch. Variant `uncompressed`: every patch is a vision token and there is no Vision Remember;
-it is the model that the pruners work on.
+Everything is trained from scratch. Variant `uncompressed`: every patch is a vision token and there is no Vision
+Remember; it is the model that the pruners work on.
 """
 
 import copy

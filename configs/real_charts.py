@@ -1,8 +1,8 @@
 """A model small enough for two CPU cores, trained from scratch on real images with the real Qwen2 tokenizer.
 
-benchmarks/accuracy/real_charts.py trains it. Nothing is pretrained here, so phase 1 (captions) trains the encoder and the
-decoder too. Phase 2 (questions about charts) freezes the encoder, as the paper does. The model memorises its few images;
-it does not generalise.
+benchmarks/accuracy/real_charts.py trains it. Nothing is pretrained here, so phase 1 (captions) trains the encoder and
+the decoder too. Phase 2 (questions about charts) freezes the encoder, as the paper does. The model memorises its few
+images; it does not generalise.
 
 Variants: phase1, phase2.
 """

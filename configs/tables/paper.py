@@ -1,7 +1,7 @@
 """Any row of the paper's Tables 1-5: --config=configs/tables/paper.py:TABLE/ROW/SIZE/PHASE.
 
-An example is `table1/perceiver_vr/1.5b/phase2`. SIZE (0.5b, 1.5b, 7b) and PHASE (phase1, phase2) may be left out and are
-then 0.5b and phase1. `vr-jax experiments` lists all rows; `vr_jax/experiments/tables.py` declares them.
+An example is `table1/perceiver_vr/1.5b/phase2`. SIZE (0.5b, 1.5b, 7b) and PHASE (phase1, phase2) may be left out and
+are then 0.5b and phase1. `vr-jax experiments` lists all rows; `vr_jax/experiments/tables.py` declares them.
 
 A row has the settings of its size and phase, `configs/llava_vr_qwen2_SIZE.py:PHASE`, and differs in the method only: in
 the projector, the re-fusion block, in Table 5 the image grids, and in the shapes that follow from the number of vision

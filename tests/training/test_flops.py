@@ -1,4 +1,4 @@
-"""Operation counts against methods.md 9.2 and against the dot products of the traced model."""
+"""Operation counts against docs/design/methods.md#flops and against the dot products of the traced model."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ GIGA = 1e9
 
 
 def test_counts_of_the_paper_models():
-    """methods.md 9.2: forward GFLOP per tile and token."""
+    """Forward GFLOP for a tile and a token, as in docs/design/methods.md#flops."""
     plain = VisionRememberConfig(cross_attention="plain", insert_after=(1,))
     got = forward_flops(VlmConfig(refusion=plain))
     assert got["encoder"] / GIGA == pytest.approx(365.6, abs=0.1)  # 23 blocks run

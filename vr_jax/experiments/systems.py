@@ -38,8 +38,8 @@ class System:
         title: What the paper's table calls it.
         projector: Name and fields of the projector.
         refusion: Name and fields of the re-fusion block, or None.
-        insert_every: When set, the re-fusion block acts after the first and then after every n-th decoder layer, instead
-            of after fixed layers.
+        insert_every: When set, the re-fusion block acts after the first and then after every n-th decoder layer,
+            instead of after fixed layers.
         pruning: Name and fields of a pruner, or None. Pruners need no training: the trained model is the same without.
         extra: Whether the paper does not have this system.
     """

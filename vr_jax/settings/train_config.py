@@ -97,6 +97,7 @@ class BatchSettings(Config):
     accumulation: PositiveInt = 1
 
     def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
         super().__post_init__()
         check(
             self.rows % self.accumulation == 0,
@@ -147,6 +148,7 @@ class MeshSettings(Config):
     tensor: AxisSize = 1
 
     def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
         super().__post_init__()
         sizes = {"replica": self.replica, "fsdp": self.fsdp, "tensor": self.tensor}
         for axis, size in sizes.items():
@@ -172,6 +174,7 @@ class CheckpointSettings(Config):
     keep_best: NonNegativeInt = 1
 
     def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
         super().__post_init__()
         check(
             self.keep_last + self.keep_best > 0,
@@ -193,6 +196,7 @@ class ProfileSettings(Config):
     steps: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
         super().__post_init__()
         check(
             self.steps == 0 or self.first_step >= 1,
@@ -284,6 +288,7 @@ class ProbeSettings(Config):
     data_seed: Seed = 0
 
     def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
         super().__post_init__()
         check(
             self.width % self.heads == 0,
@@ -308,7 +313,8 @@ class TrainConfig(Config):
             epoch, and equals the batch size of a run without packing.
         epochs: Passes over the data.
         steps: Number of updates. With 0, it is `epochs * samples / samples_per_step`.
-        trainable: Globs of parameter paths (docs/design/architecture.md#parameter-paths). All other parameters are frozen.
+        trainable: Globs of parameter paths (docs/design/architecture.md#parameter-paths). All other parameters are
+            frozen.
         frozen_dtype: Type of the frozen parameters.
         optimizer: The optimizer and its learning rate.
         loss_chunk: Positions of one device whose logits exist at a time.
@@ -343,6 +349,7 @@ class TrainConfig(Config):
     probe: ProbeSettings = field(default_factory=ProbeSettings)
 
     def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
         super().__post_init__()
         check(bool(self.trainable), "config.trainable is empty: nothing would be trained")
 

@@ -148,9 +148,11 @@ class Checkpoints:
         self._manager.close()
 
     def __enter__(self) -> Self:
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes it."""
         self.close()
 
     def steps(self) -> list[int]:

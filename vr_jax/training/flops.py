@@ -1,8 +1,9 @@
 """The floating-point operations that a model needs for a training step, for model FLOPs utilisation (docs/train.md).
 
-Every matrix product of the parts that run counts, with two operations per multiply-add, at used positions only: padding
-does not count, and attention is causal within samples. Recomputation by remat, normalisation and other elementwise work
-do not count, and neither does the attention among vision tokens inside Vision Remember, which is below 1 % of the total.
+Every matrix product of the parts that run counts, with two operations per multiply-add, at used positions only:
+padding does not count, and attention is causal within samples. Recomputation by remat, normalisation and other
+elementwise work do not count, and neither does the attention among vision tokens inside Vision Remember, which is below
+1 % of the total.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def forward_flops(config: VlmConfig) -> dict[str, float]:
         config: The model.
 
     Returns:
-        `encoder`, `projector` and `refusion` for a tile, `decoder` for a token, `attention` for a query and a key that it
-        sees, `head` for a token with a loss.
+        `encoder`, `projector` and `refusion` for a tile, `decoder` for a token, `attention` for a query and a key that
+        it sees, `head` for a token with a loss.
     """
     return {
         "encoder": config.encoder.flops_per_tile(max(config.feature_levels)),

@@ -70,9 +70,11 @@ class MetricsWriter:
                 writer.close()
 
     def __enter__(self) -> Self:
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes it."""
         self.close()
 
 
@@ -123,7 +125,9 @@ class Progress:
         self._bar.close()
 
     def __enter__(self) -> Self:
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes it."""
         self.close()

@@ -17,7 +17,8 @@ from vr_jax.errors import ConfigError
 from vr_jax.settings import OptimizerSettings
 
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
-Params = dict[str, Array]  # parameters, or arrays that belong to them, by dot-joined path (docs/architecture.md)
+# Parameters, or arrays that belong to them, by path (docs/design/architecture.md#parameter-paths).
+Params = dict[str, Array]
 
 
 def matches(path: str, globs: Iterable[str]) -> bool:

@@ -34,15 +34,18 @@ class Preemption:
     """
 
     def __init__(self) -> None:
+        """Nobody has asked yet."""
         self._asked = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        """Takes over the signals of a run with one process."""
         if jax.process_count() == 1:
             self._previous = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Gives the signals back."""
         self._restore()
 
     def _restore(self) -> None:
