@@ -36,6 +36,7 @@ DECODER = {
     "num_key_value_heads": 2,
     "bos_token_id": None,
     "eos_token_id": None,
+    "tie_word_embeddings": True,
 }
 # What makes the paper's configs as small as these checkpoints.
 TINY = {
