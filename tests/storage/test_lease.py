@@ -15,7 +15,8 @@ import pytest
 
 from vr_jax.errors import UserError
 from vr_jax.storage import LOCK_FILE, Clock, Lease, check_unlocked, directory_lock
-from vr_jax.storage.lease import STALE_AFTER, DiskLeaseFile, Holder
+from vr_jax.storage.lease import STALE_AFTER, Holder
+from vr_jax.storage.lease_file import DiskLeaseFile
 
 START = float(int(time.time()))
 SINCE = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(START))
