@@ -4,8 +4,8 @@
 
 ChartQA-shaped prompts through `vr_jax.evaluation.runner.evaluate`, files and all: a drawn chart of 850 x 600 pixels
 (AnyRes4: five tiles), 20 to 40 tokens of question, 16 new tokens that nothing ends early, so that both sides do the
-same work. The model is the one of configs/real_charts.py (phase 2, Qwen2's vocabulary) with random weights. Both goals
-are those of issue 4: at least 4 x as many items per second on two cores, at most 10 % of the time outside of the
+same work. The model is the one of configs/real_charts.py (phase 2, Qwen2's vocabulary) with random weights. The goals
+are at least 4 x as many items per second on two cores, and at most 10 % of the time outside of the
 compiled programs."""
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def shuffled_groups(count: int, device: int = 4) -> list[range]:
 
 
 def sampler_groups(sizes: Sizes, devices: int = 8, device: int = 4) -> list[list[int]]:
-    """LLaVA's sampler (methods.md 1.6): of every 32 samples, text-only ones apart, each of eight devices takes four of
+    """LLaVA's sampler (docs/design/methods.md#hyper-parameters): of every 32 samples, text-only ones apart, each of eight devices takes four of
     about the same total length; from the longest on, each goes where least is."""
     groups = []
     for alike in ([k for k, size in enumerate(sizes) if size[1]], [k for k, size in enumerate(sizes) if not size[1]]):

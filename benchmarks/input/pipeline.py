@@ -6,7 +6,7 @@ Ours is the whole way from a file to a sample: decoding, AnyRes9 tiles, tokenisa
 decoding and LLaVA-OneVision's image processor, without any text: the one on Pillow, and the one on torchvision where
 that is installed. Same files, same grids; that the tiles are equal is checked first (the one on torchvision resizes in
 its own way and is not held to it). One thread each, on one core, and its CPU time, which a busy machine stretches less
-than wall time. Without --images, they are drawn: charts as PNG, textures as JPEG. Goal of issue 5: twice theirs."""
+than wall time. Without --images, they are drawn: charts as PNG, textures as JPEG. The goal is twice their speed."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def whole_model(rounds: int) -> str:
 
 
 def against_transformers(size: str, rounds: int) -> tuple[str, bool]:
-    """Ratios, goals of issue 5, and whether the outputs agree."""
+    """Ratios, goals, and whether the outputs agree."""
     found = generation.against_torch(size, dtype="float32", rounds=rounds, new_tokens=16)
     ratio = found["ratio"].get("torch", {})
     goals = goals_of(

@@ -148,7 +148,7 @@ TINY_PARTS = (
 
 
 def goals(results: Report) -> list[Goal]:
-    """Those of issue 5, on an H200."""
+    """The goals for one H200."""
     batch1 = results.get("against_torch", {}).get("batch 1, bfloat16", {})
     ours, ratio = batch1.get("sides", {}).get("vr_jax", {}), batch1.get("ratio", {}).get("torch", {})
     systems = results.get("systems", {})

@@ -4,7 +4,7 @@
 
 1. Matrix products of the compiled prefill of one AnyRes4 image (5 tiles, 1/9) and 60 text tokens: without Vision
    Remember, with it, and with its plain form, which projects every patch. The body of a loop counts as often as it
-   runs, which XLA's `cost_analysis` does not do. Goal of issue 5: at most 4 % more (plain: 11.6 %).
+   runs, which XLA's `cost_analysis` does not do. The goal is at most 4 % more (plain: 11.6 %).
 2. Tracing, lowering and compiling phase 2's train step for one device, none of it cached. Goal: 30 s on two cores."""
 
 from __future__ import annotations

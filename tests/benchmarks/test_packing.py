@@ -30,7 +30,7 @@ def test_the_mixture_is_as_large_as_llava_nexts(packing, samples):
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 def test_rows_of_phase_2_are_full(packing, samples, stride):
-    """Goal of issue 5: 95 % of the token slots; and the number of updates fits the number of samples in one."""
+    """The goal is 95 % of the token slots, and the number of updates fits the number of samples in one."""
     config = packing.config_of(stride, "0.5b", "phase2")
     model = VlmConfig.from_dict(config.model.to_dict())
     sizes = [sample.size(model) for sample in samples]

@@ -23,7 +23,7 @@ def tokenizer():
 def assert_recorded(found, ids, labels):
     np.testing.assert_array_equal(found.tokens, ids)
     expected = np.asarray(labels)
-    # Labels of the placeholders themselves vanish when the image is spliced in (methods.md 12).
+    # Labels of the placeholders themselves vanish when the image is spliced in (docs/design/methods.md#official-code).
     expected = np.where(np.asarray(ids) == IMAGE_TOKEN, IGNORED, expected)
     np.testing.assert_array_equal(np.where(found.loss_mask, found.tokens, IGNORED), expected)
 

@@ -1,4 +1,4 @@
-"""Nothing computed for a position may depend on a later answer or turn (methods.md 5.5, design decision 9).
+"""Nothing computed for a position may depend on a later answer or turn (docs/design/decisions.md#decision-12).
 
 Exact, by gradients, over real conversations; a deliberately leaky text-guided token shows that the test can fail."""
 

@@ -1,4 +1,4 @@
-"""Parameter counts of the paper's models (methods.md 9.1), without allocating them."""
+"""Parameter counts of the paper's models (docs/design/methods.md#parameter-counts), without allocating them."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_vision_remember(model):
 @pytest.mark.parametrize(
     ("changes", "per_block"),
     [
-        # Tab. 5a "+Local": inner width 1024; the 9.25M of methods.md 5.8 hold the self-attention's 3.22M as well.
+        # Tab. 5a "+Local": inner width 1024; 9.25M of another count hold a self-attention of 3.22M as well.
         ({"levels": (23,)}, pytest.approx(9.25e6, abs=1e4)),
         ({"shared_weights": True}, 46_494_592),
     ],
@@ -98,7 +98,7 @@ def refusion_parts(config: RefusionConfig, text: str = "0.5B"):
     return llava.refusion.features, llava.refusion.blocks
 
 
-# methods.md 9.1, in millions
+# In millions (docs/design/methods.md#parameter-counts)
 @pytest.mark.parametrize(("text", "per_layer"), [("0.5B", 9.19), ("1.5B", 10.50), ("7B", 14.70)])
 def test_sva(text, per_layer):
     features, blocks = refusion_parts(SvaConfig(), text)
@@ -119,7 +119,7 @@ def test_deepstack_with_the_published_merger(text, total):
 
 
 def test_interactions():
-    """Table 5b: global has the parameters of local; the deformable block of methods.md 6 is counted without its
+    """Table 5b: global has the parameters of local; the deformable block is counted without its
     self-attention (3.2M)."""
     _, local = refusion_parts(VisionRememberConfig())
     _, tile = refusion_parts(VisionRememberConfig(interaction="global"))
@@ -129,7 +129,7 @@ def test_interactions():
 
 
 def test_the_ladder_of_table_5a():
-    """Each step adds its part: 9.25M for the first inner width (methods.md 5.8, with the self-attention)."""
+    """Each step adds its part: 9.25M for the first inner width (with the self-attention)."""
     one, three = {"levels": (23,)}, {"levels": (7, 15, 23)}
     steps = [
         one | {"self_attention": False},

@@ -14,7 +14,7 @@ from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
 from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, step_flops
 
-# Samples of the paper's two phases (methods.md 1.4): LLaVA-Pretrain's 558K, LLaVA-NeXT-Data's 779K.
+# Samples of the paper's two phases (docs/design/methods.md#data-files): LLaVA-Pretrain's 558K, LLaVA-NeXT-Data's 779K.
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
 STEPS = 1000  # the schedule's length does not change what a step needs
 

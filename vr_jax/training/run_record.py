@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 
-import vr_jax
 from vr_jax import distributed
 from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
@@ -86,7 +85,7 @@ def read_run_record(workdir: Path) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python, of this package and of the libraries that its results depend on."""
-    found = {"python": platform.python_version(), "vr_jax": vr_jax.__version__}
+    found = {"python": platform.python_version(), "vr_jax": metadata.version("vr-jax")}
     for name in _PACKAGES:
         found[name] = metadata.version(name)
     return found
@@ -97,7 +96,7 @@ def git_commit() -> str | None:
 
     Uncommitted changes are marked by "+changes".
     """
-    checkout = Path(vr_jax.__file__).parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:

@@ -243,7 +243,7 @@ def average(pruning, layers: int, prompt: PromptSize = TILE) -> float:
 
 @pytest.mark.parametrize(("layers", "mean", "after"), [(24, 0.1852, 17), (28, 0.1746, 25)])
 def test_fastv_budgets(layers, mean, after):
-    """methods.md 4.1: 1/9 after layer 2 is 18.5 % of 24 layers; for a mean of 1/9, 3.03 % of 24 and 4.27 % of 28."""
+    """The numbers of docs/design/methods.md#fastv: 1/9 after layer 2 is 18.5 % of 24 layers; for a mean of 1/9, 3.03 % of 24 and 4.27 % of 28."""
     assert average(FastVConfig(), layers) == pytest.approx(mean, abs=1e-4)
     matched = FastVConfig(budget="layer_average")
     assert average(matched, layers) == pytest.approx(1 / 9, abs=1e-3)
@@ -257,7 +257,7 @@ def test_fastv_budgets(layers, mean, after):
     [(24, (2, 6, 12), 0.133, [576, 76, 10, 1]), (28, (2, 7, 14), 0.169, [576, 97, 16, 2])],
 )
 def test_pyramid_drop_budget(layers, cuts, base, kept):
-    """methods.md 4.2."""
+    """The defaults and averages are those of docs/design/methods.md#pyramid-drop."""
     pruning, spec = PyramidDropConfig(), spec_of(layers)
     assert pruning.cuts(spec) == cuts
     assert pruning.fractions(spec) == (base, base**2, base**3)
