@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.efficiency import tiny_systems
-from vr_jax.efficiency import JSON, EfficiencySettings, Source, measure, parse_scores, systems, write
+from vr_jax.efficiency import JSON, EfficiencySettings, Source, measure, parse_scores, read_systems, write
 
 SETTINGS = EfficiencySettings(repeats=3, warmup=1, new_tokens=4, batch_size=2, text_tokens=40)
 
@@ -21,7 +21,7 @@ def run(config_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "efficiency"
     output.mkdir()
     sources = [Source("config", f"{config_file}:{name}") for name in ("baseline", "uncompressed", "fastv")]
-    chosen = systems(sources, SETTINGS.image)
+    chosen = read_systems(sources, SETTINGS.image)
     scores = parse_scores(["fastv=40", "baseline=42.9", "uncompressed=45"], [system.name for system in chosen])
     report = measure(chosen, SETTINGS)
     write(output, report, scores)

@@ -5,7 +5,7 @@ import pytest
 from tests.efficiency import tiny_systems
 from tests.inference import tiny
 from vr_jax.data.processor import Processor
-from vr_jax.efficiency import Source, systems
+from vr_jax.efficiency import Source, read_systems
 from vr_jax.efficiency.systems import image_size, prompt
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.model.config import anyres4, anyres9, single_tile
@@ -16,7 +16,7 @@ def test_names_are_as_short_as_they_are_unique(config_file, tmp_path):
     other.write_text(config_file.read_text())
 
     def names(*texts):
-        return [system.name for system in systems([Source("config", str(text)) for text in texts], "anyres4")]
+        return [system.name for system in read_systems([Source("config", str(text)) for text in texts], "anyres4")]
 
     assert names(config_file, f"{config_file}:fastv") == ["tiny", "fastv"]
     assert names(f"{config_file}:fastv", f"{other}:fastv") == ["tiny:fastv", "other:fastv"]
@@ -26,7 +26,7 @@ def test_names_are_as_short_as_they_are_unique(config_file, tmp_path):
 
 def test_rows_of_the_paper_and_their_layouts():
     def only(text, image):
-        return systems([Source("config", text)], image)[0].config
+        return read_systems([Source("config", text)], image)[0].config
 
     assert image_size(anyres4()) == (768, 768)
     assert image_size(anyres9()) == (1152, 1152)
@@ -43,7 +43,7 @@ def test_a_layout_that_does_not_fit_the_model_is_refused(tmp_path):
     path = tiny_systems.write(tmp_path)
     path.write_text(path.read_text().replace('"layer": 1', '"layer": 9'))
     with pytest.raises(ConfigError, match=r":fastv with --image=anyres4: .*layer = 9"):
-        systems([Source("config", f"{path}:fastv")], "anyres4")
+        read_systems([Source("config", f"{path}:fastv")], "anyres4")
 
 
 def test_a_source_is_given_once_and_exists(config_file):
@@ -54,7 +54,7 @@ def test_a_source_is_given_once_and_exists(config_file):
         ([Source("checkpoint", str(config_file))], "is not a model directory"),
     ):
         with pytest.raises(UserError, match=message):
-            systems(sources, "anyres4")
+            read_systems(sources, "anyres4")
 
 
 def test_too_few_text_tokens_are_refused():

@@ -7,10 +7,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from tests.tiny import randomized, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
+from tests.tiny import random_model, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
@@ -34,7 +33,7 @@ def config(vision_remember: bool = True) -> VlmConfig:
 
 
 def model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:
-    return randomized(VisionLanguageModel(config, rngs=nnx.Rngs(seed)), seed)
+    return random_model(config, seed)
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:

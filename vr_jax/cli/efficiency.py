@@ -21,7 +21,7 @@ from vr_jax.efficiency import (
     measure,
     measure_isolated,
     parse_scores,
-    systems,
+    read_systems,
     text,
     write,
 )
@@ -73,7 +73,7 @@ def compare(flags: EfficiencyFlags) -> Report:
     """Measures, prints and writes; returns what was measured."""
     use_compilation_cache()
     sources = [Source(cast(Kind, kind), text) for kind, text in flags.sources]
-    found = systems(sources, flags.image)
+    found = read_systems(sources, flags.image)
     scores = parse_scores(flags.score, [system.name for system in found])
     settings = EfficiencySettings(
         image=flags.image,

@@ -59,7 +59,7 @@ class System:
     config: VlmConfig
 
 
-def systems(sources: Sequence[Source], image: str) -> list[System]:
+def read_systems(sources: Sequence[Source], image: str) -> list[System]:
     """Reads the configs of the models.
 
     Args:

@@ -10,8 +10,8 @@ import pytest
 from tests.efficiency.conftest import SETTINGS
 from tests.inference import tiny
 from tests.tiny import abstract_model, params_of
-from vr_jax.efficiency import EfficiencySettings, Source, System, measure, systems
-from vr_jax.efficiency.measure import load, random_model
+from vr_jax.efficiency import EfficiencySettings, Source, System, measure, read_systems
+from vr_jax.efficiency.measurement import load, random_model
 from vr_jax.efficiency.systems import is_vision, prompt
 from vr_jax.errors import UserError
 from vr_jax.inference import Buckets, Generator
@@ -73,7 +73,8 @@ def test_the_cache_behind_a_pruner_has_no_slots_for_dropped_tokens(found, config
     content, by_name = found
     settings = EfficiencySettings(**content["settings"])
     given = {}
-    for system in systems([Source("config", f"{config_file}:{name}") for name in ("uncompressed", "fastv")], "anyres4"):
+    sources = [Source("config", f"{config_file}:{name}") for name in ("uncompressed", "fastv")]
+    for system in read_systems(sources, "anyres4"):
         loaded = load(system, settings)
         example = prompt(loaded.processor, settings.text_tokens)
         exact = Buckets(tokens=tuple(range(1, len(example.tokens) + 1)), tiles=(5,))
@@ -90,7 +91,7 @@ def test_the_cache_behind_a_pruner_has_no_slots_for_dropped_tokens(found, config
 
 def test_a_checkpoint_is_measured_with_its_own_weights(tmp_path):
     source = Source("checkpoint", str(tiny.save(tmp_path / "run" / "model")))
-    (system,) = systems([source], "anyres4")
+    (system,) = read_systems([source], "anyres4")
     assert (system.name, system.config.image) == ("run/model", anyres4(24))
     loaded = load(system, EfficiencySettings(dtype="float32"))
     found, saved = params_of(loaded.model), params_of(tiny.model(tiny.config()))
@@ -108,7 +109,7 @@ def test_random_weights_have_the_dtype_of_the_activations():
 
 
 def test_models_that_do_not_fit_in_memory_are_refused(monkeypatch):
-    monkeypatch.setattr("vr_jax.efficiency.measure._free_bytes", lambda: 1000)
+    monkeypatch.setattr("vr_jax.efficiency.measurement._free_bytes", lambda: 1000)
     both = [System(name, Source("config", name), tiny.config()) for name in ("a", "b")]
     with pytest.raises(UserError, match=r"2 systems side by side do not fit .* try --isolate"):
         measure(both, EfficiencySettings())
