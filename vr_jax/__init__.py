@@ -11,6 +11,7 @@ They are imported when they are first used, so that `import vr_jax` takes no tim
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from vr_jax.training import train
 
     __version__: str
+
+_MODULES = {
+    "Generator": "vr_jax.inference",
+    "Processor": "vr_jax.data.processor",
+    "TrainConfig": "vr_jax.settings",
+    "VisionLanguageModel": "vr_jax.model.vlm",
+    "VlmConfig": "vr_jax.model.config",
+    "evaluate": "vr_jax.evaluation",
+    "load_model": "vr_jax.model_directory",
+    "save_model": "vr_jax.model_directory",
+    "train": "vr_jax.training.loop",
+}
 
 __all__ = [
     "Generator",
@@ -41,35 +54,15 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a name of `__all__` when it is first used (PEP 562)."""
-    value: Any
-    match name:
-        case "Generator":
-            from vr_jax.inference import Generator as value
-        case "Processor":
-            from vr_jax.data.processor import Processor as value
-        case "TrainConfig":
-            from vr_jax.settings import TrainConfig as value
-        case "VisionLanguageModel":
-            from vr_jax.model.vlm import VisionLanguageModel as value
-        case "VlmConfig":
-            from vr_jax.model.config import VlmConfig as value
-        case "evaluate":
-            from vr_jax.evaluation import evaluate as value
-        case "load_model":
-            from vr_jax.model_directory import load_model as value
-        case "save_model":
-            from vr_jax.model_directory import save_model as value
-        case "train":
-            from vr_jax.training import train as value
-        case "__version__":
-            from importlib.metadata import version
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
 
-            value = version("vr-jax")
-        case _:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+        return version("vr-jax")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
+    """Lists the public names beside those that are there already."""
     return sorted({*globals(), *__all__})

@@ -75,7 +75,7 @@ def test_unknown_names_are_one_line(capsys, arguments, message):
 
 
 def test_errors_leave_with_their_exit_code(capsys):
-    class Own(UserError):
+    class OwnError(UserError):
         exit_code = 4
 
     def fail(error):
@@ -84,7 +84,7 @@ def test_errors_leave_with_their_exit_code(capsys):
     assert guarded(["vr-jax", "x"], lambda: None) == 0
     assert guarded(["vr-jax", "x"], lambda: 3) == 3
     assert guarded(["vr-jax", "x"], lambda: fail(UserError("no"))) == 2
-    assert guarded(["vr-jax", "x"], lambda: fail(Own("own"))) == 4
+    assert guarded(["vr-jax", "x"], lambda: fail(OwnError("own"))) == 4
     assert guarded(["vr-jax", "x"], lambda: fail(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "vr-jax x: no\nvr-jax x: own\nvr-jax x: interrupted\n"
     with pytest.raises(ValueError, match="a fault of the program"):

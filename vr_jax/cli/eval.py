@@ -110,11 +110,13 @@ class Interrupt:
     seen = False
 
     def __enter__(self) -> Self:
+        """Takes over the signal, which only the main thread may do."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self.note)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Gives the signal back."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._before)
 

@@ -9,7 +9,7 @@ from vr_jax.errors import UserError
 from vr_jax.fields import Config, PositiveInt, check
 
 
-class PromptTooLong(UserError):
+class PromptTooLong(UserError):  # the name of the reason that evaluation counts
     """A prompt has more tokens or tiles than the largest bucket. Evaluation counts such a prompt and goes on."""
 
 
@@ -34,6 +34,7 @@ class Buckets(Config):
     tiles: tuple[PositiveInt, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 
     def __post_init__(self) -> None:
+        """Checks that the sizes increase."""
         super().__post_init__()
         for name in ("tokens", "tiles"):
             sizes = getattr(self, name)

@@ -256,7 +256,7 @@ class Generator:
         }
 
     def kept(self, prompt: Example) -> list[int]:
-        """Returns how many tokens of a prompt each stage of a pruned decoder sees at most; without a pruner, nothing."""
+        """Returns how many tokens of a prompt each stage of a pruned decoder sees; without a pruner, an empty list."""
         config, cells = self.model.config, prompt.vision_cell
         if config.pruning is None:
             return []
