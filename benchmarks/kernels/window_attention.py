@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import side_by_side
-from vr_jax.kernels.window_attention import BackendError, api, window_attention
+from vr_jax.errors import ConfigError
+from vr_jax.kernels.window_attention import api, window_attention
 
 BYTES = 2  # of a number, bfloat16
 NO_WORSE = 2.0  # a kernel may be this much further from float32 than the reference
@@ -145,7 +146,7 @@ def _compare(
         run = jax.jit(problem.function(part, backend=name, interpret=interpret))
         try:
             found = jax.block_until_ready(run(*arrays))
-        except BackendError as error:
+        except ConfigError as error:
             backends[name] = {"refused": str(error)}
             continue
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # the others are still measured

@@ -18,7 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.tiny import tiny_config, tiny_encoder, tiny_refusion
 from vr_jax.errors import ConfigError
-from vr_jax.kernels.window_attention import BackendError, api, window_attention
+from vr_jax.kernels.window_attention import api, window_attention
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.refusion import interactions
 from vr_jax.model.refusion.interactions import LocalAttention
@@ -184,7 +184,7 @@ def test_a_mesh_runs_the_kernel_on_pieces(monkeypatch):
         return query
 
     kernel = SimpleNamespace(forward=forward, unsupported=lambda *arrays: None)
-    monkeypatch.setattr(api, "_module", lambda name: kernel)
+    monkeypatch.setattr(api, "load_kernel", lambda name: kernel)
     query, key, valid = jnp.zeros((8, 2, 128)), jnp.zeros((8, 4, 1, 128)), jnp.ones((8, 4), bool)
     with jax.set_mesh(make_mesh(2, 2, 2)):
         out = window_attention(query, key, key, valid, backend="pallas_tpu", interpret=True)
@@ -254,7 +254,7 @@ def test_auto(platform: str, arrays: tuple, expected: str):
     ],
 )
 def test_a_backend_that_cannot_run(platform: str, backend: str, arrays: tuple, message: str):
-    with compiled_for(platform), pytest.raises(BackendError, match=message):
+    with compiled_for(platform), pytest.raises(ConfigError, match=message):
         api.choose(*arrays, backend)
 
 

@@ -115,11 +115,11 @@ def test_matches_float64(name: str):
 def test_other_chips_do_without_hoppers_instructions(monkeypatch):
     """wgmma exists on compute capability 9 only; the dtype alone does not decide."""
     query, key, *_ = ON_TENSOR_CORES.arrays()
-    assert pallas_gpu._plan(query, key, False).tensor_cores
-    monkeypatch.setattr(pallas_gpu, "_capability", lambda: (10, 0))
-    assert not pallas_gpu._plan(query, key, False).tensor_cores
+    assert pallas_gpu.plan_for(query, key, False).tensor_cores
+    monkeypatch.setattr(pallas_gpu, "compute_capability", lambda: (10, 0))
+    assert not pallas_gpu.plan_for(query, key, False).tensor_cores
     assert pallas_gpu.unsupported(query, key, key) is None
-    monkeypatch.setattr(pallas_gpu, "_capability", lambda: (8, 0))
+    monkeypatch.setattr(pallas_gpu, "compute_capability", lambda: (8, 0))
     assert "compute capability 8.0" in pallas_gpu.unsupported(query, key, key)
 
 

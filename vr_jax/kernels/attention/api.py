@@ -39,7 +39,9 @@ class Implementation(Protocol):
         query_segments: Array | None,
         key_segments: Array | None,
         causal: bool,
-    ) -> Array: ...
+    ) -> Array:
+        """Computes `reference.attention`."""
+        ...
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {

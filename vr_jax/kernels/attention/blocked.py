@@ -2,8 +2,8 @@
 
 The softmax is accumulated block by block, and blocks that no query of the block attends to are skipped. The plain form
 writes and reads (heads, N, N) float32 logits several times. For a row of 3,760 positions, 14 heads and causal attention
-on one core of an AMD EPYC (Zen 4), the plain form takes 2.0 s and this one 0.47 s. The nearest library, tokamax 0.0.17's
-`xla_chunked`, takes 1.3 s because it skips no block (docs/results/speed.md).
+on one core of an AMD EPYC (Zen 4), the plain form takes 2.0 s and this one 0.47 s. The nearest library, tokamax
+0.0.17's `xla_chunked`, takes 1.3 s because it skips no block (docs/results/speed.md).
 
 Source of the algorithm: Dao, FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
@@ -153,7 +153,7 @@ def _logits(
     q_segments: Int[Array, " queries"],
     k_segments: Int[Array, " keys"],
 ) -> tuple[Float[Array, "rows keys"], Bool[Array, "rows keys"] | None]:
-    """Returns the logits of block i of the queries and block j of the keys, and their mask (None if nothing is masked)."""
+    """Returns the logits of block i of the queries and block j of the keys, and their mask, or None without one."""
     logits = jnp.einsum("rk,nk->rn", q, k, preferred_element_type=jnp.float32)
     if not blocks.masked:
         return logits, None

@@ -1,3 +1,5 @@
-from vr_jax.kernels.window_attention.api import BackendError, window_attention, window_weights
+"""Windowed cross-attention: one query per window attends to the keys of that window, in several heads."""
 
-__all__ = ["BackendError", "window_attention", "window_weights"]
+from vr_jax.kernels.window_attention.api import window_attention, window_weights
+
+__all__ = ["window_attention", "window_weights"]

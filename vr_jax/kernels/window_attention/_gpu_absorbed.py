@@ -1,16 +1,19 @@
 """Windowed cross-attention on NVIDIA GPUs where the heads share the keys, and the keys are the values.
 
-Bound by memory, so everything is read once: a persistent block keeps the features of its G windows in shared memory
-between the two products (55 KB a window at width 3072), and queries and results stream past them.
+The kernel is bound by memory traffic, so it reads everything once. A persistent block keeps the features of its G
+windows in shared memory between the two products (55 KB per window at width 3072). Queries and results stream past
+them.
 
-    producer warpgroup     TMA: queries by 64 columns into a ring of stages, features into the buffer that stays. It
-                           runs ahead into the next group of windows while the results of this one are written.
-    consumer warpgroups    logits = queries . features, softmax in registers, results = weights . features, by TMA.
+    producer warpgroup     It copies queries by TMA, 64 columns at a time, into a ring of stages, and features into the
+                           buffer. It runs ahead into the next group of windows while results of this one are written.
+    consumer warpgroups    They compute logits = queries . features, the softmax in registers, and
+                           results = weights . features, which are written by TMA.
 
-On tensor cores (bfloat16, Hopper) 64 rows (window, head) meet 64 keys, of which each row owns S; the others are masked.
-The buffer holds `stride` < 64 keys a chunk of columns, one chunk behind the other, so a 64-key operand runs into the
-next chunks: finite numbers that meet weights of zero, or logits that are masked. Elsewhere (float32, other chips) the
-products are vector arithmetic, one window a group, the heads split over the consumers.
+On tensor cores (bfloat16, Hopper) 64 rows (window, head) are multiplied with 64 keys. Each row owns S of these keys,
+and the others are masked. The buffer holds `stride` < 64 keys per chunk of columns, one chunk behind the other, so an
+operand of 64 keys extends into the next chunks. What it reads there are finite numbers, whose weights are zero or whose
+logits are masked. For float32 and on other chips the products are vector arithmetic: a group is one window, and the
+heads are divided over the consumers.
 """
 
 from __future__ import annotations
@@ -31,34 +34,63 @@ from jaxtyping import Array, Bool, Float
 from vr_jax.kernels.window_attention import _gpu_vectors as vectors
 from vr_jax.kernels.window_attention._gpu_plan import SWIZZLED_ROWS, TILE, Plan
 
-Ref = Any  # Pallas has no public name for it
+# Accumulators of tensor cores. The module has the name, and its stub for type checkers does not export it.
+ACC: Any = plgpu.ACC  # type: ignore[attr-defined]  # see above
+# A reference to memory. Pallas has no public name for its type.
+Ref = Any
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What a block's warpgroups share. A barrier `full` is the copy engine's, `free` the consumers'."""
+    """The shared memory and the barriers of a block's warpgroups.
 
-    ring: Ref  # queries, a chunk of columns in each of the stages
-    buffer: Ref  # features, chunk behind chunk
-    results: Ref  # on their way out
+    Attributes:
+        ring: Queries, a chunk of columns in each of the stages.
+        buffer: Features, chunk behind chunk.
+        results: Results on their way to device memory.
+        ring_full: The copy engine arrives here when a stage of the ring is filled.
+        ring_free: The consumers arrive here when they have read a stage of the ring.
+        buffer_full: The copy engine arrives here when a part of the buffer is filled.
+        buffer_free: The consumers arrive here when they have read a part of the buffer.
+        factors: The factors of the second product, on tensor cores.
+        factors_done: The consumers arrive here when the factors are written.
+        weights: In the backward pass, the weights and the gradient by the products.
+    """
+
+    ring: Ref
+    buffer: Ref
+    results: Ref
     ring_full: Ref
     ring_free: Ref
     buffer_full: Ref
     buffer_free: Ref
-    factors: Ref = None  # of the second product on tensor cores
+    factors: Ref = None
     factors_done: Ref = None
-    weights: Ref = None  # and the gradient by the products: going backward
+    weights: Ref = None
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One block's view of a call: the arrays in device memory, and the groups that it takes in turn."""
+    """One block's view of a call: the arrays in device memory, and the groups that it takes one after the other.
+
+    Attributes:
+        plan: The sizes of the call.
+        scale: The factor of the logits.
+        streams: The arrays of rows: queries, and in the backward pass the output's gradient.
+        features: The keys, which are the values.
+        mask_logits: For each group and key 0, or -inf for a key that is not valid; None if all keys are valid.
+        out: The output, or the gradient by the queries.
+        weights: In the backward pass, the outputs for the weights and for the gradient by the products.
+        warpgroup: The number of this warpgroup.
+        first: The first group of this block.
+        step: The number of blocks, which is the distance between the groups of a block.
+    """
 
     plan: Plan
     scale: float
     streams: list[Ref]
     features: Ref
-    hidden: Ref | None
+    mask_logits: Ref | None
     out: Ref
     weights: list[Ref]
     warpgroup: Array
@@ -67,16 +99,19 @@ class _Block:
 
     @property
     def turns(self) -> Array:
+        """The number of groups that this block takes."""
         return lax.div(self.plan.groups - 1 - self.first, self.step) + 1
 
     def group(self, turn: Array) -> Array:
+        """Returns the group of a turn."""
         return self.first + turn * self.step
 
     def slot(self, turn: Array, chunk: Array | int) -> Array:
-        """Of the ring, where a chunk of queries is."""
+        """Returns the stage of the ring that holds a chunk of queries."""
         return lax.rem(turn * self.plan.chunks + chunk, self.plan.stages)
 
     def columns(self, chunk: Array) -> pl.Slice:
+        """Returns the columns of a chunk."""
         return pl.ds(chunk * self.plan.chunk, self.plan.chunk)
 
 
@@ -90,13 +125,27 @@ def call(
     blocks: int,
     interpret: bool,
 ) -> tuple[Array, ...]:
-    """(out,), or with `grad` (dquery, weights, dlogits) as in pallas_gpu.query_gradient. `blocks`: on the device."""
+    """Runs the kernel on one device.
+
+    Args:
+        plan: The sizes of the call.
+        query: The queries.
+        features: The keys, which are the values.
+        valid: The keys that take part, or None if all do.
+        grad: The gradient by the output, or None in the forward pass.
+        scale: The factor of the logits.
+        blocks: The blocks that run on the device at the same time.
+        interpret: Whether the kernel runs in Pallas' interpreter.
+
+    Returns:
+        The output alone; or with `grad` the three results of `pallas_gpu.query_gradient`.
+    """
     shape, dtype = query.shape, query.dtype
     flat = features.reshape(-1, plan.width)
-    # No copy where the rows are whole tiles, as those of a number of windows that is a multiple of 8 always are.
+    # This copies nothing if the rows are whole tiles, as they are for any number of windows that is a multiple of 8.
     flat = jnp.pad(flat, ((0, -flat.shape[0] % plan.align), (0, 0)))
     streams = [x.reshape(-1, plan.width) for x in (query, grad) if x is not None]
-    hidden = [] if valid is None else [_hidden(plan, valid)]
+    mask_logits = [] if valid is None else [_mask_logits(plan, valid)]
 
     out_type = [jax.ShapeDtypeStruct(streams[0].shape, dtype)]
     if plan.backward:
@@ -104,7 +153,8 @@ def call(
 
     tiles: tuple[Any, ...] = ()
     if plan.tensor_cores:
-        tiling: Any = plgpu.TilingTransform  # Any: mypy takes what its base class leaves empty for abstract
+        # The type is Any because mypy takes methods that the base class leaves empty for abstract ones.
+        tiling: Any = plgpu.TilingTransform
         swizzle: Any = plgpu.SwizzleTransform
         tiles = tiling((SWIZZLED_ROWS, TILE)), swizzle(128)
     results = (plan.consumers, TILE) if plan.tensor_cores else (1, plan.heads)
@@ -123,7 +173,7 @@ def call(
     if plan.backward:
         scratch["weights"] = plgpu.SMEM((2, *plan.weights), jnp.float32)
 
-    # Mosaic's search for layouts does not end for the vectors', which say all of theirs.
+    # Mosaic's search for layouts does not end for vector arithmetic, which states all its layouts itself.
     semantics = plgpu.LoweringSemantics.Warpgroup if plan.tensor_cores else plgpu.LoweringSemantics.Lane
     outs = plgpu.kernel(
         functools.partial(_body, plan, valid is not None, scale),
@@ -136,35 +186,37 @@ def call(
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=semantics),
         interpret=plgpu.InterpretGPUParams() if interpret else None,
         kernel_name="window_attention_absorbed_" + ("gradient" if plan.backward else "forward"),
-    )(*streams, flat, *hidden)
+    )(*streams, flat, *mask_logits)
     out, *weights = outs
     return out.reshape(shape), *(_by_window(plan, w) for w in weights)
 
 
-def _hidden(plan: Plan, valid: Bool[Array, "W S"]) -> Float[Array, "groups keys"]:
-    """0 or -inf for each row of features that a group loads; what is not a key of the group is masked elsewhere."""
-    hidden = jnp.where(valid, 0.0, -jnp.inf).astype(jnp.float32).reshape(-1)
+def _mask_logits(plan: Plan, valid: Bool[Array, "W S"]) -> Float[Array, "groups keys"]:
+    """Returns 0 or -inf for each row of features that a group loads; rows of other groups are masked elsewhere."""
+    mask_logits = jnp.where(valid, 0.0, -jnp.inf).astype(jnp.float32).reshape(-1)
     if not plan.tensor_cores:
-        return hidden.reshape(-1, plan.keys)
+        return mask_logits.reshape(-1, plan.keys)
     first = np.arange(plan.groups) * plan.group * plan.keys // plan.align * plan.align
-    index = np.minimum(first[:, None] + np.arange(TILE), hidden.size - 1)
-    return hidden[index]
+    index = np.minimum(first[:, None] + np.arange(TILE), mask_logits.size - 1)
+    return mask_logits[index]
 
 
 def _by_window(plan: Plan, weights: Float[Array, "groups parts S rows"]) -> Float[Array, "W H S"]:
+    """Returns the weights of all groups by window."""
     weights = weights.swapaxes(1, 2).reshape(plan.groups, plan.keys, -1)[..., : plan.rows]
     weights = weights.reshape(plan.groups, plan.keys, plan.group, plan.heads)
     return weights.transpose(0, 2, 3, 1).reshape(-1, plan.heads, plan.keys)[: plan.windows]
 
 
 def _body(plan: Plan, masked: bool, scale: float, *refs: Ref, **scratch: Ref) -> None:
+    """Runs one warpgroup of a block: the last one produces, the others consume."""
     left = list(refs)
     streams = [left.pop(0) for _ in range(plan.streams)]
     features = left.pop(0)
-    hidden = left.pop(0) if masked else None
+    mask_logits = left.pop(0) if masked else None
     out, *weights = left
     warpgroup, first, step = lax.axis_index("warpgroup"), lax.axis_index("block"), lax.axis_size("block")
-    block = _Block(plan, scale, streams, features, hidden, out, weights, warpgroup, first, step)
+    block = _Block(plan, scale, streams, features, mask_logits, out, weights, warpgroup, first, step)
     shared = _Shared(**scratch)
 
     @pl.when(warpgroup == plan.consumers)
@@ -179,10 +231,12 @@ def _body(plan: Plan, masked: bool, scale: float, *refs: Ref, **scratch: Ref) ->
 
 
 def _each(barriers: Ref, count: int, act: Callable[[Ref], None]) -> None:
+    """Calls a function with each barrier of an array."""
     pl.loop(0, count)(lambda n: act(barriers.at[n]))
 
 
 def _produce(block: _Block, shared: _Shared) -> None:
+    """Copies queries and features into shared memory as their places become free."""
     plan = block.plan
 
     def load_queries(turn: Array, chunk: Array) -> None:
@@ -211,8 +265,8 @@ def _produce(block: _Block, shared: _Shared) -> None:
 
     @pl.loop(0, block.turns)
     def _turn(turn: Array) -> None:
-        # Queries as far as the ring goes, then features as their buffer empties, then the rest of the queries as they
-        # are read: while the consumers write results, the next group is on its way.
+        # First come as many queries as the ring holds, then the features as their buffer empties, then the rest of the
+        # queries as they are read. So the next group is copied while the consumers write results.
         pl.loop(0, ahead)(functools.partial(load_queries, turn))
         pl.loop(0, plan.parts)(functools.partial(load_features, turn))
         pl.loop(ahead, plan.chunks)(functools.partial(load_queries, turn))
@@ -222,14 +276,18 @@ def _produce(block: _Block, shared: _Shared) -> None:
 
 
 def _consume_on_tensor_cores(block: _Block, shared: _Shared) -> None:
-    """The consumers compute the same logits and take turns in the columns of the results: each has its own parts of
-    the features to read for these, and to release."""
+    """Computes with tensor cores.
+
+    All consumers compute the same logits and take turns in the columns of the results. For these each reads its own
+    parts of the features, and releases them.
+    """
     plan, warpgroup = block.plan, block.warpgroup
     mine = plan.parts // plan.consumers
 
     @pl.when(warpgroup == 0)
     def _clear() -> None:
-        if plan.stride() < TILE:  # a product of the last chunk reads on into these rows
+        if plan.stride() < TILE:
+            # A product of the last chunk extends into these rows.
             zeros = plgpu.layout_cast(jnp.zeros((TILE, TILE), plan.dtype), plgpu.Layout.WGMMA)
             shared.buffer[pl.ds(plan.chunks * plan.stride(), TILE)] = zeros
             plgpu.commit_smem()
@@ -251,7 +309,8 @@ def _consume_on_tensor_cores(block: _Block, shared: _Shared) -> None:
                 for stream, accumulator in enumerate(accumulators):
                     rows = shared.ring.at[stream, pl.ds(slot * plan.rows, TILE)]
                     plgpu.wgmma(accumulator, rows, keys_of(chunk).transpose((1, 0)))
-                plgpu.wgmma_wait(plan.streams)  # for all but this chunk's
+                # This waits for all products but those of this chunk.
+                plgpu.wgmma_wait(plan.streams)
 
                 def release_last(chunk: Array = chunk) -> None:
                     plgpu.barrier_arrive(shared.ring_free.at[block.slot(turn, chunk - 1)])
@@ -274,9 +333,10 @@ def _consume_on_tensor_cores(block: _Block, shared: _Shared) -> None:
     def write_results(group: Array, chunk: Array) -> None:
         def product(accumulator: Ref) -> Array:
             plgpu.wgmma(accumulator, shared.factors, keys_of(chunk))
-            return accumulator[...]
+            values: Array = accumulator[...]
+            return values
 
-        result = pl.run_scoped(product, plgpu.ACC((TILE, TILE), jnp.float32)).astype(plan.dtype)
+        result = pl.run_scoped(product, ACC((TILE, TILE), jnp.float32)).astype(plan.dtype)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         shared.results[warpgroup] = result
         plgpu.commit_smem()
@@ -288,25 +348,25 @@ def _consume_on_tensor_cores(block: _Block, shared: _Shared) -> None:
     @pl.loop(0, block.turns)
     def _turn(turn: Array) -> None:
         group = block.group(turn)
-        accumulators = [plgpu.ACC((TILE, TILE), jnp.float32)] * plan.streams
+        accumulators = [ACC((TILE, TILE), jnp.float32)] * plan.streams
         logits, *rest = pl.run_scoped(functools.partial(first_products, turn), *accumulators)
         own, place = _ownership(plan, group)
-        weights = _softmax(logits * (block.scale * vectors.LOG2_E), own, block.hidden, group)
+        weights = _softmax(logits * (block.scale * vectors.LOG2_E), own, block.mask_logits, group)
         factors = weights
         if plan.backward:
             weights_grad = jnp.where(own, rest[0], 0.0)
-            mean = (weights * weights_grad).sum(axis=1)
-            factors = weights * (weights_grad - lax.broadcast_in_dim(mean, weights.shape, [0])) * block.scale
+            delta = (weights * weights_grad).sum(axis=1)
+            factors = weights * (weights_grad - lax.broadcast_in_dim(delta, weights.shape, [0])) * block.scale
             pl.when(warpgroup == 0)(lambda: write_weights(group, place, [weights, factors]))
 
         @pl.when(warpgroup == 0)
         def _share() -> None:
-            # The other consumer has read the last turn's: it has released all its features since, or this turn's would
-            # not be here.
+            # The other consumer has read the factors of the last turn: since then it has released all its features, or
+            # those of this turn could not have been loaded.
             shared.factors[...] = factors.astype(plan.dtype)
             plgpu.commit_smem()
 
-        # From here on nobody reads another's features for logits: each may release its own.
+        # From here on no consumer reads the features of the others for logits, so each may release its own.
         plgpu.barrier_arrive(shared.factors_done)
         plgpu.barrier_wait(shared.factors_done)
 
@@ -319,7 +379,7 @@ def _consume_on_tensor_cores(block: _Block, shared: _Shared) -> None:
 
 
 def _ownership(plan: Plan, group: Array) -> tuple[Array, Array]:
-    """For each row (window, head) and row of features: whether it is a key of the window, and which of the S."""
+    """Returns for each row (window, head) and row of features whether it is a key of the window, and which of the S."""
     row, column = (plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
     first = group * (plan.group * plan.keys)
     key = column - (first - lax.div(first, plan.align) * plan.align)
@@ -328,10 +388,10 @@ def _ownership(plan: Plan, group: Array) -> tuple[Array, Array]:
     return own, key - window * plan.keys
 
 
-def _softmax(logits: Array, own: Array, hidden: Ref | None, group: Array) -> Array:
-    """Of logits in base 2, over the keys that each row owns and that are not hidden."""
-    if hidden is not None:
-        shift = plgpu.load(hidden.at[group], layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
+def _softmax(logits: Array, own: Array, mask_logits: Ref | None, group: Array) -> Array:
+    """Computes the softmax of logits in base 2, over the valid keys that each row owns."""
+    if mask_logits is not None:
+        shift = plgpu.load(mask_logits.at[group], layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
         logits = logits + lax.broadcast_in_dim(shift, logits.shape, [1])
     logits = jnp.where(own, logits, -jnp.inf)
     highest = jnp.maximum(logits.max(axis=1), vectors.LOWEST)
@@ -340,7 +400,7 @@ def _softmax(logits: Array, own: Array, hidden: Ref | None, group: Array) -> Arr
 
 
 def _consume_by_vectors(block: _Block, shared: _Shared) -> None:
-    """Each consumer has its own heads."""
+    """Computes with vector arithmetic; each consumer has its own heads."""
     plan, warpgroup = block.plan, block.warpgroup
     layout = vectors.row_layout(plan.chunk, plan.dtype)
     count = plan.heads // plan.consumers
@@ -348,12 +408,13 @@ def _consume_by_vectors(block: _Block, shared: _Shared) -> None:
     shape = (count, plan.chunk)
 
     def load(ref: Ref, layout: Any) -> Array:
-        return plgpu.load(ref, layout=layout).astype(jnp.float32)
+        values: Array = plgpu.load(ref, layout=layout)
+        return values.astype(jnp.float32)
 
     def key_of(chunk: Array, key: int) -> Array:
-        """One row of features under every head."""
+        """Returns one row of features, repeated for every head."""
         row = load(shared.buffer.at[chunk * plan.keys + key], layout.reduce(0))
-        return vectors.spread(row, shape, 1, layout)
+        return vectors.broadcast(row, shape, 1, layout)
 
     def first_products(turn: Array, part: Array, sums: list[Array]) -> list[Array]:
         plgpu.barrier_wait(shared.buffer_full.at[part])
@@ -365,7 +426,8 @@ def _consume_by_vectors(block: _Block, shared: _Shared) -> None:
             streams = [load(shared.ring.at[stream, rows], layout) for stream in range(plan.streams)]
             products = [(x * key_of(chunk, key)).sum(axis=1) for x in streams for key in range(plan.keys)]
             sums = [total + product for total, product in zip(sums, products, strict=True)]
-            plgpu.commit_smem()  # reads before the copy engine's next write
+            # The reads have to be complete before the copy engine writes here again.
+            plgpu.commit_smem()
             plgpu.barrier_arrive(shared.ring_free.at[slot])
         return sums
 
@@ -378,7 +440,7 @@ def _consume_by_vectors(block: _Block, shared: _Shared) -> None:
             plgpu.copy_smem_to_gmem(shared.weights.at[n, warpgroup], ref.at[group, warpgroup])
 
     def write_results(group: Array, chunk: Array, factors: list[Array]) -> None:
-        terms = [vectors.spread(f, shape, 0, layout) * key_of(chunk, key) for key, f in enumerate(factors)]
+        terms = [vectors.broadcast(f, shape, 0, layout) * key_of(chunk, key) for key, f in enumerate(factors)]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         rows = pl.ds(first, count)
         shared.results[0, rows] = sum(terms[1:], terms[0]).astype(plan.dtype)
@@ -396,7 +458,7 @@ def _consume_by_vectors(block: _Block, shared: _Shared) -> None:
         zero = plgpu.layout_cast(jnp.zeros((count,), jnp.float32), layout.reduce(1))
         sums = [zero] * (plan.streams * plan.keys)
         sums = lax.fori_loop(0, plan.parts, functools.partial(first_products, turn), sums)
-        shifts = None if block.hidden is None else [block.hidden[group, key] for key in range(plan.keys)]
+        shifts = None if block.mask_logits is None else [block.mask_logits[group, key] for key in range(plan.keys)]
         weights = vectors.softmax(sums[: plan.keys], shifts, block.scale)
         factors = weights
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)

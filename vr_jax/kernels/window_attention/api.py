@@ -1,31 +1,32 @@
-"""Windowed cross-attention: each window's single query attends to that window's keys. Here a backend is chosen."""
+"""Chooses what computes windowed cross-attention (docs/kernels.md).
+
+reference   XLA, every platform
+pallas_tpu  TPUs
+pallas_gpu  NVIDIA GPUs since Hopper
+"""
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
 
 import jax
 from jaxtyping import Array, Bool, Float
 
-from vr_jax.errors import UserError
+from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import reference
-from vr_jax.kernels.window_attention.vjp import Kernel, Shaped, partition
+from vr_jax.kernels.window_attention.vjp import ArrayOrShape, Kernel, partition
 from vr_jax.sharding import mesh_in_context, platform
 
 BACKENDS = ("reference", "pallas_tpu", "pallas_gpu")
-KERNELS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}  # and the platform that runs it
+# The platform that each kernel runs on.
+KERNELS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 
-# What "auto" takes, by platform and form (absorbed: K = 1; plain: K = H); the reference elsewhere, and wherever the
-# kernel cannot take the shapes. Evidence: docs/kernels.md.
+# The backend that "auto" takes, by platform and form (absorbed: K = 1; plain: K = H). Other platforms take the
+# reference, as do shapes that the kernel does not accept. docs/kernels.md has the measurements.
 DEFAULTS = {
     ("tpu", "absorbed"): "pallas_tpu",
     ("tpu", "plain"): "pallas_tpu",
 }
-
-
-class BackendError(UserError):
-    """A backend that is unknown, or cannot run here or for these arrays; one line for the user."""
 
 
 def window_attention(
@@ -38,22 +39,34 @@ def window_attention(
     backend: str | None = None,
     interpret: bool = False,
 ) -> Float[Array, "W H dv"]:
-    """softmax(query . key * scale) . value per window, softmax in float32.
+    """Computes softmax(scale * query . key) . value per window, with the softmax in float32.
 
-    W windows, S keys per window, H heads; K = H (each head its own keys) or 1 (keys shared by the heads, the
-    absorbed form; pass one array as key and value and a kernel reads it once). `valid` False hides a key; a window
-    without a valid key gives zeros and zero gradients. scale defaults to d ** -0.5.
+    On a mesh a kernel runs on each device's windows and heads.
 
-    backend: "reference" (XLA), "pallas_tpu", "pallas_gpu", or None / "auto": the faster one for the platform and the
-    shapes. On a mesh in context a kernel runs on each device's windows and heads. interpret: run the kernel in
-    Pallas' interpreter, on any platform (slow, for tests).
-    Raises ValueError for shapes that do not fit each other, BackendError for a backend that cannot be taken."""
+    Args:
+        query: One query for each of W windows, in H heads.
+        key: The S keys of each window. K is H if each head has its own keys (the plain form), and 1 if the heads share
+            them (the absorbed form, docs/design/decisions.md#decision-6).
+        value: The values. If the same array is passed as key and value, a kernel reads it once.
+        valid: The keys that take part, or None if all do. A window without a valid key gives zeros and zero gradients.
+        scale: The factor of the logits; d ** -0.5 if it is absent.
+        backend: One of `BACKENDS`, or "auto" (None) for the fastest one on the platform that the program is compiled
+            for.
+        interpret: Whether a kernel runs in Pallas' interpreter. That works on every platform and is slow, for tests.
+
+    Returns:
+        The attended values.
+
+    Raises:
+        ValueError: The shapes do not fit each other.
+        ConfigError: The backend is unknown, runs on another platform, or does not accept the shapes.
+    """
     _check_shapes(query, key, value, valid)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     name = choose(query, key, value, backend, interpret=interpret)
     if name == "reference":
         return reference.window_attention(query, key, value, valid, scale)
-    return Kernel(_module(name), scale, interpret)(query, key, None if value is key else value, valid)
+    return Kernel(load_kernel(name), scale, interpret)(query, key, None if value is key else value, valid)
 
 
 def window_weights(
@@ -63,56 +76,69 @@ def window_weights(
     *,
     scale: float | None = None,
 ) -> Float[Array, "W H S"]:
-    """The softmax of `window_attention`, float32, to look at: no backend of the forward pass hands it out."""
+    """Computes the softmax of `window_attention` in float32, for inspection: the backends do not return it."""
     return reference.window_weights(query, key, valid, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def choose(query: Shaped, key: Shaped, value: Shaped, backend: str | None = None, *, interpret: bool = False) -> str:
-    """The name of the backend that `window_attention` takes; arrays or ShapeDtypeStructs. Raises as it does."""
+def choose(
+    query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrShape, backend: str | None = None, *, interpret: bool = False
+) -> str:
+    """Returns the name of the backend that `window_attention` uses for these arrays, or shapes and types.
+
+    Raises:
+        ConfigError: The backend is unknown, runs on another platform, or does not accept the shapes.
+    """
     if backend in (None, "auto"):
         form = "absorbed" if key.shape[2] == 1 else "plain"
         name = DEFAULTS.get((platform(), form), "reference")
         return name if name == "reference" or _refusal(name, query, key, value) is None else "reference"
     if backend not in BACKENDS:
-        raise BackendError(f"window_attention backend {backend!r}: expected one of {['auto', *BACKENDS]}")
+        raise ConfigError(f"window_attention backend {backend!r}: expected one of {['auto', *BACKENDS]}")
     if backend == "reference":
         return backend
     if not interpret and platform() != KERNELS[backend]:
-        raise BackendError(
+        raise ConfigError(
             f"window_attention backend {backend!r} runs on platform {KERNELS[backend]!r}, this program is for "
             f"{platform()!r}; use 'auto' or 'reference'"
         )
     if (reason := _refusal(backend, query, key, value)) is not None:
         shapes = ", ".join(f"{n} {x.dtype}{list(x.shape)}" for n, x in (("query", query), ("key", key)))
-        raise BackendError(
+        raise ConfigError(
             f"window_attention backend {backend!r} cannot take {shapes}: {reason}; use 'auto' or 'reference'"
         )
     return backend
 
 
-def _refusal(name: str, query: Shaped, key: Shaped, value: Shaped) -> str | None:
-    """Why a kernel cannot run on one device's part of these arrays; None if it can."""
+def load_kernel(name: str) -> ModuleType:
+    """Imports the module of a kernel; each needs its platform's half of Pallas, which takes a second to load."""
+    if name == "pallas_tpu":
+        from vr_jax.kernels.window_attention import pallas_tpu
+
+        return pallas_tpu
+    from vr_jax.kernels.window_attention import pallas_gpu
+
+    return pallas_gpu
+
+
+def _refusal(name: str, query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrShape) -> str | None:
+    """Returns why a kernel cannot run on one device's part of these arrays, or None if it can."""
     try:
-        module = _module(name)
+        module = load_kernel(name)
     except ImportError as error:
         return f"it cannot be imported ({error})"
+    arrays = (query, key, value)
     mesh = mesh_in_context()
-    if mesh is None:
-        return module.unsupported(query, key, value)
-    specs = partition(query, key, mesh)
-    local = (
-        jax.ShapeDtypeStruct(jax.sharding.NamedSharding(mesh, spec).shard_shape(x.shape), x.dtype)
-        for x, spec in zip((query, key, value), (specs.query, specs.key, specs.key), strict=True)
-    )
-    return module.unsupported(*local)
+    if mesh is not None:
+        specs = partition(query, key, mesh)
+        query, key, value = (
+            jax.ShapeDtypeStruct(jax.sharding.NamedSharding(mesh, spec).shard_shape(x.shape), x.dtype)
+            for x, spec in zip(arrays, (specs.query, specs.key, specs.key), strict=True)
+        )
+    reason: str | None = module.unsupported(query, key, value)
+    return reason
 
 
-def _module(name: str) -> ModuleType:
-    """Imported where it is used: each needs its platform's half of Pallas, which takes a second to load."""
-    return importlib.import_module(f"vr_jax.kernels.window_attention.{name}")
-
-
-def _check_shapes(query: Shaped, key: Shaped, value: Shaped, valid: Shaped | None) -> None:
+def _check_shapes(query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrShape, valid: ArrayOrShape | None) -> None:
     windows, heads, width = query.shape
     fits = (
         key.shape[0] == value.shape[0] == windows

@@ -1,8 +1,10 @@
-"""Windowed cross-attention on NVIDIA GPUs, Hopper and newer (Mosaic GPU): one pass over queries, keys and values.
+"""Windowed cross-attention on NVIDIA GPUs since Hopper, a Mosaic GPU kernel that reads queries, keys and values once.
 
-Two kernels. Where the heads share the keys (K = 1, the absorbed form), `_gpu_absorbed.py`. Where each head has its own
-(K = H, the plain form), here: nothing is reused, so a block takes one window and eight heads, has the copy engine bring
-all it needs at once, and computes with vectors; the blocks beside it on the multiprocessor hide the latency."""
+There are two kernels. `_gpu_absorbed.py` has the one for keys that the heads share (K = 1, the absorbed form). This
+module has the one for heads with their own keys (K = H, the plain form). There no data is used twice, so a block takes
+one window and eight heads, lets the copy engine bring all it needs at once, and computes with vector instructions. The
+other blocks on the multiprocessor hide the latency.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,21 @@ from vr_jax.kernels.window_attention import _gpu_absorbed as absorbed
 from vr_jax.kernels.window_attention import _gpu_vectors as vectors
 from vr_jax.kernels.window_attention._gpu_plan import SMEM_BYTES, Plan
 from vr_jax.kernels.window_attention._gpu_plan import unsupported as does_not_fit
-from vr_jax.kernels.window_attention.vjp import Shaped, dtype_refusal
+from vr_jax.kernels.window_attention.vjp import ArrayOrShape, dtype_refusal
 
-Ref = Any  # Pallas has no public name for it
-MULTIPROCESSORS = 132  # of an H100 or H200, assumed where a program is compiled with no device at hand
-MAX_WIDTH = 256  # elements that a TMA copy takes along one axis
+# A reference to memory. Pallas has no public name for its type.
+Ref = Any
+# The multiprocessors of an H100 or H200, which are assumed where a program is compiled without a device.
+MULTIPROCESSORS = 132
+# The elements that a TMA copy takes along one axis, at most.
+MAX_WIDTH = 256
 
 
-def unsupported(query: Shaped, key: Shaped, value: Shaped) -> str | None:
-    """Why this kernel cannot take these arrays (or ShapeDtypeStructs) of one device; None if it can."""
+def unsupported(query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrShape) -> str | None:
+    """Returns why this kernel cannot run on these arrays (or shapes and types) of one device, or None if it can."""
     if (reason := dtype_refusal(query, key, value)) is not None:
         return reason
-    capability = _capability()
+    capability = compute_capability()
     if capability is not None and capability < (9, 0):
         return f"compute capability {capability[0]}.{capability[1]}, expected Hopper (9.0) or newer"
     if query.shape[-1] != value.shape[-1]:
@@ -41,13 +46,14 @@ def unsupported(query: Shaped, key: Shaped, value: Shaped) -> str | None:
     if key.shape[2] == 1:
         if key is not value:
             return "keys that the heads share but that are not the values (pass one array as both)"
-        return does_not_fit(_plan(query, key, False)) or does_not_fit(_plan(query, key, True))
+        return does_not_fit(plan_for(query, key, False)) or does_not_fit(plan_for(query, key, True))
     _, heads, width = query.shape
     if heads % vectors.ROWS:
         return f"{heads} heads, expected a multiple of {vectors.ROWS}"
     if width > MAX_WIDTH or not vectors.vector_size(width, query.dtype):
         return f"head width {width}, expected a multiple of {vectors.LANES} up to {MAX_WIDTH}"
-    needed = (2 * key.shape[1] + 3) * vectors.ROWS * width * query.dtype.itemsize + 4096  # weights, alignment
+    # The 4096 bytes are for weights and alignment.
+    needed = (2 * key.shape[1] + 3) * vectors.ROWS * width * query.dtype.itemsize + 4096
     if needed > SMEM_BYTES:
         return f"{key.shape[1]} keys need {needed} bytes of shared memory, a block has {SMEM_BYTES}"
     return None
@@ -62,9 +68,21 @@ def forward(
     *,
     interpret: bool,
 ) -> Float[Array, "W H d"]:
-    """A key or value that is not finite may reach every row of the 64 (window, head) around it."""
+    """Computes windowed cross-attention on one device.
+
+    Args:
+        query: One query for each of W windows, in H heads.
+        key: The keys, with K = H or K = 1.
+        value: The values; the same array as `key` if the keys are the values.
+        valid: The keys that take part, or None if all do.
+        scale: The factor of the logits.
+        interpret: Whether the kernel runs in Pallas' interpreter.
+
+    Returns:
+        The attended values. A key or value that is not finite may also reach other windows of the same block.
+    """
     if key.shape[2] == 1:
-        plan = _plan(query, key, backward=False)
+        plan = plan_for(query, key, backward=False)
         (out,) = absorbed.call(plan, query, key, valid, None, scale, _multiprocessors(), interpret)
     else:
         (out,) = _plain(query, key, value, valid, None, scale, interpret)
@@ -81,9 +99,22 @@ def query_gradient(
     *,
     interpret: bool,
 ) -> tuple[Float[Array, "W H d"], Float[Array, "W H S"], Float[Array, "W H S"]]:
-    """The query's gradient; the weights; the loss's gradient by the products query . key, before `scale`."""
+    """Computes the gradient by the query, and what the gradients of keys and values need.
+
+    Args:
+        query: One query for each of W windows, in H heads.
+        key: The keys, with K = H or K = 1.
+        value: The values; the same array as `key` if the keys are the values.
+        valid: The keys that take part, or None if all do.
+        grad: The gradient by the output.
+        scale: The factor of the logits.
+        interpret: Whether the kernel runs in Pallas' interpreter.
+
+    Returns:
+        The gradient by the query; the weights; and the gradient by the products query . key, before `scale`.
+    """
     if key.shape[2] == 1:
-        plan = _plan(query, key, backward=True)
+        plan = plan_for(query, key, backward=True)
         outs = absorbed.call(plan, query, key, valid, grad, scale, _multiprocessors(), interpret)
     else:
         outs = _plain(query, key, value, valid, grad, scale, interpret)
@@ -91,33 +122,36 @@ def query_gradient(
     return query_grad, weights, logits_grad
 
 
-def _plan(query: Shaped, key: Shaped, backward: bool) -> Plan:
+def plan_for(query: ArrayOrShape, key: ArrayOrShape, backward: bool) -> Plan:
+    """Returns how the absorbed kernel divides these arrays, or shapes and types."""
     windows, heads, width = query.shape
     dtype = jnp.dtype(query.dtype)
-    capability = _capability() or (9, 0)
-    # wgmma is an instruction of Hopper alone, and rounds float32 to 10 bits.
+    capability = compute_capability() or (9, 0)
+    # The instruction wgmma exists on Hopper only, and rounds float32 to 10 bits.
     tensor_cores = dtype == jnp.bfloat16 and capability[0] == 9
     return Plan(windows, heads, key.shape[1], width, dtype, backward, tensor_cores)
 
 
 def _device() -> jax.Device | None:
-    """A GPU that this process holds, if any."""
+    """Returns a GPU of this process, if it has any."""
     return jax.devices()[0] if jax.default_backend() == "gpu" else None
 
 
-def _capability() -> tuple[int, ...] | None:
+def compute_capability() -> tuple[int, ...] | None:
+    """Returns the compute capability of this process's GPU, or None without one."""
     capability = getattr(_device(), "compute_capability", None)
     return None if capability is None else tuple(int(part) for part in str(capability).split("."))
 
 
 def _multiprocessors() -> int:
-    return getattr(_device(), "core_count", MULTIPROCESSORS)
+    count: int = getattr(_device(), "core_count", MULTIPROCESSORS)
+    return count
 
 
 def _plain(
     query: Array, key: Array, value: Array, valid: Array | None, grad: Array | None, scale: float, interpret: bool
 ) -> tuple[Array, ...]:
-    """(out,), or with `grad` (dquery, weights, dlogits)."""
+    """Runs the plain kernel; returns (out,), or with `grad` the three results of `query_gradient`."""
     windows, heads, width = query.shape
     keys = key.shape[1]
     blocks = heads // vectors.ROWS
@@ -201,7 +235,7 @@ def _plain_body(
         for n, columns in enumerate((weights, factors)):
             for k, column in enumerate(columns):
                 weights_smem[n, k] = column
-    terms = [vectors.spread(f, result.shape, 0, layout) * load(rows.at[n]) for n, f in enumerate(factors)]
+    terms = [vectors.broadcast(f, result.shape, 0, layout) * load(rows.at[n]) for n, f in enumerate(factors)]
     result[...] = sum(terms[1:], terms[0]).astype(result.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(result, outs[0].at[window, heads])

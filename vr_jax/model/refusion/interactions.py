@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vr_jax.errors import ConfigError
-from vr_jax.kernels.window_attention import BackendError, window_attention, window_weights
+from vr_jax.kernels.window_attention import window_attention, window_weights
 from vr_jax.model.layers import MultiHeadAttention, merge_heads, split_heads
 from vr_jax.model.refusion.deformable import DeformableAttention
 from vr_jax.model.windows import to_raster
@@ -178,7 +178,7 @@ class LocalAttention(KeyAttention):
         """
         try:
             return window_attention(query[:, 0], key, value, scale=scale, backend=self.kernel)[:, None]
-        except BackendError as error:
+        except ConfigError as error:
             raise ConfigError(f"refusion.kernel = {self.kernel!r}: {error}") from error
 
     def weights(
