@@ -1,6 +1,8 @@
 """Nothing computed for a position may depend on a later answer or turn (docs/design/decisions.md#decision-12).
 
-Exact, by gradients, over real conversations; a deliberately leaky text-guided token shows that the test can fail."""
+The test is exact: it looks at gradients over whole conversations. A text-guided token that leaks on purpose shows that
+it can fail.
+"""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Configurations: lossless as JSON, and errors that name the field, what was found and what was expected."""
+"""Configs survive JSON, and their errors name the field, what was found and what was expected."""
 
 import json
 

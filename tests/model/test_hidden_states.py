@@ -1,4 +1,4 @@
-"""Residual streams after chosen layers: against transformers' hidden states, and against the layers run by hand."""
+"""Hidden states after chosen layers against those of transformers, and against the layers run one by one."""
 
 import dataclasses
 import itertools
@@ -47,7 +47,7 @@ def reference():
 
 @pytest.mark.parametrize("bounds", [(0, 4), (0, 1, 3, 4)], ids=["one stage", "three stages"])
 def test_equal_to_transformers(reference, bounds):
-    """Layers that are no stage bounds, and several in one stage; `select` chooses positions."""
+    """The layers need not be bounds of stages, and several lie in one stage; `select` chooses positions."""
     config, weights, tokens, states = reference
     decoder = build(config, weights, bounds)
     positions = jnp.array([2, 3, 11])
@@ -82,7 +82,7 @@ def test_layers_that_do_not_exist(reference, layers):
 
 
 def by_hand(model, batch):
-    """The stream after every decoder layer, one layer at a time, and after every block."""
+    """The hidden states after every decoder layer, run one at a time, and after every block."""
     config = model.config
     levels = model.encode_images(batch.tile_pixels)
     context, inputs = model.vision_context(levels, batch), model.inputs(levels, batch)
@@ -107,8 +107,7 @@ def by_hand(model, batch):
 
 
 def test_vision_tokens_around_vision_remember():
-    """Against one decoder layer after the other with the blocks between them; the last layer, final-normed, is what the
-    forward pass returns."""
+    """The states agree with those of single layers and blocks, and the last one, normed, with the forward pass."""
     config = tiny_config(refusion=tiny_refusion(insert_after=(1, 3)))
     model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
     batch = pack(

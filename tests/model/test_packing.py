@@ -1,4 +1,4 @@
-"""A packed row gives the logits of its samples alone, in every attention backend; padding side does not matter."""
+"""A packed row gives the logits of its samples alone, in every attention backend and with padding on either side."""
 
 import dataclasses
 
@@ -45,6 +45,12 @@ SAMPLES = [
 ]
 
 
+# Both sides are float32, and sum in different orders because their rows differ in length. The largest distance measured
+# is 1.6e-5, on an Intel Xeon (Sapphire Rapids); the bound is two and a half times that. A leak between samples changes
+# logits by more than 1e-3 (`test_segments_are_what_keeps_samples_apart`).
+NOISE = {"atol": 4e-5, "rtol": 1e-5}
+
+
 @jax.jit
 def logits_of(model: VisionLanguageModel, batch):
     return model.logits(model(batch)[0])
@@ -86,14 +92,14 @@ def test_packed_rows_equal_the_samples_alone(alone, backend: str):
     assert found.keys() == expected.keys()
     assert len(found) == len(SAMPLES)
     for name, logits in expected.items():
-        np.testing.assert_allclose(found[name], logits, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(found[name], logits, **NOISE)
 
 
 def test_right_aligned_rows(alone):
     config, model, expected = alone
     left = pack(config, [[sample] for sample in SAMPLES], pad_side="left")
     for name, logits in unpacked(left, logits_of(model, left)).items():
-        np.testing.assert_allclose(logits, expected[name], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(logits, expected[name], **NOISE)
 
 
 def test_segments_are_what_keeps_samples_apart(alone):

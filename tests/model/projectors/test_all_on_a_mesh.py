@@ -41,7 +41,7 @@ def model_config(name: str) -> VlmConfig:
 
 
 def samples(config: VlmConfig):
-    """A sample with one tile, one with a base tile and a grid of 2 x 1 that lost rows to unpad, and one of text only."""
+    """A sample with one tile, one with a base tile and a grid of 2 x 1 tiles cropped by unpad, and one of text."""
     question, answer = Text(3, text_token=True), Text(4, target=True)
     return [
         example(config, Text(2), SampleImage(tiles=1), question, answer, seed=1),

