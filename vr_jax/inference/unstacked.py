@@ -1,8 +1,8 @@
 """Decoding with layers, and their caches, as arrays of their own: the fastest form on one CPU.
 
 A decoder's layers lie stacked in one array per stage. On a CPU, XLA copies a layer out of it before it multiplies with
-it, which takes two thirds of a decode step whose time is that of reading the parameters once. Layers as arrays of their own
-are a second copy of the decoder's layers in memory.
+it, and the copy takes two thirds of a decode step, whose time is that of reading the parameters once. Layers as arrays
+of their own are a second copy of the decoder's layers in memory.
 """
 
 from __future__ import annotations
