@@ -113,22 +113,29 @@ def abstract_state(
     layout = sharding.param_shardings(tree.shapes, mesh)
     replicated = sharding.replicated(mesh)
 
-    def struct(path: str, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tree.shapes[path].shape, dtype, sharding=layout[path])
+    def initial_state() -> TrainState:
+        def zeros(path: str, dtype: DTypeLike) -> Array:
+            return jnp.zeros(tree.shapes[path].shape, dtype)
 
-    params = {path: struct(path, jnp.float32) for path in tree.shapes if path in trainable}
-    moments = optimizer_shardings(optimizer, params, {path: layout[path] for path in params}, replicated)
-    fields: dict[str, Any] = {
-        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
-        "params": params,
-        "frozen": {path: struct(path, frozen_dtype) for path in tree.shapes if path not in trainable},
-        "opt_state": jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            jax.eval_shape(optimizer.init, params),
-            moments,
-        ),
-    }
-    return TrainState(**fields)
+        params = {path: zeros(path, jnp.float32) for path in tree.shapes if path in trainable}
+        frozen = {path: zeros(path, frozen_dtype) for path in tree.shapes if path not in trainable}
+        return TrainState(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params))
+
+    state = jax.eval_shape(initial_state)
+    param_layout = {path: layout[path] for path in state.params}
+    shardings = (
+        replicated,
+        param_layout,
+        {path: layout[path] for path in state.frozen},
+        optimizer_shardings(optimizer, state.params, param_layout, replicated),
+    )
+    structs = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        (state.step, state.params, state.frozen, state.opt_state),
+        shardings,
+    )
+    # The constructor takes arrays only; a tree of shapes is put together from its leaves.
+    return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(structs))
 
 
 def shardings_of(abstract: Any) -> Any:
