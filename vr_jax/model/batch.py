@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vr_jax.pytree import array_dataclass
+
+if TYPE_CHECKING:
+    BatchArray = Array
+else:
+    # A batch has numpy arrays until it is put on devices, and shapes when a program is only compiled.
+    BatchArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
 # `vision_cell` of text and padding.
 NO_CELL = -1
@@ -46,17 +53,17 @@ class Batch:
         vision_weights: The weights of these cells.
     """
 
-    tokens: Int[Array, "B N"]
-    positions: Int[Array, "B N"]
-    segment_ids: Int[Array, "B N"]
-    loss_mask: Bool[Array, "B N"]
-    text_token_mask: Bool[Array, "B N"]
-    vision_cell: Int[Array, "B N"]
-    tile_pixels: UInt8[Array, "B T H W 3"]
-    tile_segment: Int[Array, "B T"]
-    tile_image: Int[Array, "B T"]
-    vision_cells: Int[Array, "B N 4"] | None = None
-    vision_weights: Float[Array, "B N 4"] | None = None
+    tokens: Int[BatchArray, "B N"]
+    positions: Int[BatchArray, "B N"]
+    segment_ids: Int[BatchArray, "B N"]
+    loss_mask: Bool[BatchArray, "B N"]
+    text_token_mask: Bool[BatchArray, "B N"]
+    vision_cell: Int[BatchArray, "B N"]
+    tile_pixels: UInt8[BatchArray, "B T H W 3"]
+    tile_segment: Int[BatchArray, "B T"]
+    tile_image: Int[BatchArray, "B T"]
+    vision_cells: Int[BatchArray, "B N 4"] | None = None
+    vision_weights: Float[BatchArray, "B N 4"] | None = None
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields replaced."""
