@@ -20,16 +20,19 @@ logger = logging.getLogger("vr_jax.compilation")
 
 
 def use_compilation_cache() -> str | None:
-    """Lets this process find programs that an earlier one compiled, and keep its own; returns the folder, or None where
-    there is no cache.
+    """Lets this process find programs that an earlier one compiled, and keep its own.
 
     The folder is $JAX_COMPILATION_CACHE_DIR, else `vr_jax/compiled` in $XDG_CACHE_HOME or ~/.cache. $VR_JAX_NO_CACHE=1
-    or JAX's own $JAX_ENABLE_COMPILATION_CACHE=0 switches it off; other variables of JAX's cache win over what is set
-    here. A folder that cannot be written to is a line in the log, never an error. To be called before anything is
+    or JAX's own $JAX_ENABLE_COMPILATION_CACHE=0 switches the cache off. Other variables of JAX's cache win over what is
+    set here. A folder that cannot be written to is a line in the log, never an error. Call this before anything is
     compiled, and after `jax.distributed.initialize`.
 
-    Several processes may share a folder: of a multi-process run JAX writes from the first only, entries are locked
-    where there is a limit, and one that cannot be read is compiled again."""
+    Several processes may share a folder. Of a run with several processes JAX writes from the first only. Entries are
+    locked where the folder's size has a limit, and an entry that cannot be read is compiled again.
+
+    Returns:
+        The folder, or None where there is no cache.
+    """
     if os.environ.get(OFF_VARIABLE, "") not in ("", "0") or not jax.config.jax_enable_compilation_cache:
         return None
     chosen = jax.config.jax_compilation_cache_dir  # JAX has read its variable
@@ -67,9 +70,15 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_RED
 
 
 def compiler_options(dtype: DTypeLike) -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` of a program whose products are in `dtype`, on the platform that
-    `sharding.platform` names: what was measured to be faster than XLA's own choice, empty where nothing was. bfloat16
-    is left alone on CPUs: Eigen has no fast products of it."""
+    """Returns the options for `jax.jit(..., compiler_options=...)` that were measured to be faster than XLA's own choice.
+
+    Args:
+        dtype: The type of the program's matrix products. bfloat16 is left alone on CPUs, because Eigen has no fast
+            products of it.
+
+    Returns:
+        The options for the platform that `sharding.platform` names, empty where nothing was found to be faster.
+    """
     if platform() != "cpu" or jax.numpy.dtype(dtype) != jax.numpy.float32:
         return {}
     return dict(_CPU_OPTIONS) if _known() else {}
@@ -77,7 +86,7 @@ def compiler_options(dtype: DTypeLike) -> dict[str, str]:
 
 @functools.cache
 def _known() -> bool:
-    """Whether this jaxlib has the options: they are experimental, and a name it does not know is an error."""
+    """Returns whether this jaxlib has the options; they are experimental, and an unknown name is an error."""
     try:
         jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
     except jax.errors.JaxRuntimeError as error:

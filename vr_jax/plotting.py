@@ -15,15 +15,19 @@ _NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
 
 class PlotError(UserError):
-    """A figure that cannot be drawn; one line for the user."""
+    """A figure cannot be drawn."""
 
 
 class NoMatplotlib(PlotError):
-    """The figure needs an extra that is not installed."""
+    """A figure cannot be drawn because matplotlib, which an extra brings, is not installed."""
 
 
 def check_plotting() -> None:
-    """Raises NoMatplotlib if a figure could not be drawn, before hours of work whose end it is."""
+    """Checks that figures can be drawn, before the hours of work that end with one.
+
+    Raises:
+        NoMatplotlib: matplotlib is not installed.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -31,17 +35,31 @@ def check_plotting() -> None:
 
 
 def check_path(path: Path) -> None:
-    """Raises PlotError for a kind of file that is not written."""
+    """Checks the name of a figure's file.
+
+    Raises:
+        PlotError: Files with that ending cannot be written.
+    """
     if path.suffix not in SUFFIXES:
         raise PlotError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
 
 
 @contextmanager
 def figure_file(path: Path, size: tuple[float, float], rc: Mapping[str, Any] | None = None) -> Iterator[Any]:
-    """A figure of `size` inches to draw into; the file is written at the end, whole or not at all.
+    """Gives the block a figure to draw into. The file is written when the block ends, whole or not at all.
 
-    rc: matplotlib's settings, beside those that make files repeatable. Raises NoMatplotlib, PlotError for an unknown
-    kind of file, OSError."""
+    Args:
+        path: The file; its ending says which kind it is.
+        size: Width and height in inches.
+        rc: Settings of matplotlib beside those that make files repeatable.
+
+    Yields:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        PlotError: Files with that ending cannot be written, or matplotlib is not installed (`NoMatplotlib`).
+        OSError: The file cannot be written.
+    """
     check_path(path)
     check_plotting()
     import matplotlib
