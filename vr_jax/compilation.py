@@ -70,7 +70,7 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_RED
 
 
 def compiler_options(dtype: DTypeLike) -> dict[str, str]:
-    """Returns the options for `jax.jit(..., compiler_options=...)` that were measured to be faster than XLA's own choice.
+    """Returns options for `jax.jit(..., compiler_options=...)` that were measured to be faster than XLA's own choice.
 
     Args:
         dtype: The type of the program's matrix products. bfloat16 is left alone on CPUs, because Eigen has no fast

@@ -127,7 +127,7 @@ def write_page(
     lines = [
         "# Real charts, end to end",
         "",
-        "`python -m benchmarks.accuracy.real_charts`: phase 1 on captions of real photographs, phase 2 on real ChartQA training",
+        "`python -m benchmarks.accuracy.real_charts`: phase 1 on captions of real photographs, phase 2 on real ChartQA",
         "questions, both from scratch with a model small enough for two CPU cores and the real Qwen2 tokenizer, then",
         "`eval.py` with ChartQA's relaxed accuracy. Memorising the training questions shows that the whole path works",
         "on real files; the test score of a model trained on so few questions says nothing about the method.",

@@ -12,7 +12,7 @@ from pathlib import Path
 class Run:
     """One system trained from one seed. Scores are shares of right answers on held-out images, 0..1.
 
-    parameters: without the encoder, which all share. added: of projector and re-fusion block alone. seconds: training."""
+    parameters: without the encoder, which all share. added: of projector and re-fusion block. seconds: training."""
 
     system: str
     seed: int

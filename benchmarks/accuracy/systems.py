@@ -1,4 +1,4 @@
-"""The systems that are trained: the rows of `vr_jax.experiments.experiments.TABLES` at this benchmark's sizes, each once."""
+"""The systems that are trained: the rows of `vr_jax.experiments.TABLES` at this benchmark's sizes, each once."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def window_levels(config: VlmConfig, cached: dict[int, Array], images: Int[Array
 
 
 def _batch(config: VlmConfig, text: Int[Array, "B M"], cells: Int[Array, "B K"]) -> Batch:
-    """Rows of vision tokens, then text, in one segment. Only the first question may guide a re-fusion block: the later ones
-    have read answers.
+    """Rows of vision tokens, then text, in one segment. Only the first question may be pooled by a re-fusion block: the
+    later ones     have read answers.
 
     A vision token has the rotary position of its window's first patch, and text follows all patches: distances, which
     the decoder learned without compression, stay what they were."""

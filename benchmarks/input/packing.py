@@ -228,8 +228,8 @@ def shuffled_groups(count: int, device: int = 4) -> list[range]:
 
 
 def sampler_groups(sizes: Sizes, devices: int = 8, device: int = 4) -> list[list[int]]:
-    """LLaVA's sampler (docs/design/methods.md#hyper-parameters): of every 32 samples, text-only ones apart, each of eight devices takes four of
-    about the same total length; from the longest on, each goes where least is."""
+    """LLaVA's sampler (docs/design/methods.md#hyper-parameters): of every 32 samples, text-only ones apart, each of
+    eight devices takes four of     about the same total length; from the longest on, each goes where least is."""
     groups = []
     for alike in ([k for k, size in enumerate(sizes) if size[1]], [k for k, size in enumerate(sizes) if not size[1]]):
         for begin in range(0, len(alike) - devices * device + 1, devices * device):

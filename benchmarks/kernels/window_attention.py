@@ -1,8 +1,8 @@
 """Windowed cross-attention: all backends of this machine side by side, against a copy of as many bytes.
 
     python -m benchmarks.kernels.window_attention [--rounds 20] [--json FILE]
-    python -m benchmarks.kernels.window_attention --tiny                         # on a CPU, in Pallas' interpreters: only that it works
-    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]   # no device (needs libtpu): bytes and VMEM
+    python -m benchmarks.kernels.window_attention --tiny          # on a CPU, in Pallas' interpreters: only that it works
+    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]   # bytes and VMEM; needs libtpu
 
 Shapes of Vision Remember in training: 20,480 windows of 9 keys, 24 heads, bfloat16; absorbed (3072 wide keys, shared by
 the heads) and plain (128 wide keys of each head). The gradient is what training takes: by the query where the keys are
@@ -292,9 +292,7 @@ def main() -> int:
         found = compiled_bytes(options.compile.split(","))
         report, shown = {"compiled": found}, compiled_text(found)
     elif jax.default_backend() == "cpu" and not options.tiny:
-        sys.exit(
-            "benchmarks/kernels/window_attention.py: the full size takes an accelerator, and this is a CPU: --tiny or --compile"
-        )
+        sys.exit("the full size takes an accelerator, and this is a CPU: give --tiny or --compile")
     else:
         report = window_attention_report(options.rounds, tiny=options.tiny)
         shown = text(report)

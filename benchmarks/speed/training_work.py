@@ -81,8 +81,8 @@ def work(size: str, dtype: str, remat: str = "full") -> Work:
 
 
 def weights(config: VlmConfig) -> dict[str, np.ndarray]:
-    """float32 parameters by merged path (vr_jax/model/parameters.py), each drawn from its path, so that two processes have
-    the same."""
+    """float32 parameters by merged path (vr_jax/model/parameters.py), each drawn from its path, so that two processes
+    have     the same."""
     model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     drawn = {}
     for path, leaf in jax.eval_shape(lambda model: merge_stages(flatten_params(model)), model).items():

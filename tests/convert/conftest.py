@@ -73,7 +73,7 @@ def make(kind: str):
 
 @pytest.fixture(scope="session")
 def hf_dirs(tmp_path_factory):
-    """Returns a function from a kind to its torch model and the directory that transformers saves; each is made once."""
+    """Returns a function from a kind to its torch model and the directory that transformers saves, made once each."""
     made: dict[str, tuple] = {}
 
     def get(kind: str):

@@ -100,7 +100,7 @@ def test_patch_kernel_is_torchs_convolution():
     )
     expected = expected.numpy()[0].reshape(5, -1).T  # raster order
     patches = np.asarray(to_raster(patchify(pixels, 4, 1)))
-    # A sum of 48 float64 products of size 1 is off by up to 3e-15 (measured); the bound is some three hundred times that.
+    # A sum of 48 float64 products of size 1 is off by up to 3e-15 (measured); the bound is three hundred times that.
     np.testing.assert_allclose(patches @ PATCH.to_ours(kernel), expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(PATCH.to_theirs(PATCH.to_ours(kernel)), kernel)
 

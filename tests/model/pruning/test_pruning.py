@@ -243,7 +243,10 @@ def average(pruning, layers: int, prompt: PromptSize = TILE) -> float:
 
 @pytest.mark.parametrize(("layers", "mean", "after"), [(24, 0.1852, 17), (28, 0.1746, 25)])
 def test_fastv_budgets(layers, mean, after):
-    """The numbers of docs/design/methods.md#fastv: 1/9 after layer 2 is 18.5 % of 24 layers; for a mean of 1/9, 3.03 % of 24 and 4.27 % of 28."""
+    """1/9 after layer 2 is 18.5 % of 24 layers; for a mean of 1/9, 3.03 % of 24 and 4.27 % of 28.
+
+    The numbers are those of docs/design/methods.md#fastv.
+    """
     assert average(FastVConfig(), layers) == pytest.approx(mean, abs=1e-4)
     matched = FastVConfig(budget="layer_average")
     assert average(matched, layers) == pytest.approx(1 / 9, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Every flag of the ambiguity register (docs/design/methods.md#ambiguities) against an independent torch implementation in float64."""
+"""Every field of docs/design/methods.md#ambiguities against an independent torch implementation in float64."""
 
 import dataclasses
 
