@@ -31,6 +31,8 @@ lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(PYTHON) tools/check_words.py
 
 bench: $(VENV)/.dev
 	$(PYTHON) benchmarks/speed/cpu.py

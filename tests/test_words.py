@@ -143,6 +143,5 @@ def test_the_command_names_each_finding_and_fails(tmp_path: Path):
     assert subprocess.run(command, capture_output=True, text=True).returncode == 0
 
 
-@pytest.mark.xfail(reason="packages are being renamed")
 def test_the_repository_has_none():
     assert check_words.check(ROOT, check_words.tracked_files(ROOT)) == []

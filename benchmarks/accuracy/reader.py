@@ -5,7 +5,7 @@ bring it forward: keys start equal to queries (`_match_contents`), the projector
 own words (`alignment_loss`), and the decoder finds answers among few patches (`focus_loss`) before among all.
 
 In the last stage half of the images arrive only after a few layers (`reading_loss`). A decoder this shallow otherwise
-does all its looking up in its first layers, where whatever a re-fusion block adds comes too late; a pretrained LLM reads
+does all its looking up in its first layers, where all that a re-fusion block adds is late; a pretrained LLM reads
 the image in many of its layers."""
 
 from __future__ import annotations

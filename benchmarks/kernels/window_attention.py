@@ -1,8 +1,8 @@
 """Windowed cross-attention: all backends of this machine side by side, against a copy of as many bytes.
 
     python -m benchmarks.kernels.window_attention [--rounds 20] [--json FILE]
-    python -m benchmarks.kernels.window_attention --tiny          # on a CPU, in Pallas' interpreters: only that it works
-    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]   # bytes and VMEM; needs libtpu
+    python -m benchmarks.kernels.window_attention --tiny   # on a CPU, in Pallas' interpreters: only that it works
+    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]  # bytes and VMEM; needs libtpu
 
 Shapes of Vision Remember in training: 20,480 windows of 9 keys, 24 heads, bfloat16; absorbed (3072 wide keys, shared by
 the heads) and plain (128 wide keys of each head). The gradient is what training takes: by the query where the keys are

@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 
 class Side:
-    """A process of `benchmarks.speed.generation_sides`. Raises RuntimeError with the end of what it printed if it fails or
+    """A process of `generation_sides`. Raises RuntimeError with the end of what it printed if it fails or
     does not answer before `deadline` (of time.monotonic)."""
 
     def __init__(self, name: str, folder: Path, deadline: float, **flags: Any):

@@ -1,4 +1,4 @@
-"""The sides of `benchmarks.speed.generation`, each in a process of its own that waits for "run" lines on standard input.
+"""The sides of `benchmarks.speed.generation`, each in its own process that waits for "run" lines on standard input.
 
 Each answers "ready", then one JSON line {"first": s, "decode": s} for each "run", and at the end of its input writes
 what it computed to FOLDER/<side>.npz and its last JSON line: peak memory, parameters' bytes.

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision's shapes for both sides of `benchmarks.speed.generation`: config, weights, one image of five tiles."""
+"""LLaVA-OneVision's shapes for the sides of `benchmarks.speed.generation`: config, weights, one image of five tiles."""
 
 from __future__ import annotations
 
