@@ -75,7 +75,7 @@ def block_flops(config: VlmConfig) -> tuple[float, float]:
     stream = jax.eval_shape(VisionLanguageModel.stream, model, levels, batch)
 
     def bidirectional(block: Block, stream: DecoderInputs, vision: VisionContext) -> jax.Array:
-        return block.bidirectional(stream.hidden, stream, vision, *block._text_token(stream.hidden, vision))  # noqa: SLF001  # the half of the block that is compared
+        return block.bidirectional(stream.hidden, stream, vision, *block._text_token(stream.hidden, vision))  # noqa: SLF001  # only this part is compared
 
     block = model.refusion.blocks[0]
     return flops_of(Block.cross, block, stream.hidden, context), flops_of(bidirectional, block, stream, context)

@@ -160,7 +160,7 @@ def block_of(config: VlmConfig, weights: dict[str, np.ndarray]) -> Block:
 @jax.jit
 def run_block(block: Block, inputs: DecoderInputs, vision: VisionContext):
     """The block's result, its text-guided tokens, and each sub-layer by itself."""
-    text_token, exists = block._text_token(inputs.hidden, vision)  # noqa: SLF001  # the half of the block that is compared
+    text_token, exists = block._text_token(inputs.hidden, vision)  # noqa: SLF001  # only this part is compared
     cross = block.cross(inputs.hidden, vision)
     bidirectional = block.bidirectional(inputs.hidden, inputs, vision, text_token, exists)
     return block(inputs, vision).hidden, text_token, exists, cross, bidirectional

@@ -182,7 +182,7 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(config):
     with jax.set_mesh(sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)):
         generator = abstract_generator(model)
         prompts = PromptBatch(collate([], shape, pad_side="left").batch, np.zeros(1, np.int32), None)
-        arrays, static = generator._prefill_arguments(prompts, 5, Sampling())  # noqa: SLF001  # the half of the block that is compared
+        arrays, static = generator._prefill_arguments(prompts, 5, Sampling())  # noqa: SLF001  # only this part is compared
         real = generator.prefill_program.trace(*arrays, **static)
     assert str(planned[0].jaxpr) == str(real.jaxpr)
 
