@@ -355,8 +355,8 @@ class Decoder(nnx.Module):
 
         x = layer.input_norm(inputs.hidden)
         cos, sin = self._rotary(inputs.positions)
-        key = rotate(split_heads(layer.attn.k(x), config.num_kv_heads), cos, sin)
-        query = rotate(split_heads(layer.attn.q(at_last(x)), config.num_heads), at_last(cos), at_last(sin))
+        _, key, _ = layer.attn.project(x, (cos, sin))
+        query, _, _ = layer.attn.project(at_last(x), (at_last(cos), at_last(sin)))
         query = query.reshape(query.shape[0], config.num_kv_heads, -1, config.head_dim)
         logits = jnp.einsum("bgrk,bngk->bgrn", query, key, preferred_element_type=jnp.float32)
         mask = (segments > 0) & (index <= last)
