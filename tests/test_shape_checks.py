@@ -90,6 +90,13 @@ def test_array_dataclasses_are_checked_when_built_and_not_when_jax_rebuilds_them
     assert jax.eval_shape(lambda one: one, pair).first.shape == (2, 3)
 
 
+def test_arrays_of_numpy_and_shapes_without_arrays_are_checked_like_arrays(planted):
+    for make in (np.zeros, jax.ShapeDtypeStruct):
+        assert planted.Pair(make((2, 3), np.float32), make((2,), np.float32)).first.shape == (2, 3)
+        with pytest.raises(TypeError, match="Pair"):
+            planted.Pair(make((2, 3), np.float32), make((3,), np.float32))
+
+
 def test_other_annotations_are_not_checked(planted):
     assert planted.unchecked("text") == "text"
 

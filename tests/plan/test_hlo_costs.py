@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vr_jax.errors import UserError
 from vr_jax.plan.hlo_costs import convolution_flops, group_size, program_costs
-from vr_jax.plan.hlo_text import HloError, parse
+from vr_jax.plan.hlo_text import parse
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:8])
 
@@ -225,7 +226,7 @@ def test_an_asynchronous_fusion_that_updates_in_place():
 
 
 def test_texts_that_are_no_programs():
-    with pytest.raises(HloError, match="no ENTRY computation"):
+    with pytest.raises(UserError, match="no ENTRY computation"):
         parse("module {\n}\n")
 
 

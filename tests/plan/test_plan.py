@@ -18,7 +18,7 @@ from vr_jax import sharding
 from vr_jax.cli import plan as command
 from vr_jax.cli.main import main
 from vr_jax.data.collate import collate
-from vr_jax.errors import ConfigError
+from vr_jax.errors import ConfigError, UserError
 from vr_jax.inference import PromptBatch, Sampling
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
@@ -26,7 +26,6 @@ from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
 from vr_jax.plan.compiling import bytes_per_chip, out_of_memory
-from vr_jax.plan.errors import PlanError
 from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
 from vr_jax.plan.results import Memory, Roofline
@@ -220,7 +219,7 @@ def test_bandwidth_between_hosts():
     ],
 )
 def test_topologies_that_do_not_exist(name, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(UserError, match=message):
         parse(name)
 
 
@@ -279,7 +278,7 @@ def test_what_a_program_that_does_not_fit_would_need(message, needed, limit):
 )
 def test_a_missing_compiler_is_named(name, module, extra, monkeypatch):
     monkeypatch.setattr("vr_jax.plan.topology.find_spec", lambda asked: None if asked == module else object())
-    with pytest.raises(PlanError, match=rf"pip install 'vr-jax\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"pip install 'vr-jax\[{extra}\]'"):
         open_topology(name)
 
 

@@ -1,9 +1,10 @@
-"""Memory and bandwidths of the chips that can be planned for. Their peak FLOP/s are in `vr_jax/training/flops.py`.
+"""Memory and bandwidths of the chips that can be planned for; their peak FLOP/s are in `vr_jax.training.PEAK_FLOPS`.
 
-Sources: the "System architecture" tables of docs.cloud.google.com/tpu/docs (v5e, v5p, v6e, tpu7x), and NVIDIA's
-data sheets of the H100 SXM and the H200 SXM. Interconnects are given there for both directions together (TPU: 600, 400,
-1200, 800 and 1200 GB/s; NVLink 4: 900 GB/s); a chip sends at half of that. DGX H100 and H200 have one 400 Gbit/s
-adapter per GPU."""
+Sources: the "System architecture" tables of docs.cloud.google.com/tpu/docs (v5e, v5p, v6e, tpu7x), and NVIDIA's data
+sheets of the H100 SXM and the H200 SXM. These give the bandwidth of the interconnect for both directions together
+(TPU: 600, 400, 1200, 800 and 1200 GB/s; NVLink 4: 900 GB/s), and a chip sends at half of it. DGX H100 and H200 have one
+400 Gbit/s adapter per GPU.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +17,17 @@ GB, GIB = 1e9, 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One JAX device: a chip, or one of the two cores of a TPU7x.
+    """One JAX device, which is a chip or one of the two cores of a TPU7x.
 
-    memory: bytes a program can use. hbm_bandwidth, interconnect (what it can send to its neighbours at once, all links
-    together), network (between hosts, for GPUs): bytes per second."""
+    Attributes:
+        kind: JAX's `device_kind`, a key of `PEAK_FLOPS`.
+        memory: Bytes that a program can use.
+        hbm_bandwidth: Bytes per second that the chip reads or writes in its memory.
+        interconnect: Bytes per second that it sends to its neighbours, over all links together.
+        network: Bytes per second that a GPU sends to other hosts, or None for TPUs.
+    """
 
-    kind: str  # `device_kind`, a key of PEAK_FLOPS
+    kind: str
     memory: float
     hbm_bandwidth: float
     interconnect: float
@@ -29,10 +35,11 @@ class Chip:
 
     @property
     def peak_flops(self) -> float:
+        """The peak FLOP/s in bfloat16."""
         return PEAK_FLOPS[self.kind]
 
 
-# What libtpu reports as usable is a quarter GiB below the data sheet on v5e, and up to one and a quarter elsewhere.
+# The usable memory that libtpu reports is 0.25 GiB below the data sheet on v5e, and up to 1.25 GiB below it elsewhere.
 CHIPS: dict[str, Chip] = {
     "v5e": Chip(kind="TPU v5 lite", memory=15.75 * GIB, hbm_bandwidth=819 * GB, interconnect=200 * GB),
     "v5p": Chip(kind="TPU v5", memory=95 * GIB, hbm_bandwidth=2765 * GB, interconnect=600 * GB),

@@ -1,4 +1,4 @@
-"""Compiles a traced program for a topology and reads off what it takes."""
+"""Compiles a traced program for a topology and collects its costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vr_jax.plan.errors import PlanError
+from vr_jax.errors import UserError
 from vr_jax.plan.hlo_costs import Costs, program_costs
 from vr_jax.plan.jaxpr_costs import kernel_flops, matmul_flops
 from vr_jax.plan.results import Memory, Roofline, Work
@@ -29,7 +29,17 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Compiled:
-    """costs: None where the program does not fit, so that the compiler gave up; `needed` then is what it said."""
+    """A compiled program's costs, in bytes per chip where nothing else is said.
+
+    Attributes:
+        costs: The counted work, or None if the compiler gave up because the program does not fit.
+        temporaries: The compiler's buffers, or None if it gave up.
+        results: Results that do not take the place of an argument.
+        code: The generated code.
+        needed: The memory that the compiler stated when it gave up.
+        capacity: The memory of a chip, or None if it is not known.
+        seconds: The time of the compilation.
+    """
 
     costs: Costs | None
     temporaries: int | None
@@ -41,13 +51,12 @@ class Compiled:
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Of a tree of ShapeDtypeStruct with shardings."""
+    """Returns the bytes on one chip of a tree of ShapeDtypeStructs with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
-    """Bytes that the program would have needed and bytes of the chip's memory, from the TPU compiler's refusal; None
-    for another message."""
+    """Returns the needed and the available bytes from the TPU compiler's refusal, or None for another message."""
     found = _OUT_OF_MEMORY.search(message)
     if found is None:
         return None
@@ -56,10 +65,17 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
 
 
 def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None) -> Compiled:
-    """traced: from `jit(...).trace`, under `compiling_for`. effort: XLA's optimization level (O0..O3) or None for its
-    default, which runs use.
+    """Compiles a traced program and counts its work.
 
-    Raises PlanError if the compiler fails for another reason than memory."""
+    Args:
+        topology: The devices to compile for.
+        mesh: Their mesh.
+        traced: The result of `jit(...).trace` under `compiling_for`.
+        effort: XLA's optimization level (O0 to O3), or None for its default, which runs use.
+
+    Raises:
+        UserError: The compiler fails for another reason than memory.
+    """
     began = time.perf_counter()
     capacity = topology.chip.memory if topology.chip is not None else None
     with compiling_for(topology, mesh):
@@ -68,7 +84,7 @@ def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None)
         except jax.errors.JaxRuntimeError as error:
             found = out_of_memory(str(error))
             if found is None:
-                raise PlanError(
+                raise UserError(
                     f"{topology.name}: the compiler failed: {str(error).strip().splitlines()[0]}"
                 ) from error
             return Compiled(None, None, 0, 0, *found, time.perf_counter() - began)
@@ -87,16 +103,24 @@ def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None)
 
 
 def work_of(topology: Topology, mesh: Mesh, traced: Any, costs: Costs, model_flops: float) -> Work:
-    """model_flops: of the whole run, on all chips."""
+    """Returns the work of one run of a compiled program on one chip.
+
+    Args:
+        topology: The devices that it is compiled for.
+        mesh: Their mesh.
+        traced: The traced program, which tells what Pallas kernels compute.
+        costs: The costs that were counted in the compiled program.
+        model_flops: The operations that the model needs on all chips together.
+    """
     jaxpr = traced.jaxpr.jaxpr
     kinds: Counter[str] = Counter()
     seconds = 0.0 if topology.chip is not None else None
     for (kind, group), sent in costs.collectives.items():
-        kinds[kind] += sent  # type: ignore[assignment]  # bytes may be fractions
+        kinds[kind] += sent  # type: ignore[assignment]  # Counter is typed for integers, and bytes may be fractions
         if seconds is not None:
             seconds += sent / topology.bandwidth(group, mesh.shape["tensor"])
     return Work(
-        # Kernels are single instructions of the compiled program, which does not say what they compute.
+        # A kernel is a single instruction of the compiled program, whose text does not say what the kernel computes.
         flops=costs.flops + (kernel_flops(jaxpr) if costs.kernels else 0.0),
         asked_flops=matmul_flops(jaxpr) / mesh.size,
         model_flops=model_flops / mesh.size,
@@ -107,6 +131,7 @@ def work_of(topology: Topology, mesh: Mesh, traced: Any, costs: Costs, model_flo
 
 
 def roofline_of(topology: Topology, work: Work) -> Roofline | None:
+    """Returns the bounds on the time of one run, or None for chips whose limits are not known."""
     chip = topology.chip
     if chip is None or work.collective_seconds is None:
         return None
@@ -116,6 +141,12 @@ def roofline_of(topology: Topology, work: Work) -> Roofline | None:
 
 
 def memory_of(compiled: Compiled, **arguments: int) -> Memory:
+    """Returns the memory of a program on one chip.
+
+    Args:
+        compiled: The compiled program.
+        **arguments: Bytes of its arguments, by field of `Memory`; absent ones are 0.
+    """
     kinds = dict.fromkeys(("trained", "frozen", "optimizer", "cache", "inputs"), 0)
     return Memory(
         **{**kinds, **arguments},
@@ -128,5 +159,6 @@ def memory_of(compiled: Compiled, **arguments: int) -> Memory:
 
 
 def versions(topology: Topology) -> dict[str, str]:
+    """Returns the versions of the libraries that a plan depends on."""
     names = ["jax", "jaxlib", "flax", *{"tpu": ["libtpu"], "gpu": ["jax-cuda13-plugin"]}.get(topology.platform, [])]
     return {name: metadata.version(name) for name in names}

@@ -1,7 +1,8 @@
-"""What one run of a compiled program does on one chip: operations, bytes of memory, bytes between chips.
+"""Counts the work of one run of a compiled program on one chip: operations, memory traffic, and messages.
 
 XLA's own `cost_analysis` counts the body of a loop once, and the CUDA compiler has none ahead of time. Here every
-computation counts as often as it runs; of branches, the most expensive one does."""
+computation counts as often as it runs. Of several branches the most expensive one counts.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +27,14 @@ _ASYNC_START = "AsyncCollectiveStart"
 
 @dataclass
 class Costs:
-    """flops: 2 per multiply-add of products of matrices, convolutions and library calls. hbm_bytes: read and written,
-    without what stays in a TPU's VMEM. collectives: (kind, chips in a group) -> bytes that this chip sends (rings).
-    kernels: custom calls whose work the text does not tell -> how often they run."""
+    """The work of one run on one chip.
+
+    Attributes:
+        flops: Operations of matrix products, convolutions and library calls; a multiply-add counts as two.
+        hbm_bytes: Bytes read and written in device memory. Data that stays in a TPU's VMEM does not count.
+        collectives: For each kind of collective and size of its group, the bytes that this chip sends in a ring.
+        kernels: Custom calls whose work the text does not tell, and how often each runs.
+    """
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
@@ -36,28 +42,39 @@ class Costs:
     kernels: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Costs, times: float = 1.0) -> None:
+        """Adds the work of a computation that runs `times` times."""
         self.flops += times * other.flops
         self.hbm_bytes += times * other.hbm_bytes
         for key, sent in other.collectives.items():
-            self.collectives[key] += times * sent  # type: ignore[assignment]  # bytes may be fractions
+            self.collectives[key] += times * sent  # type: ignore[assignment]  # Counter is typed for integers
         for name, count in other.kernels.items():
-            self.kernels[name] += times * count  # type: ignore[assignment]
+            self.kernels[name] += times * count  # type: ignore[assignment]  # Counter is typed for integers
 
 
 def program_costs(text: str) -> Costs:
-    """Costs of a compiled program from its text. Raises HloError for a text in an unknown form."""
+    """Returns the costs of a compiled program.
+
+    Args:
+        text: The program, `compiled.as_text()`.
+
+    Raises:
+        UserError: The text has an unknown form.
+    """
     module = parse(text)
     return _Walk(module, text).computation(module.entry.name)
 
 
 class _Walk:
+    """Walks over the computations of a program and adds up their costs."""
+
     def __init__(self, module: Module, text: str):
         self._module = module
         partitions = re.search(r"num_partitions=(\d+)", text[: text.index("\n")])
-        self._partitions = int(partitions.group(1)) if partitions else 1  # the group of collectives that name none
+        # A collective that names no group is one of all partitions.
+        self._partitions = int(partitions.group(1)) if partitions else 1
         self.computation = cache(self._computation)
         self.flops_inside = cache(self._flops_inside)
-        # Channels of collectives that a TPU cuts into a start, steps hidden behind other work, and an end.
+        # These are the channels of collectives that a TPU divides into a start, steps beside other work, and an end.
         self._split_channels = {
             one.attribute("channel_id")
             for computation in module.computations.values()
@@ -95,7 +112,7 @@ class _Walk:
             total.hbm_bytes += self._bytes(computation, one)
 
     def _flops_inside(self, name: str) -> Costs:
-        """Work of a fused computation; its memory traffic is that of the fusion."""
+        """Returns the work of a fused computation; the memory traffic is counted at the fusion."""
         computation = self._module.computations[name]
         total = Costs()
         for one in computation.instructions.values():
@@ -106,7 +123,7 @@ class _Walk:
         return total
 
     def _single(self, computation: Computation, one: Instruction) -> Costs:
-        """Operations and messages of one instruction that calls nothing."""
+        """Returns the operations and messages of one instruction that calls no computation."""
         if kind := _kind(one):
             return self._collective(computation, one, kind)
         if one.opcode == "dot":
@@ -126,7 +143,7 @@ class _Walk:
             return Costs(self._contracted(computation, one, axes))
         if target.startswith("__cudnn$fmha"):
             query, key = (self._type(computation, operand).dims for operand in one.operands[:2])
-            # (batch, queries, heads, channels): two products forward; five backward.
+            # The shapes are (batch, queries, heads, channels). The forward pass has two products, the backward pass five.
             products = 5 if "Backward" in target else 2
             return Costs(2.0 * products * math.prod(query) * key[1])
         if "custom_call" in target or "pallas" in target or "triton" in target or "mosaic" in target:
@@ -135,9 +152,11 @@ class _Walk:
 
     def _collective(self, computation: Computation, one: Instruction, kind: str) -> Costs:
         if one.attribute("channel_id") in self._split_channels and not _is_async_start(computation):
-            return Costs()  # a step of one that was counted where it starts
+            # This is a step of a collective that is counted at its start.
+            return Costs()
         if kind == "all-reduce" and computation.root is not None and computation.root.opcode == "dynamic-slice":
-            kind = "reduce-scatter"  # how TPUs write it
+            # TPUs write a reduce-scatter as an all-reduce whose result is sliced.
+            kind = "reduce-scatter"
         operands = sum(self._type(computation, operand).bytes for operand in one.operands)
         count = group_size(one.attributes, kind) or self._partitions
         share = (count - 1) / count
@@ -148,20 +167,21 @@ class _Walk:
             "all-to-all": operands * share,
             "collective-permute": operands,
         }[kind]
-        return Costs(collectives=Counter({(kind, count): sent}))  # type: ignore[dict-item]
+        return Costs(collectives=Counter({(kind, count): sent}))  # type: ignore[dict-item]  # Counter is typed for integers
 
     def _contracted(self, computation: Computation, one: Instruction, axes: tuple[int, ...]) -> float:
         left = self._type(computation, one.operands[0])
         return 2.0 * one.arrays[0].size * math.prod(left.dims[axis] for axis in axes)
 
     def _type(self, computation: Computation, name: str) -> ArrayType:
-        """The first array of an operand."""
+        """Returns the first array of an operand."""
         return computation.instructions[name].arrays[0]
 
-    # --- how often
-
     def _trips(self, computation: Computation, loop: Instruction) -> int:
-        """From XLA's own analysis, else from `counter < constant` in the loop's condition; 1 where neither tells."""
+        """Returns how often a loop runs, or 1 if that is not known.
+
+        The number comes from XLA's own analysis, or from a condition `counter < constant`.
+        """
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known.group(1))
@@ -188,14 +208,14 @@ class _Walk:
         return int(first.arguments) if first.opcode == "constant" else 0
 
     def _stride(self, loop: Instruction, index: int) -> int:
-        """How much the loop's body adds to its counter: XLA unrolls some loops without changing the limit."""
+        """Returns how much a loop's body adds to its counter, since XLA unrolls some loops and keeps their limit."""
         body = self._module.computations[(loop.attribute("body") or "").lstrip("%")]
         if body.root is None or body.root.opcode != "tuple":
             return 1
         return self._added(body, body.instructions[body.root.operands[index]]) or 1
 
     def _added(self, computation: Computation, one: Instruction) -> int:
-        """The constants on the way from a computation's parameters to `one`."""
+        """Returns the sum of the constants that are added between a computation's parameters and an instruction."""
         if one.opcode == "fusion":
             called = self._module.computations[one.called[0]]
             total = self._added(called, called.root) if called.root is not None else 0
@@ -208,10 +228,8 @@ class _Walk:
             total += int(operand.arguments) if operand.opcode == "constant" else self._added(computation, operand)
         return total
 
-    # --- memory
-
     def _bytes(self, computation: Computation, one: Instruction) -> float:
-        """Memory traffic of an instruction that is not fused."""
+        """Returns the memory traffic of an instruction that is not fused."""
         if one.opcode == "custom-call" and (one.attribute("custom_call_target") or "").strip('"') in _FREE_TARGETS:
             return 0.0
         reads = [computation.instructions[name].arrays for name in one.operands if name in computation.instructions]
@@ -220,7 +238,8 @@ class _Walk:
         if one.opcode == "dynamic-update-slice":
             return reads[1][0].bytes * (reads[1][0].in_hbm + one.arrays[0].in_hbm)
         if one.opcode in ("copy-start", "all-gather-start", "collective-permute-start"):
-            return _hbm(one.arrays)  # operand and result, in either order
+            # The arrays are operand and result, in either order.
+            return _hbm(one.arrays)
         return sum(_hbm(arrays) for arrays in reads) + _hbm(one.arrays)
 
     def _fusion_bytes(self, computation: Computation, one: Instruction) -> float:
@@ -237,7 +256,7 @@ class _Walk:
         return total + sum(size for size, array in zip(written, results, strict=True) if array.in_hbm)
 
     def _read(self, computation: Computation, position: int) -> float:
-        """Bytes of a parameter that a fused computation reads: of what is only sliced, the slices."""
+        """Returns the bytes of a parameter that a fused computation reads; of an array that is sliced, the slices."""
         parameter = computation.parameters.get(position)
         if parameter is None:
             return 0.0
@@ -249,7 +268,8 @@ class _Walk:
             if user.opcode in ("dynamic-slice", "slice", "gather") and operand == 0:
                 total += sum(array.bytes for array in user.arrays)
             elif user.opcode == "dynamic-update-slice" and operand == 0:
-                continue  # written in place
+                # The array is updated in place.
+                continue
             elif user.opcode in ("bitcast", "get-tuple-element"):
                 total += self._read_of(computation, user)
             elif user.opcode == "fusion":
@@ -259,7 +279,7 @@ class _Walk:
         return total
 
     def _written(self, computation: Computation) -> list[float]:
-        """Bytes that a fused computation writes for each of its results: of what is updated in place, the update."""
+        """Returns the bytes that a fused computation writes for each result; of an updated array, the update."""
         root = computation.root
         if root is None:
             return []
@@ -282,7 +302,7 @@ def _hbm(arrays: tuple[ArrayType, ...]) -> float:
 
 
 def _kind(one: Instruction) -> str | None:
-    """Which collective an instruction starts, if any."""
+    """Returns the kind of collective that an instruction starts, or None."""
     opcode = one.opcode.removesuffix("-start")
     return opcode if opcode in COLLECTIVES else None
 
@@ -292,7 +312,12 @@ def _is_async_start(computation: Computation) -> bool:
 
 
 def group_size(attributes: str, kind: str) -> int | None:
-    """Chips in one group of a collective, in any of XLA's notations; None where it names none."""
+    """Returns the number of chips in a group of a collective, or None if it names no groups.
+
+    Args:
+        attributes: The attributes of the instruction, in any of XLA's notations.
+        kind: The kind of collective.
+    """
     if kind == "collective-permute":
         return 2
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
@@ -309,8 +334,17 @@ def group_size(attributes: str, kind: str) -> int | None:
 
 
 def convolution_flops(left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], attributes: str) -> float:
-    """2 per multiply-add of a convolution, without those whose factor is padding or lies in a dilation's gap: TPUs
-    write batched matrix products as such convolutions."""
+    """Returns the operations of a convolution; a multiply-add counts as two.
+
+    Multiplications with padding, or with the zeros of a dilation, do not count: TPUs write batched matrix products as
+    such convolutions.
+
+    Args:
+        left: The shape of the input.
+        right: The shape of the kernel.
+        out: The shape of the result.
+        attributes: The attributes of the instruction, with its window and its dimension labels.
+    """
     found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     assert found is not None, attributes[:200]
     lhs, rhs, result = found.groups()
@@ -339,7 +373,7 @@ def convolution_flops(left: tuple[int, ...], right: tuple[int, ...], out: tuple[
 
 @cache
 def _pairs(size: int, kernel: int, out: int, stride: int, pad: int, before: int, after: int) -> int:
-    """(output, kernel) positions of one axis that meet an element of the input."""
+    """Returns the number of pairs of output and kernel positions along one axis that multiply an element of the input."""
     reach = (size - 1) * before
     count = 0
     for position in range(out):

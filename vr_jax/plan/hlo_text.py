@@ -1,4 +1,4 @@
-"""The text of a compiled XLA program (`compiled.as_text()`) as data: computations of instructions."""
+"""Parses the text of a compiled XLA program (`compiled.as_text()`) into computations of instructions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+
+from vr_jax.errors import UserError
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
@@ -17,13 +19,15 @@ _NAMED = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = ")
 _OPERAND = re.compile(r"%([^\s,()]+)")
 
 
-class HloError(ValueError):
-    """A program text in an unknown form."""
-
-
 @dataclass(frozen=True)
 class ArrayType:
-    """One array of an instruction's result. in_hbm: its layout names no other memory (a TPU's VMEM is S(1))."""
+    """One array of an instruction's result.
+
+    Attributes:
+        dtype: XLA's name of the element type.
+        dims: The shape.
+        in_hbm: Whether the array lies in device memory; a layout may name another memory, such as S(1), a TPU's VMEM.
+    """
 
     dtype: str
     dims: tuple[int, ...]
@@ -31,11 +35,12 @@ class ArrayType:
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> float:
-        """Without the padding of tiles."""
+        """The size in bytes, without the padding of tiles."""
         bits = _BITS.get(self.dtype)
         if bits is None:
             digits = re.search(r"\d+", self.dtype)
@@ -45,26 +50,38 @@ class ArrayType:
 
 @dataclass(frozen=True)
 class Instruction:
+    """One instruction of a computation.
+
+    Attributes:
+        name: Its name within the computation.
+        arrays: The arrays of its result; those of a tuple are flattened.
+        opcode: Its operation.
+        operands: The names of its operands.
+        arguments: The text between its parentheses.
+        attributes: The text behind its parentheses.
+        root: Whether its result is that of the computation.
+    """
+
     name: str
-    arrays: tuple[ArrayType, ...]  # one, or those of a tuple, flattened
+    arrays: tuple[ArrayType, ...]
     opcode: str
     operands: tuple[str, ...]
-    arguments: str  # the text between the parentheses
+    arguments: str
     attributes: str
     root: bool
 
     def attribute(self, name: str) -> str | None:
-        """The word or the braces behind `name=`."""
+        """Returns the word, or the text in braces, behind `name=`; None if it is absent."""
         found = re.search(rf"[ ,]{name}=(\{{[^}}]*\}}|[^,\s]+)", self.attributes)
         return found.group(1) if found else None
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """An attribute such as dimensions={0,2}; empty where it is absent."""
+        """Returns the numbers of an attribute such as dimensions={0,2}, or an empty tuple if it is absent."""
         return tuple(int(number) for number in re.findall(r"\d+", self.attribute(name) or ""))
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """Computations that run as part of this one; not those applied to elements."""
+        """The computations that run as part of this instruction; those applied to elements are left out."""
         names = []
         for attribute in ("calls", "body", "branch_computations", "true_computation", "false_computation"):
             text = self.attribute(attribute)
@@ -75,18 +92,28 @@ class Instruction:
 
 
 class Computation:
-    def __init__(self, name: str, instructions: Iterable[Instruction]):
+    """A named sequence of instructions.
+
+    Attributes:
+        name: Its name.
+        instructions: Its instructions by name.
+        root: The instruction whose result is the computation's.
+    """
+
+    def __init__(self, name: str, instructions: Iterable[Instruction]) -> None:
+        """Indexes the instructions by name."""
         self.name = name
         self.instructions = {one.name: one for one in instructions}
         self.root = next((one for one in self.instructions.values() if one.root), None)
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
+        """The parameters by number."""
         return {int(one.arguments): one for one in self.instructions.values() if one.opcode == "parameter"}
 
     @cached_property
     def users(self) -> dict[str, list[tuple[Instruction, int]]]:
-        """Instruction name -> who takes it as which operand."""
+        """For each instruction, the instructions that use it, and as which operand."""
         users: dict[str, list[tuple[Instruction, int]]] = {name: [] for name in self.instructions}
         for one in self.instructions.values():
             for position, operand in enumerate(one.operands):
@@ -97,12 +124,18 @@ class Computation:
 
 @dataclass(frozen=True)
 class Module:
+    """A compiled program: its computations by name, and the one that runs first."""
+
     computations: dict[str, Computation]
     entry: Computation
 
 
 def parse(text: str) -> Module:
-    """Raises HloError for a text without an entry computation, or with a line that is no instruction."""
+    """Parses the text of a compiled program.
+
+    Raises:
+        UserError: The text has no entry computation, or a line that is no instruction.
+    """
     computations: dict[str, Computation] = {}
     entry = None
     name: str | None = None
@@ -119,17 +152,18 @@ def parse(text: str) -> Module:
             name = None
         elif _NAMED.match(line):
             lines.append(line)
-        elif lines:  # metadata of kernels may hold line breaks
+        elif lines:
+            # The metadata of kernels may contain line breaks.
             lines[-1] += line
     if entry is None:
-        raise HloError("no ENTRY computation in the compiled program's text")
+        raise UserError("no ENTRY computation in the compiled program's text")
     return Module(computations, computations[entry])
 
 
 def _instruction(line: str) -> Instruction:
     named = _NAMED.match(line)
     if named is None:
-        raise HloError(f"no instruction of a compiled program: {line.strip()[:100]}")
+        raise UserError(f"no instruction of a compiled program: {line.strip()[:100]}")
     at = named.end()
     type_end = _closing(line, at) if line[at] == "(" else line.index(" ", at)
     opening = line.index("(", type_end)
@@ -153,7 +187,7 @@ def _array(dtype: str, dims: str, layout: str) -> ArrayType:
 
 
 def _closing(line: str, opening: int) -> int:
-    """Behind the parenthesis that closes the one at `opening`."""
+    """Returns the index behind the parenthesis that closes the one at `opening`."""
     depth = 0
     for index in range(opening, len(line)):
         if line[index] == "(":
@@ -162,7 +196,7 @@ def _closing(line: str, opening: int) -> int:
             depth -= 1
             if depth == 0:
                 return index + 1
-    raise HloError(f"parentheses do not match: {line.strip()[:100]}")
+    raise UserError(f"parentheses do not match: {line.strip()[:100]}")
 
 
 def _without_comments(text: str) -> str:

@@ -13,12 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from vr_jax import sharding
+from vr_jax.errors import UserError
 from vr_jax.inference import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
-from vr_jax.plan.errors import PlanError
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
@@ -90,9 +90,9 @@ def plan_inference(
     name: str, config: TrainConfig, topology: Topology, mode: Mode, request: Request, *, effort: str | None = None
 ) -> Plan:
     """What answering `request.batch` prompts, each with one image in the config's largest layout, needs on each chip:
-    the prefill, or one decoded token. Raises PlanError, ConfigError or ShardingError."""
+    the prefill, or one decoded token. Raises UserError, ConfigError or ShardingError."""
     if min(request.batch, request.text_tokens, request.new_tokens) < 1:
-        raise PlanError("--batch, --text_tokens and --new_tokens must be positive")
+        raise UserError("--batch, --text_tokens and --new_tokens must be positive")
     model_config = dataclasses.replace(config.model, dtype=request.dtype, remat="none")  # type: ignore[arg-type]  # checked by the config
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     tiles, vision = _image(model_config)
@@ -100,7 +100,7 @@ def plan_inference(
     new_tokens = request.new_tokens
     if request.cache_tokens:
         if request.cache_tokens <= length:
-            raise PlanError(f"--cache_tokens={request.cache_tokens}: the prompt alone has {length} tokens")
+            raise UserError(f"--cache_tokens={request.cache_tokens}: the prompt alone has {length} tokens")
         new_tokens = request.cache_tokens - length
     model = _abstract_model(model_config, mesh, request.dtype)
     divides = request.batch % sharding.batch_shards(mesh) == 0

@@ -1,7 +1,8 @@
-"""Operations that a traced program asks for, on all chips together, before any compiler has seen it.
+"""Counts the operations of a traced program on all chips together, before it is compiled.
 
-The second count beside `hlo_costs`: what the compiler repeats on several chips shows as a difference. It also knows
-what kernels do, of which a compiled program shows only the name."""
+This is a second, independent count beside `hlo_costs`. Work that the compiled program repeats on several chips shows as a
+difference. The count also includes Pallas kernels, of which a compiled program contains only the name.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +14,15 @@ from jax.extend import core
 
 
 def matmul_flops(jaxpr: core.Jaxpr) -> float:
-    """2 per multiply-add of all matrix products, convolutions and kernels; of branches the most expensive one."""
+    """Returns the operations of all matrix products, convolutions and Pallas kernels.
+
+    A multiply-add counts as two. Of several branches the most expensive one counts.
+    """
     return sum(_flops(eqn) for eqn in jaxpr.eqns)
 
 
 def kernel_flops(jaxpr: core.Jaxpr) -> float:
-    """Of `matmul_flops`, what Pallas kernels do, per chip: a kernel in a shard_map runs on each of them."""
+    """Returns the operations of Pallas kernels on one chip; a kernel in a shard_map runs on each chip."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
@@ -42,15 +46,17 @@ def _flops(eqn: Any) -> float:
         return 2.0 * eqn.outvars[0].aval.size * kernel.size / out_features
     if name == "pallas_call":
         return _pallas(eqn)
-    if name.startswith("dot_product_attention"):  # cuDNN's
+    if name.startswith("dot_product_attention"):
+        # This is cuDNN's attention, with two products in the forward and five in the backward pass.
         query, key = (variable.aval.shape for variable in eqn.invars[:2])
         return 2.0 * (5 if "bwd" in name else 2) * math.prod(query) * key[1]
     if name == "cond":
         return max(matmul_flops(branch) for branch in _inner(eqn))
     devices = 1
-    if name == "shard_map":  # its body sees one device's piece along the axes that it takes by hand
-        by_hand = "newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"  # jax 0.12, 0.11
-        devices = math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params[by_hand])
+    if name == "shard_map":
+        # The body has the shapes of one device's piece along the manual axes. jax 0.12 renamed the parameter of 0.11.
+        manual = "newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"
+        devices = math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params[manual])
     return devices * _repeats(eqn) * sum(matmul_flops(part) for part in _inner(eqn))
 
 
@@ -63,7 +69,7 @@ def _pallas(eqn: Any) -> float:
 
 
 def _repeats(eqn: Any) -> int:
-    """How often the inner programs run; a `while` without a known number counts once."""
+    """Returns how often the inner programs of an equation run; a `while` counts once."""
     return eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
 

@@ -1,16 +1,17 @@
-"""What XLA must know of a GPU to compile for it where there is none, and the tools it needs.
+"""Describes NVIDIA GPUs to XLA, so that it compiles for them without a device, and finds the tools that it needs.
 
-The fields are those of `GpuTargetConfigProto` (openxla/xla, xla/stream_executor/device_description.proto). Values: CUDA
-C++ Programming Guide, table "Technical Specifications per Compute Capability" (9.0), and the data sheets of the
-H100 SXM and the H200 SXM (132 multiprocessors, boost clock 1.98 GHz, 50 and 60 MiB of L2 cache)."""
+The fields are those of `GpuTargetConfigProto` (`openxla/xla:xla/stream_executor/device_description.proto`). Their values
+come from the CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability" (9.0), and from the data
+sheets of the H100 SXM and the H200 SXM (132 multiprocessors, boost clock 1.98 GHz, 50 and 60 MiB of L2 cache).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+from vr_jax.errors import UserError
 from vr_jax.plan.chips import Chip
-from vr_jax.plan.errors import PlanError
 
 _L2_CACHE = {"NVIDIA H100": 50 * 2**20, "NVIDIA H200": 60 * 2**20}
 
@@ -40,14 +41,18 @@ dnn_version_info {{ major: 9 minor: 10 }}
 
 
 def target_config(chip: Chip) -> str:
-    """XLA's description of a Hopper GPU."""
+    """Returns the description of a Hopper GPU in XLA's text format."""
     return _TARGET.format(bandwidth=round(chip.hbm_bandwidth), memory=round(chip.memory), l2_cache=_L2_CACHE[chip.kind])
 
 
 def cuda_directory() -> Path:
-    """Where `bin/ptxas` of the nvidia-cuda-nvcc package is. Raises PlanError if it is not installed."""
+    """Returns the folder that contains `bin/ptxas` of the package nvidia-cuda-nvcc.
+
+    Raises:
+        UserError: The package is not installed.
+    """
     found = importlib.util.find_spec("nvidia")
     for place in (found.submodule_search_locations or []) if found is not None else []:
         for compiler in sorted(Path(place).glob("*/bin/ptxas")):
             return compiler.parent.parent
-    raise PlanError("planning for NVIDIA needs its compiler, which is not installed: pip install 'vr-jax[cuda13]'")
+    raise UserError("planning for NVIDIA needs its compiler, which is not installed: pip install 'vr-jax[cuda13]'")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vr_jax import sharding
+from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.plan import report
 from vr_jax.plan.compiling import bytes_per_chip
-from vr_jax.plan.errors import PlanError
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology
 from vr_jax.plan.training import STEPS, fit_rows, model_flops, plan_training
@@ -75,11 +75,11 @@ def search(
 ) -> Found:
     """Compiles candidates, the config's own settings first, until `budget` seconds have passed (at least one).
 
-    Raises PlanError if nothing can work."""
+    Raises UserError if nothing can work."""
     began = time.perf_counter()
     waiting = in_turns(list(_candidates(config, topology, fixed_rows)), settings_of(config, topology))
     if not waiting:
-        raise PlanError(
+        raise UserError(
             f"{name} on {topology.name}: parameters and optimizer fit on no mesh; take more or larger chips"
         )
     say(f"{len(waiting)} candidates whose parameters and optimizer fit")
@@ -93,7 +93,7 @@ def search(
             plan = plan_training(
                 name, one.config, topology, efficiency=efficiency, samples=samples, fixed_rows=True, effort=effort
             )
-        except PlanError as error:
+        except UserError as error:
             say(f"{flags}: {error}")
             continue
         finally:
@@ -101,7 +101,7 @@ def search(
         say(f"{flags}: {report.verdict(plan)}" + (f"; {report.seconds(plan.roofline.bound)}" if plan.roofline else ""))
         done.append((plan, flags))
     if not done:
-        raise PlanError(f"{name} on {topology.name}: no candidate compiled")
+        raise UserError(f"{name} on {topology.name}: no candidate compiled")
     done.sort(key=_rank)
     left = [f"not compiled, for lack of time (--budget={budget:g}): {len(waiting)} candidates"] if waiting else []
     return Found([plan for plan, _ in done], [flags for _, flags in done], left)
@@ -188,7 +188,7 @@ def _on_mesh(
 def _estimate(
     config: TrainConfig,
     topology: Topology,
-    program: Any,
+    program: TrainProgram,
     model: VlmConfig,
     gathered: int,
     tokens: int,

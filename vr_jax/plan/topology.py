@@ -14,9 +14,9 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, Mesh
 
+from vr_jax.errors import UserError
 from vr_jax.plan import nvidia
 from vr_jax.plan.chips import CHIPS, Chip
-from vr_jax.plan.errors import PlanError
 
 CPU = "cpu"
 EXAMPLES = "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, h200:1x32x8 (slices x hosts x GPUs), cpu:8"
@@ -53,24 +53,24 @@ class Topology:
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """("v5e", (16, 16)) for "v5e:16x16". Raises PlanError."""
+    """("v5e", (16, 16)) for "v5e:16x16". Raises UserError."""
     kind, colon, text = name.partition(":")
     kind = kind.lower()
     if kind not in (*CHIPS, CPU):
-        raise PlanError(f"--topology={name}: no chip {kind!r}; known: {', '.join((*CHIPS, CPU))}; e.g. {EXAMPLES}")
+        raise UserError(f"--topology={name}: no chip {kind!r}; known: {', '.join((*CHIPS, CPU))}; e.g. {EXAMPLES}")
     sizes = text.split("x")
     if not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise PlanError(f"--topology={name}: expected numbers of chips behind {kind!r}:, e.g. {EXAMPLES}")
+        raise UserError(f"--topology={name}: expected numbers of chips behind {kind!r}:, e.g. {EXAMPLES}")
     shape = tuple(int(size) for size in sizes)
     wanted = {CPU: 1, "v5e": 2, "v6e": 2}.get(kind, 3)
     if len(shape) != wanted:
-        raise PlanError(f"--topology={name}: {kind} has {wanted} axes, found {len(shape)}; e.g. {EXAMPLES}")
+        raise UserError(f"--topology={name}: {kind} has {wanted} axes, found {len(shape)}; e.g. {EXAMPLES}")
     return kind, shape
 
 
 def prepare_process(name: str) -> None:
     """Settings that compilers read once, before the first of them is loaded: for a process that plans and does nothing
-    else. Raises PlanError for a topology that does not exist or whose compiler is not installed."""
+    else. Raises UserError for a topology that does not exist or whose compiler is not installed."""
     kind, shape = parse(name)
     jax.config.update("jax_platforms", "cpu")
     if kind == CPU:
@@ -92,18 +92,18 @@ def prepare_process(name: str) -> None:
 
 def _need(module: str, what: str, extra: str) -> None:
     if find_spec(module) is None:
-        raise PlanError(
+        raise UserError(
             f"planning for {what} needs their compiler, which is not installed: pip install 'vr-jax[{extra}]'"
         )
 
 
 def open_topology(name: str) -> Topology:
-    """Raises PlanError for a topology that does not exist, or whose compiler is not installed."""
+    """Raises UserError for a topology that does not exist, or whose compiler is not installed."""
     kind, shape = parse(name)
     if kind == CPU:
         devices = jax.devices("cpu")
         if len(devices) < shape[0]:
-            raise PlanError(f"--topology={name}: this process has {len(devices)} CPU devices")
+            raise UserError(f"--topology={name}: this process has {len(devices)} CPU devices")
         return Topology(name, None, tuple(devices[: shape[0]]))
     chip = CHIPS[kind]
     text = "x".join(map(str, shape))
@@ -119,7 +119,7 @@ def open_topology(name: str) -> Topology:
         return Topology(name, chip, tuple(found.devices), hosts=math.prod(shape[:2]))
     except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlanError(f"--topology={name}: the compiler does not know it ({reason}); e.g. {EXAMPLES}") from error
+        raise UserError(f"--topology={name}: the compiler does not know it ({reason}); e.g. {EXAMPLES}") from error
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def plan_training(
     """What one update of a run needs on each chip of a topology.
 
     samples: of an epoch; default: those of the paper's phase. effort: see `compile_for`.
-    Raises PlanError, ConfigError or ShardingError."""
+    Raises UserError, ConfigError or ShardingError."""
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     config, changed = fit_rows(config, sharding.batch_shards(mesh), fixed=fixed_rows)
     check_batch(config.batch, mesh)

@@ -61,7 +61,7 @@ def window_attention(
         ValueError: The shapes do not fit each other.
         ConfigError: The backend is unknown, runs on another platform, or does not accept the shapes.
     """
-    _check_shapes(query, key, value, valid)
+    check_shapes(query, key, value, valid)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     name = choose(query, key, value, backend, interpret=interpret)
     if name == "reference":
@@ -138,7 +138,8 @@ def _refusal(name: str, query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrSh
     return reason
 
 
-def _check_shapes(query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrShape, valid: ArrayOrShape | None) -> None:
+def check_shapes(query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrShape, valid: ArrayOrShape | None) -> None:
+    """Raises ValueError, with all shapes, if they do not fit each other."""
     windows, heads, width = query.shape
     fits = (
         key.shape[0] == value.shape[0] == windows
