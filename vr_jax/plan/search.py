@@ -36,7 +36,7 @@ class Candidate:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """plans: compiled ones, those that fit first, by the bound on time per sample; flags: of train.py, for each."""
 
     plans: list[Plan]
@@ -72,7 +72,7 @@ def search(
     fixed_rows: bool,
     effort: str | None,
     say: Callable[[str], None],
-) -> Found:
+) -> SearchResult:
     """Compiles candidates, the config's own settings first, until `budget` seconds have passed (at least one).
 
     Raises UserError if nothing can work."""
@@ -104,7 +104,7 @@ def search(
         raise UserError(f"{name} on {topology.name}: no candidate compiled")
     done.sort(key=_rank)
     left = [f"not compiled, for lack of time (--budget={budget:g}): {len(waiting)} candidates"] if waiting else []
-    return Found([plan for plan, _ in done], [flags for _, flags in done], left)
+    return SearchResult([plan for plan, _ in done], [flags for _, flags in done], left)
 
 
 def flags_of(settings: Mapping[str, Any]) -> str:
