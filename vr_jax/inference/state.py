@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +9,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import GetAttrKey
 from jaxtyping import Array, Bool, Int, Key
 
 from vr_jax.errors import UserError
 from vr_jax.inference.unstacked import UnstackedCache
 from vr_jax.model.batch import Batch
-from vr_jax.model.decoders.stages import KVCache, StageCache
+from vr_jax.model.decoders.stages import KVCache
 from vr_jax.pytree import array_dataclass
 from vr_jax.sharding import batch_sharding, batch_shards, replicated
 
@@ -73,6 +73,18 @@ class DecodeState:
     keys: Key[Array, " B"]
 
 
+# The logical axes of the arrays of a state, and of those of a stage's cache beside its keys and values.
+_STATE_AXES: dict[str, tuple[str | None, ...]] = {
+    "tokens": (None, None),
+    "positions": (None,),
+    "done": (None,),
+    "step": (),
+    "row": (None,),
+    "keys": (None,),
+}
+_CACHE_AXES: dict[str, tuple[str | None, ...]] = {"valid": ("batch", None), "next": (), "shift": ("batch",)}
+
+
 def lay_out(state: DecodeState, place: Callable[..., Any]) -> DecodeState:
     """Applies a function to every array of a state, with the array's logical axes.
 
@@ -87,30 +99,16 @@ def lay_out(state: DecodeState, place: Callable[..., Any]) -> DecodeState:
         The state of what `place` returned.
     """
 
-    def slots(cached: Array) -> Array:
-        layers = (None,) * (cached.ndim - 4)  # stacked layers have an axis of their own
-        return place(cached, *layers, "batch", "kv_heads", None, None)
+    def placed(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [key.name for key in path if isinstance(key, GetAttrKey)]
+        if names[0] != "cache":
+            return place(leaf, *_STATE_AXES[names[0]])
+        if names[1] in ("keys", "values"):
+            layers = (None,) * (leaf.ndim - 4)  # stacked layers have an axis of their own
+            return place(leaf, *layers, "batch", "kv_heads", None, None)
+        return place(leaf, *_CACHE_AXES[names[1]])
 
-    def stage(cache: StageCache | UnstackedCache) -> StageCache | UnstackedCache:
-        return dataclasses.replace(
-            cache,
-            keys=jax.tree.map(slots, cache.keys),
-            values=jax.tree.map(slots, cache.values),
-            valid=place(cache.valid, "batch", None),
-            next=place(cache.next),
-            shift=place(cache.shift, "batch"),
-        )
-
-    cache: Any = tuple(stage(one) for one in state.cache)
-    return DecodeState(
-        cache=cache,
-        tokens=place(state.tokens, None, None),
-        positions=place(state.positions, None),
-        done=place(state.done, None),
-        step=place(state.step),
-        row=place(state.row, None),
-        keys=place(state.keys, None),
-    )
+    return jax.tree_util.tree_map_with_path(placed, state)
 
 
 def on_devices(prompts: PromptBatch) -> tuple[Batch, Int[Array, " B"]]:
