@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,8 +100,9 @@ def test_patch_kernel_is_torchs_convolution():
         torch.from_numpy(pixels.transpose(2, 0, 1)[None]), torch.from_numpy(kernel), stride=4
     )
     expected = expected.numpy()[0].reshape(5, -1).T  # raster order
-    patches = np.asarray(to_raster(patchify(pixels, 4, 1)))
-    # A sum of 48 float64 products of size 1 is off by up to 3e-15 (measured); the bound is three hundred times that.
+    with jax.enable_x64(True):
+        patches = np.asarray(to_raster(patchify(jnp.asarray(pixels), 4, 1)))
+    # A sum of 48 float64 products of size 1 is off by up to 3e-15 (measured). The bound is three hundred times that.
     np.testing.assert_allclose(patches @ PATCH.to_ours(kernel), expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(PATCH.to_theirs(PATCH.to_ours(kernel)), kernel)
 
