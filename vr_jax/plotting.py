@@ -1,4 +1,7 @@
-"""Matplotlib as this package uses it: an extra that may be absent, no screen, the same file for the same numbers."""
+"""Draws figures with matplotlib into files, without a screen; the same numbers give the same file (a leaf module).
+
+matplotlib comes with an extra and may be absent.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,7 @@ SUFFIXES = (".svg", ".png", ".pdf")
 _NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 
 
-class PlotError(UserError):
-    """A figure cannot be drawn."""
-
-
-class NoMatplotlib(PlotError):
+class MatplotlibMissingError(UserError):
     """A figure cannot be drawn because matplotlib, which an extra brings, is not installed."""
 
 
@@ -26,22 +25,24 @@ def check_plotting() -> None:
     """Checks that figures can be drawn, before the hours of work that end with one.
 
     Raises:
-        NoMatplotlib: matplotlib is not installed.
+        MatplotlibMissingError: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise NoMatplotlib("matplotlib is not installed; pip install 'vr-jax[benchmarks]' brings it") from None
+        raise MatplotlibMissingError(
+            "matplotlib is not installed; pip install 'vr-jax[benchmarks]' brings it"
+        ) from None
 
 
 def check_path(path: Path) -> None:
     """Checks the name of a figure's file.
 
     Raises:
-        PlotError: Files with that ending cannot be written.
+        UserError: Files with that ending cannot be written.
     """
     if path.suffix not in SUFFIXES:
-        raise PlotError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: expected a file name that ends in {', '.join(SUFFIXES)}")
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def figure_file(path: Path, size: tuple[float, float], rc: Mapping[str, Any] | N
         A `matplotlib.figure.Figure`.
 
     Raises:
-        PlotError: Files with that ending cannot be written, or matplotlib is not installed (`NoMatplotlib`).
+        UserError: Files with that ending cannot be written, or matplotlib is not installed (`MatplotlibMissingError`).
         OSError: The file cannot be written.
     """
     check_path(path)

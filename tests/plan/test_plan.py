@@ -65,7 +65,7 @@ def program(config, topology):
 
 @pytest.fixture(scope="module")
 def real(program):
-    """A state and a batch, as train.py has them."""
+    """A state and a batch, as training has them."""
     with jax.set_mesh(program.mesh):
         model = VisionLanguageModel(program.model, rngs=nnx.Rngs(0))
         state = create_state(program.tree, program.optimizer, program.abstract, model)

@@ -10,7 +10,7 @@ from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import MAX_SEED, DType
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.fields import Range
-from vr_jax.plotting import SUFFIXES, NoMatplotlib
+from vr_jax.plotting import SUFFIXES, MatplotlibMissingError
 from vr_jax.probe import (
     CLASS_NAMES,
     FIGURE,
@@ -112,7 +112,7 @@ def run(flags: ProbeFlags) -> None:
     output = output_folder(settings)
     try:
         draw([result], output / FIGURE)
-    except NoMatplotlib as error:
+    except MatplotlibMissingError as error:
         print(f"vr-jax probe: no figure: {error}", file=sys.stderr)
         print(f"results: {output / RESULTS}")
     else:

@@ -143,7 +143,8 @@ class _Walk:
             return Costs(self._contracted(computation, one, axes))
         if target.startswith("__cudnn$fmha"):
             query, key = (self._type(computation, operand).dims for operand in one.operands[:2])
-            # The shapes are (batch, queries, heads, channels). The forward pass has two products, the backward pass five.
+            # The shapes are (batch, queries, heads, channels). The forward pass has two products, the backward pass
+            # five.
             products = 5 if "Backward" in target else 2
             return Costs(2.0 * products * math.prod(query) * key[1])
         if "custom_call" in target or "pallas" in target or "triton" in target or "mosaic" in target:
@@ -373,7 +374,7 @@ def convolution_flops(left: tuple[int, ...], right: tuple[int, ...], out: tuple[
 
 @cache
 def _pairs(size: int, kernel: int, out: int, stride: int, pad: int, before: int, after: int) -> int:
-    """Returns the number of pairs of output and kernel positions along one axis that multiply an element of the input."""
+    """Counts the pairs of output and kernel positions along one axis that multiply an element of the input."""
     reach = (size - 1) * before
     count = 0
     for position in range(out):

@@ -1,4 +1,4 @@
-"""Plans prefill and decoding as `vr_jax.inference` runs them."""
+"""Plans the prefill and the decoding that `vr_jax.inference` runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ Mode = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Prompts of equal length. text_tokens: those that are not the image's. cache_tokens: slots of the cache; 0: the
-    prompt and `new_tokens`."""
+    """Prompts of equal length, each with one image.
+
+    Attributes:
+        batch: The number of prompts.
+        text_tokens: The tokens of a prompt that are not the image's.
+        new_tokens: The tokens of an answer that the cache has room for.
+        cache_tokens: The slots of the cache, or 0 for those of the prompt and of `new_tokens`.
+        dtype: The type of parameters and activations.
+    """
 
     batch: int = 1
     text_tokens: int = 64
@@ -40,25 +47,38 @@ class Request:
 
 
 class _Vocabulary:
-    """All that a Generator needs of a tokenizer to build its programs."""
+    """A tokenizer with the few methods that `Generator` needs to build its programs."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self._size = size
 
     def get_vocab(self) -> dict[str, int]:
+        """Returns the ids of the stop tokens."""
         return {name: self._size - 1 - index for index, name in enumerate(STOP_TOKENS)}
 
 
 def abstract_generator(model: VisionLanguageModel) -> Generator:
-    """model: without arrays."""
+    """Returns a generator of a model that has shapes in place of arrays."""
     return Generator(model, _Vocabulary(model.config.decoder.vocab_size))
 
 
 def trace_program(
     generator: Generator, mode: Mode, batch: Batch, where: NamedSharding, new_tokens: int
 ) -> tuple[jax.stages.Traced, DecodeState]:
-    """The traced program, greedy, and its state: keys, values and what goes with them."""
-    whole = sharding.replicated(where.mesh)  # type: ignore[arg-type]
+    """Traces the program of greedy generation.
+
+    Args:
+        generator: A generator without arrays.
+        mode: The program to trace.
+        batch: The prompts, as shapes.
+        where: The sharding of the prompts.
+        new_tokens: The tokens of an answer that the cache has room for.
+
+    Returns:
+        The traced program, and the decode state as shapes.
+    """
+    mesh: Any = where.mesh  # The type is Any because NamedSharding also accepts abstract meshes.
+    whole = sharding.replicated(mesh)
 
     def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((), dtype, sharding=whole)
@@ -76,8 +96,8 @@ def trace_program(
 
 
 def _laid_out(state: DecodeState, where: NamedSharding) -> DecodeState:
-    """With the shardings that generation gives it."""
-    mesh: Any = where.mesh
+    """Returns the state with the shardings that generation gives it."""
+    mesh: Any = where.mesh  # The type is Any because NamedSharding also accepts abstract meshes.
 
     def place(leaf: Any, *names: str | None) -> jax.ShapeDtypeStruct:
         spec = sharding.activation_spec(leaf.shape, *names, mesh=mesh)
@@ -89,11 +109,22 @@ def _laid_out(state: DecodeState, where: NamedSharding) -> DecodeState:
 def plan_inference(
     name: str, config: TrainConfig, topology: Topology, mode: Mode, request: Request, *, effort: str | None = None
 ) -> Plan:
-    """What answering `request.batch` prompts, each with one image in the config's largest layout, needs on each chip:
-    the prefill, or one decoded token. Raises UserError, ConfigError or ShardingError."""
+    """Plans the prefill of prompts, or one decoded token for each, with images in the config's largest layout.
+
+    Args:
+        name: The config's name in the plan.
+        config: The settings; their mesh and model are used.
+        topology: The devices to plan for.
+        mode: The program to plan.
+        request: The prompts.
+        effort: XLA's optimization level; see `compile_for`.
+
+    Raises:
+        UserError: The request, the mesh or the model does not fit, or the compiler fails.
+    """
     if min(request.batch, request.text_tokens, request.new_tokens) < 1:
         raise UserError("--batch, --text_tokens and --new_tokens must be positive")
-    model_config = dataclasses.replace(config.model, dtype=request.dtype, remat="none")  # type: ignore[arg-type]  # checked by the config
+    model_config = dataclasses.replace(config.model, dtype=request.dtype, remat="none")  # type: ignore[arg-type]  # the config checks the string
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     tiles, vision = _image(model_config)
     length = vision + request.text_tokens
@@ -168,7 +199,7 @@ def _abstract_model(config: VlmConfig, mesh: Mesh, dtype: str) -> VisionLanguage
 
 
 def _image(config: VlmConfig) -> tuple[int, int]:
-    """Tiles and vision tokens of an image that fills the layout's largest grid; base tile and newlines included."""
+    """Returns the tiles and vision tokens of an image that fills the largest grid, with base tile and newlines."""
     side, cells = config.cells_per_side, config.cells_per_tile
     if not config.image.is_anyres:
         return 1, cells
@@ -177,7 +208,7 @@ def _image(config: VlmConfig) -> tuple[int, int]:
 
 
 def _prefill_flops(config: VlmConfig, request: Request, tiles: int, length: int) -> float:
-    """Operations that the model needs; the vocabulary projection is of the last position only."""
+    """Returns the operations that the model needs; only the last position is projected to the vocabulary."""
     forward = forward_flops(config)
     per_prompt = (
         tiles * (forward["encoder"] + forward["projector"] + forward["refusion"])
@@ -189,6 +220,6 @@ def _prefill_flops(config: VlmConfig, request: Request, tiles: int, length: int)
 
 
 def _token_flops(config: VlmConfig, length: int) -> float:
-    """Of one token that attends to a full cache."""
+    """Returns the operations for one token that attends to a full cache."""
     forward = forward_flops(config)
     return forward["decoder"] + length * forward["attention"] + forward["head"]

@@ -1,7 +1,7 @@
 """Counts the operations of a traced program on all chips together, before it is compiled.
 
-This is a second, independent count beside `hlo_costs`. Work that the compiled program repeats on several chips shows as a
-difference. The count also includes Pallas kernels, of which a compiled program contains only the name.
+This is a second, independent count beside `hlo_costs`. Work that the compiled program repeats on several chips shows as
+a difference. The count also includes Pallas kernels, of which a compiled program contains only the name.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def _flops(eqn: Any) -> float:
     if name == "dot_general":
         (left_axes, _), _ = eqn.params["dimension_numbers"]
         left = eqn.invars[0].aval.shape
-        return 2.0 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in left_axes)
+        return float(2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in left_axes))
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval
         out_features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * eqn.outvars[0].aval.size * kernel.size / out_features
+        return float(2 * eqn.outvars[0].aval.size * kernel.size / out_features)
     if name == "pallas_call":
         return _pallas(eqn)
     if name.startswith("dot_product_attention"):

@@ -1,8 +1,8 @@
 """Describes NVIDIA GPUs to XLA, so that it compiles for them without a device, and finds the tools that it needs.
 
-The fields are those of `GpuTargetConfigProto` (`openxla/xla:xla/stream_executor/device_description.proto`). Their values
-come from the CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability" (9.0), and from the data
-sheets of the H100 SXM and the H200 SXM (132 multiprocessors, boost clock 1.98 GHz, 50 and 60 MiB of L2 cache).
+The fields are those of `GpuTargetConfigProto` (`openxla/xla:xla/stream_executor/device_description.proto`). Their
+values come from the CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability" (9.0), and from
+the data sheets of the H100 SXM and the H200 SXM (132 multiprocessors, boost clock 1.98 GHz, 50 and 60 MiB of L2 cache).
 """
 
 from __future__ import annotations

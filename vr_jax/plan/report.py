@@ -1,4 +1,4 @@
-"""A plan for people: the terminal and Markdown."""
+"""Writes plans as text for a terminal, as Markdown, and as files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ RUN = {"train": "update", "prefill": "prefill", "decode": "decoded token"}
 
 
 def size(count: float | None) -> str:
+    """Returns a number of bytes in KiB, MiB or GiB."""
     if count is None:
         return "unknown"
     for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
@@ -25,11 +26,12 @@ def size(count: float | None) -> str:
 
 
 def seconds(value: float) -> str:
+    """Returns a time in s, ms or us."""
     return f"{value:,.3g} s" if value >= 1 else f"{value * 1e3:,.3g} ms" if value >= 1e-3 else f"{value * 1e6:,.3g} us"
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, with how much room."""
+    """Returns a phrase that says whether the plan fits, and how much room is left."""
     memory = plan.memory
     if memory.fits is None or memory.capacity is None:
         return "this chip's memory is not known"
@@ -38,14 +40,14 @@ def verdict(plan: Plan) -> str:
         room = memory.capacity - memory.peak
         return f"fits: {size(room)} of {size(memory.capacity)} are left ({room / memory.capacity:.0%})"
     needed = f"{size(memory.peak)} needed" if memory.peak is not None else "the compiler gave up"
-    return f"DOES NOT FIT: {needed}, {size(memory.capacity)} there"
+    return f"DOES NOT FIT: {needed}, {size(memory.capacity)} available"
 
 
 def facts(plan: Plan) -> list[tuple[str, str]]:
-    """(name, value), in the order of reading."""
+    """Returns the lines of a plan as names and values; empty names separate groups."""
     memory, run = plan.memory, RUN[plan.mode]
     rows = [
-        ("recipe", plan.config),
+        ("config", plan.config),
         ("topology", f"{plan.topology}, {plan.chips} devices, mesh {mesh_of(plan)}"),
         ("settings", ", ".join(f"{name} {value}" for name, value in plan.settings.items())),
         *[("note", note) for note in plan.notes],
@@ -106,22 +108,24 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
 
 
 def text(plan: Plan) -> str:
+    """Returns a plan as aligned lines for a terminal."""
     rows = facts(plan)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
 
 
 def markdown(plan: Plan) -> str:
+    """Returns a plan as a page of Markdown."""
     lines = [f"| {name.strip()} | {value} |" for name, value in facts(plan) if name]
     return "\n".join([f"# Plan: {plan.mode} on {plan.topology}", "", "| | |", "|---|---|", *lines, ""])
 
 
-COLUMNS = ("recipe", "topology", "mesh", "rows", "remat", "state", "temporaries", "peak", "fits", "TFLOP", "HBM, GB")
+COLUMNS = ("config", "topology", "mesh", "rows", "remat", "state", "temporaries", "peak", "fits", "TFLOP", "HBM, GB")
 MORE_COLUMNS = ("sent, GB", "bound", "by", "MFU", "samples/s", "days", "compiled in")
 
 
 def table(plans: Sequence[Plan]) -> list[list[str]]:
-    """Head and one row for each plan; memory in GiB per chip, work per chip and run."""
+    """Returns a header and one row per plan, with memory in GiB per chip and work per chip and run."""
     rows = [[*COLUMNS, *MORE_COLUMNS]]
     for plan in plans:
         memory, work, roof = plan.memory, plan.work, plan.roofline
@@ -156,18 +160,29 @@ def table(plans: Sequence[Plan]) -> list[list[str]]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows, of which the first is the header, as a table of Markdown."""
     rule = ["---", "---", *["---:"] * (len(rows[0]) - 2)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def write(directory: Path, plans: Sequence[Plan], page: str) -> None:
-    """plan.json (a list, the best first) and plan.md, each complete or not there. Raises OSError."""
+    """Writes plan.json and plan.md, each complete or absent.
+
+    Args:
+        directory: The folder of the results.
+        plans: The plans for plan.json, the best first.
+        page: The text of plan.md.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     data = [plan.to_dict() for plan in plans]
     write_text(directory / JSON, json.dumps(data, indent=2) + "\n")
     write_text(directory / MARKDOWN, page)
 
 
 def mesh_of(plan: Plan) -> str:
+    """Returns the mesh of a plan in words."""
     return " x ".join(f"{name} {count}" for name, count in plan.mesh.items())
 
 
@@ -188,7 +203,7 @@ def _rows(plan: Plan) -> str:
 
 
 def _peak(plan: Plan) -> float:
-    """The chip's peak in TFLOP/s, as the roofline has it."""
+    """Returns the chip's peak in TFLOP/s, from the plan's roofline."""
     assert plan.roofline is not None
     assert plan.work is not None
     return plan.work.flops / plan.roofline.compute / 1e12

@@ -1,4 +1,4 @@
-"""What a plan says, as data that goes into JSON as it is."""
+"""The parts of a plan, as data that JSON can hold."""
 
 from __future__ import annotations
 
@@ -9,32 +9,47 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one chip. The arguments by kind are exact; temporaries (gradients, activations, what is gathered) are
-    what the compiler allocated. capacity: None where it is not known."""
+    """Bytes on one chip. The arguments are exact, the other numbers are the compiler's.
+
+    Attributes:
+        trained: Trained parameters.
+        frozen: Frozen parameters, or all parameters of inference.
+        optimizer: The state of the optimizer.
+        cache: Keys and values of inference.
+        inputs: The batch and small state.
+        temporaries: Gradients, activations and gathered parameters; None if the compiler gave up.
+        results: Results that do not take the place of an argument.
+        code: The generated code.
+        capacity: The memory of a chip, or None if it is not known.
+        needed: The memory that the compiler stated when it gave up.
+    """
 
     trained: int
     frozen: int
     optimizer: int
-    cache: int  # keys and values, of inference
-    inputs: int  # the batch, and small state
-    temporaries: int | None  # None: the compiler gave up, so it does not fit
-    results: int  # of results that do not take the place of an argument
+    cache: int
+    inputs: int
+    temporaries: int | None
+    results: int
     code: int
     capacity: float | None
-    needed: float | None = None  # what the compiler said when it gave up
+    needed: float | None = None
 
     @property
     def arguments(self) -> int:
+        """The bytes of all arguments."""
         return self.trained + self.frozen + self.optimizer + self.cache + self.inputs
 
     @property
     def peak(self) -> float | None:
+        """The bytes that the program needs, or None if they are not known."""
         if self.temporaries is None:
             return self.needed
         return self.arguments + self.temporaries + self.results + self.code
 
     @property
     def fits(self) -> bool | None:
+        """Whether the program fits into a chip's memory, or None if that is not known."""
         if self.temporaries is None:
             return False
         return None if self.capacity is None or self.peak is None else self.peak <= self.capacity
@@ -42,10 +57,17 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Per run of the program (a step, a prefill, a decoded token): what one chip does.
+    """The work of one chip in one run of the program, which is an update, a prefill or a decoded token.
 
-    flops: counted in the compiled program. asked_flops: counted in the traced program, over the number of chips.
-    model_flops: what the model needs by `vr_jax/training/flops.py` for full rows, over the number of chips."""
+    Attributes:
+        flops: The operations in the compiled program.
+        asked_flops: The operations in the traced program, divided by the number of chips.
+        model_flops: The operations that the model needs by the formulas of `vr_jax.training`, divided by the number of
+            chips.
+        hbm_bytes: Bytes read and written in device memory.
+        collective_bytes: The bytes that the chip sends, by kind of collective.
+        collective_seconds: The time of these messages at full bandwidth, or None if the bandwidth is not known.
+    """
 
     flops: float
     asked_flops: float
@@ -57,25 +79,41 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds that one run takes at least on this chip, if everything else were free; the bound is the largest."""
+    """Lower bounds on the seconds of one run, each as if everything else took no time.
+
+    Attributes:
+        compute: The bound by the chip's peak FLOP/s.
+        hbm: The bound by the bandwidth of its memory.
+        interconnect: The bound by the bandwidth between chips.
+        mfu: The model FLOP/s utilization at the largest bound, model_flops / (bound * peak).
+    """
 
     compute: float
     hbm: float
     interconnect: float
-    mfu: float  # at the bound: model_flops / (bound * peak)
+    mfu: float
 
     @property
     def bound(self) -> float:
+        """The largest of the three bounds."""
         return max(self.compute, self.hbm, self.interconnect)
 
     @property
     def limit(self) -> str:
+        """The name of the largest bound."""
         return max(("compute", "hbm", "interconnect"), key=lambda name: getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """An epoch. samples: of the paper's data for this phase. days: at `efficiency` times the bound's speed."""
+    """An epoch.
+
+    Attributes:
+        samples: The samples of the epoch.
+        steps: The updates of the run.
+        efficiency: The share of the bound's speed that the run reaches.
+        days: The time at that speed, or None if there is no bound.
+    """
 
     samples: int
     steps: int
@@ -85,25 +123,48 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
+    """The costs of a program on one chip of a topology.
+
+    Attributes:
+        config: The name of the config.
+        mode: The program: train, prefill or decode.
+        topology: The name of the topology.
+        chips: The number of devices.
+        mesh: The sizes of the mesh axes.
+        settings: The settings that matter for the costs, such as rows, remat and attention.
+        notes: Sentences about settings that were changed or are worth changing.
+        parameters: The number of parameters.
+        trained_parameters: The number of trained parameters.
+        tokens: The tokens of one run.
+        samples: The samples of one run, or the prompts of inference.
+        memory: The memory of a chip.
+        work: The work of a chip, or None if the program did not compile.
+        roofline: The bounds on the time, or None if they are not known.
+        schedule: An epoch of training, or None for inference.
+        compile_seconds: The time of the compilation.
+        versions: The versions of the libraries.
+    """
+
     config: str
-    mode: str  # train, prefill or decode
+    mode: str
     topology: str
     chips: int
     mesh: dict[str, int]
-    settings: dict[str, Any]  # rows, tokens, tiles, accumulation, remat, attention, ...
-    notes: list[str]  # what was changed, or is worth changing
+    settings: dict[str, Any]
+    notes: list[str]
     parameters: int
     trained_parameters: int
-    tokens: int  # per run
-    samples: float  # per run; prompts at inference
+    tokens: int
+    samples: float
     memory: Memory
-    work: Work | None  # None where it did not compile
+    work: Work | None
     roofline: Roofline | None
     schedule: Schedule | None
     compile_seconds: float
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the plan as plan.json holds it, with the computed properties of its parts."""
         plain = dataclasses.asdict(self)
         plain["memory"] |= {name: getattr(self.memory, name) for name in ("arguments", "peak", "fits")}
         if self.roofline is not None:

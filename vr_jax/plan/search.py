@@ -20,15 +20,21 @@ from vr_jax.settings import TrainConfig
 from vr_jax.training import build_program
 
 ACCUMULATIONS = (1, 2, 4)
-# Share of the forward pass of the decoder that the backward pass repeats, and activations per token and layer that are
-# kept, in widths of the hidden state: only to decide what to compile first.
+# Two rough numbers per remat policy, which only decide what is compiled first: the share of the decoder's forward pass
+# that the backward pass repeats, and the activations that are kept per token and layer, in widths of the hidden state.
 _REPEATED = {"none": 0.0, "dots": 0.1, "full": 1.0}
 _KEPT = {"none": 34.0, "dots": 12.0, "full": 1.0}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """settings: what differs from the config, by field. seconds: estimated bound of an update per sample."""
+    """Settings that may be worth compiling.
+
+    Attributes:
+        settings: The fields that differ from the config file, with their values.
+        config: The settings of the run.
+        seconds: The estimated bound of an update, per sample.
+    """
 
     settings: dict[str, Any]
     config: TrainConfig
@@ -37,23 +43,31 @@ class Candidate:
 
 @dataclass
 class SearchResult:
-    """plans: compiled ones, those that fit first, by the bound on time per sample; flags: of train.py, for each."""
+    """The result of a search.
+
+    Attributes:
+        plans: The compiled plans. Those that fit come first, in the order of their bound on the time per sample.
+        flags: The flags of `vr-jax train` for each plan.
+        left: Sentences about the candidates that were not compiled.
+    """
 
     plans: list[Plan]
     flags: list[str]
-    left: list[str] = field(default_factory=list)  # what was not compiled, and why
+    left: list[str] = field(default_factory=list)
 
     def _rows(self) -> list[list[str]]:
         rows = report.table(self.plans)
-        return [[*rows[0], "train.py"], *[[*row, flags] for row, flags in zip(rows[1:], self.flags, strict=True)]]
+        return [[*rows[0], "vr-jax train"], *[[*row, flags] for row, flags in zip(rows[1:], self.flags, strict=True)]]
 
     def text(self) -> str:
+        """Returns a table of all plans, and the best plan in full, for a terminal."""
         rows = self._rows()
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "", report.text(self.plans[0]), f"\ntrain.py {self.flags[0]}", *self.left])
+        return "\n".join([*lines, "", report.text(self.plans[0]), f"\nvr-jax train {self.flags[0]}", *self.left])
 
     def markdown(self) -> str:
+        """Returns the same as `text` as a page of Markdown."""
         rows = self._rows()
         rows[1:] = [[*row[:-1], f"`{row[-1]}`"] for row in rows[1:]]
         return "\n".join(
@@ -73,9 +87,22 @@ def search(
     effort: str | None,
     say: Callable[[str], None],
 ) -> SearchResult:
-    """Compiles candidates, the config's own settings first, until `budget` seconds have passed (at least one).
+    """Compiles candidates until the time is used up, the config's own settings first.
 
-    Raises UserError if nothing can work."""
+    Args:
+        name: The config's name in messages and plans.
+        config: The settings of the run.
+        topology: The devices to plan for.
+        budget: Seconds to use. At least one candidate is compiled.
+        efficiency: The share of the bound's speed that a run reaches.
+        samples: The samples of an epoch, or None for those of the paper's phase.
+        fixed_rows: Whether the rows of an update have to stay as they are.
+        effort: XLA's optimization level; see `compile_for`.
+        say: Called with lines about the progress.
+
+    Raises:
+        UserError: Parameters and optimizer fit on no mesh, or no candidate can be compiled.
+    """
     began = time.perf_counter()
     waiting = in_turns(list(_candidates(config, topology, fixed_rows)), settings_of(config, topology))
     if not waiting:
@@ -108,23 +135,27 @@ def search(
 
 
 def flags_of(settings: Mapping[str, Any]) -> str:
-    """{"batch.rows": 256} -> "--config.batch.rows=256"."""
+    """Returns settings as flags: {"batch.rows": 256} gives "--config.batch.rows=256"."""
     return " ".join(f"--config.{field}={value}" for field, value in settings.items())
 
 
 def settings_of(config: TrainConfig, topology: Topology) -> dict[str, Any]:
-    """What a candidate with the config's own mesh, remat policy and micro-batches has in its settings."""
+    """Returns the settings of the candidate that has the config's own mesh, remat policy and micro-batches."""
     own = {"model.remat": config.model.remat, "batch.accumulation": config.batch.accumulation}
     try:
         mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
-    except sharding.ShardingError:  # made for another number of chips
+    except sharding.ShardingError:
+        # The config's mesh is made for another number of chips.
         return own
     return own | {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
 
 
 def in_turns(candidates: Sequence[Candidate], own: Mapping[str, Any]) -> list[Candidate]:
-    """The order in which candidates are compiled: those whose settings include `own` first, then the remat policies in
-    turns, each in the order of its estimates, which know nothing of memory traffic, where the policies differ most."""
+    """Returns the candidates in the order of compilation.
+
+    Candidates whose settings include `own` come first. Then the remat policies take turns, each in the order of its
+    estimates: the estimates ignore memory traffic, in which the policies differ most.
+    """
     policies: dict[str, list[Candidate]] = {}
     for one in sorted(candidates, key=lambda one: one.seconds):
         policies.setdefault(one.settings["model.remat"], []).append(one)
@@ -142,7 +173,7 @@ def _candidates(config: TrainConfig, topology: Topology, fixed_rows: bool) -> It
     model = config.model
     count = len(topology.devices)
     for tensor in _divisors(count):
-        # Heads that do not divide would be computed on every chip of the axis.
+        # Heads that the axis does not divide would be computed on every chip of the axis.
         if tensor > 1 and (model.decoder.num_heads % tensor or tensor > 8):
             continue
         for fsdp in _divisors(count // tensor):
@@ -156,18 +187,20 @@ def _on_mesh(
     changed = config.replace({f"mesh.{axis}": size for axis, size in axes.items()})
     try:
         mesh = sharding.make_mesh(**changed.mesh.to_dict(), devices=topology.devices)
-    except sharding.ShardingError:  # slices that this shape cannot be laid over
+    except sharding.ShardingError:
+        # The slices cannot be arranged in this shape.
         return
     program = build_program(changed, mesh, STEPS)
     state = bytes_per_chip(program.abstract)
     leaves = (*program.abstract.params.values(), *program.abstract.frozen.values())
-    gathered = 2 * sum(leaf.size for leaf in leaves)  # bytes in bfloat16
+    # Bytes of all parameters in bfloat16.
+    gathered = 2 * sum(leaf.size for leaf in leaves)
     capacity = topology.chip.memory if topology.chip is not None else float("inf")
     if state > capacity:
         return
     for accumulation, remat in itertools.product(ACCUMULATIONS, _KEPT):
         shards, rows = sharding.batch_shards(mesh), changed.batch.rows
-        # Rows are fitted to all pieces first: settings with rows that the micro-batches do not divide are refused.
+        # Rows are fitted to all pieces first, because rows that the micro-batches do not divide are an error.
         whole = changed.replace({"batch.accumulation": 1, "model.remat": remat})
         one, _ = fit_rows(whole, shards * accumulation, fixed=fixed_rows)
         if one.batch.rows % (shards * accumulation) or (accumulation > 1 and one.batch.rows > max(rows, shards * 4)):
@@ -195,22 +228,22 @@ def _estimate(
     accumulation: int,
     remat: str,
 ) -> float:
-    """A rough bound on an update in seconds: products of matrices, and what meshes send for them."""
+    """Returns a rough bound on the seconds of an update, from matrix products and the messages for them."""
     replica, fsdp, tensor = (program.mesh.shape[axis] for axis in sharding.AXES)
     if topology.chip is None:
         return float(_REPEATED[remat])
     chip = topology.chip
     needed = model_flops(config, program.trainable) / program.mesh.size
     compute = needed * (1 + _REPEATED[remat] / 4) / chip.peak_flops
-    # Weights are gathered for both passes of every micro-batch, gradients scattered and, over replicas, reduced once.
+    # Weights are gathered in both passes of every micro-batch. Gradients are scattered once, and reduced over replicas.
     weights = gathered / tensor
-    between = weights * (fsdp - 1) / fsdp * (2 * accumulation + 1)
+    gathers = weights * (fsdp - 1) / fsdp * (2 * accumulation + 1)
     copies = 2 * weights / fsdp * (replica - 1) / replica
-    # Two sums of activations per layer and pass, over the chips that share a layer.
+    # Each layer has two sums of activations per pass, over the chips that share the layer.
     layers = accumulation * model.decoder.num_layers * (4 + 2 * _REPEATED[remat])
     shared = layers * 2 * (tensor - 1) / tensor * tokens * model.decoder.hidden_size * 2
     sent = (
-        between / topology.bandwidth(fsdp * tensor, tensor)
+        gathers / topology.bandwidth(fsdp * tensor, tensor)
         + copies / topology.bandwidth(program.mesh.size, tensor)
         + shared / topology.bandwidth(tensor, tensor)
     )

@@ -1,4 +1,4 @@
-"""From "v5e:16x16" to the devices that a program is compiled for."""
+"""Opens a topology by name, such as "v5e:16x16": devices that a program can be compiled for and that nobody holds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ EXAMPLES = "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, h200:1x32x8 (slices x h
 
 @dataclass(frozen=True)
 class Topology:
-    """name: as the user gave it. chip: None for this machine's CPU, of which no limits are known. devices: in the order
-    that JAX gives on such a machine. hosts: of GPUs, between which the network is slower; else 1."""
+    """Devices to compile for.
+
+    Attributes:
+        name: The name that the user gave.
+        chip: The kind of chip, or None for this machine's CPU, whose limits are not known.
+        devices: The devices, in the order that JAX has on such a machine.
+        hosts: The number of hosts of GPUs, between which the network is slower; 1 for other chips.
+    """
 
     name: str
     chip: Chip | None
@@ -34,18 +40,24 @@ class Topology:
 
     @property
     def platform(self) -> str:
+        """The platform of the devices, as JAX names it."""
         return self.devices[0].platform
 
     def bandwidth(self, group: int, inner: int) -> float:
-        """Bytes per second that a chip can send within a group of `group` chips. inner: size of the mesh axis whose
-        chips are neighbours on one host."""
+        """Returns the bytes per second that a chip can send within a group.
+
+        Args:
+            group: The number of chips in the group.
+            inner: The size of the mesh axis whose chips are neighbours on one host.
+        """
         assert self.chip is not None
         if self.chip.network is None or self.hosts == 1:
             return self.chip.interconnect
         per_host = len(self.devices) // self.hosts
         if group <= inner > 1:
             return self.chip.interconnect
-        members = max(1, per_host // inner)  # of the group, on one host
+        # The members of the group on one host.
+        members = max(1, per_host // inner)
         if group <= members:
             return self.chip.interconnect
         # A ring enters and leaves each host once, through the adapters of all its members together.
@@ -53,7 +65,11 @@ class Topology:
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """("v5e", (16, 16)) for "v5e:16x16". Raises UserError."""
+    """Splits a name: "v5e:16x16" gives ("v5e", (16, 16)).
+
+    Raises:
+        UserError: The chip is unknown, or the shape is not one of the chip's.
+    """
     kind, colon, text = name.partition(":")
     kind = kind.lower()
     if kind not in (*CHIPS, CPU):
@@ -69,19 +85,22 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def prepare_process(name: str) -> None:
-    """Settings that compilers read once, before the first of them is loaded: for a process that plans and does nothing
-    else. Raises UserError for a topology that does not exist or whose compiler is not installed."""
+    """Sets what compilers read once, before the first of them is loaded, in a process that only plans.
+
+    Raises:
+        UserError: The topology does not exist, or its compiler is not installed.
+    """
     kind, shape = parse(name)
     jax.config.update("jax_platforms", "cpu")
     if kind == CPU:
         jax.config.update("jax_num_cpu_devices", shape[0])
     elif CHIPS[kind].kind.startswith("TPU"):
         _need("libtpu", "TPUs", "tpu")
-        # libtpu would ask the cloud's metadata server who it is.
+        # Without these settings libtpu asks the metadata server of the cloud.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-        # No chip is opened, so plans need not wait for one another.
+        # No chip is opened, so several processes may load libtpu at the same time.
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     else:
         _need("jax_plugins", "NVIDIA GPUs", "cuda13")
@@ -98,7 +117,11 @@ def _need(module: str, what: str, extra: str) -> None:
 
 
 def open_topology(name: str) -> Topology:
-    """Raises UserError for a topology that does not exist, or whose compiler is not installed."""
+    """Returns the devices of a topology.
+
+    Raises:
+        UserError: The topology does not exist, or its compiler is not installed.
+    """
     kind, shape = parse(name)
     if kind == CPU:
         devices = jax.devices("cpu")
@@ -124,8 +147,10 @@ def open_topology(name: str) -> Topology:
 
 @contextlib.contextmanager
 def compiling_for(topology: Topology, mesh: Mesh) -> Iterator[None]:
-    """`jax.set_mesh`, as on a machine that has these devices: those of NVIDIA have no `device_kind` ahead of time,
-    which kernels choose by."""
+    """Sets the mesh as it is on a machine that has these devices.
+
+    Kernels are chosen by `device_kind`, which devices of NVIDIA lack ahead of time, so it is added to the mesh.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         if topology.platform == "gpu" and topology.chip is not None:

@@ -1,9 +1,10 @@
-"""Plans the update that train.py runs."""
+"""Plans the update that `vr-jax train` runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -14,14 +15,23 @@ from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
 from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, step_flops
 
-# Samples of the paper's two phases (docs/design/methods.md#data-files): LLaVA-Pretrain's 558K, LLaVA-NeXT-Data's 779K.
+# The samples of the paper's two phases (docs/design/methods.md#data-files): LLaVA-Pretrain and LLaVA-NeXT-Data.
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
-STEPS = 1000  # the schedule's length does not change what a step needs
+# The length of the schedule, which does not change the costs of a step.
+STEPS = 1000
 
 
 def fit_rows(config: TrainConfig, shards: int, *, fixed: bool) -> tuple[TrainConfig, str | None]:
-    """The settings with the rows of an update raised to the next multiple that this mesh divides, and
-    `samples_per_step` with them, and a note that says so. fixed: the user chose the rows."""
+    """Raises the rows of an update to the next multiple that a mesh divides, and `samples_per_step` with them.
+
+    Args:
+        config: The settings of the run.
+        shards: The pieces into which the mesh divides the rows of a batch.
+        fixed: Whether the rows have to stay as they are.
+
+    Returns:
+        The settings, and a note about the change, or None if there is none.
+    """
     pieces = shards * config.batch.accumulation
     rows = -(-config.batch.rows // pieces) * pieces
     if rows == config.batch.rows or fixed:
@@ -30,7 +40,7 @@ def fit_rows(config: TrainConfig, shards: int, *, fixed: bool) -> tuple[TrainCon
     config = config.replace({"batch.rows": rows, "samples_per_step": round(old_samples * rows / old_rows)})
     return config, (
         f"rows {old_rows} -> {rows}, samples per update {old_samples} -> {config.samples_per_step}: the config's rows "
-        f"do not divide over {pieces} pieces of the batch; train.py needs --config.batch.rows={rows} "
+        f"do not divide over {pieces} pieces of the batch; vr-jax train needs --config.batch.rows={rows} "
         f"--config.samples_per_step={config.samples_per_step}, and another learning rate may suit"
     )
 
@@ -45,10 +55,20 @@ def plan_training(
     fixed_rows: bool = False,
     effort: str | None = None,
 ) -> Plan:
-    """What one update of a run needs on each chip of a topology.
+    """Plans one update of a run.
 
-    samples: of an epoch; default: those of the paper's phase. effort: see `compile_for`.
-    Raises UserError, ConfigError or ShardingError."""
+    Args:
+        name: The config's name in the plan.
+        config: The settings of the run.
+        topology: The devices to plan for.
+        efficiency: The share of the bound's speed that a run reaches; the days of an epoch follow from it.
+        samples: The samples of an epoch, or None for those of the paper's phase.
+        fixed_rows: Whether the rows of an update have to stay as they are.
+        effort: XLA's optimization level; see `compile_for`.
+
+    Raises:
+        UserError: The mesh or the batch does not fit the devices, or the compiler fails.
+    """
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     config, changed = fit_rows(config, sharding.batch_shards(mesh), fixed=fixed_rows)
     check_batch(config.batch, mesh)
@@ -100,15 +120,17 @@ def plan_training(
 
 
 def trace_step(topology: Topology, config: TrainConfig, program: TrainProgram) -> jax.stages.Traced:
-    """The jitted update that train.py calls, traced for this topology."""
-    step: Callable = program.step
+    """Traces the jitted update of `vr-jax train` for a topology."""
+    step: Callable[..., Any] = program.step
     with compiling_for(topology, program.mesh):
-        return step.trace(program.abstract, abstract_batch(config, program.mesh))  # type: ignore[attr-defined]
+        return step.trace(program.abstract, abstract_batch(config, program.mesh))  # type: ignore[attr-defined]  # the step is jitted, and its type is that of a function
 
 
 def model_flops(config: TrainConfig, trainable: tuple[str, ...]) -> float:
-    """Operations that the model needs for one update whose rows are full: every slot used, samples of equal lengths, a
-    target at every position that is no vision token."""
+    """Returns the operations that the model needs for one update with full rows.
+
+    Every slot is used, the samples have equal lengths, and every position that holds no vision token has a target.
+    """
     batch, model = config.batch, config.model
     tokens = batch.rows * batch.tokens
     length = tokens / config.samples_per_step
@@ -121,6 +143,7 @@ def model_flops(config: TrainConfig, trainable: tuple[str, ...]) -> float:
 
 
 def _kept_whole(program: TrainProgram) -> list[str]:
+    """Returns a note about parameter axes that the mesh does not divide, if there are any."""
     lines = sharding.unsharded(program.tree.shapes, program.mesh)
     if not lines:
         return []
