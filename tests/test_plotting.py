@@ -24,7 +24,7 @@ def test_the_same_numbers_give_the_same_file(tmp_path, suffix):
 def test_nothing_is_left_after_an_error(tmp_path):
     with pytest.raises(KeyError), figure_file(tmp_path / "a.svg", (1, 1)):
         raise KeyError
-    with pytest.raises(match=r"a\.gif: expected a file name that ends in \.svg, \.png, \.pdf"):
+    with pytest.raises(UserError, match=r"a\.gif: expected a file name that ends in \.svg, \.png, \.pdf"):
         draw(tmp_path / "a.gif")
     assert list(tmp_path.iterdir()) == []
 
