@@ -35,10 +35,10 @@ lint: $(VENV)/.dev
 	$(PYTHON) tools/check_words.py
 
 bench: $(VENV)/.dev
-	$(PYTHON) benchmarks/speed/cpu.py
-	$(PYTHON) benchmarks/evaluation/lmms_eval.py
-	$(PYTHON) benchmarks/input/pipeline.py
-	$(PYTHON) benchmarks/speed/step_cost.py
+	$(PYTHON) -m benchmarks.speed.cpu
+	$(PYTHON) -m benchmarks.evaluation.lmms_eval
+	$(PYTHON) -m benchmarks.input.pipeline
+	$(PYTHON) -m benchmarks.speed.step_cost
 
 clean:
 	rm -rf $(VENV) $(LMMS_VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

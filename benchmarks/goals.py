@@ -1,4 +1,4 @@
-"""Goals of an issue and whether a run reached them."""
+"""States goals as numbers, and whether a run reached them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Goal:
-    """`relation` is "<=" or ">="; `found` is None where nothing was measured."""
+    """One goal.
+
+    Attributes:
+        what: The measured quantity.
+        relation: "<=" or ">=".
+        bound: The number to reach.
+        found: The measured number, or None where nothing was measured.
+    """
 
     what: str
     relation: str
@@ -19,19 +26,23 @@ class Goal:
 
     @property
     def reached(self) -> bool | None:
+        """Whether the goal is reached, or None where nothing was measured."""
         if self.found is None:
             return None
         return self.found <= self.bound if self.relation == "<=" else self.found >= self.bound
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields, and whether the goal is reached, for JSON."""
         return dataclasses.asdict(self) | {"reached": self.reached}
 
 
 def goals_of(rows: Iterable[tuple[str, str, float, float | None]]) -> list[Goal]:
+    """Goals from rows of (what, relation, bound, found)."""
     return [Goal(*row) for row in rows]
 
 
 def lines_of(goals: Iterable[Goal]) -> list[str]:
+    """One line of text for each goal."""
     verdicts = {True: "reached", False: "MISSED", None: "not measured"}
     return [
         f"goal {goal.what} {goal.relation} {goal.bound:g}: "

@@ -1,4 +1,4 @@
-"""Side-by-side timing: alternatives take turns in one run, so that a busy machine slows them alike."""
+"""Times alternatives side by side: they take turns in one run, so that a busy machine slows them alike."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ import jax
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call."""
+    """Seconds of a call: the median, the fastest and the slowest."""
 
     median: float
-    low: float  # fastest
-    high: float  # slowest
+    low: float
+    high: float
 
     def __str__(self) -> str:
+        """The times in milliseconds."""
         return f"{self.median * 1e3:8.1f} ms ({self.low * 1e3:.1f} .. {self.high * 1e3:.1f})"
 
 
 def side_by_side(
     alternatives: dict[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 2
 ) -> dict[str, Timing]:
-    """Median, fastest and slowest of `rounds` calls of each alternative after `warmup` calls, in turns.
+    """Times alternatives, which take turns.
 
-    A call's result is waited for (jax.block_until_ready)."""
+    A call ends when its result is there (`jax.block_until_ready`).
+
+    Args:
+        alternatives: Functions without arguments, by name.
+        rounds: Timed calls of each.
+        warmup: Calls of each before these.
+
+    Returns:
+        The times of each alternative.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(warmup + rounds):
         for name, call in alternatives.items():

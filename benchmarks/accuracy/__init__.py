@@ -1,6 +1,10 @@
-"""The paper's comparison in miniature: `python -m benchmarks.accuracy --help`; results in docs/results/accuracy.md.
+"""The paper's comparison of systems, repeated with small models on generated images.
 
-A small encoder learns to read generated images (`tasks`) without compression (`reader`) and is frozen. From then on
-only its cached hidden states are used: each system of the paper's tables (`systems`) starts from the uncompressed
-model's decoder and is trained for the same steps on the same rows (`training`), several seeds each, one JSON line per
-finished run (`results`), from which the tables and the plot are made (`report`)."""
+`python -m benchmarks.accuracy --help` shows the command; docs/results/accuracy.md holds the results.
+
+A small encoder learns to read generated images (`tasks`) patch by patch (`encoder`) and is then frozen. From then on
+only its cached hidden states are used. An uncompressed model learns to answer questions about the images (`reader`).
+Each system of the paper's tables (`systems`) starts from the decoder of that model, and is trained for the same number
+of steps on the same rows (`training`), from several seeds. Every finished run is one JSON line (`results`), and the
+tables and the plot are made of these lines (`report`).
+"""

@@ -1,10 +1,12 @@
-"""The paper's comparison in miniature, with one command:
+"""Runs the paper's comparison in miniature with one command.
 
-    python -m benchmarks.accuracy                    # two CPU cores, about two hours; goes on where it stopped
-    python -m benchmarks.accuracy --setting h200     # one NVIDIA H200
+    python -m benchmarks.accuracy                    two CPU cores, about two hours
+    python -m benchmarks.accuracy --setting h200     one NVIDIA H200
 
-Trains the encoder and the uncompressed model, then every system of the paper's tables from every seed. WORKDIR keeps
-what is finished (runs.jsonl: a line per system and seed) and gets the tables (tables.md) and the plot (ratios.svg)."""
+It trains the encoder and the uncompressed model, and then every system of the paper's tables from every seed. The work
+directory keeps each finished run as a line of runs.jsonl, so the same command continues where it was stopped. At the
+end it gets the tables (tables.md) and the plot (ratios.svg).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
+    """Trains what is not finished yet and writes the tables; returns 1 after a mistake in the flags or the files."""
+    options = parser().parse_args(arguments)
     if options.setting != "h200":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Imported late: the backend reads the environment.
@@ -63,18 +66,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=("cpu", "h200", "toy"), default="cpu")
-    parser.add_argument("--workdir", type=Path, help="default: runs/accuracy_SETTING")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--systems", nargs="+", default=["*"], metavar="TABLE/ROW", help="patterns; default: all")
-    parser.add_argument("--jobs", type=int, default=1, help="systems trained at once, each on one core")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--setting", choices=("cpu", "h200", "toy"), default="cpu")
+    flags.add_argument("--workdir", type=Path, help="default: runs/accuracy_SETTING")
+    flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    flags.add_argument("--systems", nargs="+", default=["*"], metavar="TABLE/ROW", help="patterns; default: all")
+    flags.add_argument("--jobs", type=int, default=1, help="systems trained at once, each on one core")
+    flags.add_argument(
         "--part", type=_part, default=(0, 1), metavar="K/N", help="only every N-th system, from the K-th"
     )
-    parser.add_argument("--report", action="store_true", help="train nothing, only write tables and plot")
-    return parser.parse_args(arguments)
+    flags.add_argument("--report", action="store_true", help="train nothing, only write tables and plot")
+    return flags
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -85,7 +89,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _in_processes(options: argparse.Namespace, workdir: Path) -> None:
-    """Small steps do not fill several cores: as many processes as cores are faster than one with all of them."""
+    """Trains in several processes, because the small steps of one do not fill several cores."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     command = [sys.executable, "-m", "benchmarks.accuracy", f"--setting={options.setting}", f"--workdir={workdir}"]
     command += ["--seeds", *map(str, options.seeds), "--systems", *options.systems]

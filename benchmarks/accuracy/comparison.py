@@ -23,10 +23,14 @@ Job = tuple[Entry, int]  # a system and a seed
 
 
 def pending(setting: Setting, runs: Iterable[Run], seeds: Sequence[int], patterns: Sequence[str]) -> list[Job]:
-    """What is not finished: all systems from one seed before the next seed, in the order of the patterns that their
-    names match. Training-free systems have one seed, as there is one uncompressed model.
+    """The systems and seeds that are not finished.
 
-    Raises ValueError for a pattern that matches nothing, listing the systems."""
+    All systems are trained from one seed before the next seed. Their order is that of the patterns that match their
+    names. Training-free systems have one seed only, because there is only one uncompressed model.
+
+    Raises:
+        ValueError: A pattern matches no system. The message lists the systems.
+    """
     known = systems(setting).entries
     matches = [fnmatch.filter(known, pattern) for pattern in patterns]
     for pattern, names in zip(patterns, matches, strict=True):
@@ -45,6 +49,7 @@ def pending(setting: Setting, runs: Iterable[Run], seeds: Sequence[int], pattern
 def run_systems(
     setting: Setting, prepared: Prepared, jobs: Iterable[Job], results: Path, log: Callable[[str], None]
 ) -> None:
+    """Trains and scores each system, and appends its run to the file `results`."""
     for entry, seed in jobs:
         start = time.perf_counter()
         model = new_model(entry.config, seed=seed, decoder=prepared.reader)
@@ -80,9 +85,10 @@ def _train(
 
 def _training_free(prepared: Prepared, model: VisionLanguageModel) -> VisionLanguageModel:
     model.projector = prepared.reader.projector
-    model.encoder = prepared.encoder.vision  # VisPruner looks at the attention of its last block
+    model.encoder = prepared.encoder.vision  # VisPruner reads the attention of the encoder's last layer.
     return model
 
 
 def count_parameters(module: nnx.Module) -> int:
+    """The number of the module's parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(module))

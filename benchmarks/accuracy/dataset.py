@@ -1,4 +1,7 @@
-"""Images, dense labels and questions as arrays; a function of (split, seed, count) alone."""
+"""Turns the generated images, their dense labels and their questions into arrays.
+
+The arrays are a function of the split, the seed and the count alone.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,19 @@ ROW = QUESTIONS * (PROMPT + 1)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Kinds take turns. Every image has `variants` rows of questions, each row another draw and order.
+    """Images and their labels. The kinds of images take turns.
 
-    parts: per patch in raster order, the parts of its mark (first, second, answer), for the encoder. marks: the tokens
-    of block and answer of a highlighted patch, for the decoder. Both are padding where there is nothing.
-    tokens: questions and answers one after the other."""
+    Every image has several rows of questions. Each row is another draw of questions in another order.
+
+    Attributes:
+        pixels: The images.
+        kinds: The kind of each image, as its place in `KINDS`.
+        parts: The parts of the mark (first, second, answer) of every patch, in raster order. The encoder learns them.
+            Patches without a mark have the padding part.
+        highlighted: Whether a patch is highlighted.
+        marks: The tokens of block and answer of every highlighted patch, which the decoder learns; else padding.
+        tokens: Questions and answers, one after the other.
+    """
 
     pixels: UInt8[np.ndarray, "count side side 3"]
     kinds: Int[np.ndarray, " count"]
@@ -30,11 +41,12 @@ class Dataset:
     tokens: Int[np.ndarray, "count variants row"]
 
     def __len__(self) -> int:
+        """The number of images."""
         return len(self.kinds)
 
 
 def generate(page: Page, split: Split, count: int, *, seed: int, variants: int) -> Dataset:
-    """Every seed is a data set of its own; splits never share contents."""
+    """Draws a data set. Every seed gives another one, and the two splits never share contents."""
     pixels = np.empty((count, page.side, page.side, 3), np.uint8)
     parts = np.full((count, page.grid**2, 3), PART[PAD], np.int8)
     marks = np.full((count, page.grid**2, 2), TOKEN[PAD], np.int16)

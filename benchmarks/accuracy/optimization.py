@@ -1,4 +1,4 @@
-"""One training loop for every stage, many steps per call."""
+"""The training loop that every stage of the comparison uses. One call runs many steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.accuracy.settings import Schedule
 
-CHUNK = 25  # steps per call: dispatch costs as much as a small step
+CHUNK = 25  # Steps per call. The dispatch of one call costs as much as a small step.
 
-# (model, data, numbers of the batch's examples) -> loss
+# Maps (model, data, numbers of the batch's examples) to the loss.
 Loss = Callable[[Any, Any, Int[Array, " batch"]], Float[Array, ""]]
 
 
 class Trainer[Model: nnx.Module]:
-    """Compiled once for all seeds of a system: modules of equal structure share the compilation."""
+    """Trains modules with one loss and one schedule.
+
+    It is compiled once for all seeds of a system, because modules of equal structure share the compilation.
+    """
 
     def __init__(self, loss: Loss, schedule: Schedule):
+        """Builds the optimizer of the schedule."""
         self.schedule = schedule
         self.optimizer = _optimizer(schedule)
         self._loss = loss
@@ -46,8 +50,20 @@ class Trainer[Model: nnx.Module]:
     def train(
         self, model: Model, data: Any, examples: int, *, seed: int, log: Callable[[str], None] | None = None
     ) -> Model:
-        """`model` after the schedule on batches of `data`; its own arrays are consumed. The order of the examples
-        is a function of the seed alone, so that systems see the same batches."""
+        """Trains a model for the whole schedule.
+
+        The order of the examples is a function of the seed alone, so all systems see the same batches.
+
+        Args:
+            model: The initial model, whose arrays are donated.
+            data: The data that the loss reads.
+            examples: The number of examples in `data`.
+            seed: The seed of the order.
+            log: Called with a line of progress after every chunk of steps.
+
+        Returns:
+            The trained model.
+        """
         state = self.optimizer.init(model)
         order = _batches(examples, self.schedule, seed)
         start, done = time.perf_counter(), 0
@@ -77,7 +93,7 @@ def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
 
 
 def _matrices(model: nnx.Module) -> Any:
-    """Which parameters Muon orthogonalises: kernels, layer by layer where a stage stacks them."""
+    """Marks the kernels, which Muon orthogonalises; where a stage stacks layers, each layer for itself."""
 
     def dimensions(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
         if "kernel" not in jax.tree_util.keystr(path):
@@ -88,7 +104,7 @@ def _matrices(model: nnx.Module) -> Any:
 
 
 def _batches(examples: int, schedule: Schedule, seed: int) -> Int[np.ndarray, "steps batch"]:
-    """Epochs of all examples, shuffled anew each time."""
+    """The examples of every step: epochs over all examples, each shuffled anew."""
     rng = np.random.default_rng(seed)
 
     def epochs() -> Iterator[np.ndarray]:

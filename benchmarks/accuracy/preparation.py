@@ -1,4 +1,7 @@
-"""What all systems share, made once and kept in the work directory: data, frozen encoder, uncompressed model."""
+"""Makes what all systems of the comparison share: the data, the frozen encoder and the uncompressed model.
+
+Each is made once and kept in the work directory.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,22 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
+    """What every system starts from."""
+
     train: CachedImages
     held_out: Dataset
     held_out_cached: CachedImages
     encoder: PatchReader
-    reader: VisionLanguageModel  # the uncompressed model
+    reader: VisionLanguageModel  # The trained, uncompressed model.
 
 
 def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
-    """Loads from `workdir` what is there and makes the rest. Raises ValueError if it holds another setting's work."""
-    _claim(setting, workdir)
+    """Loads what `workdir` holds and makes the rest.
+
+    Raises:
+        ValueError: The directory holds the work of another setting.
+    """
+    _check_setting(setting, workdir)
     start = time.perf_counter()
     train = generate(setting.page, "train", setting.images, seed=0, variants=setting.variants)
     held_out = generate(setting.page, "held_out", setting.held_out, seed=0, variants=setting.variants)
@@ -52,8 +61,8 @@ def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
     return Prepared(cached, held_out, held_out_cached, encoder, reader)
 
 
-def _claim(setting: Setting, workdir: Path) -> None:
-    """The setting is written down, so that parts and runs of different ones are never mixed."""
+def _check_setting(setting: Setting, workdir: Path) -> None:
+    """Writes the setting into the directory, or compares it with the one there, so that two are never mixed."""
     workdir.mkdir(parents=True, exist_ok=True)
     path, described = workdir / "setting.txt", f"{setting}\n"
     if path.exists() and path.read_text() != described:
@@ -66,7 +75,7 @@ def _claim(setting: Setting, workdir: Path) -> None:
 
 
 def _stored[Model: nnx.Module](path: Path, abstract: Model, make: Callable[[], Model]) -> Model:
-    """A module's arrays in the order of its tree's leaves."""
+    """Reads a module from a file, or makes and writes it. The arrays are in the order of the tree's leaves."""
     structure = jax.tree.structure(abstract)
     if path.exists():
         with np.load(path) as file:
@@ -81,11 +90,12 @@ def _stored[Model: nnx.Module](path: Path, abstract: Model, make: Callable[[], M
 
 
 def _stored_levels(folder: Path, encoder: PatchReader, data: Dataset) -> Cached:
+    """Reads the encoder's hidden states of all images from a folder, or computes and writes them."""
     if not folder.exists():
         partial = folder.with_suffix(".partial")
         partial.mkdir(exist_ok=True)
         for level, states in encode(encoder, data).items():
-            np.save(partial / f"{level}.npy", states.view(np.uint16))  # numpy has no bfloat16
+            np.save(partial / f"{level}.npy", states.view(np.uint16))  # NumPy's file format has no bfloat16.
         partial.rename(folder)
     dtype = encoder.cache_dtype
     return {level: np.load(folder / f"{level}.npy", mmap_mode="r").view(dtype) for level in encoder.levels}

@@ -1,12 +1,16 @@
-"""Stage 2: the uncompressed model learns to answer questions; its decoder is every system's starting point.
+"""Stage 2 of the comparison: the uncompressed model learns to answer questions.
 
-Looking a patch up by a word of the question is a circuit that forms late in training from scratch. Three things
-bring it forward: keys start equal to queries (`_match_contents`), the projector first says each patch in the decoder's
-own words (`alignment_loss`), and the decoder finds answers among few patches (`focus_loss`) before among all.
+Its decoder is the starting point of every system. Attention that finds a patch by a word of the question forms late
+when a model is trained from scratch. Three things make it form earlier:
 
-In the last stage half of the images arrive only after a few layers (`reading_loss`). A decoder this shallow otherwise
-does all its looking up in its first layers, where all that a re-fusion block adds is late; a pretrained LLM reads
-the image in many of its layers."""
+* The keys start equal to the queries (`_match_contents`).
+* The projector first learns to express each patch in the decoder's own words (`alignment_loss`).
+* The decoder first finds answers among few patches (`focus_loss`), and then among all.
+
+In the last stage half of the images enter the decoder only after a few layers (`reading_loss`). Without that, a decoder
+as shallow as this one reads the image in its first layers only, so that whatever a re-fusion block adds later is of no
+use. A pretrained language model reads the image in many of its layers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from benchmarks.accuracy.training import (
     size_of,
     window_levels,
 )
-from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
@@ -43,7 +47,14 @@ def _alignment_loss(model: VisionLanguageModel, data: CachedImages, numbers: Int
 def focus_loss(
     model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"], *, kept: int
 ) -> Float[Array, ""]:
-    """The questions, with only `kept` of the patches to look through: those asked about, and others at random."""
+    """The loss of the questions where only some vision tokens are in the row.
+
+    Args:
+        model: The model.
+        data: The training data.
+        numbers: The rows of the batch.
+        kept: The number of patches in the row: those that are asked about, and others at random.
+    """
     images, variants = jnp.divmod(numbers, data.tokens.shape[1])
     text = data.tokens[images, variants]
     wanted = jnp.any(data.marks[images][:, :, None, 0] == text[:, None, PROMPT - 1 :: PROMPT + 1], axis=-1)
@@ -53,25 +64,31 @@ def focus_loss(
 
 
 def reading_loss(model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"]) -> Float[Array, ""]:
-    """As `answer_loss`; but in every second row, drawn at random, the vision tokens are empty in the decoder's first
-    stage and get their projected patches where the second one begins."""
+    """The loss of `answer_loss`, where in a random half of the rows the image enters late.
+
+    In these rows the vision tokens are zero in the decoder's first stage. They get their projected patches where the
+    second stage begins.
+    """
     config = model.config
     images, text, batch = question_batch(config, data, numbers)
     projected = model.embed(batch, window_levels(config, data.levels, images))
     late = jax.random.bernoulli(jax.random.key(numbers[0]), 0.5, (len(text), 1, 1))
     held_back = jnp.where((batch.vision_cell >= 0)[..., None] & late, projected, 0)
 
-    def arrive(stage: int, stream: DecoderInputs) -> DecoderInputs:
-        return stream.replace(hidden=stream.hidden + held_back) if stage == 1 else stream
+    def add_late(stage: int, inputs: DecoderInputs, state: None) -> tuple[DecoderInputs, None]:
+        return (inputs.replace(hidden=inputs.hidden + held_back) if stage == 1 else inputs), state
 
-    stream = DecoderInputs(hidden=projected - held_back, positions=batch.positions, segment_ids=batch.segment_ids)
-    hidden, _ = model.decoder(stream, None, arrive)
+    inputs = DecoderInputs(hidden=projected - held_back, positions=batch.positions, segment_ids=batch.segment_ids)
+    hidden, _ = model.decoder(inputs, None, StageHook(add_late, None))
     return answer_and_naming_loss(model, hidden, text, data.marks[images])
 
 
 def _match_contents(model: VisionLanguageModel) -> None:
-    """Keys start as queries do, so that attention prefers equal contents from the first step: a question's word finds
-    the patches that say the same ("mimetic initialization", Trockman and Kolter, arXiv 2305.09828)."""
+    """Starts the key projections equal to the query projections.
+
+    Attention then prefers equal contents from the first step, so a word of the question finds the patches that say the
+    same. Source: "mimetic initialization", Trockman and Kolter, arXiv 2305.09828.
+    """
     text = model.config.decoder
     for stage in model.decoder.stages:
         layers, width, _ = stage.attn.q.kernel.shape
@@ -80,7 +97,8 @@ def _match_contents(model: VisionLanguageModel) -> None:
 
 
 def train_reader(setting: Setting, data: CachedImages, *, seed: int, log: Callable[[str], None]) -> VisionLanguageModel:
-    # The re-fusion block never acts; it cuts the decoder where images arrive late.
+    """Trains the uncompressed model in three stages."""
+    # The re-fusion block never acts. It only ends a stage of the decoder where images enter late.
     levels = tuple(setting.levels[level] for level in (7, 15, 23))
     cut = VisionRememberConfig(insert_after=(setting.late_arrival,), levels=levels, cross_heads=setting.cross_heads)
     model = new_model(dataclasses.replace(size_of(setting), refusion=cut), seed=seed)

@@ -1,13 +1,16 @@
-"""The whole path on real files, with one command: convert nothing, train two phases, evaluate, count.
+"""Trains two phases on real files and evaluates the model, with one command.
 
-    python -m benchmarks.accuracy.real_charts [--data ../shared/data] [--items 32] [--workdir runs/real_charts]
+    python -m benchmarks.accuracy.real_charts [--data DIR] [--items 32] [--workdir runs/real_charts]
 
-Phase 1 learns the captions of real photographs, phase 2 real ChartQA training questions, both through train.py with
-the real Qwen2 tokenizer and chained through checkpoints; then eval.py asks those same questions (a model that has
-memorised them answers >= 95 %) and the real test subset (whatever it scores: nothing here is pretrained).
+Phase 1 learns the captions of real photographs. Phase 2 starts from its model and learns real ChartQA training
+questions. Both run train.py with the real Qwen2 tokenizer. Then eval.py asks the same questions, of which a model that
+has memorised them answers at least 95 % correctly. It also asks the test questions; their score says nothing, because
+nothing here is pretrained.
 
-DATA holds natural/captions_llava.json with natural/images, chartqa/train.jsonl and test.jsonl (type, question, answer,
-image) with chartqa/images, and qwen2_tokenizer/. The result is written to --results as JSON and as a page."""
+DIR holds natural/captions_llava.json with natural/images, chartqa/train.jsonl and chartqa/test.jsonl (with the fields
+type, question, answer and image) with chartqa/images, and qwen2_tokenizer/. The result is written to the Markdown page
+--results.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,26 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/real_charts.py"
-PROMPT = "<image>\n{question}\nAnswer the question with a single word."  # what eval.py asks
+PROMPT = "<image>\n{question}\nAnswer the question with a single word."  # The question as eval.py asks it.
 NEEDED = ("natural/captions_llava.json", "chartqa/train.jsonl", "chartqa/test.jsonl", "qwen2_tokenizer/vocab.json")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--items", type=int, default=32, help="training questions to memorise")
-    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "real_charts", help="emptied first")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "real_charts.md")
-    parser.add_argument("--steps", type=int, help="updates of phase 2; default: the config's")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    flags.add_argument("--items", type=int, default=32, help="training questions to memorise")
+    flags.add_argument("--workdir", type=Path, default=ROOT / "runs" / "real_charts", help="emptied first")
+    flags.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "real_charts.md")
+    flags.add_argument("--steps", type=int, help="updates of phase 2; default: those of the config")
+    flags.add_argument("--caption_steps", type=int, help="updates of phase 1; default: those of the config")
+    flags.add_argument("--limit", type=int, help="test questions that are asked; default: all")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, evaluates and writes the page."""
+    options = parser().parse_args(arguments)
     missing = [name for name in NEEDED if not (options.data / name).is_file()]
     if missing:
         print(f"real_charts: {options.data} lacks {', '.join(missing)}; give --data", file=sys.stderr)
@@ -54,6 +65,7 @@ def main() -> int:
         f"--workdir={workdir / 'phase1'}",
         f"--config.data.path={data / 'natural' / 'captions_llava.json'}",
         tokenizer,
+        *([f"--config.steps={options.caption_steps}"] if options.caption_steps else []),
     )
     run(
         seconds,
@@ -78,6 +90,7 @@ def main() -> int:
             f"--data={folder}",
             f"--split={split}",
             f"--output={output}",
+            *([f"--limit={options.limit}"] if options.limit else []),
         )
         scores[name] = json.loads((output / "chartqa" / "summary.json").read_text())
     losses = {phase: final_loss(workdir / phase / "metrics.jsonl") for phase in ("phase1", "phase2")}
@@ -89,7 +102,16 @@ def main() -> int:
 
 
 def write_items(source: Path, target: Path, count: int) -> int:
-    """The first `count` training questions, as LLaVA JSON and in the benchmark's own layout, with their images."""
+    """Copies the first training questions with their images, in LLaVA's format and in that of the benchmark.
+
+    Args:
+        source: The folder chartqa of the data.
+        target: The new folder.
+        count: The number of questions.
+
+    Returns:
+        The number of questions that there are.
+    """
     rows = [json.loads(line) for line in (source / "train.jsonl").read_text().splitlines()][:count]
     records = []
     (target / "images").mkdir(parents=True)
@@ -104,7 +126,7 @@ def write_items(source: Path, target: Path, count: int) -> int:
 
 
 def run(seconds: dict[str, float], name: str, *command: str) -> None:
-    """Runs one of the entry points as a user would; its failure ends this program."""
+    """Runs an entry point as a user would, and notes its seconds under `name`. Its failure ends this program."""
     print(f"\n== {name}: python {' '.join(command)}", flush=True)
     start = time.perf_counter()
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ
@@ -113,32 +135,41 @@ def run(seconds: dict[str, float], name: str, *command: str) -> None:
 
 
 def final_loss(path: Path) -> tuple[float, float]:
-    """Loss of the first and the last step."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return records[0]["loss"], records[-1]["loss"]
+    """The losses of the first and the last step in a file of metrics."""
+    losses = [record["loss"] for record in map(json.loads, path.read_text().splitlines()) if "loss" in record]
+    return losses[0], losses[-1]
 
 
 def write_page(
     count: int, scores: dict[str, Any], losses: dict[str, tuple[float, float]], seconds: dict[str, float]
 ) -> str:
+    """The result page as Markdown.
+
+    Args:
+        count: Training questions.
+        scores: The evaluations' summaries, "memorised" and "test" (`summary.json` of a benchmark).
+        losses: Losses of the first and the last step of each phase.
+        seconds: Seconds of each part.
+    """
     import jax
 
     memorised, test = scores["memorised"]["metrics"], scores["test"]["metrics"]
     lines = [
         "# Real charts, end to end",
         "",
-        "`python -m benchmarks.accuracy.real_charts`: phase 1 on captions of real photographs, phase 2 on real ChartQA",
-        "questions, both from scratch with a model small enough for two CPU cores and the real Qwen2 tokenizer, then",
-        "`eval.py` with ChartQA's relaxed accuracy. Memorising the training questions shows that the whole path works",
-        "on real files; the test score of a model trained on so few questions says nothing about the method.",
+        "`python -m benchmarks.accuracy.real_charts` trains phase 1 on captions of real photographs and phase 2 on",
+        "real ChartQA training questions. Both start from scratch, with a model small enough for two CPU cores and the",
+        "real Qwen2 tokenizer. Then `vr-jax eval` measures ChartQA's relaxed accuracy. That the training questions are",
+        "memorised shows that the whole path works on real files; the test score of a model trained on so few",
+        "questions says nothing about the method.",
         "",
         "| questions | items | relaxed accuracy |",
         "|---|---|---|",
         f"| training questions it was trained on | {count} | {memorised['relaxed_overall']:.1%} |",
         f"| test subset, all | {scores['test']['items']} | {test['relaxed_overall']:.1%} |",
     ]
-    for split, items in scores["test"]["items_by_category"].items():
-        lines.append(f"| test subset, {split} | {items} | {test[f'relaxed_{split}_split']:.1%} |")
+    for category, one in scores["test"]["categories"].items():
+        lines.append(f"| test subset, {category} | {one['items']} | {test[f'relaxed_{category}_split']:.1%} |")
     lines += ["", "| phase | loss of the first step | of the last |", "|---|---|---|"]
     lines += [f"| {phase} | {first:.3f} | {last:.4f} |" for phase, (first, last) in losses.items()]
     lines += ["", "| part | seconds |", "|---|---|"]

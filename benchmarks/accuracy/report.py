@@ -1,4 +1,4 @@
-"""The paper's tables and the plot from finished runs."""
+"""Makes the paper's tables and the plot from finished runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from benchmarks.accuracy.systems import Systems, systems
 from benchmarks.accuracy.tasks import KINDS
 from vr_jax.experiments import TABLES
 
-RATIOS = {4: ("table2", "ratio4"), 9: ("table2", "ratio9"), 16: ("table2", "ratio16")}  # pooling; "_vr" with V.R.
+# The rows with pooling, by compression. The row with Vision Remember has the same name with "_vr" at its end.
+RATIOS = {4: ("table2", "ratio4"), 9: ("table2", "ratio9"), 16: ("table2", "ratio16")}
 UNCOMPRESSED = ("table4", "uncompressed")
 
 
 def tables(setting: Setting, runs: Iterable[Run]) -> str:
-    """Markdown: mean and sample standard deviation over seeds, per cent of right answers on held-out images."""
+    """The tables as Markdown.
+
+    Each number is the percentage of right answers on held-out images: the mean over the seeds, and the sample standard
+    deviation.
+    """
     known, by_system = systems(setting), _by_system(runs)
     return "\n\n".join(_table(name, known, by_system) for name in TABLES) + "\n"
 
@@ -44,7 +49,7 @@ def _table(name: str, known: Systems, by_system: dict[str, list[Run]]) -> str:
 
 
 def _base(table: str, row: str) -> str:
-    """The row that the paper's differences in this table refer to."""
+    """The row with which the paper compares a row of this table."""
     if row.endswith("_vr"):
         return row.removesuffix("_vr")
     if f"{row}_vr" in TABLES[table].rows:
@@ -53,7 +58,7 @@ def _base(table: str, row: str) -> str:
 
 
 def gains(setting: Setting, runs: Iterable[Run]) -> dict[int, float]:
-    """Compression -> points that Vision Remember adds to pooling, where both are finished."""
+    """The percentage points that Vision Remember adds to pooling, by compression, where both are finished."""
     rows, by_system = systems(setting).rows, _by_system(runs)
     means = {name: 100 * mean(run.overall for run in runs) for name, runs in by_system.items()}
     found = {}
@@ -65,7 +70,7 @@ def gains(setting: Setting, runs: Iterable[Run]) -> dict[int, float]:
 
 
 def plot(setting: Setting, runs: Iterable[Run], path: Path) -> None:
-    """Accuracy against compression, as an image; needs matplotlib, which only this function does."""
+    """Draws accuracy against compression and writes the figure. Only this function needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Finished runs, one JSON line each, so that an interrupted comparison goes on where it stopped."""
+"""Stores each finished run as one JSON line, so that an interrupted comparison continues where it stopped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One system trained from one seed. Scores are shares of right answers on held-out images, 0..1.
+    """The result of one system from one seed.
 
-    parameters: without the encoder, which all share. added: of projector and re-fusion block. seconds: training."""
+    Attributes:
+        system: Name of the system, as table/row.
+        seed: The seed.
+        overall: Share of right answers on held-out images, from 0 to 1; the mean over the kinds of images.
+        kinds: The share for each kind of images.
+        parameters: Parameters without those of the encoder, which all systems share.
+        added: Parameters of the projector and the re-fusion blocks alone.
+        seconds: Seconds of training.
+    """
 
     system: str
     seed: int
@@ -24,7 +32,7 @@ class Run:
 
 
 def append(path: Path, run: Run) -> None:
-    """One write, so that lines of processes that share the file do not mix."""
+    """Appends a run in one write, so that the lines of processes that share the file do not mix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(asdict(run)) + "\n").encode()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -35,7 +43,11 @@ def append(path: Path, run: Run) -> None:
 
 
 def read(path: Path) -> list[Run]:
-    """Raises ValueError naming the file and the line that is no finished run."""
+    """Reads all runs of a file; an absent file has none.
+
+    Raises:
+        ValueError: A line is not a finished run. The message names the file and the line.
+    """
     if not path.exists():
         return []
     runs = []

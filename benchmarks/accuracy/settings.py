@@ -1,4 +1,7 @@
-"""The sizes of a comparison: `cpu` (two cores, hours), `h200` (one NVIDIA H200), `toy` (seconds, for the test)."""
+"""The sizes of a comparison.
+
+`cpu` takes hours on two cores, `h200` is for one NVIDIA H200, and `toy` takes seconds and is for the tests.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,73 @@ from vr_jax.model.encoders.siglip import SiglipConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
+    """The length of a training and its learning rate.
+
+    Attributes:
+        steps: Updates.
+        batch: Images of an update.
+        learning_rate: The highest rate of AdamW. The rate warms up linearly over a twentieth of the steps and then
+            falls to zero along a cosine.
+        muon: Whether Muon updates the kernels, at ten times the rate. The attention that finds patches then forms in
+            half the steps.
+    """
+
     steps: int
-    batch: int  # images
-    learning_rate: float  # AdamW's peak; linear warm-up over a twentieth of the steps, then cosine to zero
-    muon: bool = False  # kernels by Muon at ten times the rate: finds the look-up circuits in half the steps
+    batch: int
+    learning_rate: float
+    muon: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
+    """All sizes of a comparison.
+
+    Attributes:
+        name: Name of the setting.
+        page: Size of the images.
+        vision: The encoder.
+        text: The decoder.
+        levels: This encoder's hidden state for each of the paper's; the last one feeds the projectors.
+        cross_heads: Heads of Vision Remember's cross-attention.
+        insertions: This decoder's insertion layer for each of the paper's, where it is shallower than 24 layers. Rows
+            that insert after every third layer then insert after every layer.
+        images: Training images, the same for all stages.
+        held_out: Held-out images, with contents that never occur in training.
+        variants: Rows of questions for each image.
+        encoder: Schedule of the encoder.
+        alignment: Schedule of the uncompressed model's first stage (see `reader`).
+        focus: Schedule of its second stage.
+        focus_patches: Patches in a row of the second stage.
+        reading: Schedule of its third stage.
+        late_arrival: Layers without the image, in half of the rows of the third stage.
+        system_alignment: Schedule of every other system's projector alone.
+        system: Schedule of everything but the encoder, afterwards.
+        dtype: Type of the activations.
+    """
+
     name: str
     page: Page
     vision: SiglipConfig
     text: Qwen2Config
-    levels: Mapping[int, int]  # the paper's encoder hidden states -> this encoder's; the last one feeds the projectors
-    cross_heads: int  # of Vision Remember
-    # The paper's insertion layers, of 24 -> this decoder's, where it is shallower; every third layer becomes every one.
+    levels: Mapping[int, int]
+    cross_heads: int
     insertions: Mapping[int, int] | None = None
-    images: int  # training images, the same for all stages
-    held_out: int  # images, of contents that never occur in training
-    variants: int  # rows of questions per image
+    images: int
+    held_out: int
+    variants: int
     encoder: Schedule
-    alignment: Schedule  # of the uncompressed model, see `reader`
+    alignment: Schedule
     focus: Schedule
     focus_patches: int
     reading: Schedule
-    late_arrival: int  # layers without the image in half of the reader's last stage
-    system_alignment: Schedule  # of every other system: its projector alone, then everything but the encoder
+    late_arrival: int
+    system_alignment: Schedule
     system: Schedule
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def kept_levels(self) -> tuple[int, ...]:
-        """Encoder hidden states that are cached, shallow to deep."""
+        """The encoder's hidden states that are cached, from shallow to deep."""
         return tuple(sorted(set(self.levels.values())))
 
 

@@ -1,4 +1,7 @@
-"""The systems that are trained: the rows of `vr_jax.experiments.TABLES` at this benchmark's sizes, each once."""
+"""The systems that the comparison trains: the rows of `vr_jax.experiments.TABLES` at this benchmark's sizes.
+
+A system that occurs in several tables is trained once.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,41 @@ from vr_jax.model.config import VlmConfig
 
 @dataclass(frozen=True)
 class Entry:
-    """name: table/row where it appears first. A pruned system is the uncompressed model, pruned: nothing is trained."""
+    """One system.
+
+    A pruned system is the uncompressed model with a pruner, so nothing of it is trained.
+
+    Attributes:
+        name: Its first row, as table/row.
+        config: Its model.
+    """
 
     name: str
     config: VlmConfig
 
     @property
     def is_trained(self) -> bool:
+        """Whether the system is trained, which the uncompressed model and the pruned ones are not."""
         return self.config.projector.name != "mlp"
 
 
 @dataclass(frozen=True)
 class Systems:
+    """All systems of a setting.
+
+    Attributes:
+        entries: The systems by name.
+        rows: The name of the system of every (table, row).
+        refused: The reason for every (table, row) that cannot exist at this size.
+    """
+
     entries: dict[str, Entry]
-    rows: dict[tuple[str, str], str]  # (table, row) -> name of its system
-    refused: dict[tuple[str, str], str]  # rows that cannot exist at this size, and why
+    rows: dict[tuple[str, str], str]
+    refused: dict[tuple[str, str], str]
 
 
 def systems(setting: Setting) -> Systems:
+    """The systems of the paper's tables at the sizes of a setting."""
     by_config: dict[VlmConfig, Entry] = {}
     rows, refused = {}, {}
     for table, row, system in all_rows():
@@ -46,13 +66,14 @@ def systems(setting: Setting) -> Systems:
 
 
 def all_rows() -> Iterator[tuple[str, str, System]]:
+    """The table, the name and the system of every row of the paper's tables."""
     for name, table in TABLES.items():
         for row, system in table.rows.items():
             yield name, row, system
 
 
 def _at_depth(system: System, setting: Setting) -> System:
-    """The row with its insertions at about the paper's relative depth."""
+    """The system with its re-fusion blocks at about the paper's relative depth."""
     refusion = system.refusion
     if setting.insertions is None or refusion is None:
         return system
@@ -63,8 +84,11 @@ def _at_depth(system: System, setting: Setting) -> System:
 
 
 def method_sizes(setting: Setting) -> dict[str, Fields]:
-    """Widths of the methods relative to the encoder's as in the paper's setting (1024 channels), heads as many as a
-    narrow model can afford: one head per 128 channels would be a single head here."""
+    """Fields of the methods that depend on the width of the model, by the method's name.
+
+    Widths have the same ratio to the encoder's as in the paper, whose encoder has 1024 channels. The numbers of heads
+    are larger than the paper's ratio, because one head per 128 channels would be a single head here.
+    """
     width, heads, patches = setting.vision.hidden_size, setting.vision.num_heads, setting.page.grid**2
     sizes: dict[str, Fields] = {
         "vision_remember": {"cross_heads": setting.cross_heads},
@@ -74,8 +98,8 @@ def method_sizes(setting: Setting) -> dict[str, Fields]:
         "vispruner": {"tokens": patches // 9},
     }
     if setting.text.num_layers < 18:
-        # One layer with all tokens is more than a ninth already. The fractions of 24 layers, at the layers that
-        # correspond to 2, 6 and 12.
+        # One layer with all tokens is more than a ninth of the work already. So the pruner drops tokens at the layers
+        # that correspond to 2, 6 and 12 of 24, with smaller ratios.
         layers = tuple(
             max(k + 1, round(setting.text.num_layers * part)) for k, part in enumerate((1 / 12, 1 / 4, 1 / 2))
         )

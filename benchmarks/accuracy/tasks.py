@@ -1,10 +1,11 @@
-"""Generated reading tasks whose answers hang on single patches: words, small text, tables, bar and line charts.
+"""Generated reading tasks whose answers depend on single patches: words, small text, tables, bar and line charts.
 
-Glyphs, bar tops and markers are one patch wide, so a window of s x s patches holds several of them. One of every block
-of 4 x 4 patches is highlighted by a pale yellow ground; a question names a block, the answer is the one character (or
-height) that is highlighted there. An average over a window says which characters it holds, not which of them is
-highlighted: the more patches, the less is left. Contents of held-out images (their words, tables, bars, lines) never
-occur in training."""
+Glyphs, bar tops and markers are one patch wide, so a window of s x s patches holds several of them. One patch of every
+block of 4 x 4 patches is highlighted by a pale yellow background. A question names a block, and its answer is the one
+character (or height) that is highlighted there. An average over a window tells which characters the window holds, but
+not which of them is highlighted. The larger the window, the less an average tells. The contents of held-out images
+(their words, tables, bars and lines) never occur in training.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from jaxtyping import UInt8
 from vr_jax.data.demo.drawing import blank, draw_text_centred
 
 Split = Literal["train", "held_out"]
-HELD_OUT_SHARE = 8  # one content in eight is never trained on
+HELD_OUT_SHARE = 8  # One content in eight is never trained on.
 
 LETTERS = "ACEFHJKLMNPRTUXY"
 DIGITS = "123456789"
@@ -41,18 +42,18 @@ KINDS = ("word", "text", "table", "bars", "line")
 PAD, NOTHING = "<pad>", "-"
 WORD = 4  # letters
 
-# What a patch shows, in parts: the classes of the encoder's heads.
+# The parts of what a patch shows, which are the classes of the encoder's heads.
 PARTS = (PAD, NOTHING, *LETTERS, *DIGITS, *NUMBERS, *COLOURS, *PLACES)
 PART = {name: number for number, name in enumerate(PARTS)}
 
-BLOCK = 4  # patches per side of the blocks of which each holds at most one highlighted patch
+BLOCK = 4  # Patches per side of a block. Each block holds at most one highlighted patch.
 # The decoder's vocabulary. A question names a block ("top left", "centre"), its answer is what is highlighted there.
 # Addresses by content (a row and a column, a colour and a tick) were tried: a decoder of this size, trained from
 # scratch, learns them without compression, but needs far more steps for tokens that hold several of them.
 BLOCKS = tuple(f"block {row},{column}" for row in range(6) for column in range(6))
 VOCABULARY = (PAD, *KINDS, *LETTERS, *DIGITS, *BLOCKS)
 TOKEN = {name: number for number, name in enumerate(VOCABULARY)}
-PROMPT = 2  # tokens of a question, the image's kind and a block; the answer is one token
+PROMPT = 2  # Tokens of a question: the kind of the image and a block. The answer is one token.
 
 PAPER, INK, SHADE, RULE = (255, 255, 255), (25, 25, 25), (214, 224, 236), (120, 120, 120)
 HIGHLIGHT = (255, 246, 170)
@@ -60,18 +61,27 @@ HIGHLIGHT = (255, 246, 170)
 
 @dataclass(frozen=True)
 class Mark:
-    """What one patch shows: the answer in the row and column, of the colour and tick, ... (first, second), or a part
-    that bears on it (no answer)."""
+    """What one patch shows: an answer, or a part of the drawing that helps to find one.
+
+    Attributes:
+        row: Row of the patch.
+        column: Column of the patch.
+        first: First part of the address, for example the heading of the table's row or the colour of the line.
+        second: Second part of the address, for example the heading of the column or the tick of the axis.
+        answer: The answer, or `NOTHING`.
+        highlighted: Whether the patch has a yellow background, so that a question asks for it.
+    """
 
     row: int
     column: int
     first: str
     second: str
     answer: str
-    highlighted: bool = False  # by a yellow ground, and so asked about
+    highlighted: bool = False
 
     @property
     def block(self) -> str:
+        """The word for the block of the patch."""
         return f"block {self.row // BLOCK},{self.column // BLOCK}"
 
 
@@ -84,31 +94,37 @@ class Page:
 
     @property
     def side(self) -> int:
+        """Pixels per side."""
         return self.grid * self.patch
 
 
 @dataclass(frozen=True)
 class SampleImage:
+    """An image with its marks; `content` is what the answers depend on."""
+
     kind: str
-    content: tuple  # what the answers depend on
+    content: tuple
     pixels: UInt8[np.ndarray, "side side 3"]
     marks: tuple[Mark, ...]
 
     @property
     def highlighted(self) -> list[Mark]:
+        """The marks that questions can ask for."""
         return [mark for mark in self.marks if mark.highlighted]
 
 
 class Canvas:
-    """Draws by patch coordinates, all shifted by the same few pixels."""
+    """Draws at patch coordinates, which are all shifted by the same few pixels."""
 
     def __init__(self, page: Page, rng: Random):
+        """Starts with an empty page and draws the shift."""
         self.page = page
         self.pixels = blank(page.side, page.side, PAPER)
         slack = page.patch // 4
         self.left, self.top = rng.randint(-slack, slack), rng.randint(-slack, slack)
 
     def glyph(self, text: str, row: int, column: int, colour: tuple[int, int, int] = INK) -> None:
+        """Draws a character that fills a patch."""
         size = self.page.patch + 1
 
         def centre(place: int, shift: int) -> int:
@@ -118,7 +134,7 @@ class Canvas:
         draw_text_centred(self.pixels, text, size, centre(column, self.left), centre(row, self.top), colour)
 
     def box(self, rows: tuple[float, float], columns: tuple[float, float], colour: tuple[int, int, int]) -> None:
-        """Fills from the first to the second of `rows` and `columns` (patches, may be fractions)."""
+        """Fills a rectangle; `rows` and `columns` hold its edges in patches, which may be fractions."""
         (top, bottom), (left, right) = (
             (max(0, round(edge * self.page.patch) + shift) for edge in edges)
             for edges, shift in ((rows, self.top), (columns, self.left))
@@ -127,6 +143,7 @@ class Canvas:
 
 
 def draw_image(kind: str, page: Page, split: Split, rng: Random) -> SampleImage:
+    """Draws an image of a kind with contents of a split."""
     canvas = Canvas(page, rng)
     lay_out, draw = _KINDS[kind]
     marks = _highlight(list(lay_out(page.grid, split, rng)), rng)
@@ -139,7 +156,7 @@ def draw_image(kind: str, page: Page, split: Split, rng: Random) -> SampleImage:
 
 
 def _highlight(marks: list[Mark], rng: Random) -> tuple[Mark, ...]:
-    """At most one answer of every block, so that a window of up to 4 x 4 patches seldom holds two."""
+    """Highlights one answer of every block, so that a window of up to 4 x 4 patches seldom holds two."""
     blocks: dict[str, list[int]] = {}
     for number, mark in enumerate(marks):
         if mark.answer != NOTHING:
@@ -149,6 +166,7 @@ def _highlight(marks: list[Mark], rng: Random) -> tuple[Mark, ...]:
 
 
 def is_held_out(content: object) -> bool:
+    """Whether a content belongs to the held-out split, which a hash decides."""
     return zlib.crc32(repr(content).encode()) % HELD_OUT_SHARE == 0
 
 
@@ -160,7 +178,7 @@ def _of_split[T](make: Callable[[], T], split: Split) -> T:
 
 
 def _word(split: Split, rng: Random) -> str:
-    """Random letters: held-out words never occur in training, and cannot be guessed."""
+    """Random letters, so that a word of the held-out split cannot be guessed."""
     return _of_split(lambda: "".join(rng.choices(LETTERS, k=WORD)), split)
 
 
@@ -227,7 +245,7 @@ def _draw_bars(canvas: Canvas, marks: Iterable[Mark]) -> None:
     floor = max(mark.row for mark in marks) + 1
     canvas.box((floor, floor + 1 / canvas.page.patch), (0, canvas.page.grid), RULE)
     for mark in marks:
-        inset = 0.0 if mark.answer == NOTHING else 0.25  # the ground shows above the bar
+        inset = 0.0 if mark.answer == NOTHING else 0.25  # The background stays visible above the bar.
         canvas.box((mark.row + inset, mark.row + 1), (mark.column + 1 / 8, mark.column + 7 / 8), COLOURS[mark.first])
 
 

@@ -1,9 +1,10 @@
-"""A whole model on cached encoder states: its batches, its loss, its score."""
+"""Trains and scores whole models on the encoder's cached hidden states: batches, losses and scores."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,12 @@ from vr_jax.model.vlm import Levels, VisionLanguageModel
 from vr_jax.model.windows import to_windows
 from vr_jax.pytree import array_dataclass
 
-SCORE_BATCH = 100  # images at a time where nothing is trained
+SCORE_BATCH = 100  # Images at a time where nothing is trained.
 
 
 @array_dataclass
 class CachedImages:
-    """What training needs of a data set, on the device."""
+    """The arrays of a data set that training needs, on the device."""
 
     levels: dict[int, Float[Array, "count patches Dv"]]
     marks: Int[Array, "count patches 2"]
@@ -37,18 +38,19 @@ class CachedImages:
 
     @classmethod
     def of(cls, data: Dataset, levels: Cached) -> CachedImages:
+        """Copies a data set and its cached hidden states to the device."""
         on_device = {level: jnp.asarray(states) for level, states in levels.items()}
         others = (jnp.asarray(array) for array in (data.marks, data.tokens))
         return cls(on_device, *others)
 
     @property
     def rows(self) -> int:
-        """Rows of questions: row r is variant r % variants of image r // variants."""
+        """The number of rows of questions. Row r is variant r % variants of image r // variants."""
         return self.tokens.shape[0] * self.tokens.shape[1]
 
 
 def size_of(setting: Setting) -> VlmConfig:
-    """The uncompressed model, of which every system takes encoder, decoder and images."""
+    """The config of the uncompressed model, whose encoder, decoder and images every system shares."""
     return VlmConfig(
         encoder=setting.vision,
         decoder=setting.text,
@@ -60,21 +62,28 @@ def size_of(setting: Setting) -> VlmConfig:
 
 
 def new_model(config: VlmConfig, *, seed: int, decoder: VisionLanguageModel | None = None) -> VisionLanguageModel:
-    """Fresh parts are drawn from `seed`; the decoder's own weights are those of `decoder`. The vision tower is dropped,
-    because its hidden states are cached: nothing of it is trained, stored or counted."""
+    """A new model without an encoder.
+
+    The encoder is left out because its hidden states are cached, so nothing of it is trained, stored or counted.
+
+    Args:
+        config: The model.
+        seed: Seed of the initial values.
+        decoder: A model whose decoder parameters take the place of the initial ones.
+    """
     model = VisionLanguageModel(config, rngs=nnx.Rngs(seed))
-    model.encoder = None  # type: ignore[assignment]
+    model.encoder = None  # type: ignore[assignment]  # No code below reads the encoder of a trained model.
     if decoder is not None:
         _copy_decoder(decoder, model)
     return model
 
 
 def _copy_decoder(source: VisionLanguageModel, target: VisionLanguageModel) -> None:
-    """Embedding, layers and final norm, whatever stages the two are cut into."""
+    """Copies embedding, layers and final norm, whatever stages the two decoders have."""
     whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *source.decoder.stages)
 
     def part(start: int, stop: int) -> DecoderLayer:
-        # Copies, here and below, because training consumes what it is given.
+        # The leaves are copied, here and below, because training donates its arguments.
         return jax.tree.map(lambda leaf: jnp.copy(leaf[start:stop]), whole)
 
     target.decoder.stages = nnx.List([part(*bounds) for bounds in itertools.pairwise(target.decoder.bounds)])
@@ -85,17 +94,18 @@ def _copy_decoder(source: VisionLanguageModel, target: VisionLanguageModel) -> N
 
 
 def window_levels(config: VlmConfig, cached: dict[int, Array], images: Int[Array, " B"]) -> Levels:
-    """One tile per image, window-major."""
+    """The cached hidden states of some images, window-major, with one tile per image."""
     stride, dtype = config.projector.stride, jnp.dtype(config.dtype)
     return {level: to_windows(cached[level][images].astype(dtype), stride)[:, None] for level in config.feature_levels}
 
 
 def _batch(config: VlmConfig, text: Int[Array, "B M"], cells: Int[Array, "B K"]) -> Batch:
-    """Rows of vision tokens, then text, in one segment. Only the first question may be pooled by a re-fusion block: the
-    later ones     have read answers.
+    """Rows of vision tokens followed by text, in one segment.
 
-    A vision token has the rotary position of its window's first patch, and text follows all patches: distances, which
-    the decoder learned without compression, stay what they were."""
+    Only the first question is pooled into the text-guided token, because the later questions have read answers. A
+    vision token has the rotary position of the first patch of its window, and the text follows all patches. So the
+    distances, which the decoder learned without compression, stay the same.
+    """
     (rows, kept), length = cells.shape, text.shape[1]
     ones = jnp.ones((rows, kept + length), jnp.int32)
     index = jnp.arange(kept + length)
@@ -116,31 +126,41 @@ def _batch(config: VlmConfig, text: Int[Array, "B M"], cells: Int[Array, "B K"])
 
 
 def all_cells(rows: int, count: int) -> Int[Array, "B K"]:
+    """The numbers of all vision tokens, for each row."""
     return jnp.broadcast_to(jnp.arange(count), (rows, count))
 
 
 def _naming_loss(logits: Float[Array, "B cells V"], marks: Int[Array, "B patches 2"], stride: int) -> Float[Array, ""]:
-    """Each vision token against the words of what is highlighted in its window: the block and the answer."""
+    """The cross-entropy of each vision token with the words of what its window highlights: the block and the answer."""
     shown = to_windows(marks.astype(jnp.int32), stride)
-    shown = shown.reshape(*shown.shape[:2], -1)  # (B, cells, patches * 2)
+    shown = shown.reshape(*shown.shape[:2], -1)
     counts = shown != TOKEN[PAD]
     return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), shown, axis=-1) * counts) / jnp.sum(counts)
 
 
 def alignment_loss(
-    projector: nnx.Module,
+    projector: Any,
     data: CachedImages,
     numbers: Int[Array, " B"],
     *,
     config: VlmConfig,
     words: Float[Array, "D V"],
 ) -> Float[Array, ""]:
-    """The projected tokens, each alone, name what is highlighted in their windows. words: the decoder's output matrix.
+    """The loss of a projector whose tokens, each by itself, name what is highlighted in their windows.
 
-    Without it, a projector that starts at random takes the decoder's circuits apart before it learns to use them."""
+    A projector that starts at random destroys what the decoder has learned before it learns to use it. This loss, which
+    trains the projector alone, comes before.
+
+    Args:
+        projector: The projector.
+        data: The training data.
+        numbers: The rows of the batch.
+        config: The model.
+        words: The decoder's output matrix.
+    """
     images = numbers // data.tokens.shape[1]
     levels = window_levels(config, data.levels, images)
-    tokens = projector(*(levels[level] for level in config.projector.feature_levels(config.spec)))  # type: ignore[operator]
+    tokens = projector(*(levels[level] for level in config.projector.feature_levels(config.spec)))
     logits = jnp.einsum("bcd,dv->bcv", tokens[:, 0], words, preferred_element_type=jnp.float32)
     return _naming_loss(logits, data.marks[images], config.projector.stride)
 
@@ -148,7 +168,14 @@ def alignment_loss(
 def question_batch(
     config: VlmConfig, data: CachedImages, numbers: Int[Array, " B"], cells: Int[Array, "B K"] | None = None
 ) -> tuple[Int[Array, " B"], Int[Array, "B M"], Batch]:
-    """Images, questions with answers, and batch of rows `numbers`. cells: the vision tokens it holds; None: all."""
+    """The images, the questions with their answers, and the batch of some rows.
+
+    Args:
+        config: The model.
+        data: The data.
+        numbers: The rows.
+        cells: The vision tokens that each row holds; None stands for all.
+    """
     images, variants = jnp.divmod(numbers, data.tokens.shape[1])
     text = data.tokens[images, variants].astype(jnp.int32)
     return images, text, _batch(config, text, all_cells(len(text), config.cells_per_tile) if cells is None else cells)
@@ -157,7 +184,15 @@ def question_batch(
 def answer_loss(
     model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"], *, cells: Int[Array, "B K"] | None = None
 ) -> Float[Array, ""]:
-    """Of the answers in rows `numbers`; with all vision tokens (`cells` None) also of naming, see below."""
+    """The loss of the answers in some rows.
+
+    Args:
+        model: The model.
+        data: The data.
+        numbers: The rows.
+        cells: The vision tokens that each row holds. With None, which stands for all, the naming loss is added (see
+            `answer_and_naming_loss`).
+    """
     images, text, batch = question_batch(model.config, data, numbers, cells)
     hidden, _ = model.run(window_levels(model.config, data.levels, images), batch)
     if cells is not None:
@@ -168,10 +203,11 @@ def answer_loss(
 def answer_and_naming_loss(
     model: VisionLanguageModel, hidden: Float[Array, "B N D"], text: Int[Array, "B M"], marks: Int[Array, "B patches 2"]
 ) -> Float[Array, ""]:
-    """Cross-entropy of the answers, and of naming what is highlighted at every vision token of the same forward pass.
+    """The cross-entropy of the answers, plus that of naming what is highlighted in the window of every vision token.
 
-    Naming is to all systems what captions are in the paper's first phase: a signal for every token, not only for those
-    that a question is about."""
+    Both come from the same forward pass. Naming does for all systems what captions do in the paper's first phase: every
+    vision token gets a gradient, and not only those that a question is about.
+    """
     count = model.config.cells_per_tile
     naming = _naming_loss(model.logits(hidden[:, :count]), marks, model.config.projector.stride)
     return _answer_loss(model, hidden[:, count:], text) + naming
@@ -185,7 +221,7 @@ def _answer_loss(
 
 
 def answers_of(model: VisionLanguageModel, data: CachedImages, numbers: Int[Array, " B"]) -> Int[Array, " B"]:
-    """The greedy answer to the first question of rows `numbers`, from prompts that end with it."""
+    """The greedy answers to the first question of some rows, from prompts that end with that question."""
     images, variants = jnp.divmod(numbers, data.tokens.shape[1])
     prompt = data.tokens[images, variants, :PROMPT].astype(jnp.int32)
     cells = all_cells(len(prompt), model.config.cells_per_tile)
@@ -196,19 +232,21 @@ def answers_of(model: VisionLanguageModel, data: CachedImages, numbers: Int[Arra
 
 @dataclass(frozen=True)
 class Score:
-    """Share of right answers on held-out images; `overall` is the mean of the kinds."""
+    """The share of right answers on held-out images; `overall` is the mean over the kinds of images."""
 
     overall: float
     kinds: dict[str, float]
 
 
 class Scorer:
-    """Compiled once for all seeds of a system."""
+    """Scores models. It is compiled once for all seeds of a system."""
 
     def __init__(self) -> None:
+        """Wraps the jitted function."""
         self._answers = jax.jit(answers_of)
 
     def score(self, model: VisionLanguageModel, held_out: Dataset, cached: CachedImages) -> Score:
+        """Answers the first question of every row of the held-out images and counts the right answers."""
         rows = np.arange(cached.rows)
         parts = np.split(rows, rows[SCORE_BATCH::SCORE_BATCH])
         answers = np.concatenate([self._answers(model, cached, jnp.asarray(part)) for part in parts])

@@ -127,11 +127,17 @@ def report(passes: dict[int, list[Pass]], count: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="passes of each batch size")
-    parser.add_argument("--items", type=int, default=96, help="a multiple of 16 leaves no row empty")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--rounds", type=int, default=3, help="passes of each batch size")
+    flags.add_argument("--items", type=int, default=96, help="a multiple of 16 leaves no row empty")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures both batch sizes in turns and prints the report."""
+    options = parser().parse_args(arguments)
     generator, processor = build()
     asked = items(options.items)
     passes: dict[int, list[Pass]] = {1: [], 16: []}

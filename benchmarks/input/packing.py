@@ -44,10 +44,7 @@ from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model_directory import warm_start
 from vr_jax.settings import TrainConfig, load_config
-from vr_jax.training.flops import StepFlops, step_flops
-from vr_jax.training.inputs import put_batch
-from vr_jax.training.program import build_program
-from vr_jax.training.state import ModelTree, TrainState, create_state
+from vr_jax.training import ModelTree, StepFlops, TrainState, build_program, create_state, put_batch, step_flops
 
 STRIDES = (1, 2, 3, 4)
 SYSTEM, TURN = 11, 10  # tokens of ChatML around: the system message; a question and its answer
@@ -228,8 +225,11 @@ def shuffled_groups(count: int, device: int = 4) -> list[range]:
 
 
 def sampler_groups(sizes: Sizes, devices: int = 8, device: int = 4) -> list[list[int]]:
-    """LLaVA's sampler (docs/design/methods.md#hyper-parameters): of every 32 samples, text-only ones apart, each of
-    eight devices takes four of     about the same total length; from the longest on, each goes where least is."""
+    """Groups samples as LLaVA's sampler does (docs/design/methods.md#hyper-parameters).
+
+    Samples without an image form groups of their own. Of every 32 samples, each of eight devices takes four, so that
+    the total lengths are about the same: from the longest on, each sample goes to the device with the least tokens.
+    """
     groups = []
     for alike in ([k for k, size in enumerate(sizes) if size[1]], [k for k, size in enumerate(sizes) if not size[1]]):
         for begin in range(0, len(alike) - devices * device + 1, devices * device):
@@ -362,19 +362,25 @@ class _Repeated:
         return metrics
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=8000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="of the decoder")
-    parser.add_argument("--step", action="store_true", help="time train steps of a small model, too")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each alternative")
-    parser.add_argument("--data", help="file, folder or glob pattern of your data (docs/data.md)")
-    parser.add_argument("--images", help="its image folder")
-    parser.add_argument("--tokenizer", help="directory of the tokenizer, for --data")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--samples", type=int, default=8000)
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="of the decoder")
+    flags.add_argument("--step", action="store_true", help="time train steps of a small model, too")
+    flags.add_argument("--rounds", type=int, default=5, help="timed steps of each alternative")
+    flags.add_argument("--data", help="file, folder or glob pattern of your data (docs/data.md)")
+    flags.add_argument("--images", help="its image folder")
+    flags.add_argument("--tokenizer", help="directory of the tokenizer, for --data")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the tables of both phases, and the timed steps if they are asked for."""
+    options = parser().parse_args(arguments)
     if options.data and not options.tokenizer:
-        parser.error("--data needs --tokenizer")
+        parser().error("--data needs --tokenizer")
     samples = [] if options.data else mixture(options.samples, options.seed)
     for stride in STRIDES:
         config = config_of(stride, options.size, "phase2")

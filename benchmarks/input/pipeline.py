@@ -111,13 +111,19 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> int:
     return int(np.abs(pixels - ours).max())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, nargs="+", help="folders, searched with those below")
-    parser.add_argument("--tokenizer", type=Path, help="directory of a tokenizer; default: the demo's")
-    parser.add_argument("--rounds", type=int, default=5, help="passes over all images, in turns")
-    parser.add_argument("--count", type=int, default=60)
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--images", type=Path, nargs="+", help="folders, searched with those below")
+    flags.add_argument("--tokenizer", type=Path, help="directory of a tokenizer; default: the demo's")
+    flags.add_argument("--rounds", type=int, default=5, help="passes over all images, in turns")
+    flags.add_argument("--count", type=int, default=60)
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compares the tiles, times all ways in turns and prints the result."""
+    options = parser().parse_args(arguments)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)

@@ -1,12 +1,18 @@
-"""Windowed cross-attention: all backends of this machine side by side, against a copy of as many bytes.
+"""Measures all backends of windowed cross-attention on this machine against a copy of the same number of bytes.
 
     python -m benchmarks.kernels.window_attention [--rounds 20] [--json FILE]
-    python -m benchmarks.kernels.window_attention --tiny   # on a CPU, in Pallas' interpreters: only that it works
-    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]  # bytes and VMEM; needs libtpu
+    python -m benchmarks.kernels.window_attention --tiny
+    python -m benchmarks.kernels.window_attention --compile v5e,v5p,v6e [--json FILE]
 
-Shapes of Vision Remember in training: 20,480 windows of 9 keys, 24 heads, bfloat16; absorbed (3072 wide keys, shared by
-the heads) and plain (128 wide keys of each head). The gradient is what training takes: by the query where the keys are
-the frozen encoder's features (absorbed), by query, key and value where they are projected (plain)."""
+With --tiny the arrays are small, and on a CPU Pallas interprets the kernels, which only shows that they work. With
+--compile the kernel for TPUs is compiled without a device (this needs libtpu), and its bytes of HBM and VMEM are
+printed.
+
+The shapes are those of Vision Remember in training: 20,480 windows of 9 keys and 24 heads in bfloat16. In the absorbed
+form the keys are 3072 wide and shared by the heads; in the plain form each head has keys of width 128. The gradient is
+the one that training needs. In the absorbed form it is that of the query, because the keys are the features of the
+frozen encoder. In the plain form it is that of query, key and value.
+"""
 
 from __future__ import annotations
 
@@ -278,13 +284,19 @@ def wrong(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="timed calls of each backend")
-    parser.add_argument("--tiny", action="store_true", help="small arrays; on a CPU the kernels are interpreted")
-    parser.add_argument("--compile", metavar="NAMES", help=f"no device: compile for TPUs, of {', '.join(TOPOLOGIES)}")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--rounds", type=int, default=20, help="timed calls of each backend")
+    flags.add_argument("--tiny", action="store_true", help="small arrays; on a CPU the kernels are interpreted")
+    flags.add_argument("--compile", metavar="NAMES", help=f"no device: compile for TPUs, of {', '.join(TOPOLOGIES)}")
+    flags.add_argument("--json", type=Path, help="also write the numbers to this file")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures or compiles the kernels and prints the result."""
+    options = parser().parse_args(arguments)
     if options.compile:
         from vr_jax.plan.topology import prepare_process
 
@@ -292,7 +304,10 @@ def main() -> int:
         found = compiled_bytes(options.compile.split(","))
         report, shown = {"compiled": found}, compiled_text(found)
     elif jax.default_backend() == "cpu" and not options.tiny:
-        sys.exit("the full size takes an accelerator, and this is a CPU: give --tiny or --compile")
+        sys.exit(
+            "benchmarks.kernels.window_attention: the full size needs a GPU or a TPU, and this machine has a CPU only; "
+            "use --tiny or --compile"
+        )
     else:
         report = window_attention_report(options.rounds, tiny=options.tiny)
         shown = text(report)

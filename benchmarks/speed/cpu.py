@@ -1,15 +1,21 @@
-"""`make bench`: what Vision Remember costs on this machine, as ratios measured side by side in one run.
+"""Measures on this machine's CPU what Vision Remember costs, and how vr_jax compares with transformers.
 
     python -m benchmarks.speed.cpu [--rounds 7] [--quick | --tiny]
 
-1. The local cross-attention of the paper's width (3072, 24 heads, one AnyRes4 image of 5 tiles), absorbed
-   against plain: the same function, so their difference is printed too.
-2. A forward and backward pass of a small LLaVA-VR against the same model without Vision Remember.
-3. Prefill and cached decoding of the same two.
-4. LLaVA-OneVision-0.5B's shapes against transformers in float32 with as many threads, one AnyRes4 image: first token
-   and decoding, outputs compared. Both sides take turns in processes of their own. A round takes two minutes on two
-   cores: --quick has 3 layers in the encoder and in the decoder, --tiny is only to see that it works.
-5. One update of phase 2 against transformers + AdamW, tiny shapes (training_step.py has the paper's, for a GPU)."""
+The alternatives of each part take turns within one run, so a busy machine slows them alike:
+
+1. The local cross-attention of the paper's width (3072 channels, 24 heads, one AnyRes4 image of 5 tiles) in its
+   absorbed and its plain form. Both compute the same function, so the script also prints how far their results differ.
+2. A forward and backward pass of a small LLaVA-VR, against the same model without Vision Remember.
+3. The prefill and one step of cached decoding of the same two models.
+4. The first token and the decoding of a model with LLaVA-OneVision-0.5B's shapes, against transformers in float32 with
+   as many threads. The outputs are compared. Each side runs in a process of its own. A round takes two minutes on two
+   cores; with --quick the encoder and the decoder have three layers each.
+5. One update of phase 2 against transformers and AdamW, with tiny shapes (`training_step` has the paper's, for a GPU).
+
+With --tiny all parts run with tiny shapes, which only shows that they work. The exit status is 1 where the outputs or
+the losses differ from those of transformers.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +45,22 @@ from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 
-def cross_attention(rounds: int) -> str:
-    paper = VlmConfig(refusion=VisionRememberConfig(), image=anyres4())
+def cross_attention(rounds: int, *, tiny: bool = False) -> str:
+    """Times the two forms of the local cross-attention and compares their results.
+
+    Args:
+        rounds: Timed calls of each form.
+        tiny: Whether the model of `small_config` and one tile replace the paper's widths and five tiles.
+
+    Returns:
+        A table of times, the FLOPs of the compiled programs, and the relative difference of the results.
+    """
+    whole = small_config(remember=True) if tiny else VlmConfig(refusion=VisionRememberConfig(), image=anyres4())
+    assert isinstance(whole.refusion, VisionRememberConfig)
     rng = np.random.default_rng(0)
-    tiles, cells = 5, paper.cells_per_tile
+    tiles, cells = 1 if tiny else 5, whole.cells_per_tile
     tokens = tiles * cells
-    features = rng.standard_normal((1, tiles, cells, 9, 3 * paper.encoder.hidden_size), np.float32)
+    features = rng.standard_normal((1, tiles, cells, 9, 3 * whole.encoder.hidden_size), np.float32)
     context = VisionContext(
         features=jnp.asarray(features),
         vision_cell=jnp.arange(tokens)[None],
@@ -54,23 +70,26 @@ def cross_attention(rounds: int) -> str:
         tile_image=jnp.ones((1, tiles), jnp.int32),
         cells_per_tile=cells,
     )
-    hidden = jnp.asarray(rng.standard_normal((1, tokens, paper.decoder.hidden_size), np.float32))
+    hidden = jnp.asarray(rng.standard_normal((1, tokens, whole.decoder.hidden_size), np.float32))
     calls, outputs, flops = {}, {}, {}
     for form in ("plain", "absorbed"):
-        refusion = VisionRememberConfig(cross_attention=form, init="torch_default")
-        config = dataclasses.replace(paper, refusion=refusion)
-        block = Block(refusion, config, 0, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        refusion = dataclasses.replace(whole.refusion, cross_attention=form, init="torch_default")
+        spec = dataclasses.replace(whole, refusion=refusion).spec
+        block = refusion.build(spec, 0, rngs=nnx.Rngs(0))
         compiled = jax.jit(Block.cross).lower(block, hidden, context).compile()
         calls[form] = lambda block=block, compiled=compiled: compiled(block, hidden, context)
         outputs[form] = calls[form]()
         flops[form] = compiled.cost_analysis()["flops"] / 1e9
     difference = jnp.abs(outputs["plain"] - outputs["absorbed"]).max() / jnp.abs(outputs["plain"]).max()
-    table = report("local cross-attention, 5 tiles, width 3072, fp32", side_by_side(calls, rounds=rounds), "plain")
+    width = whole.refusion.inner_width(whole.spec)
+    title = f"local cross-attention, {tiles} tiles, width {width}, float32"
+    table = report(title, side_by_side(calls, rounds=rounds), "plain")
     work = ", ".join(f"{form} {value:.1f}" for form, value in flops.items())
     return f"{table}\n  GFLOP of the compiled programs: {work}; relative difference {difference:.1e}"
 
 
-def small_config(remember: bool) -> VlmConfig:
+def small_config(*, remember: bool) -> VlmConfig:
+    """A model of a few million parameters, with Vision Remember after two layers if `remember` is set."""
     return VlmConfig(
         encoder=SiglipConfig(
             hidden_size=96, intermediate_size=384, num_layers=6, num_heads=4, image_size=144, patch_size=12
@@ -86,6 +105,7 @@ def small_config(remember: bool) -> VlmConfig:
 
 
 def small_batch(config: VlmConfig, rows: int, length: int) -> Batch:
+    """Random rows of `length` tokens, each with one image of one tile between text."""
     rng = np.random.default_rng(0)
     cells = config.cells_per_tile
     cell = np.full((rows, length), -1, np.int32)
@@ -104,12 +124,21 @@ def small_batch(config: VlmConfig, rows: int, length: int) -> Batch:
     )
 
 
-def whole_model(rounds: int) -> str:
+def whole_model(rounds: int, *, rows: int = 8) -> str:
+    """Times training, prefill and decoding of a small model with and without Vision Remember.
+
+    Args:
+        rounds: Timed calls of each model.
+        rows: Rows of the batch, with 64 tokens each.
+
+    Returns:
+        One table for each of the three programs.
+    """
     train, prefill, decode = {}, {}, {}
     for name, remember in (("baseline", False), ("vision remember", True)):
-        config = small_config(remember)
+        config = small_config(remember=remember)
         model = VisionLanguageModel(config, rngs=nnx.Rngs(0))
-        batch = small_batch(config, rows=8, length=64)
+        batch = small_batch(config, rows=rows, length=64)
 
         def loss(model: VisionLanguageModel, batch: Batch) -> jax.Array:
             logits = model.logits(model(batch)[0])[:, :-1]
@@ -125,16 +154,24 @@ def whole_model(rounds: int) -> str:
         prefill[name] = lambda first=first, model=model, batch=batch: first(model, batch)[0]
         decode[name] = lambda f=after, m=model, t=token, p=position, c=cache: f(m, t, p, c)
     parts = {
-        "forward and backward, 8 rows of 64 tokens": train,
-        "prefill, 8 prompts": prefill,
-        "decode, 8 rows": decode,
+        f"forward and backward, {rows} rows of 64 tokens": train,
+        f"prefill, {rows} prompts": prefill,
+        f"decode, {rows} rows": decode,
     }
     return "\n".join(report(title, side_by_side(calls, rounds=rounds), "baseline") for title, calls in parts.items())
 
 
 def against_transformers(size: str, rounds: int) -> tuple[str, bool]:
-    """Ratios, goals, and whether the outputs agree."""
-    found = generation.against_torch(size, dtype="float32", rounds=rounds, new_tokens=16)
+    """Compares the generation of LLaVA-OneVision's shapes with transformers.
+
+    Args:
+        size: "0.5b", "quick" or "tiny" (see `onevision`).
+        rounds: Timed runs of each side.
+
+    Returns:
+        The ratios and goals as text, and whether the outputs agree.
+    """
+    found = generation.against_torch(size, dtype="float32", rounds=rounds, new_tokens=4 if size == "tiny" else 16)
     ratio = found["ratio"].get("torch", {})
     goals = goals_of(
         [
@@ -146,20 +183,25 @@ def against_transformers(size: str, rounds: int) -> tuple[str, bool]:
     return "\n".join(shown), bool(found.get("agreement", {}).get("agree"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each alternative")
-    parser.add_argument("--quick", action="store_true", help="part 4 with 3 layers in the encoder and the decoder")
-    parser.add_argument("--tiny", action="store_true", help="parts 4 and 5 alone, tiny: only to see that they work")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--rounds", type=int, default=7, help="timed calls of each alternative")
+    flags.add_argument("--quick", action="store_true", help="part 4 with 3 layers in the encoder and the decoder")
+    flags.add_argument("--tiny", action="store_true", help="all parts with tiny shapes, to see that they work")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs all parts and prints their results."""
+    options = parser().parse_args(arguments)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}")
-    if not options.tiny:
-        print(cross_attention(options.rounds))
-        print(whole_model(options.rounds))
+    print(cross_attention(options.rounds, tiny=options.tiny))
+    print(whole_model(options.rounds, rows=1 if options.tiny else 8))
     size = "tiny" if options.tiny else "quick" if options.quick else "0.5b"
-    text, agree = against_transformers(size, 2 if options.tiny else 3)
+    text, agree = against_transformers(size, min(options.rounds, 3))
     print(text)
-    training = training_step.training_report("tiny", rounds=2 if options.tiny else options.rounds, dtype="float32")
+    training = training_step.training_report("tiny", rounds=options.rounds, dtype="float32")
     print(training_step.text_of(training))
     return 0 if agree and training["agree"] else 1
 

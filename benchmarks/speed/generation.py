@@ -1,8 +1,11 @@
-"""Time to first token and tokens per second: vr_jax against transformers, and Vision Remember against its baseline.
+"""Measures the time to the first token and the tokens per second of vr_jax and of transformers.
 
-    python -m benchmarks.speed.generation [--size quick] [--batch_size 1]     on this machine's device
+    python -m benchmarks.speed.generation [--size quick] [--batch_size 1]
 
-Every alternative is a process of its own, so that none waits for another's threads or memory; they take turns."""
+The model has LLaVA-OneVision-0.5B's shapes, and runs on this machine's device. Every alternative is a process of its
+own, so that none waits for the threads or the memory of another. The processes take turns. The script fails where the
+outputs differ.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,28 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-TOLERANCE = 1e-3  # of float32 logits, relative: ||ours - theirs|| / ||theirs||
-ROUNDING = 2.0  # bfloat16: our distance to float32 may be this much of theirs
+TOLERANCE = 1e-3  # The largest relative difference of float32 logits: ||ours - theirs|| / ||theirs||.
+ROUNDING = 2.0  # In bfloat16 our distance to the float32 logits may be this many times that of transformers.
 
 Report = dict[str, Any]
 
 
 class Side:
-    """A process of `generation_sides`. Raises RuntimeError with the end of what it printed if it fails or
-    does not answer before `deadline` (of time.monotonic)."""
+    """A process of `benchmarks.speed.generation_sides`.
+
+    Every method that waits for the process raises RuntimeError where the process fails or does not answer in time. The
+    message holds the end of what it printed.
+    """
 
     def __init__(self, name: str, folder: Path, deadline: float, **flags: Any):
+        """Starts the process.
+
+        Args:
+            name: The name of the side in messages.
+            folder: A folder for its files.
+            deadline: The time of `time.monotonic` until which it must answer.
+            **flags: The flags of `generation_sides`.
+        """
         command = [sys.executable, "-m", "benchmarks.speed.generation_sides", f"--folder={folder}"]
         for flag, value in flags.items():
             command += [f"--{flag}"] if value is True else [f"--{flag}={value}"] if value not in (None, False) else []
@@ -49,6 +63,7 @@ class Side:
         )
 
     def answer(self) -> Any:
+        """Waits for the next line of JSON that the process prints."""
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
@@ -62,11 +77,13 @@ class Side:
         return json.loads(line)
 
     def run(self) -> Any:
+        """Generates once; returns the seconds to the first token and those of the others."""
         assert self.process.stdin is not None
         print("run", file=self.process.stdin, flush=True)
         return self.answer()
 
     def finish(self) -> tuple[Report, dict[str, np.ndarray]]:
+        """Ends the process; returns its numbers (memory, device) and its outputs."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         numbers = self.answer()
@@ -76,14 +93,24 @@ class Side:
             return numbers, dict(arrays)
 
     def kill(self) -> None:
+        """Ends the process at once, whatever it does."""
         self.process.kill()
         self.process.wait()
         self.log.close()
 
 
 def measure(sides: dict[str, Report], *, rounds: int, warmup: int, timeout: float) -> Report:
-    """side -> its seconds, memory and outputs; sides: name -> flags of generation_sides.py. A side that fails is
-    reported with its error, and the others go on."""
+    """Runs several sides in turns.
+
+    Args:
+        sides: The flags of `generation_sides` for each side, by the side's name.
+        rounds: Timed runs of each side.
+        warmup: Runs before these, which are not timed.
+        timeout: Seconds for everything.
+
+    Returns:
+        Seconds, memory and outputs of each side. For a side that fails there is its error, and the others continue.
+    """
     deadline = time.monotonic() + timeout
     found: Report = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,7 +121,7 @@ def measure(sides: dict[str, Report], *, rounds: int, warmup: int, timeout: floa
                 folder.mkdir()
                 alive[name] = Side(name, folder, deadline, **flags)
                 found[name] = {"first": [], "decode": []}
-                try:  # one at a time: each draws its weights, which takes memory and both cores
+                try:  # One side starts at a time, because drawing the weights takes memory and all cores.
                     assert alive[name].answer() == "ready"
                 except RuntimeError as error:
                     found[name]["error"] = str(error)
@@ -135,8 +162,23 @@ def against_torch(
     wrong: bool = False,
     timeout: float = 3600,
 ) -> Report:
-    """LLaVA-OneVision: `ratio` are transformers' medians over ours; `agreement` says whether the outputs are equal up
-    to rounding, without which the times mean nothing."""
+    """Compares vr_jax with transformers on LLaVA-OneVision's shapes.
+
+    Args:
+        size: "0.5b", "quick" or "tiny" (see `onevision`).
+        dtype: Type of parameters and activations.
+        batch_size: Equal prompts in a batch.
+        new_tokens: Tokens that are generated.
+        rounds: Timed runs of each side.
+        warmup: Runs before these, which are not timed.
+        compiled: Whether transformers with torch.compile is a third side.
+        wrong: Whether our side gets wrong parameters, for the test that this is noticed.
+        timeout: Seconds for everything.
+
+    Returns:
+        `sides` holds the numbers of each side, and `ratio` the medians of transformers divided by ours. `agreement`
+        tells whether the outputs are equal up to rounding; if they are not, the times mean nothing.
+    """
     names = ("vr_jax", "torch", "torch_compiled") if compiled else ("vr_jax", "torch")
     common = {"size": size, "dtype": dtype, "batch_size": batch_size, "new_tokens": new_tokens}
     sides = {
@@ -164,8 +206,12 @@ def against_torch(
 
 
 def agreement(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> Report:
-    """float32: logits of the first token within TOLERANCE and the same greedy tokens. bfloat16: our logits no further
-    than ROUNDING times theirs from their float32 pass with the same parameters."""
+    """Compares the outputs of vr_jax and transformers.
+
+    In float32 they agree if the logits of the first token differ by at most `TOLERANCE` and the greedy tokens are the
+    same. In bfloat16 they agree if our logits are no further from transformers' float32 pass with the same parameters
+    than `ROUNDING` times theirs.
+    """
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -191,7 +237,7 @@ def _median(values: list[float]) -> float:
 
 
 def side_numbers(side: Report, batch_size: int, new_tokens: int) -> Report:
-    """What is kept of a side: all but its arrays, and its speed."""
+    """The numbers of a side without its arrays, and its tokens per second."""
     kept = {name: value for name, value in side.items() if name != "arrays"}
     if side["decode"]:
         kept["tokens_per_s"] = batch_size * (new_tokens - 1) / _median(side["decode"])
@@ -199,12 +245,12 @@ def side_numbers(side: Report, batch_size: int, new_tokens: int) -> Report:
 
 
 def median_ms(side: Report) -> float | None:
-    """Milliseconds to the first token."""
+    """The median milliseconds to the first token, or None where nothing was measured."""
     return 1e3 * _median(side["first"]) if side.get("first") else None
 
 
 def text_of(report: Report) -> str:
-    """Ratios first, then every side."""
+    """The report as text: the ratios, every side, and whether the outputs agree."""
     head = f"LLaVA-OneVision {report['size']}, {report['dtype']}, batch {report['batch_size']}"
     lines = [head]
     for other, ratio in report["ratio"].items():
@@ -226,6 +272,7 @@ def text_of(report: Report) -> str:
 
 
 def side_lines(sides: Report) -> list[str]:
+    """One line for each side."""
     lines = []
     for name, side in sides.items():
         if "error" in side:
@@ -242,15 +289,21 @@ def side_lines(sides: Report) -> list[str]:
     return lines
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="0.5b", choices=("0.5b", "quick", "tiny"))
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--new_tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--wrong", action="store_true", help="our side with a wrong layer: must be noticed")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--size", default="0.5b", choices=("0.5b", "quick", "tiny"))
+    flags.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    flags.add_argument("--batch_size", type=int, default=1)
+    flags.add_argument("--new_tokens", type=int, default=16)
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--wrong", action="store_true", help="our side with a wrong layer: must be noticed")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures both sides and prints their ratio."""
+    options = parser().parse_args(arguments)
     report = against_torch(
         options.size,
         dtype=options.dtype,

@@ -1,10 +1,12 @@
-"""The sides of `benchmarks.speed.generation`, each in its own process that waits for "run" lines on standard input.
+"""One side of `benchmarks.speed.generation`, as a process that waits for lines on standard input.
 
-Each answers "ready", then one JSON line {"first": s, "decode": s} for each "run", and at the end of its input writes
-what it computed to FOLDER/<side>.npz and its last JSON line: peak memory, parameters' bytes.
+It prints "ready" when the model is built. For each line "run" it generates once and prints one JSON object
+{"first": seconds, "decode": seconds}. At the end of its input it writes its outputs to FOLDER/SIDE.npz and prints a
+last JSON object with the peak memory and the bytes of the parameters.
 
-    first   from tokens and pixels in host memory to the first token in host memory
-    decode  the greedy tokens behind the first, NEW_TOKENS - 1 of them, to the last in host memory"""
+    first   the time from tokens and pixels in host memory to the first token in host memory
+    decode  the time of the other NEW_TOKENS - 1 greedy tokens, until the last one is in host memory
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class OurSide:
+    """The side of vr_jax."""
+
     def __init__(self, options: argparse.Namespace):
         import jax
 
@@ -43,6 +47,7 @@ class OurSide:
         self.tokens: Any = None
 
     def run(self) -> dict[str, float]:
+        """Generates once and returns the seconds."""
         start = time.perf_counter()
         state = self.generator.prefill(self.prompts, self.new_tokens)
         np.asarray(state.tokens)
@@ -52,6 +57,7 @@ class OurSide:
         return {"first": first - start, "decode": time.perf_counter() - first}
 
     def finish(self, logits: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The numbers and the outputs, with the first token's logits if `logits` is set."""
         stats = self.jax.devices()[0].memory_stats() or {}
         numbers = {
             "peak_bytes": stats.get("peak_bytes_in_use"),
@@ -70,6 +76,8 @@ class OurSide:
 
 
 class TorchSide:
+    """The side of transformers."""
+
     def __init__(self, options: argparse.Namespace):
         import torch
 
@@ -83,15 +91,17 @@ class TorchSide:
         self.tokens: Any = None
 
     def on_device(self) -> dict[str, Any]:
+        """The inputs, copied to the device."""
         inputs = {name: value.to(self.device) for name, value in self.inputs.items()}
         return inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)}
 
     def run(self) -> dict[str, float]:
+        """Generates once and returns the seconds."""
         with self.torch.inference_mode():
             return self._generate() if self.compiled else self._loop()
 
     def _loop(self) -> dict[str, float]:
-        """The forward passes of `generate` without what it does around them."""
+        """Calls the model as `generate` does, without the work of `generate` itself."""
         start = time.perf_counter()
         out = self.model(**self.on_device(), use_cache=True, logits_to_keep=1)
         newest = out.logits[:, -1:].argmax(-1)
@@ -106,7 +116,7 @@ class TorchSide:
         return {"first": first - start, "decode": time.perf_counter() - first}
 
     def _generate(self) -> dict[str, float]:
-        """transformers' own way to torch.compile: `generate` with a static cache. Its prefill is not compiled."""
+        """Calls `generate` with a static cache, which compiles the decoding (but not the prefill)."""
         seconds = []
         for count in (1, self.new_tokens):
             start = time.perf_counter()
@@ -124,6 +134,7 @@ class TorchSide:
         return {"first": seconds[0], "decode": seconds[1] - seconds[0]}
 
     def finish(self, logits: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The numbers and the outputs, with the first token's logits if `logits` is set."""
         on_gpu = self.device == "cuda"
         numbers = {
             "peak_bytes": self.torch.cuda.max_memory_allocated() if on_gpu else None,
@@ -135,7 +146,7 @@ class TorchSide:
             with self.torch.inference_mode():
                 arrays["logits"] = self._logits()
                 if self.model.dtype != self.torch.float32:
-                    self.model.float()  # in place: the same, rounded, parameters
+                    self.model.float()  # This widens the same, rounded, parameters in place.
                     arrays["reference"] = self._logits()
         return numbers, arrays
 
@@ -144,10 +155,11 @@ class TorchSide:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Builds the side and answers the lines of standard input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", choices=("vr_jax", "torch", "torch_compiled"), required=True)
     parser.add_argument("--size", required=True)
-    parser.add_argument("--system", help="of the paper, in place of LLaVA-OneVision")
+    parser.add_argument("--system", help="system of the paper, in place of LLaVA-OneVision")
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--new_tokens", type=int, required=True)
@@ -156,7 +168,7 @@ def main() -> None:
     parser.add_argument("--wrong", action="store_true", help="with wrong parameters: for the test that this is noticed")
     options = parser.parse_args()
     answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints is no answer
+    sys.stdout = sys.stderr  # What a library prints must not be taken for an answer.
 
     def answer(line: Any) -> None:
         print(json.dumps(line), file=answers, flush=True)

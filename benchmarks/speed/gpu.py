@@ -1,15 +1,17 @@
-"""vr_jax against PyTorch, and Vision Remember against its baseline, on one GPU in one command of under nine minutes:
+"""Compares vr_jax with PyTorch, and Vision Remember with its baseline, on one GPU in under nine minutes.
 
     python -m benchmarks.speed.gpu --output=runs/gpu [--minutes 8.5]
-    python -m benchmarks.speed.gpu --output=runs/gpu_tiny --tiny       # tiny shapes, on any device: only that it works
+    python -m benchmarks.speed.gpu --output=runs/gpu_tiny --tiny
 
-It takes the installed jax, flax, torch and transformers as they are (Python 3.12, jax >= 0.11) and needs nothing else;
-the project need not be installed. Parts in the order of importance; each is written to OUTPUT/gpu.json and gpu.md as
-soon as it is done, so that a run that is cut off still tells something. A part for which no time is left is named.
+With --tiny all shapes are tiny, which shows on any device that the script works. The script needs the dependencies of
+this project, torch and transformers; the project itself need not be installed. The parts run in the order of their
+importance. The results of each are written to OUTPUT as soon as it is done, as a JSON file and as a page, so that a
+run that is cut off still leaves results. A part for which there is no time is named in the page.
 
-Both frameworks never share a process. The sides of a comparison are in memory together and take turns, except for
-training, whose sides run one after the other. JAX does not preallocate; its peak is the device's own, torch's is its
-allocator's. Decoding takes the greedy tokens of the model whatever they are: nothing ends a reply."""
+The two frameworks never share a process. The sides of a comparison are in memory together and take turns, except in
+training, where they run one after the other. JAX does not preallocate memory. Its peak is counted by the device, and
+that of PyTorch by its allocator. Decoding takes the greedy tokens, and no token ends a reply.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,13 @@ from benchmarks.speed import generation, training_step
 ROOT = Path(__file__).resolve().parents[2]
 
 SYSTEMS = ("uncompressed", "baseline 1/9", "Vision Remember 1/9")
-LEAST_SECONDS = 30.0  # a part with less time left than that is not begun
+LEAST_SECONDS = 30.0  # A part with less time left than this is not started.
 
 Report = dict[str, Any]
 
 
 def first_token_and_decode(batch_size: int, dtype: str, compiled: bool) -> Callable[[Report, bool, float], str]:
-    """LLaVA-OneVision-0.5B against transformers."""
+    """The part that compares LLaVA-OneVision-0.5B with transformers."""
 
     def part(results: Report, tiny: bool, seconds: float) -> str:
         found = generation.against_torch(
@@ -58,7 +60,10 @@ def first_token_and_decode(batch_size: int, dtype: str, compiled: bool) -> Calla
 
 
 def paper_systems(results: Report, tiny: bool, seconds: float) -> str:
-    """Fig. 4 and Table 5d: time and memory of the uncompressed model, of 1/9, and of 1/9 with Vision Remember."""
+    """Measures time and memory of the uncompressed model, of 1/9, and of 1/9 with Vision Remember.
+
+    Source: paper, Figure 4 and Table 5d.
+    """
     sides = {
         name: {
             "side": "vr_jax",
@@ -77,6 +82,8 @@ def paper_systems(results: Report, tiny: bool, seconds: float) -> str:
 
 
 def training(size: str) -> Callable[[Report, bool, float], str]:
+    """The part that compares one update of phase 2 with transformers."""
+
     def part(results: Report, tiny: bool, seconds: float) -> str:
         found = training_step.training_report(
             "tiny" if tiny else size, rounds=2 if tiny else 8, dtype="float32" if tiny else "bfloat16", timeout=seconds
@@ -88,7 +95,7 @@ def training(size: str) -> Callable[[Report, bool, float], str]:
 
 
 def with_less_remat(size: str, remat: str) -> Callable[[Report, bool, float], str]:
-    """The same update where the device's memory holds more of the activations than the recipe's default keeps."""
+    """The part that repeats an update of phase 2 with more activations kept in memory than the config file keeps."""
 
     def part(results: Report, tiny: bool, seconds: float) -> str:
         default = results.get("training", {}).get(size)
@@ -109,7 +116,7 @@ def with_less_remat(size: str, remat: str) -> Callable[[Report, bool, float], st
 
 
 def window_kernel(results: Report, tiny: bool, seconds: float) -> str:
-    """In a process of its own, because this one must not hold the device."""
+    """Measures the kernels in a process of its own, because this process must not hold the device."""
     with tempfile.TemporaryDirectory() as scratch:
         numbers = Path(scratch) / "kernels.json"
         command = [
@@ -121,7 +128,7 @@ def window_kernel(results: Report, tiny: bool, seconds: float) -> str:
             *(["--tiny"] if tiny else []),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
-        if numbers.exists():  # also of a run in which one kernel failed
+        if numbers.exists():  # A run in which one kernel failed writes it too.
             results["window_kernel"] = json.loads(numbers.read_text())
     if done.returncode:
         raise RuntimeError(
@@ -148,7 +155,7 @@ TINY_PARTS = (
 
 
 def goals(results: Report) -> list[Goal]:
-    """The goals for one H200."""
+    """The goals for one H200, and what this run measured."""
     batch1 = results.get("against_torch", {}).get("batch 1, bfloat16", {})
     ours, ratio = batch1.get("sides", {}).get("vr_jax", {}), batch1.get("ratio", {}).get("torch", {})
     systems = results.get("systems", {})
@@ -172,7 +179,7 @@ def goals(results: Report) -> list[Goal]:
 
 
 def _of_kernels(cases: list[Report]) -> Iterator[tuple[str, str, float, float | None]]:
-    """Of the GPU's kernel, at the shapes of training; one that did not run, or is wrong, has no number."""
+    """The goals of the GPU kernel at the shapes of training. A kernel that did not run, or is wrong, has no number."""
     for case in cases:
         what = f"window kernel, {case['form']} {case['part']}"
         found = (case["backends"].get(name, {}) for name in ("pallas_gpu", "reference"))
@@ -194,6 +201,8 @@ def _memory(base: Report, other: Report) -> float | None:
 
 
 def machine() -> Report:
+    """The device, the number of cores and the versions of the packages."""
+
     def installed(package: str) -> str:
         try:
             return version(package)
@@ -210,6 +219,7 @@ def machine() -> Report:
 
 
 def write(output: Path, results: Report, texts: dict[str, str]) -> None:
+    """Writes the results as JSON and as a page."""
     lines = [f"{name} {value}" for name, value in results["machine"].items()]
     found = goals(results)
     blocks = [
@@ -225,12 +235,18 @@ def write(output: Path, results: Report, texts: dict[str, str]) -> None:
         temporary.replace(output / name)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of gpu.json and gpu.md")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no part goes on beyond that")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes and few parts: only that it works")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--output", type=Path, required=True, help="folder of gpu.json and gpu.md")
+    flags.add_argument("--minutes", type=float, default=8.5, help="minutes after which every part is stopped")
+    flags.add_argument("--tiny", action="store_true", help="tiny shapes and few parts, to see that they work")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the parts for which there is time, and writes the results after each."""
+    options = parser().parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
     results: Report = {"machine": machine()}

@@ -1,4 +1,7 @@
-"""LLaVA-OneVision's shapes for the sides of `benchmarks.speed.generation`: config, weights, one image of five tiles."""
+"""A model with LLaVA-OneVision's shapes for both sides of `benchmarks.speed.generation`.
+
+The module holds its config, its weights, and a prompt with one image of five tiles.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ from vr_jax.model.projectors.mlp import MlpConfig
 SO400M = SiglipConfig(
     hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14
 )
-TEXT_TOKENS = (14, 46)  # before and behind the image, as the chat template has them
+TEXT_TOKENS = (14, 46)  # Text tokens before and after the image, as the chat template has them.
 SIZES = ("0.5b", "quick", "tiny")
 
 
 def onevision(size: str, dtype: str) -> VlmConfig:
-    """size: "0.5b" (SO400M and Qwen2-0.5B), "quick" (the same with 3 layers each) or "tiny"."""
+    """The config of a size: "0.5b" (SO400M and Qwen2-0.5B), "quick" (the same with 3 layers each) or "tiny"."""
     vision, text = SO400M, experiments.DECODERS["0.5b"]
     if size == "quick":
         vision, text = dataclasses.replace(vision, num_layers=3), dataclasses.replace(text, num_layers=3)
@@ -45,12 +48,15 @@ def onevision(size: str, dtype: str) -> VlmConfig:
         projector=MlpConfig(),
         vision_feature_layer=vision.num_layers,
         image=anyres9_all36(vision.image_size),
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]  # VlmConfig checks the name.
     )
 
 
 def systems(tiny: bool) -> dict[str, VlmConfig]:
-    """Fig. 4 and Table 5d: no compression, 1/9, and 1/9 with Vision Remember; AnyRes4, Qwen2-0.5B, bfloat16."""
+    """Three systems of the paper by name: no compression, 1/9, and 1/9 with Vision Remember.
+
+    They have AnyRes4, Qwen2-0.5B and bfloat16. Source: paper, Figure 4 and Table 5d.
+    """
     configs = {
         "uncompressed": experiments.find_row("table4", "uncompressed"),
         "baseline 1/9": experiments.BASELINE,
@@ -70,34 +76,41 @@ def systems(tiny: bool) -> dict[str, VlmConfig]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image that fills a grid of 2 x 2 tiles, between text; `batch_size` equal rows of it."""
+    """Equal rows of text with one image that fills a grid of 2 x 2 tiles.
+
+    Attributes:
+        config: The model.
+        batch_size: The number of rows.
+    """
 
     config: VlmConfig
     batch_size: int
 
     @property
     def cells(self) -> np.ndarray:
-        """`vision_cell` of the image's tokens: the base tile, then the rows of the grid, a newline after each."""
+        """`Batch.vision_cell` of the image's tokens: the base tile, then the rows of the grid with their newlines."""
         side = self.config.image.tile_size
         return layout((2 * side, 2 * side), self.config.cells_per_side, self.config.image).cell
 
     @property
     def text(self) -> tuple[np.ndarray, np.ndarray]:
+        """The text tokens before and after the image."""
         tokens = np.random.default_rng(0).integers(0, min(self.config.decoder.vocab_size, 150000) - 8, sum(TEXT_TOKENS))
         return tokens[: TEXT_TOKENS[0]], tokens[TEXT_TOKENS[0] :]
 
     @property
     def length(self) -> int:
+        """Tokens of a row."""
         return len(self.cells) + sum(TEXT_TOKENS)
 
     @property
     def pixels(self) -> np.ndarray:
-        """uint8 tiles, the base first."""
+        """The tiles as uint8; the base tile comes first."""
         side = self.config.image.tile_size
         return np.random.default_rng(1).integers(0, 256, (5, side, side, 3), np.uint8)
 
     def batch(self) -> Batch:
-        """For vr_jax, host arrays."""
+        """The rows for vr_jax, as host arrays."""
         before, after = self.text
         vision = slice(len(before), len(before) + len(self.cells))
         tokens, cell = np.zeros(self.length, np.int32), np.full(self.length, NO_CELL, np.int32)
@@ -122,7 +135,7 @@ class Prompt:
         return collate(rows, shape, weighted_cells=self.config.image.may_interpolate).batch
 
     def torch_inputs(self, image_token: int, torch: Any) -> dict[str, Any]:
-        """For transformers, on the host; pixels already in float32 between -1 and 1, as its processor leaves them."""
+        """The rows for transformers, as host tensors. Pixels are float32 from -1 to 1, as its processor makes them."""
         before, after = self.text
         ids = np.concatenate([before, np.full(len(self.cells), image_token), after])
         pixels = self.pixels.astype(np.float32) * (2 / 255) - 1
@@ -137,7 +150,12 @@ class Prompt:
 
 
 def our_model(config: VlmConfig, wrong: bool = False) -> Any:
-    """wrong: with the decoder's value kernels doubled, for the test that this is noticed."""
+    """The model of vr_jax with the shared weights.
+
+    Args:
+        config: The model.
+        wrong: Whether the decoder's value kernels are doubled, for the test that this is noticed.
+    """
     import jax.numpy as jnp
     from flax import nnx
 
@@ -153,7 +171,7 @@ def our_model(config: VlmConfig, wrong: bool = False) -> Any:
 
 
 def torch_model(config: VlmConfig, torch: Any, device: str) -> tuple[Any, int]:
-    """transformers' LlavaOnevision with the same weights, and its image token."""
+    """The model of transformers with the same weights, and the id of its image token."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
     from vr_jax.convert.architectures import HF_LLAVA
@@ -164,13 +182,13 @@ def torch_model(config: VlmConfig, torch: Any, device: str) -> tuple[Any, int]:
     values = write_hf_llava(config, image_token)
     values["vision_config"]["vision_use_head"] = False
     values.pop("architectures")
-    with torch.device(device):  # where its own initialisation is quick; every value is overwritten
+    with torch.device(device):  # Its own initialisation is fast there; every value is overwritten.
         model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(**values))
     params = weights(config)
     places = slots(HF_LLAVA.table(HF_LLAVA.tables, config.to_dict()), params)
     found = set()
     with torch.no_grad():
-        for name, tensor in model.named_parameters():  # tied ones once
+        for name, tensor in model.named_parameters():  # It lists tied parameters once.
             for pattern, replacement in HF_LLAVA.renames:
                 name = re.sub(pattern, replacement, name)
             tensor.copy_(torch.from_numpy(places[name].take(params)))

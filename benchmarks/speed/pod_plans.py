@@ -1,10 +1,13 @@
-"""Plans of the paper's recipes for pods that nobody holds: docs/results/plan.json and the table in plan.md beside it.
+"""Plans the config files of the paper's two phases for pods of TPUs and GPUs, none of which is needed.
 
     python -m benchmarks.speed.pod_plans [--jobs=2] [--optimization_level=O1] [--minutes=30]
 
-Needs both compilers: pip install 'vr-jax[tpu,cuda13]'. Each plan is a process of `vr-jax plan`, whose results
-are kept in runs/pod_plans: the same command goes on where it was stopped. What is not planned yet is named below the
-table."""
+The results are docs/results/plan.json and the table of docs/results/plan.md. Both compilers must be installed:
+pip install 'vr-jax[tpu,cuda13]'. Each plan is a process of `vr-jax plan`. Its results are kept in the work directory,
+so the same command continues where it was stopped. A list below the table names what is not planned yet.
+
+With --tiny one plan of configs/demo.py for the CPU takes their place, which shows that the script works.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,28 +25,42 @@ from typing import Any
 from vr_jax.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, DATA, WORK = ROOT / "docs/results/plan.md", ROOT / "docs/results/plan.json", ROOT / "runs/pod_plans"
 BEGIN, END = "<!-- table: benchmarks/speed/pod_plans.py -->", "<!-- end of the table -->"
 GIB = 2**30
-RECIPES = ("0_5b:phase1", "0_5b:phase2", "1_5b:phase2", "7b:phase2")
+VARIANTS = ("0_5b:phase1", "0_5b:phase2", "1_5b:phase2", "7b:phase2")
 TOPOLOGIES = ("h200:1x1x8", "v5e:4x4", "h200:1x32x8", "v5e:16x16", "v5p:4x4x4", "tpu7x:2x2x2", "v5p:8x8x16")
 
 
 @dataclass(frozen=True)
 class Case:
-    """flags: beside --config and --topology; none for the recipe as it is."""
+    """One plan.
 
-    recipe: str
+    Attributes:
+        variant: Size and phase, such as "0_5b:phase1"; or "demo".
+        topology: The devices.
+        flags: Further flags; none for the config file as it is.
+    """
+
+    variant: str
     topology: str
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
 
     @property
-    def folder(self) -> Path:
-        parts = [self.recipe, self.topology, *(flag.rsplit(".", 1)[-1] for flag in self.flags)]
-        return WORK / "_".join(parts).replace(":", "_").replace("=", "")
+    def config(self) -> str:
+        """The config file and its variant."""
+        if self.variant == "demo":
+            return "configs/demo.py"
+        return f"configs/llava_vr_qwen2_{self.variant.replace(':', '.py:')}"
+
+    @property
+    def name(self) -> str:
+        """The name of the folder with the results."""
+        parts = [self.variant, self.topology, *(flag.rsplit(".", 1)[-1] for flag in self.flags)]
+        return "_".join(parts).replace(":", "_").replace("=", "")
 
 
-# (replica, fsdp) where the chips are more than the widths of a recipe's model divide by: those stay whole on each.
+# A second mesh (replica, fsdp) where the model's widths cannot be divided by the number of chips. On the first mesh
+# such parameters stay whole on every chip.
 SMALLER = {
     ("h200:1x32x8", "0_5b"): (32, 8),
     ("v5e:16x16", "0_5b"): (16, 16),
@@ -52,48 +70,45 @@ SMALLER = {
 }
 
 
+TINY_CASES = (Case("demo", "cpu:1"),)
+
+
 def cases() -> list[Case]:
+    """All plans of the page."""
     found = []
     for topology in TOPOLOGIES:
-        for recipe in RECIPES:
-            found.append(Case(recipe, topology, ()))
-            if sizes := SMALLER.get((topology, recipe.partition(":")[0])):
+        for variant in VARIANTS:
+            found.append(Case(variant, topology))
+            if sizes := SMALLER.get((topology, variant.partition(":")[0])):
                 flags = (f"--config.mesh.replica={sizes[0]}", f"--config.mesh.fsdp={sizes[1]}")
-                found.append(Case(recipe, topology, flags))
+                found.append(Case(variant, topology, flags))
     return found
 
 
-def run(case: Case, level: str | None) -> str:
-    """Plans one case unless it was before; a line about it."""
-    if (case.folder / "plan.json").exists():
+def run(case: Case, workdir: Path, level: str | None) -> str:
+    """Plans one case unless its result exists, and returns a line about it."""
+    folder = workdir / case.name
+    if (folder / "plan.json").exists():
         return "kept"
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "vr_jax",
-            "plan",
-            f"--config=configs/llava_vr_qwen2_{case.recipe.replace(':', '.py:')}",
-        ),
-        *(f"--topology={case.topology}", f"--output={case.folder}", *case.flags),
-    ]
-    # Only the TPU's compiler takes much longer at its default.
-    if level is not None and not case.topology.startswith("h"):
+    command = [sys.executable, "-m", "vr_jax", "plan", f"--config={case.config}"]
+    command += [f"--topology={case.topology}", f"--output={folder}", *case.flags]
+    # Only the compiler for TPUs takes much longer at its default.
+    if level is not None and case.topology.startswith(("v", "tpu")):
         command.append(f"--optimization_level={level}")
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    reason = "" if (case.folder / "plan.json").exists() else ": " + "".join(done.stderr.strip().splitlines()[-1:])
+    reason = "" if (folder / "plan.json").exists() else ": " + "".join(done.stderr.strip().splitlines()[-1:])
     if reason:
-        case.folder.mkdir(parents=True, exist_ok=True)
-        write_text(case.folder / "error.txt", reason[2:])
+        write_text(workdir / f"{case.name}.error.txt", reason[2:])
     return f"{time.perf_counter() - began:.0f} s, exit {done.returncode}{reason}"
 
 
 def row(case: Case, plan: dict[str, Any]) -> list[str]:
+    """The cells of a row of the table."""
     memory, work, roof = plan["memory"], plan["work"], plan["roofline"]
     temporaries, peak = memory["temporaries"], memory["peak"]
     cells = [
-        case.recipe.replace("_", ".", 1).replace(":", " "),
+        case.variant.replace("_", ".", 1).replace(":", " "),
         case.topology,
         " x ".join(str(size) for size in plan["mesh"].values()),
         f"{plan['settings']['rows']}",
@@ -121,21 +136,21 @@ def row(case: Case, plan: dict[str, Any]) -> list[str]:
 
 
 HEAD = (
-    *("recipe", "topology", "replica x fsdp x tensor", "rows", "state", "temporaries", "peak", "of", "fits"),
+    *("config", "topology", "replica x fsdp x tensor", "rows", "state", "temporaries", "peak", "of", "fits"),
     *("TFLOP", "HBM, GB", "sent, GB", "FLOP/s, ms", "HBM, ms", "links, ms", "MFU bound", "minutes", "compiled, s"),
 )
 
 
-def write() -> None:
-    """The data, and the table between its marks in the page."""
+def write(chosen: Sequence[Case], workdir: Path, page: Path) -> None:
+    """Writes the plans as JSON beside the page, and the table between its two marks in the page."""
     planned, missing = [], []
-    for case in cases():
-        file, error = case.folder / "plan.json", case.folder / "error.txt"
+    for case in chosen:
+        file, error = workdir / case.name / "plan.json", workdir / f"{case.name}.error.txt"
         if file.exists():
             planned.append((case, json.loads(file.read_text())[0]))
         else:
             why = error.read_text().strip() if error.exists() else "not run"
-            missing.append(f"* {case.recipe} on {case.topology} {' '.join(case.flags)}: {why}")
+            missing.append(f"* {case.variant} on {case.topology} {' '.join(case.flags)}: {why}")
     rule = ["---", "---", "---", *["---:"] * (len(HEAD) - 3)]
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, rule, *(row(case, plan) for case, plan in planned))]
     versions = sorted({f"{name} {number}" for _, plan in planned for name, number in plan["versions"].items()})
@@ -144,28 +159,39 @@ def write() -> None:
     lines += ["", f"{', '.join(versions)}; optimization level: {', '.join(['default', *others])}."]
     if missing:
         lines += ["", "Not in the table:", "", *missing]
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
+    text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    write_text(PAGE, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
-    write_text(DATA, json.dumps([plan for _, plan in planned], indent=1) + "\n")
+    write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    write_text(page.with_suffix(".json"), json.dumps([plan for _, plan in planned], indent=1) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="plans at a time; each takes about 2 GB (%(default)s)")
-    parser.add_argument("--optimization_level", choices=("O0", "O1", "O2", "O3"), help="of the TPU's compiler")
-    parser.add_argument("--minutes", type=float, default=600, help="after which no further plan is begun")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--jobs", type=int, default=2, help="plans at a time; each takes about 2 GB (%(default)s)")
+    flags.add_argument("--optimization_level", choices=("O0", "O1", "O2", "O3"), help="effort of the TPU's compiler")
+    flags.add_argument("--minutes", type=float, default=600, help="minutes after which no further plan is started")
+    flags.add_argument("--workdir", type=Path, default=ROOT / "runs" / "pod_plans", help="folder of the plans")
+    flags.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "plan.md", help="page with the table")
+    flags.add_argument("--tiny", action="store_true", help="one plan of configs/demo.py for the CPU")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Plans the cases that are not planned yet and writes the page."""
+    options = parser().parse_args(arguments)
     until = time.monotonic() + 60 * options.minutes
 
     def one(case: Case) -> None:
         if time.monotonic() < until:
-            print(case.folder.name, run(case, options.optimization_level), flush=True)
+            print(case.name, run(case, workdir, options.optimization_level), flush=True)
 
+    chosen = TINY_CASES if options.tiny else cases()
+    workdir = options.workdir.resolve()
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, cases()))
-    write()
+        list(pool.map(one, chosen))
+    write(chosen, workdir, options.page)
 
 
 if __name__ == "__main__":

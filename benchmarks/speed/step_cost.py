@@ -1,11 +1,18 @@
-"""What Vision Remember adds to prefill in FLOPs, and how long the train step takes to compile. Nothing is run.
+"""Counts the FLOPs that Vision Remember adds to the prefill, and times the compilation of the train step.
 
     python -m benchmarks.speed.step_cost [--size 0.5b]
 
-1. Matrix products of the compiled prefill of one AnyRes4 image (5 tiles, 1/9) and 60 text tokens: without Vision
-   Remember, with it, and with its plain form, which projects every patch. The body of a loop counts as often as it
-   runs, which XLA's `cost_analysis` does not do. The goal is at most 4 % more (plain: 11.6 %).
-2. Tracing, lowering and compiling phase 2's train step for one device, none of it cached. Goal: 30 s on two cores."""
+Nothing is run on a device; both numbers are about compiled programs:
+
+1. The matrix products in the prefill of one AnyRes4 image (5 tiles, 1/9 of the tokens) and 60 text tokens. The script
+   compares a model without Vision Remember, one with it, and one with its plain form, which projects every patch. The
+   body of a loop counts as often as it runs, unlike in XLA's `cost_analysis`. The goal is at most 4 % more (the plain
+   form adds 11.6 %).
+2. The time to trace, lower and compile phase 2's train step for one device, with no compilation cache. The goal is
+   30 seconds on two cores.
+
+The size "tiny" uses the widths of configs/demo.py, which only shows that the script works.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +22,8 @@ import itertools
 import os
 import platform
 import time
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -26,22 +35,22 @@ from vr_jax import experiments, sharding
 from vr_jax.data import anyres
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.stages import DecoderInputs, KVCache
-from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.decoders.stages import KVCache
 from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.plan.hlo_costs import program_costs
 from vr_jax.settings import load_config
-from vr_jax.training.program import abstract_batch, build_program
+from vr_jax.training import abstract_batch, build_program
 
 TEXT_TOKENS = 60
-IMAGE = (768, 768)  # pixels; fills AnyRes4's largest grid: four tiles and the base
+TINY, TINY_CONFIG = "tiny", "configs/demo.py"
 GOAL_SHARE, GOAL_SECONDS = 0.04, 30.0
 
 
 def abstract_prompt(config: VlmConfig) -> Batch:
-    """A prompt about IMAGE, without padding, as shapes."""
-    layout = anyres.layout(IMAGE, config.cells_per_side, config.image)
+    """The shapes of a prompt without padding: an image that fills the largest square grid of tiles, and the text."""
+    side = 2 * config.image.tile_size
+    layout = anyres.layout((side, side), config.cells_per_side, config.image)
     shape = BatchShape(
         rows=1, tokens=len(layout.cell) + TEXT_TOKENS, tiles=layout.tiles, tile_size=config.image.tile_size
     )
@@ -49,16 +58,17 @@ def abstract_prompt(config: VlmConfig) -> Batch:
 
 
 def abstract_model(config: VlmConfig) -> VisionLanguageModel:
+    """The model with shapes in the place of arrays."""
     return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
-def flops_of(function, *arguments) -> float:
-    """Of the matrix products in the program that `function` compiles to."""
+def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
+    """The floating-point operations of the matrix products in the program that `function` compiles to."""
     return program_costs(jax.jit(function).lower(*arguments).compile().as_text()).flops
 
 
 def prefill_flops(config: VlmConfig) -> float:
-    """From the pixels to the last token's logits and the filled cache."""
+    """The operations of a prefill, from the pixels to the last token's logits and the filled caches."""
 
     def prefill(model: VisionLanguageModel, batch: Batch) -> tuple[jax.Array, KVCache | None]:
         hidden, cache = model(batch, model.init_cache(*batch.tokens.shape))
@@ -68,22 +78,33 @@ def prefill_flops(config: VlmConfig) -> float:
 
 
 def block_flops(config: VlmConfig) -> tuple[float, float]:
-    """Cross-attention and self-attention of one insertion."""
+    """The operations of the cross-attention and of the rest (the self-attention) of one insertion."""
     model, batch = abstract_model(config), abstract_prompt(config)
     levels = jax.eval_shape(VisionLanguageModel.encode_images, model, batch.tile_pixels)
     context = jax.eval_shape(VisionLanguageModel.vision_context, model, levels, batch)
-    stream = jax.eval_shape(VisionLanguageModel.stream, model, levels, batch)
+    inputs = jax.eval_shape(VisionLanguageModel.inputs, model, levels, batch)
+    assert model.refusion is not None
+    block = model.refusion.block(0)
+    cross = flops_of(Block.cross, block, inputs.hidden, context)
+    return cross, flops_of(Block.__call__, block, inputs, context) - cross
 
-    def bidirectional(block: Block, stream: DecoderInputs, vision: VisionContext) -> jax.Array:
-        return block.bidirectional(stream.hidden, stream, vision, *block._text_token(stream.hidden, vision))  # noqa: SLF001  # only this part is compared
 
-    block = model.refusion.blocks[0]
-    return flops_of(Block.cross, block, stream.hidden, context), flops_of(bidirectional, block, stream, context)
+def prefill_models(size: str) -> tuple[VlmConfig, VlmConfig]:
+    """The model without and with Vision Remember."""
+    if size == TINY:
+        demo = load_config(TINY_CONFIG).model
+        remember = dataclasses.replace(demo, image=experiments.IMAGES["anyres4"](demo.image.tile_size))
+        return dataclasses.replace(remember, refusion=None), remember
+    baseline, remember = (
+        system.config(experiments.DECODERS[size], "anyres4")
+        for system in (experiments.BASELINE, experiments.VISION_REMEMBER)
+    )
+    return baseline, remember
 
 
 def prefill_report(size: str) -> str:
-    baseline = experiments.BASELINE.config(experiments.DECODERS[size], "anyres4")
-    remember = experiments.VISION_REMEMBER.config(experiments.DECODERS[size], "anyres4")
+    """The operations that Vision Remember adds to the prefill, as text."""
+    baseline, remember = prefill_models(size)
     base = prefill_flops(baseline)
     tokens, tiles = abstract_prompt(baseline).tokens.shape[1], abstract_prompt(baseline).tile_pixels.shape[1]
     lines = [
@@ -98,16 +119,17 @@ def prefill_report(size: str) -> str:
         cross, attention = block_flops(config)
         goal = f"; goal: at most {GOAL_SHARE:.0%}" if form == "absorbed" else ""
         lines.append(
-            f"  {form:<9} + {more / 1e9:6.1f} GFLOP, {more / base:6.2%} ({len(refusion.insert_after)} blocks, of each "
-            f"cross-attention {cross / 1e9:.2f}, self-attention {attention / 1e9:.2f}){goal}"
+            f"  {form:<9} + {more / 1e9:6.1f} GFLOP, {more / base:6.2%} ({len(refusion.insert_after)} blocks with "
+            f"{cross / 1e9:.2f} in the cross-attention and {attention / 1e9:.2f} in the self-attention of each){goal}"
         )
     return "\n".join(lines)
 
 
 def compile_report(size: str) -> str:
-    """Wall and CPU seconds of each stage of phase 2's train step."""
+    """Compiles phase 2's train step and returns the seconds of each step of the compilation, as text."""
     jax.config.update("jax_enable_compilation_cache", False)
-    config = load_config(f"configs/llava_vr_qwen2_{size.replace('.', '_')}.py:phase2")
+    file = TINY_CONFIG if size == TINY else f"configs/llava_vr_qwen2_{size.replace('.', '_')}.py:phase2"
+    config = load_config(file)
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     program = build_program(config, mesh, 1000)
     batch = abstract_batch(config, mesh)
@@ -133,10 +155,18 @@ def compile_report(size: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="of the decoder")
-    size = parser.parse_args().size
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument(
+        "--size", choices=(TINY, *sorted(experiments.DECODERS)), default="0.5b", help="size of the decoder"
+    )
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compiles the programs and prints both reports."""
+    size = parser().parse_args(arguments).size
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}")
     print(compile_report(size))  # first, while nothing is warm
     print(prefill_report(size))

@@ -1,4 +1,4 @@
-"""The two sides of benchmarks/speed/training_step.py, each run in a process of its own: `run_vr_jax`, `run_torch`."""
+"""The two sides of `benchmarks.speed.training_step`, which run in a process each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ WARMUP = 2
 
 
 def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
+    """Updates the model of vr_jax again and again.
+
+    Args:
+        work: The model and the samples.
+        rounds: Timed updates.
+
+    Returns:
+        The losses of the first updates, the seconds of the timed ones, memory, FLOPs and versions.
+    """
     import jax
     from flax import nnx
 
@@ -22,10 +31,17 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
     from vr_jax.model.vlm import VisionLanguageModel
     from vr_jax.settings import OptimizerSettings
     from vr_jax.sharding import batch_sharding, make_mesh
-    from vr_jax.training.flops import peak_flops, step_flops
-    from vr_jax.training.optimizer import make_optimizer, make_schedule
-    from vr_jax.training.state import ModelTree, abstract_state, create_state
-    from vr_jax.training.step import batch_counts, make_train_step
+    from vr_jax.training import (
+        ModelTree,
+        abstract_state,
+        batch_counts,
+        create_state,
+        make_optimizer,
+        make_schedule,
+        make_train_step,
+        peak_flops,
+        step_flops,
+    )
 
     device = jax.devices()[0]
     mesh = make_mesh(devices=[device])
@@ -38,7 +54,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
     model = nnx.eval_shape(lambda: VisionLanguageModel(work.config, rngs=nnx.Rngs(0)))
     model = unflatten_params(model, split_stages(weights(work.config), work.config))
     with jax.set_mesh(mesh):
-        state = create_state(tree, optimizer, abstract, model, 0)
+        state = create_state(tree, optimizer, abstract, model)
         del model
         batch = jax.device_put(packed(work), batch_sharding(mesh))
         counts = {name: float(value) for name, value in jax.jit(batch_counts)(batch).items()}
@@ -65,7 +81,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
 
 
 def packed(work: Work) -> Any:
-    """The samples as a packed Batch of host arrays."""
+    """The samples as a packed batch of host arrays."""
     from vr_jax.data.collate import collate
     from vr_jax.data.types import Example
     from vr_jax.model.batch import NO_CELL, BatchShape
@@ -96,6 +112,7 @@ def packed(work: Work) -> Any:
 
 
 def run_torch(work: Work, rounds: int) -> dict[str, Any]:
+    """Updates the model of transformers with torch.optim.AdamW; arguments and result are those of `run_vr_jax`."""
     import torch
     import transformers
 
@@ -111,10 +128,10 @@ def run_torch(work: Work, rounds: int) -> dict[str, Any]:
     low = work.config.dtype == "bfloat16"
     autocast = torch.autocast(device.type, torch.bfloat16) if low else contextlib.nullcontext()
     if low:
-        vision.to(torch.bfloat16)  # frozen
+        vision.to(torch.bfloat16)  # It is frozen.
 
     def mean_loss(part: slice) -> torch.Tensor:
-        """The part's share of the mean over all targets."""
+        """The loss of some samples, as their share of the mean over all targets."""
         ids = tokens[part]
         with torch.no_grad():
             tiles = pixels[part].flatten(0, 1).permute(0, 3, 1, 2).float() * (2 / 255) - 1
@@ -124,7 +141,7 @@ def run_torch(work: Work, rounds: int) -> dict[str, Any]:
         embedded = text.get_input_embeddings()(ids)
         at = slice(work.before, work.before + work.cells)
         embedded = torch.cat([embedded[:, : at.start], cells.to(embedded.dtype), embedded[:, at.stop :]], dim=1)
-        # Logits of the learnt tokens only, as many as vr_jax makes.
+        # Only the logits of the learned tokens are computed, as in vr_jax.
         hidden = text.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits = text.lm_head(hidden[:, -work.targets - 1 : -1]).float()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -work.targets :].flatten())
@@ -152,7 +169,7 @@ def run_torch(work: Work, rounds: int) -> dict[str, Any]:
 
 
 def torch_model(work: Work) -> tuple[Any, Any, Any]:
-    """transformers' encoder and decoder and the projector between them, with the shared weights."""
+    """The encoder, the projector and the decoder of transformers with the shared weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
@@ -183,12 +200,12 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
 
 
 def _inner(vision: Any) -> Any:
-    """The module below `vision_model.`, which transformers 5.2 and later no longer have."""
+    """The module inside `vision_model`, an attribute that transformers 5.2 and later no longer have."""
     return getattr(vision, "vision_model", vision)
 
 
 def windows(features: Any, stride: int) -> Any:
-    """Patches in raster order (M, P, D) -> (M, cells, stride * stride, D)."""
+    """Groups patches in raster order (M, P, D) into windows (M, cells, stride * stride, D)."""
     count, patches, width = features.shape
     cells = round(patches**0.5) // stride
     grid = features.reshape(count, cells, stride, cells, stride, width).transpose(2, 3)
@@ -196,7 +213,7 @@ def windows(features: Any, stride: int) -> Any:
 
 
 def _measure(step: Callable[[], float], rounds: int) -> tuple[list[float], list[float]]:
-    """Losses of the first updates, and the seconds of those after warming up. A step ends when its loss is known."""
+    """Runs updates; returns the losses of the first and the seconds of those after the warm-up."""
     losses, seconds = [], []
     for _ in range(max(WARMUP + rounds, COMPARED)):
         start = time.perf_counter()

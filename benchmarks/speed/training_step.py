@@ -1,14 +1,16 @@
-"""One update of phase 2, vr_jax against transformers + torch.optim.AdamW, on the same weights and samples.
+"""Compares one update of phase 2 with transformers and torch.optim.AdamW, on the same weights and samples.
 
-    python -m benchmarks.speed.training_step [--size 0.5b] [--rounds 10] [--remat full]     sizes: 0.5b, 1.5b, 7b, tiny
+    python -m benchmarks.speed.training_step [--size 0.5b] [--rounds 10] [--remat full]
 
-The model is the pooling baseline at 1/9, which both sides can express (transformers' SigLIP and Qwen2, a mean over
-windows between them): frozen encoder, float32 master weights, products in bfloat16 (float32 on a CPU), every decoder
-layer recomputed in the backward pass (--remat: for vr_jax something else). vr_jax packs four samples into each row,
-torch has one in each row; all samples are equally long, so that nothing is padded on either side. The losses of the
-first updates must agree: the second depends on the gradients of the first. Each side runs in a process of its own, one
-after the other, and so does not share a GPU's memory. Memory is the device's own peak for vr_jax, the allocator's for
-torch."""
+The model is the pooling baseline at 1/9, which both sides can express: transformers' SigLIP and Qwen2 with a mean over
+windows between them. The encoder is frozen, the trained weights are float32, and products are in bfloat16 (on a CPU in
+float32). Every decoder layer is recomputed in the backward pass; --remat changes that for vr_jax.
+
+vr_jax packs four samples into each row, and torch has one sample in each row. All samples are equally long, so neither
+side pads. The losses of the first three updates must agree, and from the second on they depend on the gradients. Each
+side runs in a process of its own, one after the other, so they do not share a GPU's memory. The peak memory of vr_jax
+is counted by the device, and that of torch by its allocator.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 SIDES = ("vr_jax", "torch")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # relative, of a loss
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}  # The largest relative difference of a loss.
 
 
 def training_report(
@@ -36,9 +38,22 @@ def training_report(
     remat: str = "full",
     torch: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Both sides, their ratio, and whether they agree. torch: its side of an earlier report, not to be run again.
+    """Measures both sides.
 
-    Raises RuntimeError with the end of what a side printed if it failed or took longer than `timeout` seconds."""
+    Args:
+        size: "0.5b", "1.5b", "7b" or "tiny".
+        rounds: Timed updates of each side.
+        dtype: Type of the products.
+        timeout: Seconds for each side.
+        remat: What vr_jax recomputes in the backward pass.
+        torch: The side of torch from an earlier report, which is then not measured again.
+
+    Returns:
+        Both sides, their ratio, and whether their losses agree.
+
+    Raises:
+        RuntimeError: A side failed or took too long. The message holds the end of what it printed.
+    """
     sides = {"vr_jax": _in_a_process("vr_jax", size, rounds, dtype, timeout, remat)}
     sides["torch"] = torch or _in_a_process("torch", size, rounds, dtype, timeout, remat)
     medians = {side: statistics.median(sides[side]["seconds"]) for side in SIDES}
@@ -81,7 +96,7 @@ def _in_a_process(side: str, size: str, rounds: int, dtype: str, timeout: float,
 
 
 def text_of(report: dict[str, Any]) -> str:
-    """A few lines to read, the ratio first."""
+    """The report as text, the ratio first."""
     lines = [
         f"one update, {report['size']}, {report['dtype']}, remat {report['remat']}, {report['samples']} samples: "
         f"{report['ratio']:.2f} x the samples per second of transformers + AdamW"
@@ -100,14 +115,29 @@ def text_of(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="0.5b", choices=("0.5b", "1.5b", "7b", "tiny"))
-    parser.add_argument("--rounds", type=int, default=10, help="timed updates of each side, after two for warming up")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
-    parser.add_argument("--remat", default="full", choices=("full", "dots", "none"), help="of vr_jax (%(default)s)")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--size", default="0.5b", choices=("0.5b", "1.5b", "7b", "tiny"))
+    flags.add_argument("--rounds", type=int, default=10, help="timed updates of each side, after two for warming up")
+    flags.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the products; default: float32 on a CPU, else bfloat16",
+    )
+    flags.add_argument(
+        "--remat",
+        default="full",
+        choices=("full", "dots", "none"),
+        help="what vr_jax recomputes in the backward pass (default: %(default)s)",
+    )
+    flags.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures both sides, or one of them with --side, and prints the result."""
+    options = parser().parse_args(arguments)
     from benchmarks.speed import training_sides, training_work
 
     if options.side:

@@ -1,4 +1,4 @@
-"""What both sides of benchmarks/speed/training_step.py share: the model, its weights, the samples of one update."""
+"""The model, its weights and the samples of one update, which both sides of `benchmarks.speed.training_step` share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.vlm import VisionLanguageModel
 
 LEARNING_RATE, CLIP = 1e-4, 1.0
-COMPARED = 3  # updates whose losses are compared
-TRAINABLE = ("decoder.*", "projector.*")  # phase 2, without the newline vector, which has no token here
+COMPARED = 3  # Updates whose losses are compared.
+TRAINABLE = ("decoder.*", "projector.*")  # As in phase 2, without the newline vector, which has no token here.
 
 
 @dataclass(frozen=True)
 class Work:
-    """`rows` packed rows of `per_row` equally long samples: text, the cells of an image's tiles, text, of which the
-    last `targets` tokens are learnt. micro_batch: samples that torch takes at a time, as LLaVA's scripts accumulate."""
+    """The model and the samples of one update.
+
+    A sample is text, the cells of an image's tiles, and text again.
+
+    Attributes:
+        config: The model.
+        rows: Packed rows.
+        per_row: Samples of a row.
+        sample_tokens: Tokens of a sample; all samples are equally long.
+        sample_tiles: Tiles of a sample.
+        targets: Tokens at the end of a sample that are learned.
+        micro_batch: Samples that torch processes at a time, because LLaVA's scripts accumulate gradients.
+    """
 
     config: VlmConfig
     rows: int
@@ -38,29 +49,39 @@ class Work:
 
     @property
     def samples(self) -> int:
+        """Samples of an update."""
         return self.rows * self.per_row
 
     @property
     def cells(self) -> int:
+        """Vision tokens of a sample."""
         return self.sample_tiles * self.config.cells_per_tile
 
     @property
     def before(self) -> int:
-        """Text tokens in front of the image."""
+        """Text tokens before the image."""
         return (self.sample_tokens - self.cells) // 2
 
     def tokens(self) -> np.ndarray:
+        """Random tokens of all samples; those at the place of the image are ignored."""
         rng = np.random.default_rng(0)
         return rng.integers(0, self.config.decoder.vocab_size, (self.samples, self.sample_tokens), np.int32)
 
     def pixels(self) -> np.ndarray:
+        """Random tiles of all samples."""
         side = self.config.image.tile_size
         rng = np.random.default_rng(1)
         return rng.integers(0, 256, (self.samples, self.sample_tiles, side, side, 3), np.uint8)
 
 
 def work(size: str, dtype: str, remat: str = "full") -> Work:
-    """size: a key of experiments.DECODERS, in about the shapes of its recipe's phase 2, or "tiny"."""
+    """The work of an update.
+
+    Args:
+        size: A decoder of `experiments.DECODERS`, with about the shapes of its config file's phase 2; or "tiny".
+        dtype: Type of the activations.
+        remat: What vr_jax recomputes in the backward pass.
+    """
     if size == "tiny":
         config = VlmConfig(
             encoder=SiglipConfig(
@@ -77,19 +98,21 @@ def work(size: str, dtype: str, remat: str = "full") -> Work:
     else:
         config = experiments.BASELINE.config(experiments.DECODERS[size], "anyres9")
         sizes = {"rows": 8, "per_row": 4, "sample_tokens": 512, "sample_tiles": 5, "targets": 64, "micro_batch": 8}
-    return Work(dataclasses.replace(config, dtype=dtype, remat=remat), **sizes)  # type: ignore[arg-type]
+    return Work(dataclasses.replace(config, dtype=dtype, remat=remat), **sizes)  # type: ignore[arg-type]  # VlmConfig checks both.
 
 
 def weights(config: VlmConfig) -> dict[str, np.ndarray]:
-    """float32 parameters by merged path (vr_jax/model/parameters.py), each drawn from its path, so that two processes
-    have     the same."""
+    """Random float32 parameters by merged path (`vr_jax.model.parameters`).
+
+    Each is drawn from a seed that depends on its path, so that two processes have the same.
+    """
     model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     drawn = {}
     for path, leaf in jax.eval_shape(lambda model: merge_stages(flatten_params(model)), model).items():
         if path.endswith("scale"):
             drawn[path] = np.ones(leaf.shape, np.float32)
         else:
-            # Uniform, because normal numbers take ten times as long to draw; of deviation 0.02.
+            # They are uniform with a standard deviation of 0.02, because normal numbers take ten times as long to draw.
             drawn[path] = np.random.default_rng(zlib.crc32(path.encode())).random(leaf.shape, np.float32)
             drawn[path] -= 0.5
             drawn[path] *= 0.02 * 12**0.5
