@@ -1,12 +1,15 @@
-"""Throughput of evaluation on this machine: 16 items at a time against one at a time, side by side in one run.
+"""Measures the throughput of evaluation on this machine, with 16 items at a time and with one at a time.
 
     python -m benchmarks.evaluation.lmms_eval [--rounds 3] [--items 96]
 
-ChartQA-shaped prompts through `vr_jax.evaluation.runner.evaluate`, files and all: a drawn chart of 850 x 600 pixels
-(AnyRes4: five tiles), 20 to 40 tokens of question, 16 new tokens that nothing ends early, so that both sides do the
-same work. The model is the one of configs/real_charts.py (phase 2, Qwen2's vocabulary) with random weights. The goals
-are at least 4 x as many items per second on two cores, and at most 10 % of the time outside of the
-compiled programs."""
+The two batch sizes take turns within one run. Items shaped like those of ChartQA go through
+`vr_jax.evaluation.runner.evaluate_items`, which also writes its files. An item has a drawn chart of 850 x 600 pixels,
+which AnyRes4 makes five tiles, and a question of 20 to 40 tokens. Every reply has 16 tokens, because no token ends it
+early, so both batch sizes do the same work. The model is that of phase 2 of configs/real_charts.py with random weights.
+
+The goals are at least 4 times as many items per second on two cores, and at most 10 % of the time outside the compiled
+programs.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +46,19 @@ SIZE = (850, 600)  # pixels, width and height
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over all items."""
+    """One pass over all items.
 
-    seconds: float  # of `evaluate` as a whole
-    computing: float  # of it in compiled programs, transfers to them included
+    Attributes:
+        seconds: The seconds of the whole evaluation.
+        computing: The seconds of these in compiled programs, including the transfers to them.
+    """
+
+    seconds: float
+    computing: float
 
 
 def chart(number: int) -> bytes:
-    """A bar chart as a PNG file; every number gives another."""
+    """Draws a bar chart from the seed `number` and returns the bytes of a PNG file."""
     rng = np.random.default_rng(number)
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)
@@ -69,7 +77,10 @@ def chart(number: int) -> bytes:
 
 
 def items(count: int) -> list[Item]:
-    """Questions of 20 to 40 characters, each a token of the demo's tokenizer (digits: of Qwen2's too)."""
+    """Makes items with a chart and a question of 20 to 40 digits.
+
+    A digit is one token of the demo's tokenizer and of Qwen2's.
+    """
     rng = np.random.default_rng(0)
     return [
         Item(
@@ -84,6 +95,7 @@ def items(count: int) -> list[Item]:
 
 
 def build() -> tuple[Generator, Processor]:
+    """Builds the model with random weights, and the processor of its prompts."""
     config = load_config(f"{CONFIG}:phase2").model
     model = jax.jit(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))()
     tokenizer = demo_tokenizer()
@@ -91,6 +103,11 @@ def build() -> tuple[Generator, Processor]:
 
 
 def one_pass(generator: Generator, processor: Processor, asked: list[Item], batch_size: int) -> Pass:
+    """Evaluates all items once and returns the seconds.
+
+    Raises:
+        SystemExit: An item failed, or its reply ended early.
+    """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         evaluation = evaluate_items(
@@ -111,11 +128,21 @@ def one_pass(generator: Generator, processor: Processor, asked: list[Item], batc
 
 
 def spread(values: list[float], unit: str, digits: int = 2) -> str:
+    """The median with the lowest and the highest value, as text."""
     return f"{statistics.median(values):.{digits}f}{unit} ({min(values):.{digits}f} .. {max(values):.{digits}f})"
 
 
 def report(passes: dict[int, list[Pass]], count: int) -> str:
-    """Items per second and the share outside, per batch size; and the ratio of the largest to one at a time."""
+    """The report as text.
+
+    Args:
+        passes: The timed passes of each batch size. One of the sizes is 1.
+        count: The number of items in a pass.
+
+    Returns:
+        A line for each batch size, with the items per second and the share of time outside the compiled programs. The
+        last line compares the largest batch size with 1.
+    """
     lines = []
     for batch_size, runs in passes.items():
         rate = spread([count / run.seconds for run in runs], " items/s")

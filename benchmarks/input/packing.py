@@ -1,16 +1,25 @@
-"""How much of a training batch is used, and what packing is worth: packed rows against one sample per row.
+"""Measures how much of a training batch is used, and compares packed rows with one sample per row.
 
     python -m benchmarks.input.packing [--samples 8000] [--size 0.5b]
-    python -m benchmarks.input.packing --step [--rounds 5]     train steps of a small model on this machine, too
-    python -m benchmarks.input.packing --data FILE [--images DIR] --tokenizer DIR     your data, from the files' headers
+    python -m benchmarks.input.packing --step [--rounds 5]
+    python -m benchmarks.input.packing --data FILE [--images DIR] --tokenizer DIR
 
-1. The share of token and of tile slots in use, at 1/1, 1/4, 1/9 and 1/16, in the shapes of the recipes' two phases.
-2. Samples per second against three ways to pad, by the model FLOPs of all slots, used or not.
+The script prints two numbers for the ratios 1/1, 1/4, 1/9 and 1/16, with the batch shapes of the config files' two
+phases:
 
-There is no copy of LLaVA-NeXT-Data (779,289 samples) here: sizes are drawn from MIXTURE. Samples of each part:
-LLaVA-1.5's 665K (its paper, Table 7) without TextCaps, and what the card of lmms-lab/LLaVA-NeXT-Data adds, whose 136K
-are shared out after the published sizes of those sets. Images have the sets' usual sizes (COCO: 640 pixels long;
-ChartQA: measured on 565 files). Turns and lengths of text are assumptions, which `--data` replaces by what is so."""
+1. The share of the token slots and of the tile slots that are in use.
+2. How many times as many samples per second packed rows train as three ways to pad. It follows from the model FLOPs of
+   all slots, used or not.
+
+With --step the script also times training steps of a small model on this machine. With --data it measures a real data
+set; it reads the sizes of the images from the headers of their files.
+
+LLaVA-NeXT-Data (779,289 samples) itself is not part of this repository, so without --data the sizes are drawn from
+`MIXTURE`. Its numbers of samples are those of LLaVA-1.5's 665K (its paper, Table 7) without TextCaps, and those that
+the card of lmms-lab/LLaVA-NeXT-Data adds. The card gives 136K samples for several sets together, which are divided in
+proportion to the published sizes of those sets. Images have the usual sizes of each set. The numbers of turns and the
+lengths of text are assumptions.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +56,23 @@ from vr_jax.settings import TrainConfig, load_config
 from vr_jax.training import ModelTree, StepFlops, TrainState, build_program, create_state, put_batch, step_flops
 
 STRIDES = (1, 2, 3, 4)
-SYSTEM, TURN = 11, 10  # tokens of ChatML around: the system message; a question and its answer
-LONGEST_TEXT = 2048  # LLaVA cut ShareGPT's conversations there
+SYSTEM, TURN = 11, 10  # ChatML adds so many tokens for the system message, and for a question with its answer.
+LONGEST_TEXT = 2048  # LLaVA cut ShareGPT's conversations to so many tokens.
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the mixture. turns: fewest and most question-answer pairs; question, answer: mean tokens of each;
-    spread: sigma of their log-normal distribution."""
+    """A part of the mixture.
+
+    Attributes:
+        name: The name of the data set.
+        thousands: Its number of samples in thousands.
+        images: The kind of its images, a key of `COMMON_SIZES` or `UNIFORM_SIZES`, or "web"; None for text only.
+        turns: The fewest and the most pairs of question and answer in a sample.
+        question: The mean number of tokens of a question.
+        answer: The mean number of tokens of an answer.
+        spread: The sigma of the log-normal distribution of both.
+    """
 
     name: str
     thousands: int
@@ -86,29 +104,36 @@ MIXTURE = (
     Part("ShareGPT4V", 20, "web", (1, 1), 12, 190, 0.35),
     Part("demo users", 15, "web", (1, 3), 30, 200, 0.6),
 )
-# Image sizes (width, height), their shares, and the share that stands upright.
+# The sizes (width, height) of images, the shares of these sizes, and the share of images turned to portrait format.
 COMMON_SIZES = {
     "coco": ([(640, 480), (640, 427), (640, 426), (640, 360), (640, 500)], [0.4, 0.3, 0.05, 0.1, 0.15], 0.27),
     "genome": ([(500, 375), (500, 333), (800, 600), (1024, 768), (640, 480)], [0.35, 0.2, 0.25, 0.1, 0.1], 0.25),
     "chart": ([(800, 557), (850, 600), (320, 400)], [0.8, 0.15, 0.05], 0.0),
     "plot": ([(448, 448)], [1.0], 0.0),
 }
-UNIFORM_SIZES = {  # width and height, each uniform
+UNIFORM_SIZES = {  # The limits of width and of height, each of which is uniform between them.
     "cover": ((300, 400), (500, 501)),
     "document": ((1200, 2000), (1600, 2400)),
     "synthetic": ((600, 1600), (600, 1600)),
     "diagram": ((250, 1400), (250, 1100)),
 }
-CAPTION = (14.0, 0.45)  # phase 1: mean tokens and spread of a BLIP caption
+CAPTION = (14.0, 0.45)  # The mean number of tokens of a BLIP caption in phase 1, and the sigma of the logarithm.
 
 
 @dataclass(frozen=True)
 class Sample:
-    text: int  # tokens
-    image: tuple[int, int] | None  # pixels, width and height
+    """The size of a sample before its image is cut into tiles.
+
+    Attributes:
+        text: Tokens of text.
+        image: Width and height of the image in pixels, or None without an image.
+    """
+
+    text: int
+    image: tuple[int, int] | None
 
     def size(self, config: VlmConfig) -> tuple[int, int]:
-        """Tokens and tiles."""
+        """The numbers of tokens and of tiles under the tiling and the ratio of a model."""
         if self.image is None:
             return self.text, 0
         layout = anyres.layout(self.image, config.cells_per_side, config.image)
@@ -116,27 +141,30 @@ class Sample:
 
 
 def mixture(count: int, seed: int = 0) -> list[Sample]:
-    """Samples of MIXTURE, in random order."""
+    """Draws samples of `MIXTURE` in random order."""
     rng = np.random.default_rng(seed)
     shares = np.asarray([part.thousands for part in MIXTURE], float)
     return [_sample(MIXTURE[k], rng) for k in rng.choice(len(MIXTURE), count, p=shares / shares.sum())]
 
 
 def _sample(part: Part, rng: np.random.Generator) -> Sample:
+    """Draws a sample of one part."""
     turns = int(rng.integers(part.turns[0], part.turns[1] + 1))
     words = sum(_lengths(mean, part.spread, turns, rng).sum() for mean in (part.question, part.answer))
     text = SYSTEM + TURN * turns + int(words)
     if part.images is None:
         return Sample(min(text, LONGEST_TEXT), None)
-    return Sample(text + 1, _image(part.images, rng))  # the newline behind <image>
+    return Sample(text + 1, _image(part.images, rng))  # One token is the newline after <image>.
 
 
 def _lengths(mean: float, spread: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws log-normal lengths of texts with the given mean, at least 1 each."""
     drawn = rng.lognormal(np.log(mean) - spread**2 / 2, spread, count)
     return np.maximum(1, np.round(drawn)).astype(int)
 
 
 def _image(kind: str, rng: np.random.Generator) -> tuple[int, int]:
+    """Draws the width and the height of an image."""
     if kind in UNIFORM_SIZES:
         width, height = (int(rng.integers(*limits)) for limits in UNIFORM_SIZES[kind])
         return width, height
@@ -150,15 +178,24 @@ def _image(kind: str, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def captions(count: int, seed: int = 0) -> list[int]:
-    """Tokens of phase 1's captions, each with its newline."""
+    """Draws the numbers of tokens of phase 1's captions, each with the newline before it."""
     return (_lengths(*CAPTION, count, np.random.default_rng(seed)) + 1).tolist()
 
 
-Sizes = Sequence[tuple[int, int]]  # tokens and tiles of each sample
+Sizes = Sequence[tuple[int, int]]  # The numbers of tokens and of tiles of each sample.
 
 
 def packed(sizes: Sizes, shape: BatchShape, lookahead: int | None = None) -> list[list[list[int]]]:
-    """Numbers of the samples in each row of each whole batch, as the training pipeline packs them."""
+    """Packs samples as the training pipeline does.
+
+    Args:
+        sizes: The sizes of the samples.
+        shape: The shape of a batch.
+        lookahead: The number of samples among which the packer chooses; default: that of training.
+
+    Returns:
+        The indices of the samples in each row of each complete batch.
+    """
     packer = RowPacker(shape, lookahead=lookahead or 16 + 2 * shape.rows)
     batches = []
     for index, (tokens, tiles) in enumerate(sizes):
@@ -169,6 +206,7 @@ def packed(sizes: Sizes, shape: BatchShape, lookahead: int | None = None) -> lis
 
 
 def _example(index: int, tokens: int, tiles: int, side: int = 0) -> Example:
+    """Makes an example of a given size that holds nothing, with tiles of side x side pixels."""
     nothing = np.zeros(tokens, bool)
     return Example(
         id=str(index),
@@ -184,21 +222,36 @@ def _example(index: int, tokens: int, tiles: int, side: int = 0) -> Example:
 
 @dataclass(frozen=True)
 class Use:
-    """Rows of token and tile slots, and what of them is used."""
+    """The slots of some rows and how many of them are used.
 
-    slots: tuple[float, float]  # tokens and tiles of all rows
+    Attributes:
+        slots: Token slots and tile slots of all rows.
+        used: The used ones of these.
+        pairs: Pairs of query and key under the causal mask in all rows.
+        samples: Number of samples.
+    """
+
+    slots: tuple[float, float]
     used: tuple[float, float]
-    pairs: float  # of query and key under the causal mask, in all rows
+    pairs: float
     samples: int
 
     def flops(self, step: StepFlops) -> float:
-        """Per sample, for all slots; targets are the same however samples are put into rows."""
+        """The FLOPs per sample of a training step over all slots.
+
+        Those of the targets are left out, because they do not depend on how samples are put into rows.
+        """
         total = step.per_token * self.slots[0] + step.per_tile * self.slots[1] + step.per_pair * self.pairs
         return total / self.samples
 
 
 def use(sizes: Sizes, rows: Sequence[tuple[Sequence[int], int, int]]) -> Use:
-    """rows: samples of each, and its token and tile slots."""
+    """Counts the slots of rows.
+
+    Args:
+        sizes: The sizes of all samples.
+        rows: The indices of the samples of each row, and the token slots and the tile slots of the row.
+    """
     numbers = [k for samples, _, _ in rows for k in samples]
     return Use(
         slots=(sum(tokens for _, tokens, _ in rows), sum(tiles for *_, tiles in rows)),
@@ -209,18 +262,21 @@ def use(sizes: Sizes, rows: Sequence[tuple[Sequence[int], int, int]]) -> Use:
 
 
 def static(sizes: Sizes, tokens: int) -> Use:
-    """One sample per row, of one shape that holds all of them."""
+    """Puts one sample into each row, where all rows have the same shape and hold the most tiles of any sample."""
     most = max(tiles for _, tiles in sizes)
     return use(sizes, [([k], tokens, most) for k in range(len(sizes))])
 
 
 def dynamic(sizes: Sizes, groups: Sequence[Sequence[int]]) -> Use:
-    """As in PyTorch: one sample per row, each group padded to its longest, images encoded without padding."""
+    """Puts one sample into each row and pads each group of samples to its longest one, as PyTorch code does.
+
+    Images are encoded without padding.
+    """
     return use(sizes, [([k], max(sizes[j][0] for j in group), sizes[k][1]) for group in groups for k in group])
 
 
 def shuffled_groups(count: int, device: int = 4) -> list[range]:
-    """What each device takes of a random order."""
+    """Groups samples in their random order by `device`, the number of samples of one device."""
     return [range(begin, begin + device) for begin in range(0, count - device + 1, device)]
 
 
@@ -242,16 +298,32 @@ def sampler_groups(sizes: Sizes, devices: int = 8, device: int = 4) -> list[list
 
 
 def config_of(stride: int, size: str, phase: str) -> TrainConfig:
+    """The configuration of the paper's system with windows of stride x stride patches."""
     row = {1: "table4/uncompressed", 2: "table2/ratio4_vr", 3: "table2/ratio9_vr", 4: "table2/ratio16_vr"}[stride]
     return load_config(f"configs/tables/paper.py:{row}/{size}/{phase}")
 
 
 def table(config: TrainConfig, sizes: Sizes, name: str) -> str:
+    """Compares packed rows with the three ways to pad.
+
+    Args:
+        config: The configuration, with the shape of a batch.
+        sizes: The sizes of the samples. Samples that do not fit into a row are left out.
+        name: The title of the table.
+
+    Returns:
+        The table as text.
+
+    Raises:
+        SystemExit: The samples do not fill one batch.
+    """
     model = config.model
     step = step_flops(model, ModelTree(model).trainable(config.trainable))
     shape = BatchShape(rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=0)
     fitting = [size for size in sizes if size[0] <= shape.tokens and size[1] <= shape.tiles]
     batches = packed(fitting, shape)
+    if not batches:
+        raise SystemExit(f"{name}: {len(fitting)} samples do not fill one batch; give more samples")
     ours = use(fitting, [(row, shape.tokens, shape.tiles) for batch in batches for row in batch])
     others = {
         f"one sample per row of {shape.tokens}": static(fitting, shape.tokens),
@@ -271,6 +343,7 @@ def table(config: TrainConfig, sizes: Sizes, name: str) -> str:
 
 
 def _line(label: str, one: Use, samples: float | None, ratio: float | None) -> str:
+    """A row of the table."""
     shares = [100 * used / slots if slots else 100.0 for used, slots in zip(one.used, one.slots, strict=True)]
     return (
         f"  {label:<42} {shares[0]:>9.1f} % {shares[1]:>9.1f} % {'' if samples is None else f'{samples:.1f}':>13} "
@@ -279,7 +352,7 @@ def _line(label: str, one: Use, samples: float | None, ratio: float | None) -> s
 
 
 def read(options: argparse.Namespace, model: VlmConfig) -> list[tuple[int, int]]:
-    """Sizes of a random choice of the user's samples."""
+    """Measures a random choice of the samples in the data set of `options.data`."""
     source = open_source(options.data, images=options.images or None)
     processor = Processor(AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True), model)
     sizes, skipped = [], 0
@@ -296,8 +369,11 @@ def read(options: argparse.Namespace, model: VlmConfig) -> list[tuple[int, int]]
 
 
 def small_config() -> TrainConfig:
-    """Phase 2 at 1/9 with narrow, shallow parts: 24 x 24 patches a tile, and about the ratio of SigLIP-L's FLOPs per
-    tile to Qwen2-0.5B's per token (511)."""
+    """The configuration of phase 2 at 1/9 with a small encoder and a small decoder.
+
+    A tile has 24 x 24 patches. The ratio of the encoder's FLOPs per tile to the decoder's per token is about that of
+    SigLIP-L and Qwen2-0.5B, which is 511.
+    """
     model = VlmConfig(
         encoder=SiglipConfig(
             hidden_size=192, intermediate_size=768, num_layers=3, num_heads=3, image_size=48, patch_size=2
@@ -314,7 +390,19 @@ def small_config() -> TrainConfig:
 
 
 def measured_step(sizes: Sizes, tokens: int, tiles: int, rounds: int) -> str:
-    """A train step of `small_config` on one packed row, against one row of the same shape for each of its samples."""
+    """Times a training step of `small_config` with the samples of one packed row.
+
+    It is compared with a step in which each of these samples has a row of its own.
+
+    Args:
+        sizes: The sizes of the samples to pack.
+        tokens: Token slots of a row.
+        tiles: Tile slots of the packed row.
+        rounds: Timed steps of each.
+
+    Returns:
+        The times as text, with the ratio that the FLOPs of the slots give in brackets.
+    """
     config = small_config()
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     program = build_program(config, mesh, 100)
@@ -352,7 +440,7 @@ def measured_step(sizes: Sizes, tokens: int, tiles: int, rounds: int) -> str:
 
 
 class _Repeated:
-    """A donating step, called again and again on what it returned."""
+    """Calls a training step repeatedly, each time on the state that it returned, because a step donates its state."""
 
     def __init__(self, step: Callable, state: TrainState, batch: Batch):
         self._step, self._state, self._batch = step, state, batch
@@ -365,14 +453,14 @@ class _Repeated:
 def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--samples", type=int, default=8000)
-    flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="of the decoder")
-    flags.add_argument("--step", action="store_true", help="time train steps of a small model, too")
+    flags.add_argument("--samples", type=int, default=8000, help="number of samples")
+    flags.add_argument("--seed", type=int, default=0, help="seed of the drawn samples")
+    flags.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="size of the decoder")
+    flags.add_argument("--step", action="store_true", help="also time training steps of a small model")
     flags.add_argument("--rounds", type=int, default=5, help="timed steps of each alternative")
-    flags.add_argument("--data", help="file, folder or glob pattern of your data (docs/data.md)")
-    flags.add_argument("--images", help="its image folder")
-    flags.add_argument("--tokenizer", help="directory of the tokenizer, for --data")
+    flags.add_argument("--data", help="file, folder or glob pattern of a data set (docs/data.md)")
+    flags.add_argument("--images", help="folder of the images of --data")
+    flags.add_argument("--tokenizer", help="folder of the tokenizer for --data")
     return flags
 
 

@@ -1,16 +1,22 @@
-"""Images per second of one core: the training input's `Processor` against transformers' image processors.
+"""Measures the images per second of one core, for vr_jax's `Processor` and for transformers' image processors.
 
     python -m benchmarks.input.pipeline [--images DIR [DIR ...]] [--tokenizer DIR] [--rounds 5] [--count 60]
 
-Ours is the whole way from a file to a sample: decoding, AnyRes9 tiles, tokenisation, masks, vision tokens. Theirs is
-decoding and LLaVA-OneVision's image processor, without any text: the one on Pillow, and the one on torchvision where
-that is installed. Same files, same grids; that the tiles are equal is checked first (the one on torchvision resizes in
-its own way and is not held to it). One thread each, on one core, and its CPU time, which a busy machine stretches less
-than wall time. Without --images, they are drawn: charts as PNG, textures as JPEG. The goal is twice their speed."""
+The time of vr_jax covers everything from a file to a sample: decoding, AnyRes9 tiles, tokenisation and masks. The time
+of transformers covers decoding and LLaVA-OneVision's image processor, and no text. Its processor on Pillow always
+runs, and the one on torchvision runs where torchvision is installed. All of them read the same files with the same
+grids. The script first checks that the tiles are equal to those of the processor on Pillow. The one on torchvision
+resizes in another way, so its difference is only printed.
+
+Everything runs in one thread on one core. The script measures CPU time, because a busy machine stretches it less than
+wall time. Without --images it draws the images: charts as PNG files and textures as JPEG files. The goal is twice the
+speed of transformers.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import os
@@ -18,7 +24,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,7 +50,15 @@ ANSWER = "A chart of four bars, the highest of which is at the right."
 
 
 def found(folders: list[Path], count: int) -> list[Path]:
-    """As many from each folder, in the order of their names."""
+    """Finds images in folders and the folders below them.
+
+    Args:
+        folders: The folders. The same number of images is taken from each, in the order of their names.
+        count: The largest number of images in total.
+
+    Raises:
+        SystemExit: No folder holds an image.
+    """
     per_folder = [
         sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[: -(-count // len(folders))]
         for folder in folders
@@ -56,7 +70,7 @@ def found(folders: list[Path], count: int) -> list[Path]:
 
 
 def drawn(folder: Path, count: int) -> list[Path]:
-    """Charts and textures in turns."""
+    """Draws charts and textures in turns into files of a folder."""
     files = []
     for number in range(count):
         path = folder / f"{number}.{'jpg' if number % 2 else 'png'}"
@@ -66,7 +80,7 @@ def drawn(folder: Path, count: int) -> list[Path]:
 
 
 def texture(number: int) -> bytes:
-    """A JPEG file of COCO's size with detail at all scales."""
+    """Draws a texture with detail at all scales and returns the bytes of a JPEG file of 640 x 480 pixels."""
     rng = np.random.default_rng(number)
     layers = [
         Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).resize((640, 480)) for side in (4, 32, 240)
@@ -77,12 +91,16 @@ def texture(number: int) -> bytes:
 
 
 def opened(path: Path) -> Image.Image:
+    """Decodes an image file to RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def processors() -> dict[str, Callable[[Path], np.ndarray]]:
-    """transformers' ways from a file to normalised tiles, (tiles, 3, H, W)."""
+    """The image processors of transformers by name.
+
+    Each takes a file and returns its normalised tiles (tiles, 3, H, W).
+    """
     config = anyres9()
     arguments = {
         "image_grid_pinpoints": [[h * config.tile_size, w * config.tile_size] for w, h in config.grids],
@@ -104,9 +122,20 @@ def processors() -> dict[str, Callable[[Path], np.ndarray]]:
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """The largest difference of two images' tiles in steps of 1/255, as whole pixels."""
+    """Compares the tiles of one image.
+
+    Args:
+        ours: Tiles (tiles, H, W, 3) with values of 0 to 255.
+        theirs: Normalised tiles (tiles, 3, H, W) with values of -1 to 1.
+
+    Returns:
+        The largest difference of a value on the scale of 0 to 255.
+
+    Raises:
+        SystemExit: The numbers of tiles differ.
+    """
     if ours.shape[0] != theirs.shape[0]:
-        raise SystemExit(f"{ours.shape[0]} tiles against {theirs.shape[0]}")
+        raise SystemExit(f"vr_jax makes {ours.shape[0]} tiles of an image, and transformers {theirs.shape[0]}")
     pixels = np.rint((theirs.transpose(0, 2, 3, 1) + 1) * 127.5).astype(int)
     return int(np.abs(pixels - ours).max())
 
@@ -114,19 +143,38 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> int:
 def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--images", type=Path, nargs="+", help="folders, searched with those below")
-    flags.add_argument("--tokenizer", type=Path, help="directory of a tokenizer; default: the demo's")
+    flags.add_argument("--images", type=Path, nargs="+", help="folders with images; default: drawn images")
+    flags.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; default: that of the demo")
     flags.add_argument("--rounds", type=int, default=5, help="passes over all images, in turns")
-    flags.add_argument("--count", type=int, default=60)
+    flags.add_argument("--count", type=int, default=60, help="number of images")
     return flags
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compares the tiles, times all ways in turns and prints the result."""
+    """Compares the tiles, times all processors in turns and prints the result."""
     options = parser().parse_args(arguments)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with one_core():
+        measure(options)
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keeps this process on one core, and torch in one thread, until the block ends."""
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(1)
+    if cores is not None:
+        os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Compares the tiles, times all processors in turns and prints the result."""
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else demo_tokenizer()
     processor = Processor(tokenizer, VlmConfig(image=anyres9(), refusion=VisionRememberConfig()))
     turns = (Turn("user", QUESTION), Turn("assistant", ANSWER))

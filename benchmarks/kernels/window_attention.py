@@ -35,16 +35,25 @@ from benchmarks.timing import side_by_side
 from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import api, window_attention
 
-BYTES = 2  # of a number, bfloat16
-NO_WORSE = 2.0  # a kernel may be this much further from float32 than the reference
+BYTES = 2  # A number in bfloat16 takes two bytes.
+NO_WORSE = 2.0  # The error of a kernel may be at most this many times that of the reference.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One form at one size. `heads_first`: queries lie as (H, W, d), which is how XLA writes them on a TPU."""
+    """One form of the attention at one size.
 
-    form: str  # absorbed or plain
+    Attributes:
+        form: "absorbed" or "plain".
+        windows: Number of windows, each with one query per head.
+        keys: Keys of a window.
+        heads: Number of heads.
+        width: Width of a head.
+        heads_first: Whether absorbed queries lie in memory as (H, W, d), which is how XLA writes them on a TPU.
+    """
+
+    form: str
     windows: int = 20480
     keys: int = 9
     heads: int = 24
@@ -53,25 +62,30 @@ class Problem:
 
     @property
     def absorbed(self) -> bool:
+        """Whether the keys are shared by the heads and serve as values too."""
         return self.form == "absorbed"
 
     @property
     def row_numbers(self) -> int:
+        """The size of the query, and of the result, in numbers."""
         return self.windows * self.heads * self.width
 
     @property
     def key_numbers(self) -> int:
-        """Keys and values: one array in the absorbed form, two in the plain one."""
+        """The size of keys and values in numbers; the absorbed form has one array for both, the plain form two."""
         return self.windows * self.keys * self.width * (1 if self.absorbed else 2 * self.heads)
 
     @property
     def floor(self) -> dict[str, int]:
-        """Bytes that one pass must move."""
+        """The bytes that the forward pass and the gradient must move at least."""
         rows, keys = BYTES * self.row_numbers, BYTES * self.key_numbers
         return {"forward": 2 * rows + keys, "gradient": 3 * rows + keys * (1 if self.absorbed else 2)}
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """Query, key, value (empty if the keys are the values) and the gradient, as they lie in memory."""
+        """The shapes of query, key, value and gradient, as they lie in memory.
+
+        The value is empty in the absorbed form, where the keys are the values.
+        """
         w, s, h, d = self.windows, self.keys, self.heads, self.width
         query = (h, w, d) if self.absorbed and self.heads_first else (w, h * d)
         key = (w * s, d if self.absorbed else h * d)
@@ -90,7 +104,15 @@ class Problem:
         return out.swapaxes(0, 1) if query.ndim == 3 else out.reshape(query.shape)
 
     def function(self, part: str, **options: Any) -> Callable:
-        """`part` 'forward' or 'gradient' of the four arrays of `shapes`."""
+        """The function to measure.
+
+        Args:
+            part: "forward" or "gradient".
+            **options: Further arguments of `window_attention`, such as the backend.
+
+        Returns:
+            A function of the four arrays of `shapes`.
+        """
         attend = functools.partial(self._attend, **options)
         if part == "forward":
             return lambda query, key, value, grad: attend(query, key, value)
@@ -99,7 +121,7 @@ class Problem:
         return lambda query, key, value, grad: jax.vjp(attend, query, key, value)[1](grad)
 
     def first(self, windows: int, arrays: Sequence[jax.Array]) -> tuple[Problem, list[jax.Array]]:
-        """The problem of the first windows, in float32."""
+        """Cuts the problem and its arrays to the first windows, and converts the arrays to float32."""
         small = dataclasses.replace(self, windows=min(windows, self.windows))
 
         def cut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -109,6 +131,7 @@ class Problem:
 
 
 def problems(tiny: bool, heads_first: bool) -> list[Problem]:
+    """The absorbed and the plain form, at the size of training or at a tiny one."""
     if tiny:
         absorbed = Problem("absorbed", windows=19, heads=2, width=256, heads_first=heads_first)
     else:
@@ -117,14 +140,21 @@ def problems(tiny: bool, heads_first: bool) -> list[Problem]:
 
 
 def window_attention_report(rounds: int = 20, *, tiny: bool = False) -> dict[str, Any]:
-    """Times, bytes per second and errors of every backend that runs here, both forms, forward and gradient.
+    """Measures every backend that runs here, in both forms, for the forward pass and the gradient.
 
-    For each: `of_copy`, the time of a copy of the floor's bytes divided by its own (1 is the limit of the memory), then
-    seconds, GB/s, and the largest error relative to the largest number. `refused` and `failed` say why one is missing.
+    Args:
+        rounds: Timed calls of each backend.
+        tiny: Whether the arrays are small.
+
+    Returns:
+        The device, the version of jax, and one entry for each form and pass. An entry holds for each backend:
+        `of_copy`, which is the time of a copy of as many bytes divided by that of the backend, so that 1 is the limit
+        of the memory; `seconds` (median, lowest, highest); `gigabytes_per_second`; and `error`, the largest error
+        relative to the largest number. Where a backend has no times, `refused` or `failed` holds the reason.
     """
     platform = jax.default_backend()
     interpret = platform == "cpu"
-    # Short calls are given to the device in a row, so that handing them over is not what is measured.
+    # Short calls are given to the device in a row, so that the time to hand one over does not count.
     repeats = {"gpu": 8, "tpu": 2}.get(platform, 1)
     results = []
     for problem in problems(tiny, heads_first=platform == "tpu"):
@@ -139,6 +169,7 @@ def window_attention_report(rounds: int = 20, *, tiny: bool = False) -> dict[str
 def _compare(
     problem: Problem, part: str, floor: int, arrays: list[jax.Array], rounds: int, repeats: int, interpret: bool
 ) -> dict[str, Any]:
+    """Measures all backends at one pass of one problem."""
     small, exact_arrays = problem.first(64, arrays)
     with jax.default_matmul_precision("highest"):
         exact = jax.jit(small.function(part, backend="reference"))(*exact_arrays)
@@ -155,7 +186,11 @@ def _compare(
         except ConfigError as error:
             backends[name] = {"refused": str(error)}
             continue
-        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:  # the others are still measured
+        except (
+            jax.errors.JaxRuntimeError,
+            NotImplementedError,
+            ValueError,
+        ) as error:  # The other backends are measured all the same.
             backends[name] = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
         error = _error(found, exact)
@@ -182,6 +217,7 @@ def _compare(
 
 
 def _repeat(call: Callable[[], object], times: int) -> object:
+    """Calls a function several times and returns the last result."""
     result = None
     for _ in range(times):
         result = call()
@@ -189,7 +225,7 @@ def _repeat(call: Callable[[], object], times: int) -> object:
 
 
 def _error(found: Any, exact: Any) -> float:
-    """Of the numbers that belong to the windows of `exact`."""
+    """The largest relative error of the windows that `exact` holds, which are the first ones."""
     errors = []
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         if other.size:
@@ -199,6 +235,7 @@ def _error(found: Any, exact: Any) -> float:
 
 
 def text(report: dict[str, Any]) -> str:
+    """The report of `window_attention_report` as text."""
     lines = [f"{report['device']}, jax {report['jax']}" + (", interpreted: no times" if report["interpreted"] else "")]
     for one in report["window_attention"]:
         size = f"{one['windows']} windows, {one['keys']} keys, {one['heads']} heads, {one['width']} wide"
@@ -216,10 +253,21 @@ def text(report: dict[str, Any]) -> str:
 
 
 def compiled_bytes(generations: Sequence[str], windows: int = 20480) -> list[dict[str, Any]]:
-    """What the TPU kernel takes, from programs compiled with no device: bytes of HBM in, out and beside, and of VMEM.
+    """Compiles the TPU kernel with no device and reads the memory that it takes from the program.
 
-    The arrays lie as the model's products write them. Raises ValueError for an unknown generation, and JAX's error
-    where libtpu is absent."""
+    The arrays lie in memory as the products of the model write them. Where libtpu is absent, JAX's error is raised.
+
+    Args:
+        generations: Names of `TOPOLOGIES`.
+        windows: Number of windows.
+
+    Returns:
+        One entry for each generation, form and pass, with the bytes of HBM for arguments and results, of HBM for
+        temporaries, and of VMEM.
+
+    Raises:
+        ValueError: A generation is unknown.
+    """
     from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -254,7 +302,7 @@ def compiled_bytes(generations: Sequence[str], windows: int = 20480) -> list[dic
 
 
 def _vmem(program: str) -> int:
-    """Bytes of VMEM that the kernel's call takes."""
+    """The bytes of VMEM that the kernel takes in a compiled program."""
     (call,) = [line for line in program.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     used = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', call)
     assert used is not None, f"no VMEM in {call}"
@@ -262,6 +310,7 @@ def _vmem(program: str) -> int:
 
 
 def compiled_text(found: list[dict[str, Any]]) -> str:
+    """The result of `compiled_bytes` as a table."""
     lines = [f"{'':<24}{'floor':>10}{'arguments, results':>20}{'temporaries':>13}{'VMEM':>11}"]
     for one in found:
         gigabytes = [one[name] / 1e9 for name in ("floor_bytes", "hbm_bytes", "temporary_bytes")]
@@ -275,7 +324,10 @@ def _mib(one: dict[str, Any]) -> str:
 
 
 def wrong(report: dict[str, Any]) -> list[str]:
-    """Kernels that failed, or whose results are not those of the reference: their times mean nothing."""
+    """Lists the kernels that failed, or whose results differ from those of the reference.
+
+    The times of such kernels mean nothing.
+    """
     return [
         f"{case['form']}, {case['part']}: {name} {found.get('failed', 'DIFFERS from the reference')}"
         for case in report.get("window_attention", [])
