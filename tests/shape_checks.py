@@ -3,7 +3,8 @@
 The hook hands every function of a module, and the `__init__` of every dataclass, to `checked`. Only annotations that
 contain an array type of jaxtyping are checked, because tests pass substitutes for other objects on purpose. Shape and
 element type are checked, and not where an array lives: `Float[Array, "B N"]` also accepts an array of numpy and a
-`jax.ShapeDtypeStruct`, since batches are built on the host and programs are planned without arrays. JAXTYPING_DISABLE=1 in the environment switches the checks off.
+`jax.ShapeDtypeStruct`, since batches are built on the host and programs are planned without arrays. JAXTYPING_DISABLE=1
+in the environment switches the checks off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe's program before there is data: the abstract batch is what the pipeline's batches are."""
+"""The program of a run before there is data: the abstract batch is what the pipeline's batches are."""
 
 import dataclasses
 

@@ -58,7 +58,7 @@ class PackedNoise:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A whole run with checkpoints in between, its steps under guard, and what it compiled. The recipe is that of
+    """A whole run with checkpoints in between, its steps under guard, and what it compiled. The config is that of
     test_loop.py, so that one of the two finds its program in the tests' cache."""
     config = tiny_run()
     found = []

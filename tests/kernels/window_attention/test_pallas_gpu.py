@@ -240,7 +240,7 @@ def test_compiles_for_h200():
     if isinstance(toolkit, str):
         pytest.skip(toolkit)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={toolkit}"}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], env=environment, cwd=root, capture_output=True, text=True, timeout=600
     )

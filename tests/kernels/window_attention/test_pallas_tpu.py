@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GENERATIONS = ("v5e", "v5p", "v6e")
 
 # In a process of its own: libtpu is no part of the other tests, which play eight CPU devices.
@@ -20,8 +20,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-sys.path.insert(0, "benchmarks")
-from kernels import compiled_bytes
+from benchmarks.kernels.window_attention import compiled_bytes
 from vr_jax.kernels.window_attention import window_attention
 
 def compiles(windows, keys, heads, own_keys, dtype):
