@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from vr_jax.compilation import compiler_options
 from vr_jax.inference.sampling import sample
@@ -52,7 +52,7 @@ class Programs:
         model: VisionLanguageModel,
         batch: Batch,
         row: Int[Array, " B"],
-        seed: Int[Array, ""],
+        seed: UInt[Array, ""],
         temperature: Float[Array, ""] | None,
         top_p: Float[Array, ""] | None,
         *,
