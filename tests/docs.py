@@ -21,6 +21,6 @@ def commands(page: str) -> list[list[str]]:
     for block in blocks(page, "console"):
         for line in block.splitlines():
             if "vr-jax " in line:
-                words = shlex.split(line)
+                words = shlex.split(line, comments=True)
                 found.append(words[words.index("vr-jax") + 1 :])
     return found

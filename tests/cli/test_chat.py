@@ -87,7 +87,8 @@ def test_what_is_wrong_is_one_line(folder, capsys, arguments, message):
 
 
 def test_a_checkpoint_without_tokenizer(folder, tmp_path, capsys):
-    (tmp_path / "config.json").write_bytes((folder / "model" / "config.json").read_bytes())
+    for name in ("config.json", "_COMPLETE"):
+        (tmp_path / name).write_bytes((folder / "model" / name).read_bytes())
     assert main(["chat", "--checkpoint", str(tmp_path), "Hi"]) == 2
     err = capsys.readouterr().err
     assert "has no usable tokenizer" in err

@@ -47,7 +47,10 @@ def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
     [
         (["--config.optimzer.lr=1"], "config has no field 'optimzer'; did you mean 'optimizer'?"),
         (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 1"),
-        (["--config.batch.rows=7", "--config.batch.accumulation=2"], "config.batch.rows = 7 is not divisible by 2"),
+        (
+            ["--config.batch.rows=7", "--config.batch.accumulation=2"],
+            "config.batch.rows = 7 is not divisible by config.batch.accumulation = 2",
+        ),
     ],
     ids=["unknown field", "mesh", "batch"],
 )

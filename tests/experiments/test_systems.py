@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.helpers import tiny_config
+from tests.tiny import tiny_config
 from vr_jax.errors import ConfigError
 from vr_jax.experiments import BASELINE, DECODERS, VISION_REMEMBER, System, find_row
 

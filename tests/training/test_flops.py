@@ -40,7 +40,7 @@ def test_counts_of_the_paper_models():
     mergers = forward_flops(VlmConfig(refusion=DeepStackConfig(merger="qwen3_vl")))["refusion"]
     assert mergers / GIGA == pytest.approx(35.8, abs=0.05)
     large = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4)
-    assert forward_flops(VlmConfig(text=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
+    assert forward_flops(VlmConfig(decoder=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
 
 
 def dot_flops(jaxpr, times=1):

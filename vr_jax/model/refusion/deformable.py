@@ -26,7 +26,7 @@ Shapes = Sequence[tuple[int, int]]
 
 
 def sampling_locations(
-    reference: Float[Array, "N Q L R"], offsets: Float[Array, "N Q H L P 2"], shapes: Shapes
+    reference: Float[Array, "#N Q L R"], offsets: Float[Array, "N Q H L P 2"], shapes: Shapes
 ) -> Float[Array, "N Q H L P 2"]:
     """The sampled points (x, y) in units of the map: 0 is its left or top edge, 1 its right or bottom edge.
 
@@ -125,7 +125,7 @@ class DeformableAttention(nnx.Module):
     def attend(
         self,
         query: Float[Array, "N Q E"],
-        reference: Float[Array, "N Q L R"],
+        reference: Float[Array, "#N Q L R"],
         features: Float[Array, "N M E"],
         shapes: Shapes,
         padding: Bool[Array, "N M"] | None = None,
@@ -147,7 +147,7 @@ class DeformableAttention(nnx.Module):
     def read(
         self,
         query: Float[Array, "N Q E"],
-        reference: Float[Array, "N Q L R"],
+        reference: Float[Array, "#N Q L R"],
         value: Float[Array, "N M E"],
         shapes: Shapes,
     ) -> Float[Array, "N Q O"]:
@@ -156,7 +156,7 @@ class DeformableAttention(nnx.Module):
         return self.output(merge_heads(sample(split_heads(value, self.heads), shapes, locations, weights)))
 
     def points_of(
-        self, query: Float[Array, "N Q E"], reference: Float[Array, "N Q L R"], shapes: Shapes
+        self, query: Float[Array, "N Q E"], reference: Float[Array, "#N Q L R"], shapes: Shapes
     ) -> tuple[Float[Array, "N Q H L P 2"], Float[Array, "N Q H L P"]]:
         """The points of each query, and their weights.
 
