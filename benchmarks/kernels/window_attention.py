@@ -186,11 +186,8 @@ def _compare(
         except ConfigError as error:
             backends[name] = {"refused": str(error)}
             continue
-        except (
-            jax.errors.JaxRuntimeError,
-            NotImplementedError,
-            ValueError,
-        ) as error:  # The other backends are measured all the same.
+        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+            # The other backends are measured all the same.
             backends[name] = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
             continue
         error = _error(found, exact)

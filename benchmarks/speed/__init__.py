@@ -1,0 +1,1 @@
+"""Benchmarks of training and generation, most of them against transformers."""

@@ -115,8 +115,9 @@ def row(case: Case, plan: dict[str, Any]) -> list[str]:
         f"{memory['arguments'] / GIB:.2f}",
         "" if temporaries is None else f"{temporaries / GIB:.2f}",
         "" if peak is None else f"{peak / GIB:.2f}",
-        f"{memory['capacity'] / GIB:.1f}",
-        "yes" if memory["fits"] else "**no**",
+        # Neither is known of a CPU.
+        "" if memory["capacity"] is None else f"{memory['capacity'] / GIB:.1f}",
+        {True: "yes", False: "**no**", None: ""}[memory["fits"]],
     ]
     if work is None or roof is None:
         return [*cells, *[""] * 8, f"{plan['compile_seconds']:.0f}"]

@@ -126,7 +126,10 @@ def prefill_report(size: str) -> str:
 
 
 def compile_report(size: str) -> str:
-    """Compiles phase 2's train step and returns the seconds of each step of the compilation, as text."""
+    """Compiles phase 2's train step and returns the seconds of each step of the compilation, as text.
+
+    The compilation cache is off from then on.
+    """
     jax.config.update("jax_enable_compilation_cache", False)
     file = TINY_CONFIG if size == TINY else f"configs/llava_vr_qwen2_{size.replace('.', '_')}.py:phase2"
     config = load_config(file)

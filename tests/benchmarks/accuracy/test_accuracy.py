@@ -1,4 +1,4 @@
-"""The comparison in miniature at toy size: declared rows, data, one pass through every stage, resuming."""
+"""The comparison of systems runs at toy size through every stage, and continues where it was stopped."""
 
 from random import Random
 
@@ -25,7 +25,10 @@ FREE = ("table4/fastv", "table4/vispruner")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """After a whole comparison of four systems."""
+    """The work directory of a finished comparison of four systems.
+
+    The tests that need it are slow, because the comparison trains the encoder, the uncompressed model and six runs.
+    """
     path = tmp_path_factory.mktemp("accuracy")
     arguments = ["--setting=toy", f"--workdir={path}", "--seeds", "0", "1", "--systems", *TRAINED, *FREE]
     assert main(arguments) == 0

@@ -1,9 +1,12 @@
-"""The throughput benchmark's items and report."""
+"""The throughput benchmark makes the same items every time, and reports medians."""
 
 import io
+import re
 
+import pytest
 from PIL import Image
 
+from benchmarks.evaluation import lmms_eval
 from benchmarks.evaluation.lmms_eval import CONFIG, SIZE, Pass, items, report
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
@@ -23,7 +26,7 @@ def test_items_are_shaped_like_chartqa():
     assert items(8) == asked, "the same items every time"
 
 
-def test_report_is_of_the_passes():
+def test_report_has_medians_of_the_passes():
     passes = {
         1: [Pass(10.0, 9.0), Pass(20.0, 18.0), Pass(40.0, 36.0)],
         16: [Pass(2.0, 1.8), Pass(5.0, 4.0), Pass(8.0, 7.2)],
@@ -32,3 +35,15 @@ def test_report_is_of_the_passes():
     assert one.split(";")[0] == "  batch  1: 2.00 items/s (1.00 .. 4.00)"
     assert "outside the compiled programs 10.0 % (10.0 .. 20.0)" in many
     assert "x 5.00 (4.00 .. 5.00)" in ratio
+
+
+@pytest.mark.slow
+def test_script(capsys):
+    """It is slow because it compiles the generation of a model with Qwen2's vocabulary for two batch sizes."""
+    lmms_eval.main(["--rounds=1", "--items=2"])
+    printed = capsys.readouterr().out
+    assert "evaluation of 2 ChartQA-shaped items, 16 new tokens each" in printed
+    rates = [float(rate) for rate in re.findall(r"batch +(?:1|16): ([\d.]+) items/s", printed)]
+    assert len(rates) == 2
+    assert min(rates) > 0
+    assert "batch 16 against one at a time: x " in printed

@@ -1,4 +1,4 @@
-"""The two sides of benchmarks/speed/training_step.py learn alike, and one that learns otherwise is found out."""
+"""The two sides of an update learn alike, and a side that learns otherwise is noticed."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,10 @@ from benchmarks.speed import training_sides, training_step, training_work
 
 @pytest.fixture(scope="module")
 def tiny():
-    torch.set_num_threads(1)  # threads that wait for each other are slow beside other tests
-    return training_work.work("tiny", "float32")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Threads that wait for each other are slow beside other tests.
+    yield training_work.work("tiny", "float32")
+    torch.set_num_threads(threads)
 
 
 def test_losses_of_both_sides_agree(tiny, monkeypatch):
@@ -39,3 +41,12 @@ def test_a_row_holds_what_its_samples_are(tiny):
     np.testing.assert_array_equal(batch.vision_cell[vision].reshape(tiny.rows, -1)[0], np.arange(2 * tiny.cells))
     assert batch.loss_mask.sum() == tiny.samples * tiny.targets
     np.testing.assert_array_equal(batch.tokens.reshape(tiny.samples, -1), tiny.tokens())
+
+
+@pytest.mark.slow
+def test_script(plain_children, capsys):
+    """It is slow because both sides are processes that import their frameworks."""
+    assert training_step.main(["--size=tiny", "--rounds=1", "--dtype=float32"]) == 0
+    printed = capsys.readouterr().out
+    assert "one update, tiny, float32, remat full, 4 samples: " in printed
+    assert "losses agree" in printed
