@@ -154,19 +154,24 @@ class TorchSide:
         return self.model(**self.on_device(), logits_to_keep=1).logits[:, -1].float().cpu().numpy()
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--side", choices=("vr_jax", "torch", "torch_compiled"), required=True)
+    flags.add_argument("--size", required=True)
+    flags.add_argument("--system", help="system of the paper, in place of LLaVA-OneVision")
+    flags.add_argument("--dtype", required=True)
+    flags.add_argument("--batch_size", type=int, required=True)
+    flags.add_argument("--new_tokens", type=int, required=True)
+    flags.add_argument("--folder", type=Path, required=True)
+    flags.add_argument("--logits", action="store_true")
+    flags.add_argument("--wrong", action="store_true", help="with wrong parameters: for the test that this is noticed")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Builds the side and answers the lines of standard input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", choices=("vr_jax", "torch", "torch_compiled"), required=True)
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--system", help="system of the paper, in place of LLaVA-OneVision")
-    parser.add_argument("--dtype", required=True)
-    parser.add_argument("--batch_size", type=int, required=True)
-    parser.add_argument("--new_tokens", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--logits", action="store_true")
-    parser.add_argument("--wrong", action="store_true", help="with wrong parameters: for the test that this is noticed")
-    options = parser.parse_args()
+    options = parser().parse_args(arguments)
     answers = sys.stdout
     sys.stdout = sys.stderr  # What a library prints must not be taken for an answer.
 
