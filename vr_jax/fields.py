@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 import typing
@@ -121,11 +120,16 @@ class Config:
         return _parse(field_types(cls)[name], value, where)
 
 
-@functools.cache
+# Annotations are evaluated once for each class. (mypy holds that classes cannot be arguments of functools.cache.)
+_field_types: dict[type, dict[str, Any]] = {}
+
+
 def field_types(cls: type) -> dict[str, Any]:
     """Returns the annotations of a dataclass's fields, `Annotated` metadata included, in the order of declaration."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    if cls not in _field_types:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _field_types[cls] = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return _field_types[cls]
 
 
 def _required(cls: type) -> list[str]:

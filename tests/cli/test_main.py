@@ -1,6 +1,7 @@
 """The program as a whole: its overview, its help texts, unknown names, and how errors leave it."""
 
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -91,15 +92,21 @@ def test_errors_leave_with_their_exit_code(capsys):
         guarded(["vr-jax", "x"], lambda: fail(ValueError("a fault of the program")))
 
 
-def test_the_module_the_scripts_and_the_program_are_the_same():
-    def output(*command):
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+def test_the_module_is_the_program():
+    done = subprocess.run([sys.executable, "-m", "vr_jax"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{overview()}\n"
 
-    assert output("-m", "vr_jax") == f"{overview()}\n"
-    assert output("train.py", "--help") == output("-m", "vr_jax", "train", "--help")
-    assert output("eval.py", "--help") == output("-m", "vr_jax", "eval", "--help")
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_script_is_the_command(command, monkeypatch, capsys):
+    """train.py and eval.py print what `vr-jax train` and `vr-jax eval` print, and end with the same status."""
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"{command}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert main([command, "--help"]) == ended.value.code
+    assert printed == capsys.readouterr().out != ""
 
 
 def test_the_rows_of_the_tables_are_listed(capsys):

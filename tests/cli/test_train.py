@@ -1,4 +1,4 @@
-"""train.py as a user meets it: the demo's own data and model for two steps, and one line for typical mistakes."""
+"""`vr-jax train` as a user meets it: two steps of the demo by train.py, and one line for each typical mistake."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vr_jax.cli.main import main
 from vr_jax.model_directory import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def train(*arguments, devices=1):
     )
 
 
-def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
+def test_the_demo_trains_and_fields_can_be_set(tmp_path):
     done = train(
         *("--config=configs/demo.py", f"--workdir={tmp_path}", "--config.steps=2", "--config.optimizer.lr=0.5"),
         *("--config.optimizer.warmup_ratio=0.0", "--config.batch.rows=4", "--config.tensorboard=False"),
@@ -46,7 +47,7 @@ def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
     ("arguments", "message"),
     [
         (["--config.optimzer.lr=1"], "config has no field 'optimzer'; did you mean 'optimizer'?"),
-        (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 1"),
+        (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 8"),
         (
             ["--config.batch.rows=7", "--config.batch.accumulation=2"],
             "config.batch.rows = 7 is not divisible by config.batch.accumulation = 2",
@@ -54,17 +55,17 @@ def test_the_demo_recipe_trains_and_fields_can_be_overridden(tmp_path):
     ],
     ids=["unknown field", "mesh", "batch"],
 )
-def test_typical_mistakes_are_one_line(arguments, message, tmp_path):
-    done = train("--config=configs/demo.py", f"--workdir={tmp_path}", *arguments)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if "libtpu" not in line]
-    assert "Traceback" not in done.stderr
-    assert lines[-1].startswith("vr-jax train: ")
-    assert message in lines[-1]
+def test_typical_mistakes_are_one_line(arguments, message, tmp_path, capsys):
+    assert main(["train", "--config=configs/demo.py", f"--workdir={tmp_path}", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("vr-jax train: ")
+    assert message in errors.splitlines()[-1]
 
 
-def test_missing_data_is_named(tmp_path):
-    done = train("--config=configs/real_charts.py:phase1", f"--workdir={tmp_path}", "--config.data.path=/nowhere.json")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "/nowhere.json" in done.stderr.splitlines()[-1]
+def test_missing_data_is_named(tmp_path, capsys):
+    config = "--config=configs/real_charts.py:phase1"
+    assert main(["train", config, f"--workdir={tmp_path}", "--config.data.path=/nowhere.json"]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert "/nowhere.json" in errors.splitlines()[-1]

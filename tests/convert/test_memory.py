@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from tests.convert.conftest import TEXT
 from vr_jax.convert.configs import read_qwen2
@@ -57,6 +58,7 @@ def measure(source: Path, target: Path) -> int:
     return int(result.stdout.split("extra bytes")[1])
 
 
+@pytest.mark.slow  # it writes and converts checkpoints of hundreds of megabytes
 def test_peak_is_the_result_and_one_shard(tmp_path):
     """A loader that collects the tensors before stacking them needs twice the result here, and fails."""
     text = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 42, "vocab_size": 32000}

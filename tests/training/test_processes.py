@@ -120,6 +120,7 @@ def two_processes(workdir, *arguments):
     return [start(workdir, f"--process={i}", *shared, devices=4) for i in (0, 1)]
 
 
+@pytest.mark.slow  # two processes train twice: more than a minute. test_distributed.py has two short ones.
 def test_two_processes_equal_one(whole, tmp_path):
     """Each with four devices and half of every batch; SIGTERM to either stops both at the same step; they continue."""
     processes = two_processes(tmp_path, "--delay=0.1")
