@@ -18,6 +18,7 @@ from vr_jax.inference import Buckets, PromptError, PromptTooLong, user_turn
 
 # The errors that a damaged file or an unusual text can cause outside the checks that raise SkipRecord.
 _PREPARATION_ERRORS = DECODE_ERRORS
+_UNUSABLE: tuple[type[Exception], ...] = (SkipRecord, *DECODE_ERRORS)
 
 
 def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
@@ -63,7 +64,7 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
         with ExitStack() as stack:
             opened = [stack.enter_context(open_image(image)) for image in item.images]
             sizes = [image.size for image in opened]
-    except (SkipRecord, *_PREPARATION_ERRORS):
+    except _UNUSABLE:
         return 0, 0
     layouts = [anyres.layout(size, config.cells_per_side, config.image, alone=len(sizes) == 1) for size in sizes]
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts), sum(one.tiles for one in layouts)

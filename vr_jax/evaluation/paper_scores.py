@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vr_jax.evaluation.interface import Group
 from vr_jax.experiments import DECODERS, TABLES, find_row
@@ -164,5 +164,6 @@ def _config(key: PaperRow) -> VlmConfig:
 
 def _essence(config: VlmConfig) -> VlmConfig:
     """Removes the fields that do not affect scores, i.e. dtypes and kernels, vocabulary padding and initialisation."""
-    text = dataclasses.replace(config.decoder, vocab_size=1, initializer_range=1.0, tie_word_embeddings=True)
-    return dataclasses.replace(config, decoder=text, dtype="float32", attention="xla", remat="none")
+    ignored: dict[str, Any] = {"vocab_size": 1, "initializer_range": 1.0, "tie_word_embeddings": True}
+    decoder = dataclasses.replace(config.decoder, **ignored)
+    return dataclasses.replace(config, decoder=decoder, dtype="float32", attention="xla", remat="none")

@@ -196,11 +196,13 @@ class EncoderConfig(MethodConfig, kind="encoder"):
         hidden_size: Channels of the hidden states.
         num_layers: Number of layers.
         image_size: Pixels per side of a tile.
+        patch_size: Pixels per side of a patch.
     """
 
     hidden_size: PositiveInt
     num_layers: PositiveInt
     image_size: PositiveInt
+    patch_size: PositiveInt
 
     @property
     def grid(self) -> int:

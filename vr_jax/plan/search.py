@@ -17,7 +17,7 @@ from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology
 from vr_jax.plan.training import STEPS, fit_rows, model_flops, plan_training
 from vr_jax.settings import TrainConfig
-from vr_jax.training import build_program
+from vr_jax.training import TrainProgram, build_program
 
 ACCUMULATIONS = (1, 2, 4)
 # Two rough numbers per remat policy, which only decide what is compiled first: the share of the decoder's forward pass

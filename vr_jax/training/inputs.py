@@ -168,4 +168,5 @@ def _load_tokenizer(config: TrainConfig, directory: Path) -> Any:
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Puts this process's rows onto its devices, as its part of the global batch."""
     where = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+    placed: Batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+    return placed

@@ -23,10 +23,11 @@ from vr_jax.training import inputs
 from vr_jax.training.checkpoint import Checkpoints, Restored
 from vr_jax.training.flops import step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
+from vr_jax.training.optimizer import Params
 from vr_jax.training.program import TrainProgram, build_program, total_steps
 from vr_jax.training.recorder import Recorder
 from vr_jax.training.run_record import write_run_record
-from vr_jax.training.state import ModelTree, Params, TrainState, create_state
+from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
 
 EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"

@@ -44,13 +44,15 @@ def make_schedule(settings: OptimizerSettings, total_steps: int) -> Schedule:
         A function from the number of an update, 0 for the first, to its learning rate.
     """
     warmup = math.ceil(total_steps * settings.warmup_ratio)
+    decay: Schedule
     if settings.schedule == "constant":
         decay = optax.constant_schedule(settings.lr)
     else:
         decay = optax.cosine_decay_schedule(settings.lr, max(1, total_steps - warmup))
     if not warmup:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, settings.lr, warmup), decay], [warmup])
+    joined: Schedule = optax.join_schedules([optax.linear_schedule(0.0, settings.lr, warmup), decay], [warmup])
+    return joined
 
 
 def make_optimizer(

@@ -135,7 +135,8 @@ def abstract_state(
         shardings,
     )
     # The constructor takes arrays only; a tree of shapes is put together from its leaves.
-    return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(structs))
+    abstract: TrainState = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(structs))
+    return abstract
 
 
 def shardings_of(abstract: Any) -> Any:

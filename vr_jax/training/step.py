@@ -52,7 +52,8 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
         x = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
         return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
-    return jax.tree.map(split, batch)
+    batches: Batch = jax.tree.map(split, batch)
+    return batches
 
 
 def make_train_step(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vr_jax.errors import UserError
 
@@ -35,7 +35,7 @@ class Options:
     """
 
     checkpoint: Path
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     pruning: str | Mapping[str, Any] | None = None
     max_new_tokens: int | None = None
     cut_at_until: bool = False

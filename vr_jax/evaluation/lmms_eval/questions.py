@@ -37,7 +37,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 # The errors that the code of a task can raise on a document. They cost one request, not the run.
-_TASK_ERRORS = (*DECODE_ERRORS, AssertionError, AttributeError, ImportError)
+_TASK_ERRORS: tuple[type[Exception], ...] = (*DECODE_ERRORS, AssertionError, AttributeError, ImportError)
 
 logger = logging.getLogger("vr_jax.evaluation")
 

@@ -34,8 +34,8 @@ from jaxtyping import Array, Bool, Float
 from vr_jax.kernels.window_attention import _gpu_vectors as vectors
 from vr_jax.kernels.window_attention._gpu_plan import SWIZZLED_ROWS, TILE, Plan
 
-# Accumulators of tensor cores. The module has the name, and its stub for type checkers does not export it.
-ACC: Any = plgpu.ACC  # type: ignore[attr-defined]  # see above
+# Accumulators of tensor cores.
+ACC: Any = plgpu.ACC
 # A reference to memory. Pallas has no public name for its type.
 Ref = Any
 
