@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vr_jax.data.processor import Processor
-    from vr_jax.evaluation import evaluate
+    from vr_jax.evaluation.evaluate import evaluate
     from vr_jax.inference import Generator
     from vr_jax.model.config import VlmConfig
     from vr_jax.model.vlm import VisionLanguageModel
