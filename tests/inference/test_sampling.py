@@ -41,7 +41,7 @@ def distribution(logits: np.ndarray, temperature: float, top_p: float) -> np.nda
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.55, 1e-6])
 def test_frequencies_match_the_enumeration(temperature, top_p):
-    draw = jax.jit(lambda keys: sample(LOGITS, keys, np.float32(temperature), np.float32(top_p)))
+    draw = jax.jit(lambda keys: sample(LOGITS, keys, jnp.float32(temperature), jnp.float32(top_p)))
     keys = jax.random.split(jax.random.key(7), (DRAWS, len(LOGITS)))
     tokens = np.asarray(jax.vmap(draw)(keys))
     for row, logits in enumerate(LOGITS):
@@ -57,7 +57,7 @@ def test_frequencies_match_the_enumeration(temperature, top_p):
 @pytest.mark.parametrize("top_p", [0.2, 0.7, 0.95])
 def test_nucleus_is_that_of_transformers(temperature, top_p):
     logits = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32) * 3
-    ranked, order = nucleus(logits / np.float32(temperature), np.float32(top_p))
+    ranked, order = nucleus(logits / jnp.float32(temperature), jnp.float32(top_p))
     found = np.full_like(logits, -np.inf)
     np.put_along_axis(found, np.asarray(order), np.asarray(ranked), axis=1)
     expected = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))).numpy()
@@ -74,15 +74,15 @@ def test_greedy_is_argmax_and_the_first_of_equals():
 def test_a_long_tail_is_whole_at_top_p_one():
     """Rounding of the cumulative sum over a real vocabulary must not drop tokens."""
     logits = np.random.default_rng(0).normal(size=(1, 152_000)).astype(np.float32)
-    assert np.isfinite(nucleus(logits, np.float32(1))[0]).all()
+    assert np.isfinite(nucleus(logits, jnp.float32(1))[0]).all()
 
 
 def test_rows_draw_independently():
     logits = np.zeros((2, 1000), np.float32)
     keys = jax.random.split(jax.random.key(3), 2)
-    both = sample(logits, keys, np.float32(1), np.float32(1))
+    both = sample(logits, keys, jnp.float32(1), jnp.float32(1))
     assert both[0] != both[1]
-    assert sample(logits[1:], keys[1:], np.float32(1), np.float32(1))[0] == both[1]
+    assert sample(logits[1:], keys[1:], jnp.float32(1), jnp.float32(1))[0] == both[1]
 
 
 @pytest.mark.parametrize(

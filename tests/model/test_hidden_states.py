@@ -86,9 +86,9 @@ def by_hand(model, batch):
     config = model.config
     levels = model.encode_images(batch.tile_pixels)
     context, inputs = model.vision_context(levels, batch), model.inputs(levels, batch)
-    spec, rngs = config.spec, nnx.Rngs(0)
+    spec = config.spec
     one_layer = nnx.eval_shape(
-        lambda: dataclasses.replace(config.decoder, num_layers=1).build(spec, bounds=(0, 1), rngs=rngs)
+        lambda: dataclasses.replace(config.decoder, num_layers=1).build(spec, bounds=(0, 1), rngs=nnx.Rngs(0))
     )
     after, resumed = {}, {}
     for k, (stage, (start, stop)) in enumerate(

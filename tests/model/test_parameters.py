@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -41,6 +43,6 @@ def test_merge_and_split_are_inverse_and_number_layers_across_stages(model):
 
 
 def test_split_refuses_another_depth(model):
-    deeper = tiny_config(decoder=CONFIG.decoder.__class__(**{**CONFIG.decoder.to_dict(), "num_layers": 5}))
+    deeper = tiny_config(decoder=dataclasses.replace(CONFIG.decoder, num_layers=5))
     with pytest.raises(ValueError, match=r"holds 4 layers, the config has 5"):
         split_stages(merge_stages(flatten_params(model)), deeper)

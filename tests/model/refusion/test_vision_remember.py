@@ -165,7 +165,11 @@ def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(inside,
 
 
 def test_absorbed_equals_plain(inside):
-    """Values agree, and so do the gradients with respect to every parameter and the states."""
+    """Values agree, and so do the gradients with respect to every parameter and the states.
+
+    The two forms round differently in float32: at most 1.8e-5 was measured in the values, of which the bound is three
+    times. The block itself changes the values by more than a thousand times the bound.
+    """
     block, inputs, vision = inside
     direction = jnp.asarray(np.random.default_rng(0).normal(size=inputs.hidden.shape), jnp.float32)
 
@@ -181,7 +185,8 @@ def test_absorbed_equals_plain(inside):
         return after, params_of(gradients[0]) | {"hidden": np.asarray(gradients[1])}
 
     (absorbed, absorbed_gradients), (plain, plain_gradients) = run("absorbed"), run("plain")
-    np.testing.assert_allclose(absorbed, plain, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(absorbed, plain, atol=5e-5, rtol=1e-5)
+    assert np.abs(absorbed - inputs.hidden).max() > 0.05
     assert absorbed_gradients.keys() == plain_gradients.keys()
     for name, gradient in plain_gradients.items():
         np.testing.assert_allclose(absorbed_gradients[name], gradient, atol=1e-5, rtol=1e-5, err_msg=name)
