@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from vr_jax.errors import UserError
 from vr_jax.plotting import MatplotlibMissingError, check_plotting, figure_file
 
 

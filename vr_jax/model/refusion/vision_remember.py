@@ -203,8 +203,8 @@ class Reread:
         update: The norm of what the cross-attention adds to the cell's token, relative to that of the token's state.
     """
 
-    weights: Float[Array, "B T C S"]
-    update: Float[Array, "B T C"]
+    weights: Float[Array, "*B T C S"]
+    update: Float[Array, "*B T C"]
 
 
 class Block(nnx.Module):
