@@ -321,7 +321,7 @@ def test_search_plans_the_config_first_and_gives_flags(config, topology, plan, m
         asked.append(config)
         return dataclasses.replace(plan, mesh=config.mesh.to_dict())
 
-    monkeypatch.setattr("vr_jax.plan.search.plan_training", planned)
+    monkeypatch.setattr(sys.modules["vr_jax.plan.search"], "plan_training", planned)
     found = search(
         "tiny",
         config,

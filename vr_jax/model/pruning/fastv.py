@@ -62,15 +62,15 @@ class FastVConfig(PrunerConfig, name="fastv"):
         """See `PrunerConfig.kept`."""
         return prompt.text + (prompt.vision if layer < self.layer else self.count(spec, prompt.vision))
 
-    def build(self, spec: ModelSpec, forward: ForwardPass) -> StageHook[tuple[Bool[Array, "B N"], Float[Array, "B N"]]]:
+    def build(self, spec: ModelSpec, forward: ForwardPass) -> StageHook[tuple[Bool[Array, "B N"], Float[Array, "B S"]]]:
         """See `PrunerConfig.build`. The state is the mask of vision tokens and, once layer K has them, their scores."""
         decoder, lengths = forward.decoder, forward.lengths
         vision = vision_tokens(forward.batch)
         count = counts(lambda n: self.count(spec, n), jnp.sum(vision, axis=1), vision.shape[1])
 
         def apply(
-            k: int, inputs: DecoderInputs, state: tuple[Bool[Array, "B N"], Float[Array, "B N"]]
-        ) -> tuple[DecoderInputs, tuple[Bool[Array, "B N"], Float[Array, "B N"]]]:
+            k: int, inputs: DecoderInputs, state: tuple[Bool[Array, "B N"], Float[Array, "B S"]]
+        ) -> tuple[DecoderInputs, tuple[Bool[Array, "B M"], Float[Array, "B R"]]]:
             vision, score = state
             if decoder.bounds[k] == self.layer:
                 inputs = drop(inputs, ~vision | strongest(score, vision, count), renumber=False)

@@ -95,7 +95,7 @@ class PyramidDropConfig(PrunerConfig, name="pyramid_drop"):
 
         def apply(
             k: int, inputs: DecoderInputs, vision: Bool[Array, "B N"]
-        ) -> tuple[DecoderInputs, Bool[Array, "B N"]]:
+        ) -> tuple[DecoderInputs, Bool[Array, "B M"]]:
             fraction = fractions.get(decoder.bounds[k])
             if fraction is not None:
                 score = decoder.last_token_attention(k, inputs)
