@@ -261,7 +261,8 @@ def test_a_killed_run_leaves_a_folder_that_the_next_one_takes_at_once(tmp_path):
     ):
         pytest.fail("held twice")
     process.kill()
-    process.stdout.read()  # ends with the process, which nobody has waited for yet
+    # The process has ended, and nobody has collected its exit status yet.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with directory_lock(tmp_path):
         assert f'"process": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
     assert process.wait() == -signal.SIGKILL
