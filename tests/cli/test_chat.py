@@ -75,7 +75,7 @@ def test_several_images_and_turns_from_standard_input(folder, generator, loaded,
         (["--image", "{}/wide.png", "<image> <image>?"], "2 <image> placeholder(s) for 1 image(s)"),
         (["What is <image>?"], "1 <image> placeholder(s) for 0 image(s)"),
         (["--max_new_tokens", "0", "Hi"], "--max_new_tokens=0: expected an integer >= 1"),
-        (["--tensor", "99", "Hi"], "needs 99 devices"),
+        (["--tensor", "99", "Hi"], "needs a multiple of 99 devices"),
         (["x" * 40000], "the largest bucket holds 32768"),
     ],
 )

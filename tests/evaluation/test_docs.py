@@ -10,11 +10,12 @@ from tests.inference import tiny
 from vr_jax.cli.chat import ChatFlags
 from vr_jax.cli.eval import EvalFlags
 from vr_jax.cli.flags import parse
+from vr_jax.cli.generate import GenerateFlags
 from vr_jax.cli.main import main
 from vr_jax.cli.train import TrainFlags
 from vr_jax.evaluation.lmms_eval.options import Options
 
-FLAGS = {"chat": ChatFlags, "eval": EvalFlags, "train": TrainFlags}
+FLAGS = {"chat": ChatFlags, "eval": EvalFlags, "generate": GenerateFlags, "train": TrainFlags}
 
 
 @pytest.mark.parametrize("words", commands("evaluate.md"), ids=" ".join)

@@ -17,8 +17,8 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation
 from vr_jax.errors import UserError
 from vr_jax.inference import user_turn
+from vr_jax.model import registry
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model.windows import to_raster
 from vr_jax.probe.head import make_heads
@@ -112,7 +112,9 @@ def test_no_gradient_reaches_the_model():
     [("pixel_shuffle", 64), ("ldpv2", 24), ("perceiver", 16)],
 )
 def test_other_projectors_name_what_stands_for_the_compressor(projector, width):
-    config = dataclasses.replace(CONFIG, projector=ProjectorConfig(name=projector, stride=2), refusion=None)
+    config = dataclasses.replace(
+        CONFIG, projector=registry.method("projector", projector, "projector")(stride=2), refusion=None
+    )
     taps, left_out = taps_of(config, (1,))
     model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
     prompt = prompt_batch(Processor(tiny.TOKENIZER, config), QUESTION)

@@ -7,7 +7,7 @@ window-major order (docs/design/decisions.md#decision-5).
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def patchify(pixels: Float[Array, "*B H W 3"], patch_size: int, stride: int) -> Float[Array, "*B cells patches pixels"]:
@@ -33,7 +33,7 @@ def patchify(pixels: Float[Array, "*B H W 3"], patch_size: int, stride: int) -> 
     return x.reshape(*batch, rows * columns, stride * stride, patch_size * patch_size * channels)
 
 
-def to_windows(raster: Float[Array, "*B P D"], stride: int) -> Float[Array, "*B cells patches D"]:
+def to_windows(raster: Shaped[Array, "*B P D"], stride: int) -> Shaped[Array, "*B cells patches D"]:
     """Reorders the P patches of a square map from raster order, row by row, to window-major order."""
     *batch, patches, width = raster.shape
     grid = round(patches**0.5)

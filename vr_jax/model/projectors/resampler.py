@@ -93,7 +93,7 @@ class Resampler(nnx.Module):
         tokens = self.resample(features.reshape(-1, cells * patches, width), positions)
         return tokens.reshape(*batch, *tokens.shape[1:])
 
-    def resample(self, patches: Float[Array, "M P Dv"], positions: Float[np.ndarray, "P Dt"]) -> Float[Array, "M Q Dt"]:
+    def resample(self, patches: Float[Array, "M P Dv"], positions: Float[Array, "P Dt"]) -> Float[Array, "M Q Dt"]:
         """The vision tokens of M tiles.
 
         Args:
@@ -109,7 +109,7 @@ class Resampler(nnx.Module):
         """The features in the decoder's width; positions are added to keys only."""
         return self.ln_kv(self.kv_proj(patches) if hasattr(self, "kv_proj") else patches)
 
-    def attend(self, values: Float[Array, "M P Dt"], positions: Float[np.ndarray, "P Dt"]) -> Float[Array, "M Q Dt"]:
+    def attend(self, values: Float[Array, "M P Dt"], positions: Float[Array, "P Dt"]) -> Float[Array, "M Q Dt"]:
         """Attention of the queries to patches with the given positions."""
         query = self.ln_q(self.query[...].astype(self.dtype))
         q = self.attn.q(query + jnp.asarray(self.query_positions, self.dtype))
