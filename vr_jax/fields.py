@@ -210,7 +210,7 @@ def _plain_hint(hint: Any) -> Any:
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    """Whether an annotation accepts a value."""
+    """Returns whether an annotation accepts a value."""
     hint = _plain_hint(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:

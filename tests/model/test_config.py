@@ -34,6 +34,7 @@ ERRORS = {
     "insert_after order": (lambda: VisionRememberConfig(insert_after=(4, 1)), ["insert_after = (4, 1)", "increasing"]),
     "levels": (lambda: tiny_config(refusion=tiny_refusion(levels=(1, 5))), ["refusion.levels", "5", "0..4"]),
     "levels empty": (lambda: VisionRememberConfig(levels=()), ["levels = ()", "at least one"]),
+    "negative feature layer": (lambda: tiny_config(vision_feature_layer=-1), ["vision_feature_layer", "-1", ">= 0"]),
     "feature layer": (lambda: tiny_config(vision_feature_layer=9), ["vision_feature_layer", "9", "0..4"]),
     "bilinear grids": (lambda: tiny_config(image=anyres9_all36(24)), ["vision_remember", "bilinear", "anyres9"]),
     "choice": (lambda: VisionRememberConfig(order="both"), ["order = 'both'", "cross_self", "self_cross"]),

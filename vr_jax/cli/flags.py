@@ -38,7 +38,7 @@ class UsageError(UserError):
 
 @dataclass(frozen=True)
 class FlagInfo:
-    """What a flag declares beside the annotation and the default value of its field.
+    """Holds the facts about a flag that stand beside the annotation and the default value of its field.
 
     Attributes:
         help: Full sentences for the help text.

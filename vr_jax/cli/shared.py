@@ -29,7 +29,7 @@ CONFIG_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessFlags(Flags):
-    """How the processes of a run on several hosts find each other."""
+    """Flags by which the processes of a run on several hosts find each other."""
 
     distributed: bool = flag(False, "Run in several processes that JAX finds by itself (TPU pods, Slurm, Open MPI).")
     coordinator: str | None = flag(
@@ -55,7 +55,7 @@ def start_processes(flags: ProcessFlags) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerFlags(Flags):
-    """How a checkpoint is loaded and how it answers."""
+    """Flags that say how a checkpoint is loaded and how it answers."""
 
     checkpoint: str = flag(help="Model directory: what `train` and `convert` write.", metavar="DIR")
     max_new_tokens: Annotated[int, Range(1)] = flag(512, "Longest answer, in tokens.")

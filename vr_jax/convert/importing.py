@@ -187,7 +187,7 @@ def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]
 
 
 def _has_newline(part: Source) -> bool:
-    """Whether a checkpoint holds the newline vector."""
+    """Returns whether a checkpoint holds the newline vector."""
     name = next(rule.theirs for rule in part.architecture.tables["projector"] if rule.ours == ("image_newline",))
     return name in part.originals
 

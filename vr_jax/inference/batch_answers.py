@@ -46,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written.
+    """Counts the answers and the errors that were written.
 
     Attributes:
         answers: The number of records with an answer.

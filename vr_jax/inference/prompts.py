@@ -1,4 +1,4 @@
-"""From a question and its images to a conversation that a `Processor` turns into a prompt."""
+"""Builds the conversation of a question and its images, which a `Processor` turns into a prompt."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ MAX_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Sampling(Config):
-    """How the next token is chosen. The same seed gives the same tokens.
+    """Settings of the choice of the next token. The same seed gives the same tokens.
 
     Attributes:
         temperature: The logits are divided by it; 0 is greedy decoding.
