@@ -64,8 +64,8 @@ def test_typical_mistakes_are_one_line(arguments, message, tmp_path, capsys):
 
 
 def test_missing_data_is_named(tmp_path, capsys):
-    config = "--config=configs/real_charts.py:phase1"
-    assert main(["train", config, f"--workdir={tmp_path}", "--config.data.path=/nowhere.json"]) == 2
+    arguments = ["--config=configs/real_charts.py:phase1", "--config.batch.rows=8", "--config.data.path=/nowhere.json"]
+    assert main(["train", f"--workdir={tmp_path}", *arguments]) == 2
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert "/nowhere.json" in errors.splitlines()[-1]
