@@ -12,11 +12,12 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, Union
 
 from vr_jax.errors import ConfigError
+from vr_jax.path_text import PathMark, check_path_text
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,13 @@ class Config:
     """
 
     def __post_init__(self) -> None:
-        """Checks every field against its annotation."""
+        """Checks every field against its annotation, and puts the home folder in place of `~` in paths."""
         for name, hint in field_types(type(self)).items():
-            check_value(hint, getattr(self, name), f"{type(self).__name__}.{name}")
+            value, where = getattr(self, name), f"{type(self).__name__}.{name}"
+            check_value(hint, value, where)
+            whole = expand_paths(hint, value, where)
+            if whole != value:
+                object.__setattr__(self, name, whole)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a dictionary that JSON can hold: nested configs are dictionaries, tuples are lists."""
@@ -188,6 +193,8 @@ def describe(hint: Any) -> str:
     hint = _plain_hint(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        if (mark := path_mark(hint)) is not None:
+            return str(mark)
         ranges = " and ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
         return f"{describe(arguments[0])} {ranges}".rstrip()
     if origin is Literal:
@@ -202,6 +209,71 @@ def describe(hint: Any) -> str:
         return f"a mapping of names to values, each {describe(arguments[1]) if arguments else describe(Any)}"
     names = {int: "an integer", float: "a finite number", bool: "True or False", str: "a text", Any: "any value"}
     return names.get(hint, f"a value of the type {getattr(hint, '__name__', hint)}")
+
+
+def expand_paths(hint: Any, value: Any, where: str) -> Any:
+    """Returns a value whose texts that are declared as paths are what `check_path_text` makes of them.
+
+    Args:
+        hint: The annotation of the value.
+        value: A value that the annotation accepts.
+        where: The field's name in the message.
+
+    Raises:
+        ConfigError: A path is empty or cannot be understood.
+    """
+    hint = _plain_hint(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        mark = path_mark(hint)
+        if mark is not None and isinstance(value, str):
+            return check_path_text(value, where, mark)
+        return expand_paths(arguments[0], value, where)
+    if origin in (Union, types.UnionType):
+        part = next((part for part in arguments if _accepts(part, value)), None)
+        return value if part is None else expand_paths(part, value, where)
+    if origin is tuple and isinstance(value, tuple):
+        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+        parts = [arguments[0]] * len(value) if repeated else arguments
+        return tuple(expand_paths(part, one, where) for part, one in zip(parts, value, strict=True))
+    return value
+
+
+def path_mark(hint: Any) -> PathMark | None:
+    """Returns the mark of an annotation that declares a path, or None for any other annotation."""
+    hint = _plain_hint(hint)
+    if typing.get_origin(hint) is not Annotated:
+        return None
+    return next((extra for extra in typing.get_args(hint)[1:] if isinstance(extra, PathMark)), None)
+
+
+def path_values(config: Config, where: str = "config") -> Iterator[tuple[str, str]]:
+    """Yields the paths that a config and its sections hold, each with the dotted name of its field."""
+    for name in field_types(type(config)):
+        yield from field_paths(config, name, where)
+
+
+def field_paths(config: Config, name: str, where: str = "config") -> Iterator[tuple[str, str]]:
+    """Yields the paths that one field of a config holds; see `path_values`."""
+    yield from _path_values(field_types(type(config))[name], getattr(config, name), f"{where}.{name}")
+
+
+def _path_values(hint: Any, value: Any, where: str) -> Iterator[tuple[str, str]]:
+    hint = _plain_hint(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, Config):
+        yield from path_values(value, where)
+    elif (mark := path_mark(hint)) is not None and isinstance(value, str):
+        for part in value.split(",") if mark.several else [value]:
+            if part.strip():
+                yield where, part.strip()
+    elif origin in (Union, types.UnionType):
+        part = next((part for part in arguments if _accepts(part, value)), None)
+        yield from () if part is None else _path_values(part, value, where)
+    elif origin is tuple and isinstance(value, tuple):
+        repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+        for part, one in zip([arguments[0]] * len(value) if repeated else arguments, value, strict=True):
+            yield from _path_values(part, one, where)
 
 
 def _plain_hint(hint: Any) -> Any:

@@ -21,7 +21,7 @@ def config():
         ("tensorboard=true", True),
         ("tensorboard=False", False),
         ("data.path=/data/a=b,c.json", "/data/a=b,c.json"),
-        ("data.path=", ""),
+        ("data.path=None", ""),
         ("trainable=decoder.*,projector.*", ("decoder.*", "projector.*")),
         ("trainable=('projector.*',)", ("projector.*",)),
         ("trainable=projector.*", ("projector.*",)),

@@ -11,6 +11,7 @@ from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import AnswerFlags, load_generator
 from vr_jax.errors import UserError
 from vr_jax.inference import Chat, Sampling
+from vr_jax.path_text import PathText
 
 PROMPT = "> "
 
@@ -22,7 +23,7 @@ class ChatFlags(AnswerFlags):
     question: str | None = flag(
         None, "The question. Without one, questions are read line by line from standard input.", positional=True
     )
-    image: tuple[str, ...] = flag((), "An image of the first question.", metavar="FILE")
+    image: tuple[PathText, ...] = flag((), "An image of the first question.", metavar="FILE")
 
 
 def run(flags: ChatFlags) -> None:

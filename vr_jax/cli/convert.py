@@ -12,23 +12,24 @@ from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import DType
 from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
 from vr_jax.fields import Range
+from vr_jax.path_text import PathText
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportFlags(Flags):
     """The flags of `vr-jax convert import`."""
 
-    source: str | None = flag(
+    source: PathText | None = flag(
         None,
         "Directory of a SigLIP, Qwen2, LLaVA-OneVision or LLaVA-NeXT checkpoint, or of a LLaVA in its own layout.",
         name="from",
         metavar="DIR",
     )
-    to: str = flag(help="Model directory to write. It appears only when it is complete.", metavar="DIR")
-    encoder: str | None = flag(
+    to: PathText = flag(help="Model directory to write. It appears only when it is complete.", metavar="DIR")
+    encoder: PathText | None = flag(
         None, "SigLIP directory, for what --from lacks, or together with --decoder.", metavar="DIR"
     )
-    decoder: str | None = flag(
+    decoder: PathText | None = flag(
         None, "Qwen2 directory, for what --from lacks, or together with --encoder.", metavar="DIR"
     )
     dtype: DType | None = flag(None, "Type of the parameters. The default is that of each tensor.")
@@ -39,8 +40,8 @@ class ImportFlags(Flags):
 class ExportFlags(Flags):
     """The flags of `vr-jax convert export`."""
 
-    source: str = flag(help="Model directory.", name="from", metavar="DIR")
-    to: str = flag(help="Directory of safetensors to write. It appears only when it is complete.", metavar="DIR")
+    source: PathText = flag(help="Model directory.", name="from", metavar="DIR")
+    to: PathText = flag(help="Directory of safetensors to write. It appears only when it is complete.", metavar="DIR")
     layout: Literal["hf", "llava"] | None = flag(
         None, "Names of the tensors. The default is hf where transformers has the model."
     )

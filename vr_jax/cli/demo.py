@@ -16,6 +16,7 @@ from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
 from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, write_report
 from vr_jax.fields import Range
+from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, load_config
 from vr_jax.storage import as_path
 from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics, train
@@ -29,8 +30,10 @@ ALL_ITEMS = 10_000  # more than the held-out images have
 class DemoFlags(Flags):
     """The flags of `vr-jax demo`."""
 
-    workdir: str = flag("runs/demo", "Folder for everything that the demo writes. It is emptied first.", metavar="DIR")
-    config: str = flag("configs/demo.py", "Config file, or a packaged one.", metavar="FILE[:VARIANT]")
+    workdir: PathText = flag(
+        "runs/demo", "Folder for everything that the demo writes. It is emptied first.", metavar="DIR"
+    )
+    config: FileVariantText = flag("configs/demo.py", "Config file, or a packaged one.", metavar="FILE[:VARIANT]")
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
     steps: Annotated[int, Range(1)] | None = flag(None, "Number of updates. The default is the config's.")
 

@@ -26,6 +26,7 @@ from vr_jax.efficiency import (
     write,
 )
 from vr_jax.fields import Range
+from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.plotting import check_plotting
 from vr_jax.storage import as_path, results_folder
 
@@ -34,7 +35,7 @@ from vr_jax.storage import as_path, results_folder
 class EfficiencyFlags(Flags):
     """The flags of `vr-jax efficiency`."""
 
-    sources: tuple[tuple[str, str], ...] = flag(
+    sources: tuple[tuple[str, FileVariantText], ...] = flag(
         help="A model: a config (FILE[:VARIANT], with random weights) or a model directory. "
         "Ratios are to the first one.",
         name=("config", "checkpoint"),
@@ -45,7 +46,7 @@ class EfficiencyFlags(Flags):
         "Accuracy of a model, 0..100, or the summary.json that holds it; by name, or in the order of the models.",
         metavar="[NAME=]NUMBER|FILE",
     )
-    output: str | None = flag(None, f"Folder for {JSON}, {MARKDOWN} and {PLOT}.", metavar="DIR")
+    output: PathText | None = flag(None, f"Folder for {JSON}, {MARKDOWN} and {PLOT}.", metavar="DIR")
     overwrite: bool = flag(False, "Replace the results in --output.")
     image: Literal["anyres4", "anyres9", "config"] = flag("anyres4", "Layout of the image.")
     dtype: DType | None = flag(

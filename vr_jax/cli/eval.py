@@ -18,6 +18,7 @@ from vr_jax.compilation import use_compilation_cache
 from vr_jax.evaluation import Profile, evaluate, score_table, write_run_report
 from vr_jax.fields import Range
 from vr_jax.inference import memory_errors
+from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, TrainConfig, load_config
 
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
@@ -27,23 +28,23 @@ EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
 class EvalFlags(ProcessFlags):
     """The flags of `vr-jax eval`. Those that are None leave the choice to the config's `eval` section."""
 
-    checkpoint: str | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
+    checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
     benchmark: str | None = flag(
         None, "Names with commas between, e.g. chartqa,docvqa, or `all` for the paper's eleven.", metavar="NAMES"
     )
-    config: str | None = flag(
+    config: FileVariantText | None = flag(
         None,
         "Config file, or a packaged one. Its model, mesh and eval sections are used.",
         metavar="FILE[:VARIANT]",
     )
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
-    data: str | None = flag(
+    data: PathText | None = flag(
         None,
         "Folder with the published parquet files, or JSONL. Several benchmarks have a folder each in it. "
         "The default is the Hugging Face hub.",
         metavar="DIR",
     )
-    output: str | None = flag(
+    output: PathText | None = flag(
         None, "Folder for the results, with a folder for each benchmark. The default is CHECKPOINT/eval.", metavar="DIR"
     )
     split: str | None = flag(None, "Split of the data. The default is the published one.")

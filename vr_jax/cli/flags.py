@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.fields import Config, Range, check_value, describe, field_types
+from vr_jax.fields import Config, Range, check_value, describe, field_paths, field_types, path_mark
+from vr_jax.path_text import bucket_refused, check_path_text, is_bucket
 
 WIDTH = 100
 OVERRIDE = "config."
@@ -91,6 +92,15 @@ def flag(
 @dataclass(frozen=True, kw_only=True)
 class Flags(Config):
     """The flags of a command. Subclasses declare one field for each flag."""
+
+    def __post_init__(self) -> None:
+        """Checks every flag. A path in a bucket is refused, since no command can use one yet."""
+        super().__post_init__()
+        for option in _options(type(self)):
+            for _, path in field_paths(self, option.field):
+                if is_bucket(path):
+                    shown = option.field.upper() if option.info.positional else f"--{option.names[0]}"
+                    raise UsageError(bucket_refused(shown, path))
 
 
 @dataclass(frozen=True)
@@ -283,6 +293,8 @@ def _positionals(options: Iterable[_Option], rest: list[str], found: dict[str, A
 
 def _value(option: _Option, label: str, text: str) -> Any:
     kind = option.kind
+    if (mark := path_mark(kind)) is not None:
+        return check_path_text(text, label, mark)
     base = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
     if base is bool:
         return _truth(label, text)

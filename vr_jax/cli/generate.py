@@ -11,14 +11,15 @@ from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import AnswerFlags, load_generator
 from vr_jax.fields import Range
 from vr_jax.inference import Sampling, answer_file, read_questions
+from vr_jax.path_text import PathText
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateFlags(AnswerFlags):
     """The flags of `vr-jax generate`."""
 
-    input: str = flag(help="JSONL file of questions.", metavar="FILE.jsonl")
-    output: str = flag(help="JSONL file to write. It appears when it is complete.", metavar="FILE.jsonl")
+    input: PathText = flag(help="JSONL file of questions.", metavar="FILE.jsonl")
+    output: PathText = flag(help="JSONL file to write. It appears when it is complete.", metavar="FILE.jsonl")
     batch_size: Annotated[int, Range(1)] = flag(16, "Questions in a batch, over all devices.")
 
 

@@ -11,6 +11,7 @@ from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.cli.shared import CONFIG_HELP
 from vr_jax.errors import UserError
 from vr_jax.fields import Range
+from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.plan import report
 from vr_jax.plan.inference import Request, plan_inference
 from vr_jax.plan.results import Plan
@@ -27,11 +28,11 @@ EXIT_DOES_NOT_FIT = 3
 class PlanFlags(Flags):
     """The flags of `vr-jax plan`."""
 
-    config: str = flag(help=CONFIG_HELP, metavar="FILE[:VARIANT]")
+    config: FileVariantText = flag(help=CONFIG_HELP, metavar="FILE[:VARIANT]")
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
     topology: str = flag(help=f"The devices: {EXAMPLES}.", metavar="CHIP:SHAPE")
     mode: Literal["train", "prefill", "decode"] = flag("train", "The program to plan.")
-    output: str | None = flag(None, f"Folder for {report.JSON} and {report.MARKDOWN}.", metavar="DIR")
+    output: PathText | None = flag(None, f"Folder for {report.JSON} and {report.MARKDOWN}.", metavar="DIR")
     overwrite: bool = flag(False, "Replace the results in --output.")
     efficiency: Annotated[float, Range(0, 1, open_low=True)] = flag(
         0.6, "Share of the bound's speed that a run is taken to reach."

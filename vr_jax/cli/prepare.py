@@ -11,17 +11,18 @@ from vr_jax.data.skips import summary
 from vr_jax.data.sources import open_source
 from vr_jax.errors import UserError
 from vr_jax.fields import Range
+from vr_jax.path_text import PathText
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareFlags(Flags):
     """The flags of `vr-jax prepare`."""
 
-    source: tuple[str, ...] = flag(
+    source: tuple[PathText, ...] = flag(
         help="LLaVA data: a file, a folder, or a quoted pattern.", name="from", metavar="PATH"
     )
-    to: str = flag(help="Folder that the prepared set is written to.", metavar="DIR")
-    images: str | None = flag(None, "Image folder. The default is the folder of each JSON file.", metavar="DIR")
+    to: PathText = flag(help="Folder that the prepared set is written to.", metavar="DIR")
+    images: PathText | None = flag(None, "Image folder. The default is the folder of each JSON file.", metavar="DIR")
     format: Literal["llava_json", "llava_parquet", "array_record"] | None = flag(
         None, "Format of the data. The default is chosen by the file's name."
     )

@@ -10,6 +10,7 @@ from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import MAX_SEED, DType
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.fields import Range
+from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.plotting import SUFFIXES, MatplotlibMissingError
 from vr_jax.probe import (
     CLASS_NAMES,
@@ -34,17 +35,17 @@ from vr_jax.storage import as_path
 class ProbeFlags(Flags):
     """The flags of `vr-jax probe`. Those that are None leave the choice to the config's `probe` section."""
 
-    checkpoint: str | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
-    data: str | None = flag(
+    checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
+    data: PathText | None = flag(
         None, "Folder of tiny-imagenet-200, or one that `vr-jax probe stand_in` wrote.", metavar="DIR"
     )
-    config: str | None = flag(
+    config: FileVariantText | None = flag(
         None,
         "Config file, or a packaged one. Its model, mesh and probe sections are used, and its tokenizer with --random.",
         metavar="FILE[:VARIANT]",
     )
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
-    output: str | None = flag(
+    output: PathText | None = flag(
         None, "Folder for results.json and the figure. The default is CHECKPOINT/probe.", metavar="DIR"
     )
     random: bool | None = flag(None, "Use random weights: to try the probe out, or as a control.")
@@ -78,10 +79,10 @@ class ProbeFlags(Flags):
 class PlotFlags(Flags):
     """The flags of `vr-jax probe plot`."""
 
-    results: tuple[str, ...] = flag(
+    results: tuple[PathText, ...] = flag(
         help="The results.json of a probe, or the folder that holds it.", positional=True, metavar="RESULTS"
     )
-    output: str = flag("probe.svg", f"File of the figure: {', '.join(SUFFIXES)}.", metavar="FILE")
+    output: PathText = flag("probe.svg", f"File of the figure: {', '.join(SUFFIXES)}.", metavar="FILE")
     labels: str | None = flag(None, "Names of the lines, with commas between.", metavar="NAMES")
 
 
@@ -89,7 +90,7 @@ class PlotFlags(Flags):
 class StandInFlags(Flags):
     """The flags of `vr-jax probe stand_in`."""
 
-    folder: str = flag(help="Folder to write. It must not exist, or be empty.", positional=True, metavar="DIR")
+    folder: PathText = flag(help="Folder to write. It must not exist, or be empty.", positional=True, metavar="DIR")
     classes: Annotated[int, Range(2, len(CLASS_NAMES))] = flag(12, "Number of classes.")
     train: Annotated[int, Range(1)] = flag(100, "Training images of each class.")
     val: Annotated[int, Range(1)] = flag(25, "Validation images of each class.")

@@ -17,6 +17,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.fields import Range
 from vr_jax.inference import MAX_SEED, Generator, load_for_inference, memory_errors, with_pruning
 from vr_jax.model_directory import read_config
+from vr_jax.path_text import PathText
 from vr_jax.sharding import make_mesh
 from vr_jax.storage import as_path
 
@@ -57,7 +58,7 @@ def start_processes(flags: ProcessFlags) -> None:
 class AnswerFlags(Flags):
     """Flags that say how a checkpoint is loaded and how it answers."""
 
-    checkpoint: str = flag(help="Model directory: what `train` and `convert` write.", metavar="DIR")
+    checkpoint: PathText = flag(help="Model directory: what `train` and `convert` write.", metavar="DIR")
     max_new_tokens: Annotated[int, Range(1)] = flag(512, "Longest answer, in tokens.")
     temperature: Annotated[float, Range(0)] = flag(0.0, "Sampling temperature; 0 is greedy decoding.")
     top_p: Annotated[float, Range(0, 1, open_low=True)] = flag(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import CONFIG_HELP, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
+from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import load_config
 from vr_jax.storage import as_path
 from vr_jax.training import export_newest, train
@@ -16,9 +17,9 @@ from vr_jax.training import export_newest, train
 class TrainFlags(ProcessFlags):
     """The flags of `vr-jax train`."""
 
-    config: str = flag(help=CONFIG_HELP, metavar="FILE[:VARIANT]")
+    config: FileVariantText = flag(help=CONFIG_HELP, metavar="FILE[:VARIANT]")
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
-    workdir: str = flag(help="Folder for checkpoints, metrics and the final model directory.", metavar="DIR")
+    workdir: PathText = flag(help="Folder for checkpoints, metrics and the final model directory.", metavar="DIR")
     export_only: bool = flag(False, "Write WORKDIR/model from the newest checkpoint, without training.")
 
 

@@ -59,7 +59,7 @@ def read_config_file(spec: str | Path) -> ConfigDict:
     Raises:
         ConfigError: The file does not exist, cannot be run, or refuses the variant.
     """
-    name, colon, variant = str(spec).partition(":")
+    name, colon, variant = split_variant(str(spec))
     path = Path(name) if Path(name).is_file() else packaged_config(name)
     if path is None:
         known = ", ".join(packaged_configs())
@@ -85,6 +85,19 @@ def read_config_file(spec: str | Path) -> ConfigDict:
     if not isinstance(values, ConfigDict | Mapping):
         raise ConfigError(f"config {spec}: get_config returned {type(values).__name__}; expected a ConfigDict")
     return values if isinstance(values, ConfigDict) else ConfigDict(dict(values))
+
+
+def split_variant(spec: str) -> tuple[str, str, str]:
+    """Splits FILE:VARIANT at its colon. A file that exists is never split, and a folder's name may hold a colon.
+
+    Returns:
+        The file, the colon (empty where there is none), and the variant.
+    """
+    if Path(spec).is_file():
+        return spec, "", ""
+    before, colon, after = spec.rpartition(":")
+    # A colon in the name of a folder is none before a variant, which holds no slash.
+    return (before, colon, after) if colon and "/" not in after else (spec, "", "")
 
 
 def packaged_config(name: str) -> Path | None:

@@ -13,8 +13,9 @@ from inspect import get_annotations
 from typing import Annotated, Any, Literal, Union
 
 from vr_jax.errors import ConfigError
-from vr_jax.fields import Config, check, check_names, check_value, describe, field_types
+from vr_jax.fields import Config, check, check_names, check_value, describe, field_types, path_mark
 from vr_jax.model import registry
+from vr_jax.path_text import NOT_SET, check_path_text
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,10 @@ def parse_text(hint: Any, text: str, where: str) -> Any:
         ConfigError: The text is none of that type.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if (mark := path_mark(hint)) is not None:
+        if mark.optional and text.strip() == NOT_SET:
+            return ""
+        return check_path_text(text, where, dataclasses.replace(mark, optional=False))
     if origin is Annotated:
         return parse_text(arguments[0], text, where)
     if origin in (Union, types.UnionType):

@@ -24,6 +24,7 @@ from vr_jax.fields import (
     check,
 )
 from vr_jax.model.config import VlmConfig
+from vr_jax.path_text import OptionalPathText, PathsText, PathText
 from vr_jax.settings.overrides import change_fields, split_overrides
 
 Seed = Annotated[int, Range(0, 2**32 - 1)]
@@ -66,8 +67,8 @@ class DataSettings(Config):
         max_skipped: Share of unusable samples above which training stops.
     """
 
-    path: str = ""
-    images: str = ""
+    path: OptionalPathText = ""
+    images: OptionalPathText = ""
     format: Literal["", "llava_json", "llava_parquet", "array_record", "demo"] = ""
     split: str = "train"
     follow_links: bool = False
@@ -224,10 +225,10 @@ class EvaluationSettings(Config):
         pruning: A pruner's name, or its fields as a mapping or as JSON text. None switches none on.
     """
 
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     benchmark: str | None = None
-    data: str | None = None
-    output: str | None = None
+    data: PathText | None = None
+    output: PathText | None = None
     split: str | None = None
     profile: str = "default"
     limit: PositiveInt | None = None
@@ -266,9 +267,9 @@ class ProbeSettings(Config):
         data_seed: Seed of the choice and the order of the images.
     """
 
-    checkpoint: str | None = None
-    data: str | None = None
-    output: str | None = None
+    checkpoint: PathText | None = None
+    data: PathText | None = None
+    output: PathText | None = None
     random: bool = False
     layers: tuple[PositiveInt, ...] | None = None
     question: str | None = None
@@ -328,9 +329,9 @@ class TrainConfig(Config):
     """
 
     model: VlmConfig
-    init_from: str = ""
+    init_from: PathsText = ""
     allow_unused: tuple[str, ...] = ()
-    tokenizer: str = ""
+    tokenizer: OptionalPathText = ""
     data: DataSettings = field(default_factory=DataSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     samples_per_step: PositiveInt = 8
