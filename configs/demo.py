@@ -80,6 +80,7 @@ CONFIG = {
         "format": "demo",
         "split": "train",
         "follow_links": False,
+        "sources": (),
         "demo": {"size": 50_000, "seed": 0, "turns": 4},
         "template": "qwen_1_5",
         "label_quirk": False,  # the targets are the answers only
@@ -87,6 +88,7 @@ CONFIG = {
         "shuffle": True,
         "workers": 0,
         "max_skipped": 0.01,
+        "max_pixels": 89_478_485,
     },
     # A sample has about 70 tokens and one tile, so a row of 256 tokens holds three or four: 66 in the 20 rows.
     "batch": {"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1},

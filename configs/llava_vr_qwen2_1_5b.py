@@ -92,12 +92,14 @@ PHASE1 = {
         "format": "",
         "split": "train",
         "follow_links": False,
+        "sources": (),
         "template": "plain",
         "label_quirk": True,
         "packing": True,
         "shuffle": True,
         "workers": 4,
         "max_skipped": 0.01,
+        "max_pixels": 89_478_485,
     },
     "batch": {
         # The paper's batch size is 256. A caption has one tile, so rows of four tiles hold at most four samples.
@@ -161,12 +163,14 @@ PHASE2 = {
         "format": "",
         "split": "train",
         "follow_links": False,
+        "sources": (),
         "template": "qwen_1_5",
         "label_quirk": True,
         "packing": True,
         "shuffle": True,
         "workers": 4,
         "max_skipped": 0.01,
+        "max_pixels": 89_478_485,
     },
     "batch": {
         # The paper's batch size is 32: eight rows of four samples.

@@ -44,8 +44,11 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
     except (OSError, RuntimeError) as error:
         raise SkipRecord("missing_image", f"The image path {name!r} cannot be resolved: {error}.") from error
     if not (lexical.is_relative_to(folder) and real.is_relative_to(folder)):
+        by_link = lexical.is_relative_to(folder)
+        remedy = "set follow_links to follow links" if by_link else "set images to a folder that holds all images"
         raise SkipRecord(
-            "outside_folder", f"The image path {name!r} leads out of the image folder {folder}; move the file into it."
+            "outside_folder",
+            f"The image path {name!r} leads {'by a link ' * by_link}out of the image folder {folder}; {remedy}.",
         )
     return path
 

@@ -19,6 +19,8 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 
+MESSAGE_KEYS = {"conversations", "messages"}  # a record has one of these
+
 
 class LlavaJsonSource:
     """A JSON list of LLaVA records, or a file with one record per line.
@@ -80,7 +82,10 @@ def _record_ranges(path: Path) -> Int[np.ndarray, "records 2"]:
         text = data[start:].decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, start + error.start) + 1
-        raise UserError(f"{path}, line {line}: the text is not UTF-8 ({error.reason}); save it as UTF-8.") from error
+        packed = " The file is compressed; unpack it first." if data.startswith((b"\x1f\x8b", b"PK\x03\x04")) else ""
+        raise UserError(
+            f"{path}, line {line}: the text is not UTF-8 ({error.reason}); save it as UTF-8.{packed}"
+        ) from error
     del data
     spans = _list_spans(path, text) if text.lstrip()[:1] == "[" else _line_spans(path, text)
     ranges = np.asarray(spans, np.int64).reshape(-1, 2)
@@ -116,12 +121,14 @@ def _list_spans(path: Path, text: str) -> list[tuple[int, int]]:
 
 def _line_spans(path: Path, text: str) -> list[tuple[int, int]]:
     """Returns the character positions of the records of a file with one record per line."""
-    spans, position = [], 0
+    spans, position, record = [], 0, None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 record = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
+                if number == 1:
+                    _refuse_object(path, text)
                 raise UserError(f"{path}, line {number}: the text is not JSON ({error}).") from error
             if not isinstance(record, dict):
                 raise UserError(
@@ -130,7 +137,27 @@ def _line_spans(path: Path, text: str) -> list[tuple[int, int]]:
                 )
             spans.append((position, position + len(line)))
         position += len(line) + 1
+    if len(spans) == 1:
+        _refuse_object(path, text)
     return spans
+
+
+def _refuse_object(path: Path, text: str) -> None:
+    """Checks that a text is not one object that holds the records, as some programs write it.
+
+    Raises:
+        UserError: The text is such an object.
+    """
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return
+    if isinstance(value, dict) and not MESSAGE_KEYS & value.keys():
+        keys = ", ".join(f"{key[:40]!r}" for key in list(value)[:5]) + (", ..." if len(value) > 5 else "")
+        raise UserError(
+            f"{path}: the file is one object with the keys {keys}; expected a list of records, [{{...}}, ...], or one "
+            "record per line."
+        )
 
 
 def _to_bytes(text: str, ranges: Int[np.ndarray, "records 2"]) -> Int[np.ndarray, "records 2"]:

@@ -8,6 +8,9 @@ cannot be read is a `UserError` when the source is opened; a record that cannot 
 from __future__ import annotations
 
 import glob
+import itertools
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -17,12 +20,18 @@ import numpy as np
 from vr_jax.data.llava_json import LlavaJsonSource
 from vr_jax.data.llava_parquet import LlavaParquetSource
 from vr_jax.data.prepared import ArrayRecordSource
+from vr_jax.data.shards import files_below, is_numbered, missing_numbers, of_split, require_complete
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 from vr_jax.fields import check_value
+from vr_jax.hub import local_folder
 
 Format = Literal["llava_json", "llava_parquet", "array_record"]
 FORMATS: tuple[str, ...] = get_args(Format)
+JSON_SUFFIXES = (".json", ".jsonl")
+PACKED_SUFFIXES = (".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+
+logger = logging.getLogger("vr_jax.data")
 
 
 @runtime_checkable
@@ -73,19 +82,28 @@ class ConcatenatedSource:
     def blocks(self) -> list[int] | None:
         """The first index of each group of records that are cheap to read together.
 
-        It is None if no source has such groups; a source without groups among others has groups of one record.
+        It is None if no source has such groups. A source without groups among others is divided into groups of the mean
+        size of the others', so that shuffling mixes all of them alike.
         """
-        if all(getattr(source, "blocks", None) is None for source in self.sources):
+        found = [getattr(source, "blocks", None) for source in self.sources]
+        groups = sum(len(blocks) for blocks in found if blocks is not None)
+        if not groups:
             return None
+        step = sum(len(one) for one, blocks in zip(self.sources, found, strict=True) if blocks is not None) // groups
         starts: list[int] = []
-        for source, end in zip(self.sources, self._ends, strict=True):
+        for source, blocks, end in zip(self.sources, found, self._ends, strict=True):
             begin = int(end) - len(source)
-            starts += [begin + first for first in getattr(source, "blocks", None) or range(len(source))]
+            starts += [begin + first for first in (range(0, len(source), max(1, step)) if blocks is None else blocks)]
         return starts
 
     def __repr__(self) -> str:
         """Lists the sources."""
         return f"ConcatenatedSource({self.sources})"
+
+
+def concatenated(sources: Sequence[Source]) -> Source:
+    """Returns several sources as one, and one source as it is."""
+    return sources[0] if len(sources) == 1 else ConcatenatedSource(sources)
 
 
 def open_source(
@@ -99,11 +117,12 @@ def open_source(
     """Opens data files as one source.
 
     Args:
-        path: A file, a folder of parquet shards or of a prepared set, a glob pattern, or a sequence of these.
+        path: A file, a folder, a glob pattern (`**` is any number of folders) or the name of a data set on the Hugging
+            Face hub; several of them as a sequence, or as a text with commas between. What exists is never a pattern.
         images: The folder that image names are relative to. By default it is the folder of each JSON file; parquet
             files then must contain their images.
         format: The format of all files, one of `FORMATS`. By default it follows from the name of each file.
-        split: The split of a prepared set (format "array_record").
+        split: The split to read where a folder has several (`vr_jax.data.shards.of_split`).
         follow_links: Whether symbolic links inside the image folder may lead out of it.
 
     Raises:
@@ -114,49 +133,107 @@ def open_source(
     paths = _expand(path)
     if not paths:
         raise UserError("The data path is empty; set it to a file, a folder or a glob pattern.")
-    formats = {one: format or _guess_format(one) for one in paths}
-    if len(set(formats.values())) > 1:
-        found = ", ".join(f"{one} ({kind})" for one, kind in formats.items())
-        raise UserError(f"The data files have several formats: {found}. Open files of one format at a time.")
-    (kind,) = set(formats.values())
-    sources: list[Source]
-    if kind == "array_record":
-        sources = [ArrayRecordSource(one, split) for one in paths]
-    elif kind == "llava_parquet":
-        shards = [shard for one in paths for shard in (sorted(one.glob("*.parquet")) if one.is_dir() else [one])]
-        sources = [LlavaParquetSource(shards, images, follow_links=follow_links)]
-    else:
-        sources = [LlavaJsonSource(one, images or one.parent, follow_links=follow_links) for one in paths]
+    found = [(kind, file) for one in paths for kind, file in _files_of(one, format, split)]
+    sources: list[Source] = []
+    for kind, group in itertools.groupby(found, key=lambda pair: pair[0]):
+        files = [file for _, file in group]
+        if kind == "array_record":
+            sources += [ArrayRecordSource(one, split) for one in files]
+        elif kind == "llava_parquet":
+            sources.append(LlavaParquetSource(files, images, follow_links=follow_links))
+        else:
+            sources += [LlavaJsonSource(one, images or one.parent, follow_links=follow_links) for one in files]
     if not sum(len(source) for source in sources):
         raise UserError(f"{', '.join(map(str, paths))}: there are no records; check the path of the data.")
-    return sources[0] if len(sources) == 1 else ConcatenatedSource(sources)
+    return concatenated(sources)
 
 
 def _expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Replaces glob patterns by the paths that match them."""
+    """Replaces lists by their parts, patterns by the paths that match them, and names on the hub by downloads."""
     if not isinstance(path, str | Path):
         return [one for part in path for one in _expand(part)]
-    if not str(path):
+    if not str(path).strip():
         return []
-    text = str(Path(path).expanduser())
-    if not glob.has_magic(text):
+    text = str(Path(str(path).strip()).expanduser())
+    if os.path.exists(text):
         return [Path(text)]
-    found = sorted(glob.glob(text))
+    if "," in text:
+        return [one for part in str(path).split(",") for one in _expand(part)]
+    if not glob.has_magic(text):
+        return [Path(local_folder(text, "dataset"))]
+    found = [Path(one) for one in sorted(glob.glob(text, recursive=True))]
+    # A recursive pattern also matches the folders on the way to the files.
+    found = [one for one in found if one.is_file()] or found
     if not found:
         raise UserError(f"{text}: no file matches this pattern.")
-    return [Path(one) for one in found]
+    for name, (missing, count) in missing_numbers(found).items():
+        logger.warning("%s: only %d of %d files match the pattern %s", name, count - len(missing), count, text)
+    return found
 
 
-def _guess_format(path: Path) -> str:
-    """Finds the format from the name of a file or from the contents of a folder."""
-    if path.suffix in (".json", ".jsonl"):
+def _files_of(path: Path, format: str | None, split: str) -> list[tuple[str, Path]]:
+    """Returns the files that a path stands for, each with its format; a prepared set is its folder."""
+    if path.is_dir():
+        return _files_in(path, format, split)
+    return [(format or _format_of_file(path), path)]
+
+
+def _files_in(folder: Path, format: str | None, split: str) -> list[tuple[str, Path]]:
+    """Returns the data files of a folder: parquet shards at any depth, a JSON file, or the folder of a prepared set."""
+    if format == "array_record" or (format is None and any(folder.glob("**/dataset_info.json")) and _prepared(folder)):
+        return [("array_record", folder)]
+    if format != "llava_json" and (shards := files_below(folder, [".parquet"])):
+        chosen = of_split(shards, split, folder)
+        require_complete(chosen)
+        folders = {one.parent for one in chosen}
+        if len(folders) > 1 or len(chosen) < len(shards):
+            logger.info(
+                "%s: reading %d of its %d parquet files, in %d folders; the others belong to other splits than %r",
+                *(folder, len(chosen), len(shards), len(folders), split),
+            )
+        return [("llava_parquet", one) for one in chosen]
+    if format == "llava_parquet":
+        raise UserError(f"{folder}: there is no parquet file in the folder or below it; check the path of the data.")
+    texts = [one for one in files_below(folder, JSON_SUFFIXES) if one.parent == folder]
+    if texts:
+        chosen = of_split(texts, split, folder)
+        require_complete(chosen)
+        if len(chosen) > 1 and not all(map(is_numbered, chosen)):
+            names = ", ".join(one.name for one in chosen[:10]) + (", ..." if len(chosen) > 10 else "")
+            raise UserError(
+                f"{folder}: the folder has several JSON files ({names}); give one of them, several with commas between, "
+                f"or all of them as {folder}/*{chosen[0].suffix}."
+            )
+        return [("llava_json", one) for one in chosen]
+    below = files_below(folder, JSON_SUFFIXES)
+    packed = files_below(folder, PACKED_SUFFIXES)
+    hint = ""
+    if below:
+        hint = f" Below it is {below[0].relative_to(folder)}: give this file, or a pattern such as {folder}/**/*.json."
+    elif packed:
+        hint = f" It has {packed[0].relative_to(folder)}, which must be unpacked first."
+    raise UserError(
+        f"{folder}: the folder has no data that are known: expected .parquet files at any depth, one .json or .jsonl "
+        f"file, or a prepared set.{hint}"
+    )
+
+
+def _prepared(folder: Path) -> bool:
+    """Returns whether a folder has array_record files; other programs write a dataset_info.json, too."""
+    return any(folder.rglob("*.array_record*")) or not files_below(folder, [".parquet", *JSON_SUFFIXES[1:]])
+
+
+def _format_of_file(path: Path) -> str:
+    """Finds the format from the name of a file."""
+    suffix = path.suffix.lower()
+    if suffix in JSON_SUFFIXES:
         return "llava_json"
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+    if suffix == ".parquet":
         return "llava_parquet"
-    if path.is_dir() and any(path.glob("**/dataset_info.json")):
-        return "array_record"
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; check the path of the data.")
+    if suffix in PACKED_SUFFIXES:
+        raise UserError(f"{path}: the file is compressed; unpack it first, e.g. with gunzip or unzip.")
     raise UserError(
         f"{path}: the name does not tell the format. Expected a .json, .jsonl or .parquet file, a folder of .parquet "
         "files, or a prepared set; otherwise set `format`."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vr_jax import hub
 from vr_jax.errors import UserError
 
 # In July 2026 the copies of the datasets that lmms-eval reads moved to another owner. The columns are the same.
@@ -34,15 +35,12 @@ def download(name: str, repo: str, patterns: Sequence[str], expected: str) -> Pa
     Raises:
         UserError: The files cannot be downloaded. The message says how to use local files instead.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     problems = []
     for candidate in repositories(repo):
         try:
-            folder = Path(snapshot_download(candidate, repo_type="dataset", allow_patterns=list(patterns)))
-        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-            problems.append(f"{candidate}: {_reason(error)}")
+            folder = hub.snapshot(candidate, "dataset", allow=patterns)
+        except hub.HubError as error:
+            problems.append(f"{candidate}: {error}")
             continue
         if any(folder.rglob("*.parquet")):
             return folder
@@ -51,17 +49,3 @@ def download(name: str, repo: str, patterns: Sequence[str], expected: str) -> Pa
         f"{name}: the data cannot be downloaded from the Hugging Face hub ({'; '.join(problems)}); choose a local "
         f"folder with --data, which should hold {expected}"
     )
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    # The client first reports that nothing is cached. The cause says why it could not ask the hub.
-    cause = error.__cause__ or error
-    if isinstance(error, GatedRepoError):
-        return "the repository is gated; ask for access on its page"
-    if isinstance(error, RepositoryNotFoundError):
-        return "no such repository"
-    if isinstance(cause, OfflineModeIsEnabled):
-        return "not in the cache, and the client is offline (HF_HUB_OFFLINE)"
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"

@@ -2,6 +2,7 @@
 
 from vr_jax.settings.config_files import load_config, read_config_file
 from vr_jax.settings.train_config import (
+    DEMO,
     BatchSettings,
     CheckpointSettings,
     DataSettings,
@@ -11,10 +12,12 @@ from vr_jax.settings.train_config import (
     OptimizerSettings,
     ProbeSettings,
     ProfileSettings,
+    SourceSettings,
     TrainConfig,
 )
 
 __all__ = [
+    "DEMO",
     "BatchSettings",
     "CheckpointSettings",
     "DataSettings",
@@ -24,6 +27,7 @@ __all__ = [
     "OptimizerSettings",
     "ProbeSettings",
     "ProfileSettings",
+    "SourceSettings",
     "TrainConfig",
     "load_config",
     "read_config_file",

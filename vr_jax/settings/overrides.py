@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -155,6 +156,11 @@ def _section(hint: Any) -> type | None:
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
+def _element_section(hint: Any) -> type | None:
+    """The dataclass of the elements of a sequence of sections; the whole config checks these elements."""
+    return _section(typing.get_args(hint)[0]) if typing.get_origin(hint) is tuple else None
+
+
 def _is_mapping(hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     return isinstance(origin, type) and issubclass(origin, Mapping)
@@ -167,7 +173,7 @@ def _read(hint: Any, value: Any, where: str, present: Any = None) -> Any:
     if hint is Any and isinstance(present, int | float | str):
         hint = type(present)
     parsed = parse_text(hint, value.text, where)
-    if hint is not Any and _section(hint) is None:
+    if hint is not Any and _section(hint) is None and _element_section(hint) is None:
         check_value(hint, parsed, where)
     return parsed
 
@@ -226,6 +232,12 @@ def parse_text(hint: Any, text: str, where: str) -> Any:
 def _parse_tuple(hint: Any, arguments: tuple[Any, ...], text: str, where: str) -> tuple[Any, ...]:
     """Reads `(1, 4)`, `[1, 4]`, `1,4`, `4` or `decoder.*,projector.*`."""
     stripped = text.strip()
+    if (section := _element_section(hint)) is not None:
+        value = _literal(stripped)
+        if not isinstance(value, tuple | list) or not all(isinstance(one, dict) for one in value):
+            fields = ", ".join(f"'{name}': ..." for name in list(field_types(section))[:2])
+            raise ConfigError(f"{where} = {text!r}: expected a list such as \"[{{{fields}}}, ...]\"")
+        return tuple(value)
     if stripped[:1] in ("(", "["):
         value = _literal(stripped)
         if not isinstance(value, tuple | list):
@@ -240,8 +252,10 @@ def _tuples(value: Any) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The Python literal that a text is, or the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+    """The Python literal, or the list or object in JSON, that a text is; or the text itself."""
+    for read in (ast.literal_eval, json.loads) if text.lstrip()[:1] in ("[", "{") else (ast.literal_eval,):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text

@@ -30,6 +30,7 @@ from vr_jax.settings.overrides import change_fields, split_overrides
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 AxisSize = Annotated[int, Range(-1)]
 BelowOne = Annotated[float, Range(0, 1, open_high=True)]
+DEMO = "demo"  # the data format, and the tokenizer, that need no files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,39 @@ class DemoDataSettings(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceSettings(Config):
+    """One of several places that the samples of a run come from (docs/data.md#several-sources).
+
+    Attributes:
+        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub; several with commas between.
+        images: Folder that image paths are relative to. When empty, it is the folder of each data file.
+        format: Name of the file format. When empty, it follows from the file's name.
+        split: Split to read where a folder has several.
+        follow_links: Whether symbolic links inside the image folder may lead out of it.
+    """
+
+    path: PathText
+    images: OptionalPathText = ""
+    format: Literal["", "llava_json", "llava_parquet", "array_record"] = ""
+    split: str = "train"
+    follow_links: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings(Config):
     """Which samples a run reads, and how they become batches (docs/data.md).
 
+    The fields from `path` to `follow_links` describe one source, as those of `SourceSettings` do. `sources` takes their
+    place where there are several.
+
     Attributes:
-        path: File, folder or glob pattern of the training data.
-        images: Folder that image paths are relative to. When empty, it is the folder of the data file.
-        format: Name of the file format. When empty, it follows from the file's name. "demo" generates images.
-        split: Split to read, for formats that have several.
+        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub; several with commas between.
+        images: Folder that image paths are relative to. When empty, it is the folder of each data file.
+        format: Name of the file format. When empty, it follows from the file's name. "demo" generates images as long as
+            `path` and `sources` are empty.
+        split: Split to read where a folder has several.
         follow_links: Whether symbolic links inside the image folder may lead out of it.
+        sources: Several sources, which follow one another as one. Each has its own images, format and split.
         demo: The generated images of the format "demo".
         template: Name of the conversation template.
         label_quirk: Whether the targets are exactly those of LLaVA's code, with its known oddities
@@ -65,6 +90,8 @@ class DataSettings(Config):
         shuffle: Whether the order of the samples is drawn anew for each epoch.
         workers: Processes that decode images and tokenise. With 0, threads of the training process do it.
         max_skipped: Share of unusable samples above which training stops.
+        max_pixels: Largest number of pixels of an image. A larger one makes its sample unusable, because it may be a
+            small file that fills the memory.
     """
 
     path: OptionalPathText = ""
@@ -72,6 +99,7 @@ class DataSettings(Config):
     format: Literal["", "llava_json", "llava_parquet", "array_record", "demo"] = ""
     split: str = "train"
     follow_links: bool = False
+    sources: tuple[SourceSettings, ...] = ()
     demo: DemoDataSettings = field(default_factory=DemoDataSettings)
     template: Literal["qwen_1_5", "plain"] = "qwen_1_5"
     label_quirk: bool = True
@@ -79,6 +107,40 @@ class DataSettings(Config):
     shuffle: bool = True
     workers: NonNegativeInt = 4
     max_skipped: Fraction = 0.01
+    max_pixels: PositiveInt = 89_478_485
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that one source and several are not both given."""
+        super().__post_init__()
+        one = {"path": self.path, "images": self.images, "follow_links": self.follow_links}
+        one["format"] = "" if self.format == DEMO else self.format
+        given = [f"config.data.{name} = {value!r}" for name, value in one.items() if value]
+        given += [f"config.data.split = {self.split!r}"] * (self.split != "train")
+        check(
+            not (self.sources and given),
+            f"config.data.sources and {', '.join(given)} are both set; give the fields of each source in "
+            "config.data.sources, or leave it empty",
+        )
+
+    @property
+    def generated(self) -> bool:
+        """Whether the samples are the demo's generated images."""
+        return self.format == DEMO and not self.path and not self.sources
+
+    @property
+    def all_sources(self) -> tuple[SourceSettings, ...]:
+        """The sources of the samples; empty if there is none, or if the samples are generated."""
+        if self.sources or not self.path:
+            return self.sources
+        return (
+            SourceSettings(
+                path=self.path,
+                images=self.images,
+                format="" if self.format == DEMO else self.format,
+                split=self.split,
+                follow_links=self.follow_links,
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

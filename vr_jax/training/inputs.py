@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +15,14 @@ from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
-from vr_jax.data.sources import Source, open_source
+from vr_jax.data.sources import Source, concatenated, open_source
 from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.model.batch import Batch, BatchShape
-from vr_jax.settings import BatchSettings, TrainConfig
+from vr_jax.settings import DEMO, BatchSettings, DataSettings, TrainConfig
 from vr_jax.sharding import batch_sharding, batch_shards
 
-DEMO = "demo"  # a data format and a tokenizer that need no files
+logger = logging.getLogger("vr_jax.training")
 
 
 class BatchIterator(Protocol):
@@ -92,11 +93,17 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         UserError: The data, the tokenizer or the shapes cannot work. Nothing has been trained by then.
     """
     check_batch(config.batch, mesh)
-    source = _open_source(config)
+    source = open_training_source(config.data)
     directory = tokenizer_directory(config, workdir)
     tokenizer = _load_tokenizer(config, directory)
     try:
-        processor = Processor(tokenizer, config.model, config.data.template, config.data.label_quirk)
+        processor = Processor(
+            tokenizer,
+            config.model,
+            config.data.template,
+            config.data.label_quirk,
+            max_pixels=config.data.max_pixels,
+        )
     except UserError as error:
         raise ConfigError(f"config.tokenizer, config.data.template: {error}") from error
     processes = jax.process_count()
@@ -121,18 +128,29 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
     return Inputs(iterator, len(source), directory)
 
 
-def _open_source(config: TrainConfig) -> Source:
-    data = config.data
-    if data.format == DEMO:
+def open_training_source(data: DataSettings) -> Source:
+    """Opens the samples that a run trains on: one source, several that follow one another, or generated images.
+
+    Raises:
+        UserError: No source is set, or one of them cannot be opened.
+    """
+    if data.generated:
         return DemoSource(data.split, data.demo.size, data.demo.seed, turns=data.demo.turns)
-    if not data.path:
+    if not data.all_sources:
         raise ConfigError("config.data.path is not set: give the training data, e.g. --config.data.path=FILE.json")
-    return open_source(
-        data.path,
-        images=data.images or None,
-        format=data.format or None,
-        split=data.split,
-        follow_links=data.follow_links,
+    if data.format == DEMO:
+        logger.info("config.data.path is set, so the generated images of config.data.format = %r are not used", DEMO)
+    return concatenated(
+        [
+            open_source(
+                one.path,
+                images=one.images or None,
+                format=one.format or None,
+                split=one.split,
+                follow_links=one.follow_links,
+            )
+            for one in data.all_sources
+        ]
     )
 
 
