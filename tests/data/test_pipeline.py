@@ -189,7 +189,7 @@ def test_skips_behind_the_last_usable_sample_are_reported(processor):
 @pytest.mark.parametrize("num_epochs", [1, None])
 def test_nothing_usable_at_all(processor, num_epochs):
     iterator = make(processor, Numbers(5, dict.fromkeys(range(5), "broken_image")), num_epochs=num_epochs)
-    with pytest.raises(TooManySkips, match=r"None of 5 samples could be used.*\nbroken_image \(5\):\n  n\d: "):
+    with pytest.raises(TooManySkips, match=r"None of 5 samples could be used.*\nbroken_image \(5\); .*:\n  n\d: "):
         next(iterator)
     iterator.close()
 
@@ -200,9 +200,82 @@ def test_skip_statistics_of_a_run(processor, two_epochs):
         skip_statistics.update(batch)
     assert (skip_statistics.used, skip_statistics.skipped) == (2 * (COUNT - len(BAD)), 2 * len(BAD))
     skip_statistics.check(final=True)
-    skip_statistics.max_fraction = 0.1
+    skip_statistics.max_fraction = 0.02
     with pytest.raises(TooManySkips, match="6 of 46 samples could not be used"):
         skip_statistics.check(final=True)
+
+
+class Absent:
+    """A hundred thousand records whose images are absent."""
+
+    def __init__(self, usable: int = 0):
+        self.usable = usable
+        self.read = 0
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def __getitem__(self, index: int) -> Conversation | Skip:
+        self.read += 1
+        if index % 100 < self.usable:
+            return chat("Q", "A", name=f"n{index}")
+        return Skip(f"n{index}", "missing_image", "There is no such image.")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_limit_applies_as_skips_come(processor, workers):
+    source = Absent()
+    iterator = make(processor, source, max_skipped=0.01, num_workers=workers)
+    with pytest.raises(TooManySkips, match=r"20 of 20 samples could not be used \(100.00%, .*\nmissing_image \(20\); set"):
+        next(iterator)
+    iterator.close()
+    assert source.read < 200, "some records are read ahead"
+
+
+def test_the_limit_applies_to_the_part_of_each_process(processor):
+    iterator = make(processor, Absent(usable=30), max_skipped=0.1, process_index=1, process_count=3)
+    with pytest.raises(TooManySkips, match=r"(2\d|3\d|4\d) of \d\d samples could not be used"):
+        next(iterator)
+    iterator.close()
+
+
+def test_the_share_of_a_whole_epoch_is_compared_exactly(processor):
+    """3 of 23 are unusable: too few to be sure of while they come, but known after the epoch."""
+    iterator = make(processor, num_epochs=2, max_skipped=2.9 / 23)
+    with pytest.raises(TooManySkips, match="3 of 23 samples could not be used"):
+        drain(iterator)
+    iterator.close()
+    found, _ = drain(make(processor, num_epochs=2, max_skipped=3 / 23))
+    assert sum(len(batch.skipped) for batch in found) == 6
+
+
+def test_the_count_of_skips_continues_after_a_resumption(processor):
+    """Resumed at any batch, the iterator stops at the same sample as without an interruption."""
+    source = Numbers(400, {k: "malformed_record" for k in range(0, 400, 7)})
+    options = {"max_skipped": 0.08, "packing": False, "lookahead": 1}
+
+    def stops_at(state=None):
+        iterator = make(processor, source, **options)
+        if state is not None:
+            iterator.set_state(state)
+        states = []
+        with pytest.raises(TooManySkips) as caught:
+            for _ in iterator:
+                states.append(json.loads(json.dumps(iterator.get_state())))
+        iterator.close()
+        return str(caught.value).split(";")[0], states
+
+    message, states = stops_at()
+    assert " of " in message
+    for state in states[3 :: len(states) // 3]:
+        assert stops_at(state)[0] == message
+
+
+def test_a_long_preparation_is_told(processor, caplog, monkeypatch):
+    monkeypatch.setattr("vr_jax.data.pipeline.TELL_SECONDS", 0.0)
+    next_batch = make(processor, Numbers(8, dict.fromkeys([5, 6, 7], "broken_image")), shuffle=False, num_epochs=1)
+    drain(next_batch)
+    assert "Still preparing a batch: 5 samples used and 3 skipped so far; broken_image 3" in caplog.text
 
 
 def test_state_of_another_pipeline_is_refused(processor, two_epochs):

@@ -14,7 +14,9 @@ import os
 import shutil
 import signal
 import threading
+import time
 import weakref
+from collections import Counter
 from typing import Any
 
 import grain
@@ -25,16 +27,17 @@ from vr_jax.data.collate import collate
 from vr_jax.data.packing import IndexedExample, RowPacker
 from vr_jax.data.processor import Processor
 from vr_jax.data.shuffle import BlockShuffle
-from vr_jax.data.skips import SkipRecord, TooManySkips, logger, summary
+from vr_jax.data.skips import CHECK_COMMAND, SkipRecord, SkipStatistics, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, Example, HostBatch, Skip
 from vr_jax.errors import UserError
 from vr_jax.model.batch import BatchShape
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 SHARED_MEMORY = "/dev/shm"
 # Sending a smaller array through the pipe is cheaper than creating a file of shared memory for it.
 MIN_SHARED_BYTES = 1 << 16
+TELL_SECONDS = 10.0  # after which a batch that is not ready yet is told of
 
 
 def make_train_iterator(
@@ -52,6 +55,7 @@ def make_train_iterator(
     skip_first: int = 0,
     lookahead: int | None = None,
     prefetch_batches: int = 2,
+    max_skipped: float = 1.0,
 ) -> TrainIterator:
     """Makes an iterator over training batches. The caller closes it after use with `iterator.close()`.
 
@@ -71,12 +75,14 @@ def make_train_iterator(
         lookahead: The number of samples beyond a full batch to choose from when packing; by default 16 plus twice the
             number of rows.
         prefetch_batches: The number of batches that are made ahead.
+        max_skipped: The share of unusable samples above which the next batch raises `TooManySkips`, by the rule of
+            `vr_jax.data.skips`. It applies to each sample as it comes, and to each whole epoch.
 
     Returns:
         The iterator. `get_state()` is a small JSON-safe dictionary, and `set_state()` of another iterator with the same
         arguments continues bit for bit; only `num_workers` and `prefetch_batches` may differ. Samples that cannot be
         used are in `HostBatch.skipped` of the next batch. If not one sample of a whole epoch can be used, the next
-        batch raises `TooManySkips`.
+        batch raises `TooManySkips`, whatever `max_skipped` is.
 
     Raises:
         UserError: The source has no samples.
@@ -105,7 +111,8 @@ def make_train_iterator(
         elements,
         RowPacker(shape, packing=packing, lookahead=lookahead),
         start=skip_first,
-        max_consecutive_skips=-(-len(source) // process_count),
+        epoch=-(-len(source) // process_count),
+        max_skipped=max_skipped,
         num_workers=num_workers,
         weighted_cells=processor.config.image.may_interpolate,
         identity=identity,
@@ -153,9 +160,9 @@ class _PrepareSample:
 
 
 class _BatchIterator(grain.DatasetIterator[HostBatch]):
-    """Packs prepared samples into batches.
+    """Packs prepared samples into batches, and stops where too many of them cannot be used.
 
-    After `max_consecutive_skips` skipped samples in a row no usable sample is expected any more.
+    After `epoch` skipped samples in a row no usable sample is expected any more.
     """
 
     def __init__(
@@ -164,7 +171,8 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         packer: RowPacker,
         *,
         start: int,
-        max_consecutive_skips: int,
+        epoch: int,
+        max_skipped: float,
         num_workers: int,
         weighted_cells: bool,
         identity: dict[str, Any],
@@ -173,7 +181,9 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         self._elements = elements
         self._packer = packer
         self._next_element = min(start, len(elements))
-        self._max_consecutive_skips = max_consecutive_skips
+        self._epoch = epoch
+        self._statistics = SkipStatistics(max_skipped)
+        self._skipped_before = 0  # the number of skipped samples when this epoch began
         self._num_workers = num_workers
         self._weighted_cells = weighted_cells
         self._identity = identity
@@ -182,23 +192,50 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
     def __next__(self) -> HostBatch:
         self._assert_not_closed()
         skipped: list[Skip] = []
+        told = time.monotonic()
         while not self._packer.complete and self._next_element < len(self._elements):
             element = self._read()
             if isinstance(element, IndexedExample):
                 self._packer.offer(element)
-                continue
-            skipped.append(element)
-            if len(skipped) >= self._max_consecutive_skips and not self._packer.pending():
+                self._statistics.used += 1
+            else:
+                skipped.append(element)
+                self._statistics.add(element)
+                self._statistics.check()
+            self._check_epoch()
+            if len(skipped) >= self._epoch and not self._packer.pending():
                 break
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                self._tell()
         if not self._packer.pending():
             # No skip is lost here, because a batch is taken only while other examples wait, or at the end.
             if skipped:
                 raise TooManySkips(
-                    f"None of {len(skipped)} samples could be used; repair the data.\n{summary(skipped)}"
+                    f"None of {len(skipped)} samples could be used; repair the data, {CHECK_COMMAND}.\n"
+                    f"{summary(self._statistics.examples.values(), self._statistics.counts)}"
                 )
             raise StopIteration
         rows = self._packer.take()
         return collate(rows, self._packer.shape, skipped=skipped, weighted_cells=self._weighted_cells)
+
+    def _check_epoch(self) -> None:
+        """Compares the share of skipped samples of an epoch with its limit exactly once the epoch is over."""
+        if self._next_element % self._epoch:
+            return
+        skipped = self._statistics.skipped - self._skipped_before
+        self._skipped_before = self._statistics.skipped
+        if skipped > self._statistics.max_fraction * self._epoch:
+            self._statistics.refuse()
+
+    def _tell(self) -> None:
+        """Says why there is no batch yet: preparing the samples takes long, or many of them cannot be used."""
+        logger.warning(
+            "Still preparing a batch: %d samples used and %d skipped so far%s",
+            self._statistics.used,
+            self._statistics.skipped,
+            "".join(f"; {reason} {count}" for reason, count in self._statistics.counts.most_common(3)),
+        )
 
     def _read(self) -> IndexedExample | Skip:
         """Returns the next prepared sample."""
@@ -213,7 +250,18 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
 
     def get_state(self) -> dict[str, Any]:
         pending = [indexed.index for indexed in self._packer.pending()]
-        return {"version": STATE_VERSION, "next": self._next_element, "pending": pending, "identity": self._identity}
+        statistics = self._statistics
+        return {
+            "version": STATE_VERSION,
+            "next": self._next_element,
+            "pending": pending,
+            "skips": {
+                "used": statistics.used,
+                "counts": dict(statistics.counts),
+                "before_epoch": self._skipped_before,
+            },
+            "identity": self._identity,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a state.
@@ -239,6 +287,9 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
             )
         self._close_reader()
         self._next_element = state["next"]
+        skips = state["skips"]
+        self._statistics = SkipStatistics(self._statistics.max_fraction, skips["used"], Counter(skips["counts"]))
+        self._skipped_before = skips["before_epoch"]
         self._packer.clear()
         for index in state["pending"]:
             element = _indexed(index, self._elements[index])

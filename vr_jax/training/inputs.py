@@ -124,6 +124,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         num_workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=processes,
+        max_skipped=config.data.max_skipped,
     )
     return Inputs(iterator, len(source), directory)
 
