@@ -61,8 +61,8 @@ def local_folder(path: PathLike, kind: Kind = "model") -> epath.Path:
         return epath.Path(_fetched(name, kind))
     except HubError as error:
         raise UserError(
-            f"{name}: there is no such folder, and as the name of a {kind} on the Hugging Face hub it cannot be fetched: "
-            f"{error}"
+            f"{name}: there is no such folder, and as the name of a {kind} on the Hugging Face hub it cannot be "
+            f"fetched: {error}"
         ) from error
 
 
@@ -94,9 +94,11 @@ def snapshot(
     Raises:
         HubError: The files cannot be fetched.
     """
-    import httpx  # The client takes a second to import, and most commands do not need it.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # It takes a second to import, and most commands do not need it.
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    # The first base is the error of the hub's HTTP client (httpx or httpx2), from which its timeouts derive, too.
+    network_errors = HfHubHTTPError.__bases__
 
     try:
         return Path(
@@ -107,7 +109,7 @@ def snapshot(
                 ignore_patterns=None if ignore is None else list(ignore),
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HFValidationError, OSError, *network_errors) as error:
         raise HubError(_reason(error)) from error
 
 

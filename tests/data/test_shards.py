@@ -57,7 +57,10 @@ def test_a_folder_above_the_data_does_not_name_the_split(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train-00000-of-00010.parquet", "train-00007-of-00010.parquet"], "only 2 of 10 .* 1, 2, 3, 4, 5, 6, 8, 9 are"),
+        (
+            ["train-00000-of-00010.parquet", "train-00007-of-00010.parquet"],
+            "only 2 of 10 .* 1, 2, 3, 4, 5, 6, 8, 9 are",
+        ),
         (["a/x-00001-of-00002.parquet", "b/x-00000-of-00002.parquet"], "only 1 of 2 files are there, the numbers 0"),
         (
             [f"x-{k:05d}-of-{n:05d}.parquet" for n in (1, 2) for k in range(n)],

@@ -1,4 +1,4 @@
-"""Skipped samples are counted by reason, logged in bounded lines, and stop a run as soon as they are surely too many."""
+"""Skipped samples are counted by reason, logged in bounded lines, and stop a run once they are surely too many."""
 
 import json
 import logging
@@ -112,8 +112,18 @@ def test_few_early_skips_do_not_stop_a_run():
 
 @pytest.mark.parametrize(
     ("skipped", "used", "max_fraction", "stops"),
-    [(2, 64, 0.01, False), (5, 61, 0.01, True), (1, 9, 0.01, False), (3, 7, 0.01, True), (10, 0, 0.01, True)]
-    + [(0, 5, 0.0, False), (1, 10**6, 0.0, True), (10, 990, 0.01, False), (5, 0, 1.0, False), (0, 0, 0.01, False)],
+    [
+        (2, 64, 0.01, False),
+        (5, 61, 0.01, True),
+        (1, 9, 0.01, False),
+        (3, 7, 0.01, True),
+        (10, 0, 0.01, True),
+        (0, 5, 0.0, False),
+        (1, 10**6, 0.0, True),
+        (10, 990, 0.01, False),
+        (5, 0, 1.0, False),
+        (0, 0, 0.01, False),
+    ],
 )
 def test_the_end_of_a_run_before_an_epoch_is_over(skipped, used, max_fraction, stops):
     assert probably_above(skipped, used, max_fraction) == stops

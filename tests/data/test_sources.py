@@ -118,7 +118,7 @@ def test_a_folder_of_parquet_shards_is_read_by_split(folder):
         parquet(folder / "set" / "data" / f"{split}-00000-of-00001.parquet", [k])
     assert ids(open_source(folder / "set")) == ["r0"]
     assert ids(open_source(folder / "set", split="test")) == ["r2"]
-    with pytest.raises(UserError, match="no file of the split 'minitrain'; .* state test, train, validation"):
+    with pytest.raises(UserError, match=r"no file of the split 'minitrain'; .* state test, train, validation"):
         open_source(folder / "set", split="minitrain")
 
 

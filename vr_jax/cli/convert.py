@@ -12,6 +12,7 @@ from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import DType
 from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
 from vr_jax.fields import Range
+from vr_jax.hub import local_folder
 from vr_jax.path_text import PathText
 
 
@@ -21,7 +22,8 @@ class ImportFlags(Flags):
 
     source: PathText | None = flag(
         None,
-        "Directory of a SigLIP, Qwen2, LLaVA-OneVision or LLaVA-NeXT checkpoint, or of a LLaVA in its own layout.",
+        "Directory of a SigLIP, Qwen2, LLaVA-OneVision or LLaVA-NeXT checkpoint, or of a LLaVA in its own layout; or a "
+        "name on the Hugging Face hub, e.g. Qwen/Qwen2-0.5B.",
         name="from",
         metavar="DIR",
     )
@@ -52,11 +54,14 @@ class ExportFlags(Flags):
 def run_import(flags: ImportFlags) -> None:
     """Imports a checkpoint."""
     _prepare_process()
+    source, encoder, decoder = (
+        None if place is None else str(local_folder(place)) for place in (flags.source, flags.encoder, flags.decoder)
+    )
     import_checkpoint(
-        flags.source,
+        source,
         flags.to,
-        encoder=flags.encoder,
-        decoder=flags.decoder,
+        encoder=encoder,
+        decoder=decoder,
         dtype=flags.dtype,
         overwrite=flags.overwrite,
         report=print,
@@ -97,6 +102,7 @@ COMMAND = Group(
             run=run_import,
             examples=(
                 "vr-jax convert import --from=/models/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
+                "vr-jax convert import --from=llava-hf/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
                 "vr-jax convert import --encoder=/models/siglip --decoder=/models/qwen2 --to=checkpoints/parts",
             ),
         ),

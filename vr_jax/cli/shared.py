@@ -15,11 +15,11 @@ from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.fields import Range
+from vr_jax.hub import local_folder
 from vr_jax.inference import MAX_SEED, Generator, load_for_inference, memory_errors, with_pruning
 from vr_jax.model_directory import read_config
 from vr_jax.path_text import PathText
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import as_path
 
 DType = Literal["float32", "bfloat16"]
 CONFIG_HELP = (
@@ -58,7 +58,9 @@ def start_processes(flags: ProcessFlags) -> None:
 class AnswerFlags(Flags):
     """Flags that say how a checkpoint is loaded and how it answers."""
 
-    checkpoint: PathText = flag(help="Model directory: what `train` and `convert` write.", metavar="DIR")
+    checkpoint: PathText = flag(
+        help="Model directory: what `train` and `convert` write, or its name on the hub.", metavar="DIR"
+    )
     max_new_tokens: Annotated[int, Range(1)] = flag(512, "Longest answer, in tokens.")
     temperature: Annotated[float, Range(0)] = flag(0.0, "Sampling temperature; 0 is greedy decoding.")
     top_p: Annotated[float, Range(0, 1, open_low=True)] = flag(
@@ -85,7 +87,7 @@ def load_generator(flags: AnswerFlags, *, all_devices: bool = False) -> Iterator
         UserError: The checkpoint cannot be loaded, or the memory of the devices does not suffice.
     """
     use_compilation_cache()
-    checkpoint = as_path(flags.checkpoint)
+    checkpoint = local_folder(flags.checkpoint)
     config = with_pruning(read_config(checkpoint), flags.pruning)
     devices = jax.devices() if all_devices else jax.devices()[: flags.tensor]
     mesh = make_mesh(1, -1, flags.tensor, devices=devices) if max(len(devices), flags.tensor) > 1 else None

@@ -45,11 +45,12 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
         raise SkipRecord("missing_image", f"The image path {name!r} cannot be resolved: {error}.") from error
     if not (lexical.is_relative_to(folder) and real.is_relative_to(folder)):
         by_link = lexical.is_relative_to(folder)
-        remedy = "set follow_links to follow links" if by_link else "set images to a folder that holds all images"
-        raise SkipRecord(
-            "outside_folder",
-            f"The image path {name!r} leads {'by a link ' * by_link}out of the image folder {folder}; {remedy}.",
+        how = (
+            "by a link; set follow_links if it is meant"
+            if by_link
+            else "by its name; set images to a folder that holds all images"
         )
+        raise SkipRecord("outside_folder", f"The image path {name!r} leads out of the image folder {folder} {how}.")
     return path
 
 

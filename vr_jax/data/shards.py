@@ -136,8 +136,8 @@ def require_complete(files: Sequence[Path]) -> None:
     for name, (missing, count) in missing_numbers(files).items():
         numbers = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
         raise UserError(
-            f"{name}: only {count - len(missing)} of {count} files are there, the numbers {numbers} are missing; repeat "
-            "the download, or give the files to be read by a pattern."
+            f"{name}: only {count - len(missing)} of {count} files are there, the numbers {numbers} are missing; "
+            "repeat the download, or give the files to be read by a pattern."
         )
     counts: dict[str, set[str]] = {}
     for path in files:

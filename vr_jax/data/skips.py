@@ -2,14 +2,15 @@
 
 The rule (docs/data.md#too-many-skipped-samples) has three parts, for a limit p of `max_fraction`:
 
-* While samples come, a sequential probability ratio test of p against 2p (at most halfway between p and 1) stops as soon
-  as the data are a million times as probable under the larger share. Of data sets whose share is p or less, and whose
-  order is random, it stops one in a million, however long they are. With p = 0.01 it takes 20 unusable samples in a row,
-  or some 550 samples of which 5 % are unusable.
+* While samples come, a sequential probability ratio test of p against 2p (at most halfway between p and 1) stops as
+  soon as the data are a million times as probable under the larger share. Of data sets whose share is p or less, and
+  whose order is random, it stops one in a million, however long they are. With p = 0.01 it takes 20 unusable samples in
+  a row, or some 550 samples of which 5 % are unusable.
 * After each epoch the share is known, and is compared with p exactly.
 * A run that ends before an epoch is over stops where a share of p would give so many unusable samples in less than one
   case in a hundred.
 """
+
 from __future__ import annotations
 
 import logging
@@ -47,7 +48,7 @@ REMEDIES: dict[str, str] = {
     "wrong_template": "choose data.template=qwen_1_5 for conversations",
     "image_count": "write one <image> for each image",
     "missing_image": "set data.images to the folder that the image names are relative to, or fetch the images",
-    "outside_folder": "set data.images to a folder that holds all images, or data.follow_links=true where links lead out",
+    "outside_folder": "set data.images to a folder that holds all images, or data.follow_links=true for links",
     "broken_image": "fetch or convert these images anew",
     "image_too_large": "raise data.max_pixels, or shrink these images",
     "too_long": "raise batch.tokens, or choose a stronger compression of the images",

@@ -201,8 +201,8 @@ def _files_in(folder: Path, format: str | None, split: str) -> list[tuple[str, P
         if len(chosen) > 1 and not all(map(is_numbered, chosen)):
             names = ", ".join(one.name for one in chosen[:10]) + (", ..." if len(chosen) > 10 else "")
             raise UserError(
-                f"{folder}: the folder has several JSON files ({names}); give one of them, several with commas between, "
-                f"or all of them as {folder}/*{chosen[0].suffix}."
+                f"{folder}: the folder has several JSON files ({names}); give one of them, several with commas "
+                f"between, or all of them as {folder}/*{chosen[0].suffix}."
             )
         return [("llava_json", one) for one in chosen]
     below = files_below(folder, JSON_SUFFIXES)

@@ -25,6 +25,7 @@ from vr_jax.data.types import Example
 from vr_jax.efficiency.results import EfficiencySettings, Machine, Measurement, Memory, Report
 from vr_jax.efficiency.systems import System, is_vision, prompt
 from vr_jax.errors import UserError
+from vr_jax.hub import local_folder
 from vr_jax.inference import Buckets, Generator, Loaded, Program, load_for_inference
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
@@ -171,7 +172,7 @@ def load(system: System, settings: EfficiencySettings) -> Loaded:
     """
     config = settings.typed(system.config)
     if system.source.kind == "checkpoint":
-        return load_for_inference(Path(system.source.text), config=config, dtype=config.dtype)
+        return load_for_inference(local_folder(system.source.text), config=config, dtype=config.dtype)
     # Only the template of the tokenizer matters here, and every vocabulary is large enough for the demo's tokenizer.
     return Loaded(random_model(config), Processor(demo_tokenizer(), config))
 

@@ -18,6 +18,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.experiments import IMAGES
+from vr_jax.hub import local_folder
 from vr_jax.inference import user_turn, with_pruning
 from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import ImageConfig, VlmConfig
@@ -106,9 +107,10 @@ def _config(source: Source, image: str) -> VlmConfig:
     """Reads the config of a model, and sets its image layout and its pruner."""
     pruning: str | Mapping[str, Any] | None = None
     if source.kind == "checkpoint":
-        if not Path(source.text).is_dir():
+        folder = local_folder(source.text)
+        if not folder.is_dir():
             raise UserError(f"{source.text} is not a model directory: there is no such folder.")
-        config = read_config(source.text)
+        config = read_config(folder)
     else:
         settings = load_config(source.text)
         config, pruning = settings.model, settings.eval.pruning

@@ -28,6 +28,7 @@ from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUMMARY
 from vr_jax.evaluation.runner import evaluate_items
+from vr_jax.hub import is_hub_name, local_folder
 from vr_jax.inference import Generator, load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
@@ -117,8 +118,9 @@ def evaluate(
         raise UserError(
             f"split = {settings.split!r} with {len(benchmarks)} benchmarks: choose a split for one benchmark only"
         )
-    checkpoint, output = checkpoint_folder(settings), output_folder(settings)
-    data = None if settings.data is None else Path(settings.data).expanduser()
+    output = output_folder(settings)
+    checkpoint = together(lambda: checkpoint_folder(settings))
+    data = None if settings.data is None else together(lambda: Path(local_folder(settings.data or "", "dataset")))
     config = together(lambda: _model_config(settings, model))
     # Problems with the output folder and the data are reported before the model is loaded, which can take minutes.
     together(lambda: _check_output(output, benchmarks))
@@ -153,13 +155,27 @@ def evaluate(
 
 
 def checkpoint_folder(settings: EvaluationSettings) -> Path:
-    """Returns the model directory of an evaluation."""
-    return Path(settings.checkpoint or "").expanduser()
+    """Returns the model directory of an evaluation. One that lies on the Hugging Face hub is downloaded first.
+
+    Raises:
+        UserError: It cannot be downloaded.
+    """
+    return Path(local_folder(settings.checkpoint or ""))
 
 
 def output_folder(settings: EvaluationSettings) -> Path:
-    """Returns the folder of the results, in which each benchmark has a folder."""
-    return Path(settings.output).expanduser() if settings.output else checkpoint_folder(settings) / "eval"
+    """Returns the folder of the results, in which each benchmark has a folder.
+
+    Raises:
+        UserError: No folder is set, and the checkpoint lies on the Hugging Face hub.
+    """
+    if settings.output:
+        return Path(settings.output).expanduser()
+    if is_hub_name(settings.checkpoint or ""):
+        raise UserError(
+            f"{settings.checkpoint} is fetched from the Hugging Face hub: set --output to a folder for results"
+        )
+    return checkpoint_folder(settings) / "eval"
 
 
 @contextmanager

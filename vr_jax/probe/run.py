@@ -15,6 +15,7 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
 from vr_jax.evaluation import fingerprint
+from vr_jax.hub import is_hub_name, local_folder
 from vr_jax.inference import Loaded, load_for_inference, load_processor
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config, warm_start
@@ -75,6 +76,10 @@ def output_folder(settings: ProbeSettings) -> Path:
         return Path(settings.output).expanduser()
     if settings.checkpoint is None:
         raise UserError("There is no output folder: set --output, because there is no --checkpoint to put it into.")
+    if is_hub_name(settings.checkpoint):
+        raise UserError(
+            f"{settings.checkpoint} is fetched from the Hugging Face hub: set --output to a folder for results."
+        )
     return Path(settings.checkpoint).expanduser() / "probe"
 
 
@@ -101,6 +106,9 @@ def run_probe(
     """
     begin = time.perf_counter()
     data_folder = _check_settings(settings, model)
+    folder = output_folder(settings)
+    if settings.checkpoint is not None:
+        settings = dataclasses.replace(settings, checkpoint=str(local_folder(settings.checkpoint)))
     config = _model_config(settings, model)
     taps, left_out = taps_of(config, settings.layers or default_layers(config.decoder.num_layers))
     data = tiny_imagenet.read(data_folder)
@@ -108,7 +116,6 @@ def run_probe(
     val = subset(data.val, min(settings.val_images, len(data.val)), settings.data_seed)
     data = dataclasses.replace(data, train=train, val=val)
     devices = make_mesh(**(mesh or MeshSettings()).to_dict())
-    folder = output_folder(settings)
     with results_folder(folder, RESULTS, overwrite=settings.overwrite):
         loaded = _load(settings, config, tokenizer, devices)
         reader = Reader(data.folder, config.image, settings.workers)

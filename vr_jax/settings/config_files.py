@@ -95,8 +95,11 @@ def split_variant(spec: str) -> tuple[str, str, str]:
     """
     if Path(spec).is_file():
         return spec, "", ""
+    colons = [k for k, one in enumerate(spec) if one == ":"]
+    for k in colons:  # The names of a folder may hold a colon, and a variant may hold a slash.
+        if Path(spec[:k]).is_file() or packaged_config(spec[:k]) is not None:
+            return spec[:k], ":", spec[k + 1 :]
     before, colon, after = spec.rpartition(":")
-    # A colon in the name of a folder is none before a variant, which holds no slash.
     return (before, colon, after) if colon and "/" not in after else (spec, "", "")
 
 

@@ -236,7 +236,7 @@ def _parse_tuple(hint: Any, arguments: tuple[Any, ...], text: str, where: str) -
         value = _literal(stripped)
         if not isinstance(value, tuple | list) or not all(isinstance(one, dict) for one in value):
             fields = ", ".join(f"'{name}': ..." for name in list(field_types(section))[:2])
-            raise ConfigError(f"{where} = {text!r}: expected a list such as \"[{{{fields}}}, ...]\"")
+            raise ConfigError(f'{where} = {text!r}: expected a list such as "[{{{fields}}}, ...]"')
         return tuple(value)
     if stripped[:1] in ("(", "["):
         value = _literal(stripped)

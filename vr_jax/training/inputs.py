@@ -18,6 +18,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.sources import Source, concatenated, open_source
 from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
+from vr_jax.hub import local_folder
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.settings import DEMO, BatchSettings, DataSettings, TrainConfig
 from vr_jax.sharding import batch_sharding, batch_shards
@@ -57,8 +58,12 @@ class Inputs:
 
 
 def init_directories(config: TrainConfig) -> list[Path]:
-    """Returns the model directories that a run takes its parameters from."""
-    return [Path(part.strip()) for part in config.init_from.split(",") if part.strip()]
+    """Returns the model directories that a run takes its parameters from; those on the hub are downloaded first.
+
+    Raises:
+        UserError: One cannot be downloaded.
+    """
+    return [Path(local_folder(part.strip())) for part in config.init_from.split(",") if part.strip()]
 
 
 def check_batch(batch: BatchSettings, mesh: Mesh) -> None:
@@ -166,7 +171,7 @@ def tokenizer_directory(config: TrainConfig, workdir: Path) -> Path:
         if jax.process_index() == 0:
             demo_tokenizer().save_pretrained(directory)
         return directory
-    places = [Path(config.tokenizer)] if config.tokenizer else init_directories(config)
+    places = [Path(local_folder(config.tokenizer))] if config.tokenizer else init_directories(config)
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
     for place in places:
         if any((place / name).is_file() for name in files):

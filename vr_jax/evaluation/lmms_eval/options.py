@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr_jax.errors import UserError
+from vr_jax.hub import local_folder
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -73,7 +74,7 @@ class Options:
             raise UserError(
                 "the checkpoint is missing: set --model_args checkpoint=DIR, where DIR is a model directory of vr_jax"
             )
-        values["checkpoint"] = Path(str(values["checkpoint"])).expanduser()
+        values["checkpoint"] = Path(local_folder(str(values["checkpoint"])))
         if str(values.get("batch_size", "")).startswith("auto"):
             values["batch_size"] = DEFAULT_BATCH_SIZE
         if values.get("dtype") == "auto":
