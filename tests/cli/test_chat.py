@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import zlib
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from tests.inference import tiny
 from vr_jax.cli.main import main
+from vr_jax.data.images import decode_rgb, open_image
 from vr_jax.data.types import Conversation, Turn
-from vr_jax.inference import Generator, load_for_inference
+from vr_jax.inference import Chat, Generator, load_for_inference
 
 LIMIT = ["--max_new_tokens", "6"]
 
@@ -63,6 +68,110 @@ def test_several_images_and_turns_from_standard_input(folder, generator, loaded,
     assert (status, out) == (0, f"{first}\n{second}\n")
     assert err.count("\n") == 1
     assert "1 <image> placeholder(s) for 0 image(s)" in err
+
+
+class Echo:
+    """Stands for a generator: a reply is a digest of the prompt, so that nothing is compiled."""
+
+    def stream(self, prompt, **_):
+        yield f"{zlib.crc32(prompt.tokens.tobytes()):08x} "
+        yield f"{zlib.crc32(prompt.tile_pixels.tobytes()):08x}"
+
+
+@pytest.fixture
+def talk(folder, loaded, capsys, monkeypatch):
+    """Types lines to a conversation with `Echo`."""
+
+    @contextlib.contextmanager
+    def load_generator(flags):
+        yield Echo(), loaded.processor
+
+    def typed(*lines, arguments=()):
+        monkeypatch.setattr("vr_jax.cli.chat.load_generator", load_generator)
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        return run(folder, *arguments, capsys=capsys)
+
+    return typed
+
+
+@pytest.fixture
+def echo(loaded):
+    """What `Echo` replies to a conversation."""
+
+    def reply(turns, images=()):
+        return "".join(Echo().stream(loaded.processor.prompt(Conversation("x", tuple(turns), tuple(images)))))
+
+    return reply
+
+
+def test_images_are_added_later_in_the_conversation(folder, talk, echo):
+    status, out, err = talk(
+        "Hi",
+        f"/image {folder}/wide.png",
+        "Which?",
+        f"/image {folder}/tall.png",
+        "And this?",
+    )
+    turns, answers, images = [], [], [folder / "wide.png", folder / "tall.png"]
+    for question, count in (("Hi", 0), ("<image>\nWhich?", 1), ("<image>\nAnd this?", 2)):
+        turns.append(Turn("user", question))
+        answers.append(echo(turns, images[:count]))
+        turns.append(Turn("assistant", answers[-1]))
+    assert (status, out, err) == (0, "".join(f"{answer}\n" for answer in answers), "")
+
+
+def test_a_reset_forgets_everything_but_the_system_message(folder, talk, echo):
+    arguments = ["--image", folder / "wide.png", "--system", "Be brief."]
+    status, out, err = talk("What?", "/reset", "Hi", arguments=arguments)
+    system = Turn("system", "Be brief.")
+    first = echo([system, Turn("user", "<image>\nWhat?")], [folder / "wide.png"])
+    second = echo([system, Turn("user", "Hi")], [])
+    assert (status, out, err) == (0, f"{first}\n{second}\n", "")
+    assert echo([Turn("user", "Hi")]) != second
+
+
+def test_mistakes_are_one_line_each_and_the_conversation_goes_on(folder, talk, echo):
+    mistakes = {
+        "/imgae x.png": "unknown command /imgae; did you mean /image? known: /image, /reset, /help, /exit",
+        "/image": "/image FILE: the name of a file is missing",
+        f"/image {folder}/absent.png": "absent.png does not exist",
+        f"/image {folder}/wide.png {folder}/absent.png": "absent.png does not exist",
+        f"/image {folder}/text.png": "has none of the formats",
+        f"/image {folder}": "does not exist or is not a file",
+        "/image 'x.png": "'x.png does not exist",
+        "Is <image> it?": "1 <image> placeholder(s) for 0 image(s)",
+    }
+    status, out, err = talk(*mistakes, "/usr/bin is what?", "/exit", "unread")
+    answer = echo([Turn("user", "/usr/bin is what?")], [])
+    assert (status, out) == (0, answer + "\n")
+    lines = err.splitlines()
+    assert len(lines) == len(mistakes)
+    for line, message in zip(lines, mistakes.values(), strict=True):
+        assert line.startswith("vr-jax chat: ")
+        assert message in line
+
+
+def test_help_and_names_with_spaces(folder, talk, echo):
+    (folder / "my photo.png").write_bytes((folder / "wide.png").read_bytes())
+    lines = f"/image {folder}/my photo.png", f"/image '{folder}/my photo.png' {folder}/tall.png", "/help", "Which?"
+    status, out, err = talk(*lines)
+    images = [folder / "wide.png", folder / "wide.png", folder / "tall.png"]
+    answer = echo([Turn("user", "<image> <image> <image>\nWhich?")], images)
+    assert out.startswith("/image FILE   adds an image")
+    assert out.endswith(f"\n{answer}\n")
+    assert (status, err) == (0, "")
+
+
+def test_photographs_are_turned_as_transformers_does(folder, generator, loaded, capsys, monkeypatch):
+    load_image = pytest.importorskip("transformers.image_utils").load_image
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = folder / f"photo{orientation}.jpg"
+        Image.open(io.BytesIO(tiny.png(60, 30, orientation))).save(path, exif=exif)
+        (found,) = Chat(generator, loaded.processor, [path]).pending
+        with open_image(found) as image:
+            np.testing.assert_array_equal(np.asarray(decode_rgb(image)), np.asarray(load_image(str(path))))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from tests.docs import blocks, commands
 from vr_jax.cli.main import main
+from vr_jax.settings import DataSettings
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
@@ -12,6 +13,8 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(write_set.removeprefix('python -c "').removesuffix('"').replace("200", "12"), {})
     (prepare,) = commands("data.md")
     assert main(prepare) == 0
-    (example,) = blocks("data.md", "python")
+    sources, example = blocks("data.md", "python")
     exec(example, {})
     assert "12 samples used, 0 skipped" in capsys.readouterr().out
+    exec(sources, several := {})
+    assert [one.path for one in DataSettings.from_dict(several["data"]).all_sources][1:] == ["ai2d", "charts/*.json"]

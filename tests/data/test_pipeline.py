@@ -16,6 +16,7 @@ from tests.data.samples import chat, png, small_config
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipStatistics, TooManySkips
+from vr_jax.data.sources import ConcatenatedSource
 from vr_jax.data.types import Conversation, HostBatch, Skip
 from vr_jax.errors import UserError
 from vr_jax.model.batch import BatchShape
@@ -301,6 +302,23 @@ def test_a_source_with_blocks_is_shuffled_by_blocks(processor):
     found = [int(name[1:]) for name in names(drain(make(processor, source, packing=False, num_epochs=1))[0])]
     assert sorted(found) == list(range(60))
     assert len({number // 10 for number in found[:40]}) == 4
+
+
+def test_several_sources_are_mixed_and_resume_exactly(processor):
+    def joined(*counts):
+        return ConcatenatedSource([Numbers(count, {}, blocks) for count, blocks in counts])
+
+    parts = (20, [0, 7, 14]), (9, None), (11, [0, 6])
+    expected, states = drain(make(processor, joined(*parts), num_epochs=2))
+    assert len(names(expected)) == 80
+    for k in (0, len(states) // 2):
+        resumed = make(processor, joined(*parts), num_epochs=2)
+        resumed.set_state(states[k])
+        assert_same(drain(resumed)[0], expected[k + 1 :])
+    other = make(processor, joined(*reversed(parts)), num_epochs=2)
+    with pytest.raises(UserError, match=r"samples: saved \[20, 9, 11\], now \[11, 9, 20\]"):
+        other.set_state(states[0])
+    other.close()
 
 
 def workers() -> list[int]:

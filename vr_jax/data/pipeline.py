@@ -104,7 +104,13 @@ def make_train_iterator(
         lookahead = 16 + 2 * shape.rows if packing else 1
     identity = {
         **dataclasses.asdict(shape),
-        **{"samples": len(source), "seed": seed, "shuffle": shuffle, "packing": packing, "lookahead": lookahead},
+        **{
+            "samples": getattr(source, "lengths", len(source)),
+            "seed": seed,
+            "shuffle": shuffle,
+            "packing": packing,
+            "lookahead": lookahead,
+        },
         **{"process_index": process_index, "process_count": process_count},
     }
     batches = _BatchIterator(

@@ -79,6 +79,11 @@ class ConcatenatedSource:
         return self.sources[which][index - (int(self._ends[which - 1]) if which else 0)]
 
     @property
+    def lengths(self) -> list[int]:
+        """The number of records of each source, by which a resumed run knows that their order is the same."""
+        return [len(source) for source in self.sources]
+
+    @property
     def blocks(self) -> list[int] | None:
         """The first index of each group of records that are cheap to read together.
 

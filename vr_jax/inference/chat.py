@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import ExifTags, Image, ImageOps
+
+from vr_jax.data.images import DECODE_ERRORS, open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
@@ -15,29 +20,64 @@ from vr_jax.inference.sampling import Sampling
 
 
 class Chat:
-    """A conversation about images, which belong to the first question.
+    """A conversation about images. An image belongs to the question that follows it.
 
     The whole conversation is prefilled at every turn. A text-guided token may pool later questions too, so what Vision
-    Remember did to the vision tokens of one turn cannot be kept for the next one.
+    Remember did to the vision tokens of one turn cannot be kept for the next one. Photographs are turned as their EXIF
+    orientation says, as transformers' `load_image` does.
+
+    Attributes:
+        generator: Generates the answers.
+        processor: Turns conversations into prompts for the generator's model.
+        system: The system message, or None for that of the template.
+        turns: The questions and answers so far.
+        images: The images of these questions.
+        pending: The images of the next question.
     """
 
-    def __init__(self, generator: Generator, processor: Processor, images: Sequence[Path] = ()):
-        """Starts a conversation and reads its images.
+    def __init__(
+        self,
+        generator: Generator,
+        processor: Processor,
+        images: Sequence[str | os.PathLike[str]] = (),
+        *,
+        system: str | None = None,
+    ):
+        """Starts a conversation and reads its first images.
 
         Args:
             generator: Generates the answers.
             processor: Turns conversations into prompts for the generator's model.
-            images: The files of the images.
+            images: The files of the images of the first question.
+            system: The system message; None is that of the template.
 
         Raises:
             UserError: An image cannot be used.
         """
         self.generator = generator
         self.processor = processor
-        self.images = tuple(images)
-        self.turns: tuple[Turn, ...] = ()
-        # The images are read now, so that a wrong path is reported before the first question.
-        self._prompt((user_turn("", len(images)),))
+        self.system = system
+        self.reset()
+        self.add_images(images)
+
+    def reset(self) -> None:
+        """Forgets the questions, the answers and the images. The system message stays."""
+        self.turns: tuple[Turn, ...] = () if self.system is None else (Turn("system", self.system),)
+        self.images: tuple[Path | bytes, ...] = ()
+        self.pending: tuple[Path | bytes, ...] = ()
+
+    def add_images(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        """Adds images to the next question. They are read at once, so that a wrong path is reported early.
+
+        Args:
+            paths: The files of the images.
+
+        Raises:
+            UserError: An image cannot be used; the conversation stays as it was.
+        """
+        pending = (*self.pending, *(upright(Path(path).expanduser()) for path in paths))
+        self._prompt((*self.turns, user_turn("", len(pending))), (*self.images, *pending))
+        self.pending = pending
 
     def ask(self, question: str, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
         """Asks a question and yields the pieces of the answer as they are decoded.
@@ -46,22 +86,52 @@ class Chat:
         leaves the conversation as it was.
 
         Args:
-            question: The text of the question. Image placeholders in it must match the images.
+            question: The text of the question. Image placeholders in it must match the new images.
             max_new_tokens: The longest answer, in tokens.
             sampling: How the next token is chosen.
 
         Raises:
             UserError: The placeholders do not match the images, or the conversation became too long.
         """
-        turns = (*self.turns, user_turn(question, 0 if self.turns else len(self.images)))
+        turns = (*self.turns, user_turn(question, len(self.pending)))
+        images = (*self.images, *self.pending)
         pieces = []
-        for piece in self.generator.stream(self._prompt(turns), max_new_tokens=max_new_tokens, sampling=sampling):
+        prompt = self._prompt(turns, images)
+        for piece in self.generator.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling):
             pieces.append(piece)
             yield piece
         self.turns = (*turns, Turn("assistant", "".join(pieces)))
+        self.images, self.pending = images, ()
 
-    def _prompt(self, turns: tuple[Turn, ...]) -> Example:
+    def _prompt(self, turns: tuple[Turn, ...], images: tuple[Path | bytes, ...]) -> Example:
         try:
-            return self.processor.prompt(Conversation("chat", turns, self.images))
+            return self.processor.prompt(Conversation("chat", turns, images))
         except SkipRecord as error:
             raise UserError(error.detail) from error
+
+
+def upright(path: Path) -> Path | bytes:
+    """Returns the file of an image, or the image as it is seen if its EXIF orientation says that it lies on its side.
+
+    Args:
+        path: The file of an image.
+
+    Raises:
+        UserError: The file cannot be read or is not an image.
+    """
+    try:
+        with open_image(path) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                return path
+            turned = io.BytesIO()
+            _turned(image).save(turned, "PNG", compress_level=1)
+            return turned.getvalue()
+    except SkipRecord as error:
+        raise UserError(error.detail) from error
+    except DECODE_ERRORS as error:
+        raise UserError(f"The image {path} cannot be decoded: {error}.") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(image)
+    return turned if turned.mode in ("RGB", "L", "RGBA", "LA", "I;16", "1", "P") else turned.convert("RGB")
