@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 WORKER = """
 import json, os, sys
+os.environ["HOSTNAME"] = "here"
+import socket
+socket.gethostname = lambda: "here"
 from vr_jax import distributed
 from vr_jax.errors import UserError
 from vr_jax.storage import complete_directory, directory_lock, is_complete
@@ -48,6 +52,15 @@ found["system"] = failing(OSError(28, "No space left on device"), 1)
 found["both"] = failing(UserError(f"of {number}"), 0, 1)
 found["bug"] = failing(KeyError("a bug"), 1)
 
+def differing(values):
+    try:
+        distributed.check_same(values)
+    except UserError as error:
+        return str(error)
+
+found["same"] = differing({"config": {"steps": 2, "lr": 0.5, "levels": (1, 2)}, "workdir": "/a"})
+found["differing"] = differing({"config": {"steps": 2 + number, "lr": 0.5}})
+
 def attempt(call):
     try:
         call()
@@ -77,21 +90,31 @@ with open(f"{folder}.{number}.json", "w") as file:
 """
 
 
+def start_two(code: str, *arguments: str) -> list[subprocess.Popen]:
+    """Starts two processes of one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(number), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of two processes found; they run once for all tests."""
     folder = tmp_path_factory.mktemp("two") / "shared"
     (folder / "other").mkdir(parents=True)
     (folder / "other" / ".lock").touch()  # of an unknown run, and fresh
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", WORKER, address]
-    workers = [
-        subprocess.Popen([*command, str(number), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for number in range(2)
-    ]
+    workers = start_two(WORKER, str(folder))
     errors = [worker.communicate(timeout=300)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
     return [json.loads(folder.with_name(f"shared.{number}.json").read_text()) for number in range(2)]
@@ -106,22 +129,67 @@ def test_processes_know_their_number_and_exchange_values(found):
 
 def test_a_foreseen_error_of_one_process_is_the_same_error_of_all(found):
     for one in found:
-        assert one["user"] == ["UserError", "process 1 of 2: no such file", 2]
-        assert one["special"] == ["SpecialError", "process 0 of 2: stopped", 77]
-        assert one["system"] == ["UserError", "process 1 of 2: [Errno 28] No space left on device", 2]
-        assert one["both"] == ["UserError", "process 0 of 2: of 0", 2]
+        assert one["user"] == ["UserError", "process 1 of 2 on here: no such file", 2]
+        assert one["special"] == ["SpecialError", "process 0 of 2 on here: stopped", 77]
+        advice = "No space left on device; free some space, or choose another folder"
+        assert one["system"] == ["UserError", f"process 1 of 2 on here: {advice}", 2]
+        assert one["both"] == ["UserError", "process 0 of 2 on here: of 0", 2]
 
 
 def test_an_unforeseen_error_of_one_process_stops_the_others(found):
-    assert found[0]["bug"] == ["RuntimeError", "process 1 failed; its own log says why", None]
+    message = "process 1 of 2 on here failed (KeyError: 'a bug'); its own log says why"
+    assert found[0]["bug"] == ["ProcessFailed", message, 1]
     assert found[1]["bug"] == ["KeyError", "'a bug'", None]
+
+
+def test_values_that_differ_between_processes_are_named(found):
+    for one in found:
+        assert one["same"] is None
+        assert one["differing"].startswith("process 1 of 2 on here: config.steps is 3 there and 2 on process 0; start")
+
+
+ALONE = """
+import os, sys, time
+from vr_jax import distributed
+from vr_jax.cli.main import guarded
+from vr_jax.errors import UserError
+
+coordinator, number, failing = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def work():
+    distributed.initialize(coordinator, 2, number)
+    distributed.barrier("start")
+    print("started", flush=True)
+    if number == failing:
+        raise UserError("/nowhere.json: no such file")
+    distributed.barrier("never reached by the other")
+
+sys.exit(guarded(["vr-jax", "train"], work))
+"""
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_that_one_process_has_alone_ends_all_within_seconds(failing):
+    """The other one waits in a collective call, and yet says in its first line who failed and why."""
+    workers = start_two(ALONE, str(failing))
+    for worker in workers:
+        while worker.stdout.readline().strip() not in ("started", ""):  # Gloo writes a line before
+            pass
+    begin = time.monotonic()
+    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert time.monotonic() - begin < 10
+    for worker, error in zip(workers, errors, strict=True):
+        assert worker.returncode == 2
+        assert "Traceback" not in error
+        assert f"process {failing} of 2 on {socket.gethostname()}: /nowhere.json: no such file" in error
+    assert errors[failing].splitlines()[-1].startswith(f"vr-jax train: process {failing} of 2 on ")
 
 
 def test_folders_are_written_and_held_by_all_processes_together(found):
     for number, one in enumerate(found):
         assert one["write"] is None
         assert one["files"] == ["0", "1", "_COMPLETE"]
-        assert "process 1 of 2" in one["write_fails"]
+        assert "process 1 of 2 on here" in one["write_fails"]
         assert "absent" in one["write_fails"]
         assert one["hold"] is None
         assert one["lease"] == (number == 0)

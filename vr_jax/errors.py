@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 EXIT_DONE = 0
+EXIT_FAULT = 1  # a fault of the program, with a traceback; Python's own choice
 EXIT_USER_ERROR = 2
 EXIT_NOT_FINITE = 3
 EXIT_TOO_MANY_SKIPS = 4
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_OUTPUT_CLOSED = 141  # 128 + SIGPIPE, as shells report it
 
 
 class UserError(Exception):

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import arguments
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -70,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--setting", choices=("cpu", "h200", "toy"), default="cpu")
-    flags.add_argument("--workdir", type=Path, help="default: runs/accuracy_SETTING")
+    flags.add_argument("--workdir", type=arguments.path, help="default: runs/accuracy_SETTING")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     flags.add_argument("--systems", nargs="+", default=["*"], metavar="TABLE/ROW", help="patterns; default: all")
     flags.add_argument("--jobs", type=int, default=1, help="systems trained at once, each on one core")

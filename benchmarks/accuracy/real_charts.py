@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/real_charts.py"
 PROMPT = "<image>\n{question}\nAnswer the question with a single word."  # The question as eval.py asks it.
@@ -34,10 +36,10 @@ NEEDED = ("natural/captions_llava.json", "chartqa/train.jsonl", "chartqa/test.js
 def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    flags.add_argument("--data", type=arguments.path, default=ROOT.parent / "shared" / "data")
     flags.add_argument("--items", type=int, default=32, help="training questions to memorise")
-    flags.add_argument("--workdir", type=Path, default=ROOT / "runs" / "real_charts", help="emptied first")
-    flags.add_argument("--results", type=Path, default=ROOT / "docs" / "results" / "real_charts.md")
+    flags.add_argument("--workdir", type=arguments.path, default=ROOT / "runs" / "real_charts", help="emptied first")
+    flags.add_argument("--results", type=arguments.path, default=ROOT / "docs" / "results" / "real_charts.md")
     flags.add_argument("--steps", type=int, help="updates of phase 2; default: those of the config")
     flags.add_argument("--caption_steps", type=int, help="updates of phase 1; default: those of the config")
     flags.add_argument("--limit", type=int, help="test questions that are asked; default: all")

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer
 
+from benchmarks import arguments
 from benchmarks.timing import side_by_side
 from vr_jax import experiments, sharding
 from vr_jax.data import anyres
@@ -458,9 +459,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--size", choices=sorted(experiments.DECODERS), default="0.5b", help="size of the decoder")
     flags.add_argument("--step", action="store_true", help="also time training steps of a small model")
     flags.add_argument("--rounds", type=int, default=5, help="timed steps of each alternative")
-    flags.add_argument("--data", help="file, folder or glob pattern of a data set (docs/data.md)")
-    flags.add_argument("--images", help="folder of the images of --data")
-    flags.add_argument("--tokenizer", help="folder of the tokenizer for --data")
+    flags.add_argument(
+        "--data",
+        type=lambda text: str(arguments.path(text)),
+        help="file, folder or glob pattern of a data set (docs/data.md)",
+    )
+    flags.add_argument("--images", type=lambda text: str(arguments.path(text)), help="folder of the images of --data")
+    flags.add_argument(
+        "--tokenizer", type=lambda text: str(arguments.path(text)), help="folder of the tokenizer for --data"
+    )
     return flags
 
 

@@ -37,6 +37,7 @@ import transformers
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionImageProcessorPil
 
+from benchmarks import arguments
 from benchmarks.evaluation.lmms_eval import chart
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
@@ -143,8 +144,8 @@ def compare(ours: np.ndarray, theirs: np.ndarray) -> int:
 def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--images", type=Path, nargs="+", help="folders with images; default: drawn images")
-    flags.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; default: that of the demo")
+    flags.add_argument("--images", type=arguments.path, nargs="+", help="folders with images; default: drawn images")
+    flags.add_argument("--tokenizer", type=arguments.path, help="folder of a tokenizer; default: that of the demo")
     flags.add_argument("--rounds", type=int, default=5, help="passes over all images, in turns")
     flags.add_argument("--count", type=int, default=60, help="number of images")
     return flags

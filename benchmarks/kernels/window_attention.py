@@ -24,13 +24,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import arguments
 from benchmarks.timing import side_by_side
 from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import api, window_attention
@@ -339,7 +339,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--rounds", type=int, default=20, help="timed calls of each backend")
     flags.add_argument("--tiny", action="store_true", help="small arrays; on a CPU the kernels are interpreted")
     flags.add_argument("--compile", metavar="NAMES", help=f"no device: compile for TPUs, of {', '.join(TOPOLOGIES)}")
-    flags.add_argument("--json", type=Path, help="also write the numbers to this file")
+    flags.add_argument("--json", type=arguments.path, help="also write the numbers to this file")
     return flags
 
 

@@ -28,6 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.goals import Goal, goals_of, lines_of
 from benchmarks.speed import generation, training_step
 
@@ -238,7 +239,7 @@ def write(output: Path, results: Report, texts: dict[str, str]) -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--output", type=Path, required=True, help="folder of gpu.json and gpu.md")
+    flags.add_argument("--output", type=arguments.path, required=True, help="folder of gpu.json and gpu.md")
     flags.add_argument("--minutes", type=float, default=8.5, help="minutes after which every part is stopped")
     flags.add_argument("--tiny", action="store_true", help="tiny shapes and few parts, to see that they work")
     return flags

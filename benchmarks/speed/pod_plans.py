@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from vr_jax.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,8 +174,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--jobs", type=int, default=2, help="plans at a time; each takes about 2 GB (%(default)s)")
     flags.add_argument("--optimization_level", choices=("O0", "O1", "O2", "O3"), help="effort of the TPU's compiler")
     flags.add_argument("--minutes", type=float, default=600, help="minutes after which no further plan is started")
-    flags.add_argument("--workdir", type=Path, default=ROOT / "runs" / "pod_plans", help="folder of the plans")
-    flags.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "plan.md", help="page with the table")
+    flags.add_argument(
+        "--workdir", type=arguments.path, default=ROOT / "runs" / "pod_plans", help="folder of the plans"
+    )
+    flags.add_argument(
+        "--page", type=arguments.path, default=ROOT / "docs" / "results" / "plan.md", help="page with the table"
+    )
     flags.add_argument("--tiny", action="store_true", help="one plan of configs/demo.py for the CPU")
     return flags
 

@@ -44,7 +44,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeyp
 
 def test_too_little_room_is_found_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
-    with pytest.raises(UserError, match=r"cannot be written: 0.00 GB are needed"):
+    with pytest.raises(UserError, match=r"cannot be written: 8 bytes are needed, 7 bytes are free"):
         save_params(tmp_path / "model", {}, {"image_newline": jnp.zeros(2)})
     assert os.listdir(tmp_path) == []
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from tests.commands import run
 from vr_jax.errors import ConfigError
 from vr_jax.settings import TrainConfig, load_config, read_config_file
-from vr_jax.settings.config_files import packaged_config, packaged_configs
+from vr_jax.settings.config_files import packaged_config, packaged_configs, split_variant
 
 MODEL = """
 from ml_collections import ConfigDict
@@ -98,3 +98,14 @@ def test_a_wrong_setting_names_the_file_and_the_field(tmp_path):
 def test_a_command_ends_with_that_line(capsys, tmp_path):
     assert run("demo", config="nowhere.py", workdir=tmp_path) == 2
     assert capsys.readouterr().err.startswith("vr-jax demo: config nowhere.py does not exist")
+
+
+def test_a_colon_in_a_name_is_none_before_a_variant(tmp_path):
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "c:d.py").touch()
+    file = str(folder / "c:d.py")
+    assert split_variant(file) == (file, "", "")
+    assert split_variant(f"{file}:phase1/x:y") == (file, ":", "phase1/x:y")
+    assert split_variant("configs/demo.py:uncompressed") == ("configs/demo.py", ":", "uncompressed")
+    assert split_variant("nowhere.py:phase1") == ("nowhere.py", ":", "phase1")

@@ -109,18 +109,44 @@ def test_a_restart_on_another_host_waits_until_the_lease_is_stale(path, fake):
     assert not path.exists()
 
 
-def test_one_who_waits_goes_on_as_soon_as_the_holder_ends(path, fake):
-    holder = acquire(path, fake)
+def test_who_waits_says_so_and_goes_on_as_soon_as_the_holder_ends(path, fake, caplog):
+    held_elsewhere(path, fake)
     pause = fake.pause
 
     def pause_and_end(seconds):
         pause(seconds)
         if len(fake.waits) == 3:
-            holder.release()
+            path.unlink()
 
     fake.pause = pause_and_end
     acquire(path, fake, wait=1000).release()
     assert len(fake.waits) == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "is held by ann@elsewhere, process 7" in line
+    assert f"taken over after {STALE_AFTER:.0f} s without one" in line
+
+
+def test_a_second_run_on_this_host_is_refused_at_once_however_long_it_would_wait(path, fake):
+    lease = acquire(path, fake)
+    with pytest.raises(UserError, match=f"in use by another run .*process {os.getpid()}, since"):
+        acquire(path, fake, wait=1000)
+    assert fake.waits == []
+    lease.release()
+
+
+def test_a_holder_on_another_host_that_gives_a_sign_of_life_is_not_waited_for(path, fake):
+    held_elsewhere(path, fake)
+    pause = fake.pause
+
+    def pause_and_refresh(seconds):
+        pause(seconds)
+        if len(fake.waits) == 4:
+            os.utime(path, (fake.time, fake.time))
+
+    fake.pause = pause_and_refresh
+    with pytest.raises(UserError, match=r"in use by another run \(ann@elsewhere, process 7"):
+        acquire(path, fake, wait=1000)
+    assert len(fake.waits) == 4
 
 
 def test_a_process_of_this_machine_that_has_ended_is_replaced_at_once(path, fake):

@@ -7,9 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-import jax
-
 from tests.training.tiny import noise_inputs, tiny_run
+from vr_jax import distributed
 from vr_jax.cli.logs import start_logging
 from vr_jax.cli.main import guarded
 from vr_jax.training.loop import train
@@ -24,7 +23,7 @@ if __name__ == "__main__":
     parser.add_argument("--process", type=int)
     options = parser.parse_args()
     if options.coordinator:
-        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+        distributed.initialize(options.coordinator, options.processes, options.process)
     changes = dict(item.split("=", 1) for item in options.set)
     config = tiny_run(**{name: json.loads(value) for name, value in changes.items()})
     start_logging("vr-jax train", verbose=True)

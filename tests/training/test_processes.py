@@ -143,3 +143,57 @@ def test_two_processes_equal_one(whole, tmp_path):
     code, errors = finish(start(tmp_path))
     assert code == 2
     assert "was written by 2 processes" in errors
+
+
+def data_file(folder):
+    record = {"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    folder.mkdir()
+    (folder / "data.json").write_text(json.dumps([record] * 8))
+
+
+@pytest.mark.slow  # two processes start JAX and build the demo's model: about 15 seconds
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_file_that_one_of_two_processes_lacks_ends_both_within_seconds(tmp_path, lacking):
+    """The processes have the same settings, and the relative path of the data leads somewhere in one of them only."""
+    places = [tmp_path / "0", tmp_path / "1"]
+    data_file(places[1 - lacking])
+    places[lacking].mkdir()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    command = [
+        *(sys.executable, "-m", "vr_jax", "train", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}"),
+        *("--config.data.path=data.json", "--config.data.format=llava_json", "--config.steps=1"),
+        *("--num_processes=2", f"--coordinator={address}"),
+    ]
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={number}"], cwd=place, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for number, place in enumerate(places)
+    ]
+    ends = []
+    for process in processes:
+        code, errors = finish(process)
+        ends.append(time.monotonic())
+        assert code == 2, errors
+        line = next(line for line in errors.splitlines() if "data.json" in line)
+        assert f"process {lacking} of 2 on {socket.gethostname()}: " in line
+        assert "Traceback" not in errors
+    assert ends[1] - ends[0] < 10
+    assert not any((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.slow  # two processes start JAX: about 10 seconds
+def test_settings_that_differ_between_two_processes_are_named(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = ("--processes=2", f"--coordinator=localhost:{free.getsockname()[1]}")
+    processes = [
+        start(tmp_path, f"--process={number}", *shared, f"--set=steps={number + 3}", devices=4) for number in (0, 1)
+    ]
+    for code, errors in map(finish, processes):
+        assert code == 2, errors
+        assert f"process 1 of 2 on {socket.gethostname()}: config.steps is 4 there and 3 on process 0" in errors

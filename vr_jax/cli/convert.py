@@ -14,6 +14,7 @@ from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
 from vr_jax.fields import Range
 from vr_jax.hub import local_folder
 from vr_jax.path_text import PathText
+from vr_jax.storage import check_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ def run_import(flags: ImportFlags) -> None:
     source, encoder, decoder = (
         None if place is None else str(local_folder(place)) for place in (flags.source, flags.encoder, flags.decoder)
     )
+    read = [place for place in (source, encoder, decoder) if place is not None]
+    check_apart(flags.to, read, where="--to", source="--from, --encoder or --decoder")
     import_checkpoint(
         source,
         flags.to,
@@ -70,6 +73,7 @@ def run_import(flags: ImportFlags) -> None:
 
 def run_export(flags: ExportFlags) -> None:
     """Exports a model directory."""
+    check_apart(flags.to, [flags.source], where="--to", source="--from")
     _prepare_process()
     export_checkpoint(
         flags.source,

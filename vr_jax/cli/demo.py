@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, wr
 from vr_jax.fields import Range
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, load_config
-from vr_jax.storage import as_path
+from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, remove_folder, write_text
 from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics, train
 
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
@@ -94,12 +94,17 @@ def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> Non
 
 
 def _empty(workdir: Path) -> None:
-    if workdir.exists() and any(workdir.iterdir()):
-        if not (workdir / MARKER).exists():
+    """Empties the folder of an earlier demo, unless another one is running in it now."""
+    with directory_lock(workdir), file_errors(f"{workdir} cannot be emptied"):
+        inside = [path for path in workdir.iterdir() if path.name != LOCK_FILE]
+        if inside and not (workdir / MARKER).exists():
             raise UserError(f"{workdir} holds other files; give an empty --workdir")
-        shutil.rmtree(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / MARKER).touch()
+        for path in inside:
+            if path.is_dir() and not os.path.islink(path):
+                remove_folder(path)
+            elif path.name != MARKER:
+                path.unlink()
+        write_text(workdir / MARKER, "")
 
 
 COMMAND = Command(

@@ -91,7 +91,7 @@ def compare(flags: EfficiencyFlags) -> Report:
         if flags.output is not None:
             # Nothing is measured that could not be written.
             check_plotting()
-            held.enter_context(results_folder(flags.output, JSON, overwrite=flags.overwrite))
+            held.enter_context(results_folder(flags.output, JSON, MARKDOWN, PLOT, overwrite=flags.overwrite))
         how = measure_isolated if flags.isolate else measure
         result = how(found, settings, lambda line: print(f"efficiency: {line}", file=sys.stderr, flush=True))
         print(text(result, scores))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 import jax
 
+from vr_jax import distributed
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
@@ -20,6 +21,7 @@ from vr_jax.fields import Range
 from vr_jax.inference import memory_errors
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, TrainConfig, load_config
+from vr_jax.storage import refuse_buckets
 
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
 
@@ -73,8 +75,8 @@ def run(flags: EvalFlags) -> int:
     """Evaluates, writes the report and prints the scores."""
     start_processes(flags)
     use_compilation_cache()
-    config = load_config(flags.config, flags.overrides) if flags.config else None
-    settings = settings_of(flags, config)
+    config, settings = distributed.together(lambda: _settings(flags))
+    distributed.check_same({"settings": settings.to_dict(), "config": config.to_dict() if config else {}})
     model, mesh = (config.model, config.mesh) if config else (None, None)
     with memory_errors(), Interrupt() as interrupt:
         done = evaluate(settings, model=model, mesh=mesh, on_batch=interrupt.check)
@@ -86,6 +88,13 @@ def run(flags: EvalFlags) -> int:
     for name, problem in done.failures.items():  # once more, where it is seen
         print(f"vr-jax eval: {name} was not run: {problem}", file=sys.stderr)
     return EXIT_INCOMPLETE if done.failures else 0
+
+
+def _settings(flags: EvalFlags) -> tuple[TrainConfig | None, EvaluationSettings]:
+    config = load_config(flags.config, flags.overrides) if flags.config else None
+    settings = settings_of(flags, config)
+    refuse_buckets(settings, "config.eval")
+    return config, settings
 
 
 def settings_of(flags: EvalFlags, config: TrainConfig | None) -> EvaluationSettings:

@@ -12,6 +12,7 @@ from vr_jax.cli.shared import AnswerFlags, load_generator
 from vr_jax.fields import Range
 from vr_jax.inference import Sampling, answer_file, read_questions
 from vr_jax.path_text import PathText
+from vr_jax.storage import check_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class GenerateFlags(AnswerFlags):
 
 def run(flags: GenerateFlags) -> None:
     """Answers the questions, and says how many could not be asked."""
+    check_apart(flags.output, [flags.input, flags.checkpoint], where="--output", source="--input or --checkpoint")
     sampling = Sampling(flags.temperature, flags.top_p, flags.seed)
     total = len(read_questions(flags.input))  # a malformed line is reported before the model is loaded
     with (

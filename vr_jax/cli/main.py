@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from types import ModuleType
 
 from vr_jax.cli.flags import Command, Group, UsageError, help_text, parse, unknown
 from vr_jax.cli.logs import start_logging
-from vr_jax.errors import EXIT_DONE, EXIT_INTERRUPTED, UserError
+from vr_jax.errors import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_OUTPUT_CLOSED
+from vr_jax.failures import as_user_error
 
 PROGRAM = "vr-jax"
 DISTRIBUTION = "vr-jax"
 HELP = ("--help", "-h")
+TRACEBACK_VARIABLE = "VR_JAX_TRACEBACK"  # any value but 0 shows where an error was raised, above its line
 # The modules of `vr_jax.cli` that hold the commands, and what the commands do. A module is imported when its command is
 # called, so that `vr-jax --help` does not wait for JAX.
 COMMANDS = {
@@ -41,7 +48,8 @@ Commands:
 
 `vr-jax COMMAND --help` tells its flags. Flags have underscores; dashes work.
 --config=FILE[:VARIANT] is a file or a packaged config, whose fields are set by
---config.optimizer.lr=1e-4. Exit codes: 0 done, 2 a mistake to mend, 130 Ctrl-C.
+--config.optimizer.lr=1e-4. Exit codes (docs/failures.md): 0 done, 2 a mistake
+or a full disk or memory, 1 a fault of vr-jax, 130 Ctrl-C, 141 nobody reads.
 """
 
 
@@ -56,38 +64,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
         standard error.
     """
     rest = list(sys.argv[1:] if arguments is None else arguments)
-    if not rest or rest[0] in (*HELP, "help"):
-        print(overview())
-        return EXIT_DONE
-    if rest[0] == "--version":
-        print(f"{PROGRAM} {version(DISTRIBUTION)}")
-        return EXIT_DONE
     words = [PROGRAM]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal cannot show
     return guarded(words, lambda: _call(words, rest))
 
 
 def guarded(words: Sequence[str], call: Callable[[], int | None]) -> int:
     """Runs a call and turns what is foreseen to end it into a line on standard error and an exit status.
 
+    A run of several processes ends as a whole: the others learn of the error (`vr_jax.distributed`).
+
     Args:
         words: The words of the command, which begin the line. They are read when the call has ended.
         call: Returns an exit status, or None after success.
 
     Returns:
-        The exit status: that of the call, the exit code of its `UserError`, or 130 after Ctrl-C.
+        The exit status: that of the call, the exit code of its error, 130 after Ctrl-C, or 141 if nobody reads what the
+        call prints.
     """
     try:
-        return call() or EXIT_DONE
-    except UserError as error:
-        print(f"{' '.join(words)}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        status = call() or EXIT_DONE
+        _flush_output()
     except KeyboardInterrupt as error:
-        print(f"{' '.join(words)}: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
+        _tell_others(error)
+        _report(words, str(error) or "interrupted", error)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError as error:
+        _tell_others(error)
+        _report(words, "nobody reads the output any more, so the command ends", error)
+        with contextlib.suppress(OSError):
+            _flush_output()
+        status = EXIT_OUTPUT_CLOSED
+    except Exception as error:
+        # Failures of a disk, of the memory or of a library come from any line. Faults of the program go on as they are.
+        found = as_user_error(error)
+        message = _tell_others(error)
+        if found is None:
+            if (module := _distributed()) is not None and module.is_watched():
+                traceback.print_exc()
+                module.leave(EXIT_FAULT)
+            raise
+        _report(words, message or str(found), error)
+        status = found.exit_code
+    if (module := _distributed()) is not None:
+        module.leave(status)
+    return status
+
+
+def _distributed() -> ModuleType | None:
+    """The module of several processes, where the command has imported it and with it JAX."""
+    return sys.modules.get("vr_jax.distributed")
+
+
+def _tell_others(error: BaseException) -> str:
+    """Tells the other processes of the run of an error; returns its message, or nothing without such processes."""
+    module = _distributed()
+    return "" if module is None else str(module.fail(error))
+
+
+def _report(words: Sequence[str], message: str, error: BaseException) -> None:
+    if os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"{' '.join(words)}: {message}", file=sys.stderr, flush=True)
+
+
+def _flush_output() -> None:
+    """Writes what was printed, so that a closed pipe or a full disk is known before the command ends.
+
+    After an error the output goes nowhere; otherwise Python would end with a second error of the same cause.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _call(words: list[str], rest: list[str]) -> int | None:
     """Runs the command of a command line; the words that name it move from `rest` to `words`."""
+    if not rest or rest[0] in (*HELP, "help"):
+        print(overview())
+        return EXIT_DONE
+    if rest[0] == "--version":
+        print(f"{PROGRAM} {version(DISTRIBUTION)}")
+        return EXIT_DONE
     command = _command(words, rest)
     if any(argument in HELP for argument in rest):
         print(help_text(" ".join(words), command))

@@ -68,7 +68,7 @@ def run(flags: PlanFlags) -> int:
     topology = open_topology(flags.topology)
     with contextlib.ExitStack() as held:
         if flags.output is not None:
-            held.enter_context(results_folder(flags.output, report.JSON, overwrite=flags.overwrite))
+            held.enter_context(results_folder(flags.output, report.JSON, report.MARKDOWN, overwrite=flags.overwrite))
         fixed_rows = any(override.startswith("batch.rows=") for override in flags.overrides)
         if flags.search:
             found = search(

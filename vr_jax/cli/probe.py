@@ -28,7 +28,7 @@ from vr_jax.probe import (
 )
 from vr_jax.settings import load_config
 from vr_jax.settings.overrides import parse_text
-from vr_jax.storage import as_path
+from vr_jax.storage import as_path, refuse_buckets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,7 @@ def run(flags: ProbeFlags) -> None:
     if given["layers"] is not None:
         given["layers"] = parse_text(tuple[int, ...], given["layers"], "layers")
     settings = probe_settings(given, config)
+    refuse_buckets(settings, "config.probe")
     if config is None:
         result = run_probe(settings)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vr_jax import distributed
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import CONFIG_HELP, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
@@ -27,7 +28,8 @@ def run(flags: TrainFlags) -> None:
     """Trains or exports."""
     start_processes(flags)
     use_compilation_cache()
-    config, workdir = load_config(flags.config, flags.overrides), as_path(flags.workdir)
+    config = distributed.together(lambda: load_config(flags.config, flags.overrides))
+    workdir = as_path(flags.workdir)
     if flags.export_only:
         export_newest(config, workdir)
     else:

@@ -44,6 +44,7 @@ class LlavaJsonSource:
         self.path = Path(path)
         self.images = ImageFolder(images, follow_links=follow_links)
         require_file(self.path)
+        self.files = [self.path]
         self._ranges = _record_ranges(self.path)
         self._map: mmap.mmap | None = None
 

@@ -53,6 +53,7 @@ class LlavaParquetSource:
         if not paths:
             raise UserError("There is no parquet file in the data path; check the folder or the pattern.")
         self.paths = [Path(path) for path in paths]
+        self.files = self.paths
         self.images = ImageFolder(images, follow_links=follow_links)
         self.cached_groups = cached_groups
         self._groups: list[tuple[int, int]] = []  # The shard and the row group of every block.

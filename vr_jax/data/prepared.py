@@ -51,8 +51,9 @@ class ArrayRecordSource:
         if split not in builder.info.splits:
             known = ", ".join(sorted(builder.info.splits))
             raise UserError(f"{self.directory}: there is no split {split!r}; the set has {known}.")
-        for path in builder.info.splits[split].filepaths:
-            require_file(Path(path))
+        self.files = [Path(path) for path in builder.info.splits[split].filepaths]
+        for path in self.files:
+            require_file(path)
         self._data = builder.as_data_source(split=split)
         try:
             if len(self._data):

@@ -23,7 +23,7 @@ from vr_jax.inference import user_turn, with_pruning
 from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model_directory import read_config
-from vr_jax.settings import load_config
+from vr_jax.settings import load_config, split_variant
 
 # This choice of an image layout keeps that of each config.
 CONFIG = "config"
@@ -89,7 +89,7 @@ def _names(sources: Sequence[Source]) -> list[str]:
         if source.kind == "checkpoint":
             parts = Path(source.text).parts
             return "/".join(parts[-2:]), "/".join(parts[-3:]), source.text
-        file, _, variant = source.text.partition(":")
+        file, _, variant = split_variant(source.text)
         stem = Path(file).stem
         return variant or stem, f"{stem}:{variant}" if variant else stem, source.text
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import ItemResult
-from vr_jax.storage import LOCK_FILE, lease, make_folder, write_json
+from vr_jax.failures import close_after
+from vr_jax.storage import LOCK_FILE, AppendedFile, lease, make_folder, write_json
 
 SETTINGS, ITEMS, SUMMARY = "settings.json", "items.jsonl", "summary.json"
 
@@ -50,30 +50,28 @@ class RunDirectory:
         make_folder(path)
         try:
             self._held.enter_context(lease(path / LOCK_FILE))
-            self._items = self._held.enter_context((path / ITEMS).open("a+b"))
+            self._items = self._held.enter_context(AppendedFile(path / ITEMS))
             if overwrite:
                 self._items.truncate(0)
                 for name in (SETTINGS, SUMMARY):
                     (path / name).unlink(missing_ok=True)
             self.results = self._continue(json.loads(json.dumps(settings)))
-        except BaseException:
-            self._held.close()
+        except BaseException as error:
+            close_after(error, self._held.close)
             raise
 
     def __enter__(self) -> Self:
         """Returns the folder itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Releases the folder for other processes."""
-        self._held.close()
+        close_after(error, self._held.close)
 
     def append(self, results: Iterable[ItemResult]) -> None:
         """Adds results, and returns once they are on disk. A result that is there already is not written again."""
         results = [result for result in results if self.results.get(result.id) != result]
-        self._items.write("".join(json.dumps(result.to_dict()) + "\n" for result in results).encode())
-        self._items.flush()
-        os.fsync(self._items.fileno())
+        self._items.append("".join(json.dumps(result.to_dict()) + "\n" for result in results).encode(), sync=True)
         self.results |= {result.id: result for result in results}
 
     def summary(self) -> dict[str, Any] | None:
@@ -91,7 +89,7 @@ class RunDirectory:
         """Returns the results of an earlier run, after comparing its settings with the present ones."""
         path = self.path / SETTINGS
         if not path.exists():
-            if self._items.seek(0, os.SEEK_END):
+            if self._items.read():
                 raise UserError(
                     f"{self.path} has a file {ITEMS} but no {SETTINGS}, so that it is unknown which run it belongs to; "
                     "choose another --output, or replace the file with --overwrite"
@@ -108,13 +106,9 @@ class RunDirectory:
                 f"{self.path} holds a run with other settings ({'; '.join(found_differences)}); choose another "
                 "--output, or replace the results with --overwrite"
             )
-        results, complete = parse_results(self.path / ITEMS, self._read())
+        results, complete = parse_results(self.path / ITEMS, self._items.read())
         self._items.truncate(complete)
         return results
-
-    def _read(self) -> bytes:
-        self._items.seek(0)
-        return self._items.read()
 
 
 def load_results(directory: Path) -> list[ItemResult]:

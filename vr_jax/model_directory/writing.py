@@ -26,6 +26,7 @@ def save_model(
     tokenizer_dir: PathLike | None = None,
     *,
     overwrite: bool = False,
+    owner: str = "",
 ) -> None:
     """Writes a whole model. All processes of a run call it together.
 
@@ -34,13 +35,14 @@ def save_model(
         model: The model; its parameters may be sharded.
         tokenizer_dir: A folder whose `SIDE_FILES` are copied.
         overwrite: Whether an existing directory is replaced.
+        owner: Who writes it (`storage.complete_directory`).
 
     Raises:
         UserError: The directory exists and `overwrite` is not set, or it cannot be written, e.g. since the disk is
             full. Then nothing is left of it.
     """
     params = merge_stages(flatten_params(model))
-    save_params(directory, model.config.to_dict(), params, tokenizer_dir, overwrite=overwrite)
+    save_params(directory, model.config.to_dict(), params, tokenizer_dir, overwrite=overwrite, owner=owner)
 
 
 def save_params(
@@ -50,6 +52,7 @@ def save_params(
     tokenizer_dir: PathLike | None = None,
     *,
     overwrite: bool = False,
+    owner: str = "",
 ) -> None:
     """Writes parameters of the merged layout, of a whole model or of a part of one.
 
@@ -59,6 +62,7 @@ def save_params(
         params: Arrays by merged path.
         tokenizer_dir: A folder whose `SIDE_FILES` are copied.
         overwrite: Whether an existing directory is replaced.
+        owner: Who writes it (`storage.complete_directory`).
 
     Raises:
         UserError: As `save_model`.
@@ -71,7 +75,7 @@ def save_params(
             if tokenizer_dir is not None:
                 copy_side_files(tokenizer_dir, written)
 
-    with complete_directory(directory, size=size, overwrite=overwrite) as written:
+    with complete_directory(directory, size=size, overwrite=overwrite, owner=owner) as written:
         _write_params(directory, written, params)
         distributed.together(write_files)
 

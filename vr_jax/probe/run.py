@@ -116,7 +116,7 @@ def run_probe(
     val = subset(data.val, min(settings.val_images, len(data.val)), settings.data_seed)
     data = dataclasses.replace(data, train=train, val=val)
     devices = make_mesh(**(mesh or MeshSettings()).to_dict())
-    with results_folder(folder, RESULTS, overwrite=settings.overwrite):
+    with results_folder(folder, RESULTS, FIGURE, overwrite=settings.overwrite):
         loaded = _load(settings, config, tokenizer, devices)
         reader = Reader(data.folder, config.image, settings.workers)
         prompt = prompt_batch(loaded.processor, _question(settings))

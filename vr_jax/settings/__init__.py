@@ -1,6 +1,6 @@
 """The settings of a run: `TrainConfig`, and `load_config`, which reads it from a config file."""
 
-from vr_jax.settings.config_files import load_config, read_config_file
+from vr_jax.settings.config_files import load_config, read_config_file, split_variant
 from vr_jax.settings.train_config import (
     DEMO,
     BatchSettings,
@@ -31,4 +31,5 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "read_config_file",
+    "split_variant",
 ]

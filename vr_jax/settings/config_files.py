@@ -91,7 +91,8 @@ def split_variant(spec: str) -> tuple[str, str, str]:
     """Splits FILE:VARIANT at its colon. A file that exists is never split, and a folder's name may hold a colon.
 
     Returns:
-        The file, the colon (empty where there is none), and the variant.
+        The file, the colon (empty where there is none), and the variant. A file that does not exist ends at the first
+        colon.
     """
     if Path(spec).is_file():
         return spec, "", ""

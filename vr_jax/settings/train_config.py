@@ -89,6 +89,7 @@ class DataSettings(Config):
         packing: Whether several samples share a row.
         shuffle: Whether the order of the samples is drawn anew for each epoch.
         workers: Processes that decode images and tokenise. With 0, threads of the training process do it.
+        allow_changed: Whether a run may continue although the data files changed since its last start.
         max_skipped: Share of unusable samples above which training stops.
         max_pixels: Largest number of pixels of an image. A larger one makes its sample unusable, because it may be a
             small file that fills the memory.
@@ -106,6 +107,7 @@ class DataSettings(Config):
     packing: bool = True
     shuffle: bool = True
     workers: NonNegativeInt = 4
+    allow_changed: bool = False
     max_skipped: Fraction = 0.01
     max_pixels: PositiveInt = 89_478_485
 

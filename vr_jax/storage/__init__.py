@@ -5,11 +5,14 @@ who holds it (a lease file with a heartbeat). Everything that the operating syst
 """
 
 from vr_jax.storage.files import (
+    AppendedFile,
     PathLike,
     as_path,
     atomic_write,
     file_errors,
     is_local,
+    move_folder,
+    remove_folder,
     write_bytes,
     write_json,
     write_text,
@@ -17,9 +20,11 @@ from vr_jax.storage.files import (
 from vr_jax.storage.folders import (
     COMPLETE_MARKER,
     check_complete,
+    check_free,
     check_target,
     complete_directory,
     is_complete,
+    owner_of,
     results_folder,
 )
 from vr_jax.storage.lease import (
@@ -32,17 +37,27 @@ from vr_jax.storage.lease import (
     lease,
     make_folder,
 )
+from vr_jax.storage.paths import (
+    check_apart,
+    local_path,
+    matching_paths,
+    refuse_buckets,
+    split_paths,
+)
 
 __all__ = [
     "COMPLETE_MARKER",
     "LOCK_FILE",
     "STALE_AFTER",
+    "AppendedFile",
     "Clock",
     "Lease",
     "PathLike",
     "as_path",
     "atomic_write",
+    "check_apart",
     "check_complete",
+    "check_free",
     "check_target",
     "check_unlocked",
     "complete_directory",
@@ -51,8 +66,15 @@ __all__ = [
     "is_complete",
     "is_local",
     "lease",
+    "local_path",
     "make_folder",
+    "matching_paths",
+    "move_folder",
+    "owner_of",
+    "refuse_buckets",
+    "remove_folder",
     "results_folder",
+    "split_paths",
     "write_bytes",
     "write_json",
     "write_text",

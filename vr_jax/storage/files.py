@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Self
 
 from etils import epath
 
 from vr_jax.errors import UserError
+from vr_jax.failures import close_after, error_number, explain
+from vr_jax.path_text import check_path_text, is_bucket
 
 type PathLike = str | os.PathLike[str]
 
 
 def as_path(path: PathLike) -> epath.Path:
-    """Returns a path of a disk or a bucket (gs://, s3://); `~` becomes the home folder."""
-    return epath.Path(path).expanduser()
+    """Returns a path of a disk or a bucket (gs://, s3://); `~` becomes the home folder.
+
+    Raises:
+        ConfigError: The path is empty, or an address of another kind.
+    """
+    return epath.Path(check_path_text(os.fspath(path), "path"))
 
 
 def is_local(path: PathLike) -> bool:
     """Returns whether a path lies on a disk, so that files can be renamed and created exclusively."""
-    return "://" not in os.fspath(path)
+    return not is_bucket(path)
 
 
 @contextmanager
-def file_errors(doing: str) -> Iterator[None]:
-    """Turns an `OSError` of the block into a `UserError`.
+def file_errors(doing: str, *, needed: int = 0) -> Iterator[None]:
+    """Turns what the operating system refuses in the block into a `UserError`.
 
     Args:
         doing: What the message begins with, e.g. "results.json cannot be written".
+        needed: Bytes that the block writes, if they are known; a message about a full disk tells them.
 
     Raises:
-        UserError: The block raised an `OSError`; the message ends with its reason and the file at fault.
+        UserError: The block raised an `OSError`, or an error of a library that quotes one (`vr_jax.failures`). The
+            message ends with the reason, the file at fault and what to do.
     """
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{doing}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # TensorStore and the tokenizers library have classes of their own for such errors.
+        if error_number(error) is None:
+            raise
+        raise UserError(f"{doing}: {explain(error, needed=needed, known=doing)}") from error
 
 
 @contextmanager
@@ -61,6 +75,8 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
     """
     target = as_path(path)
     with file_errors(f"{target} cannot be written"):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
         if is_local(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
@@ -68,8 +84,8 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
                 yield temporary
                 _flush(temporary)
                 os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
+            except BaseException as error:
+                close_after(error, functools.partial(temporary.unlink, missing_ok=True))
                 raise
         else:  # A bucket shows an object only when all of it has arrived.
             with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +109,7 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    with atomic_write(path) as temporary:
+    with file_errors(f"{as_path(path)} cannot be written", needed=len(data)), atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -113,3 +129,93 @@ def write_json(path: PathLike, value: Any) -> None:
         UserError: The file cannot be written.
     """
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+class AppendedFile:
+    """A file that grows by whole pieces while it is open; a context manager.
+
+    A piece that cannot be written is taken away again, so that the file never ends in half of one after an error.
+    """
+
+    def __init__(self, path: PathLike):
+        """Opens a file of a disk, and creates it and its folder if they are absent.
+
+        Raises:
+            UserError: The file cannot be opened.
+        """
+        self.path = as_path(path)
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # it is closed by `close`
+
+    def append(self, data: bytes, *, sync: bool = False) -> None:
+        """Adds a piece at the end.
+
+        Args:
+            data: The piece.
+            sync: Whether the call waits until the disk holds it.
+
+        Raises:
+            UserError: It cannot be written; the file is as before.
+        """
+        with self._errors(len(data)):
+            before = self._file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                if sync:
+                    os.fsync(self._file.fileno())
+            except BaseException as error:
+                close_after(error, functools.partial(self._file.truncate, before))
+                raise
+
+    def read(self) -> bytes:
+        """Returns the content."""
+        with self._errors():
+            self._file.seek(0)
+            return self._file.read()
+
+    def truncate(self, size: int) -> None:
+        """Cuts the file."""
+        with self._errors():
+            self._file.truncate(size)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._errors():
+            self._file.close()
+
+    def _errors(self, needed: int = 0) -> AbstractContextManager[None]:
+        return file_errors(f"{self.path} cannot be written", needed=needed)
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes it."""
+        close_after(error, self.close)
+
+
+def remove_folder(folder: PathLike) -> None:
+    """Removes a folder with all that it holds; does nothing if it is absent. The caller knows whose folder it is.
+
+    Raises:
+        UserError: It cannot be removed.
+    """
+    path = as_path(folder)
+    with file_errors(f"{path} cannot be removed"), suppress(FileNotFoundError):
+        path.rmtree()
+
+
+def move_folder(folder: PathLike, target: PathLike) -> None:
+    """Gives a folder of a disk another name; a folder that had that name is removed.
+
+    Raises:
+        UserError: It cannot be moved.
+    """
+    with file_errors(f"{folder} cannot be moved to {target}"):
+        remove_folder(target)
+        as_path(target).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, target)

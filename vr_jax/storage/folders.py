@@ -19,11 +19,13 @@ from etils import epath
 
 from vr_jax import distributed
 from vr_jax.errors import UserError
+from vr_jax.failures import close_after, free_bytes, size_text
 from vr_jax.storage.files import PathLike, as_path, file_errors, is_local, write_text
 from vr_jax.storage.lease import directory_lock, lease, make_folder
 
 COMPLETE_MARKER = "_COMPLETE"
 _MARKER_TEXT = "This folder is complete: this file was written after all the others.\n"
+_OWNER = "Owner: "  # begins the marker's line that names who may replace the folder, where it is not anyone
 
 
 def is_complete(folder: PathLike) -> bool:
@@ -51,11 +53,26 @@ def check_complete(folder: PathLike) -> None:
     )
 
 
-def check_target(target: PathLike, *, overwrite: bool) -> None:
+def owner_of(folder: PathLike) -> str | None:
+    """Returns the owner that a complete folder names, "" if it names none, or None if it is not complete."""
+    path = _real(folder)
+    if not is_complete(path):
+        return None
+    with file_errors(f"{path} cannot be read"):
+        lines = (path / COMPLETE_MARKER).read_text().splitlines()
+    return next((line.removeprefix(_OWNER) for line in lines if line.startswith(_OWNER)), "")
+
+
+def check_target(target: PathLike, *, overwrite: bool, owner: str = "") -> None:
     """Makes sure that `complete_directory` may write a folder; an empty folder counts as absent.
 
+    Args:
+        target: The folder to write.
+        overwrite: Whether a folder that `complete_directory` has written may be replaced.
+        owner: Who writes it; with an owner, only a folder of the same owner is replaced.
+
     Raises:
-        UserError: The folder exists and may not be replaced, or the path is a file.
+        UserError: The folder exists and may not be replaced, somebody else wrote it, or the path is a file.
     """
     path = _real(target)
     _finish_exchange(path)
@@ -63,12 +80,24 @@ def check_target(target: PathLike, *, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise UserError(f"{path} is a file; choose another name for the folder")
-    if not overwrite and any(path.iterdir()):
+    with file_errors(f"{path} cannot be read"):
+        if not any(path.iterdir()):
+            return
+    if not overwrite:
         raise UserError(f"{path} exists; choose another folder, or overwrite it")
+    if owner and owner_of(path) != owner:
+        raise UserError(f"{path} was not written by this run, so it is not replaced; move it away, or choose another")
+    if is_local(path) and not (path / COMPLETE_MARKER).exists():
+        raise UserError(
+            f"{path} holds files that vr-jax did not write (it has no {COMPLETE_MARKER}), so it is not replaced; "
+            "choose another folder, or remove it yourself"
+        )
 
 
 @contextlib.contextmanager
-def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = False) -> Iterator[epath.Path]:
+def complete_directory(
+    target: PathLike, *, size: int = 0, overwrite: bool = False, owner: str = ""
+) -> Iterator[epath.Path]:
     """Gives the block a folder to fill, which becomes `target` when the block succeeds and is removed otherwise.
 
     All processes of a run call it together and see the same folder; the first one creates it. What is promised holds
@@ -77,7 +106,9 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
     Args:
         target: The folder to write.
         size: Bytes that will be written, at least; they must be free.
-        overwrite: Whether a folder that is there is replaced. It can be read until the new one is complete.
+        overwrite: Whether a folder that is there is replaced, if this function has written it. It can be read until the
+            new one is complete.
+        owner: Who writes the folder (`owner_of`); a folder of somebody else is then not replaced.
 
     Yields:
         The folder to write to, which exists and is empty.
@@ -89,12 +120,12 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
     final = _real(target)
     written = _beside(final, "incomplete") if is_local(final) else final
     first = distributed.is_first()
-    with contextlib.ExitStack() as held, file_errors(f"{final} cannot be written"):
+    with contextlib.ExitStack() as held, file_errors(f"{final} cannot be written", needed=size):
 
         def prepare() -> None:
             if not first:
                 return
-            check_target(final, overwrite=overwrite)
+            check_target(final, overwrite=overwrite, owner=owner)
             if is_local(final):
                 make_folder(final.parent)
                 held.enter_context(lease(_beside(final, "lock"), place=final))
@@ -106,7 +137,7 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
         def commit() -> None:
             if not first:
                 return
-            write_text(written / COMPLETE_MARKER, _MARKER_TEXT)
+            write_text(written / COMPLETE_MARKER, _MARKER_TEXT + (f"{_OWNER}{owner}\n" if owner else ""))
             if written != final:
                 _exchange(final, written)
 
@@ -114,34 +145,41 @@ def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = Fal
         try:
             yield written
             distributed.together(commit)
-        except BaseException:
-            if not (written / COMPLETE_MARKER).exists():
-                with contextlib.suppress(OSError):  # The first error is the one to report.
+        except BaseException as error:
+
+            def clear() -> None:
+                if not (written / COMPLETE_MARKER).exists():
                     _clear(written)
+
+            close_after(error, clear)
             raise
 
 
 @contextlib.contextmanager
-def results_folder(folder: PathLike, results: str, *, overwrite: bool = False) -> Iterator[epath.Path]:
+def results_folder(folder: PathLike, *results: str, overwrite: bool = False) -> Iterator[epath.Path]:
     """Holds a folder from before some work until its results are written.
 
     So neither the work nor older results are lost: what could not be written is refused before the work begins.
 
     Args:
         folder: The folder, which is created; see `directory_lock`.
-        results: Name of the file that tells that there are results already.
-        overwrite: Whether such results may be replaced.
+        results: Names of the files that will be written.
+        overwrite: Whether files of these names may be replaced.
 
     Yields:
         The folder.
 
     Raises:
-        UserError: There are results and `overwrite` is not set, another run holds the folder, or it cannot be written.
+        UserError: There is such a file and `overwrite` is not set, or a folder has its name, another run holds the
+            folder, or it cannot be written.
     """
     path = as_path(folder)
     with directory_lock(path):
-        if not overwrite and (path / results).exists():
-            raise UserError(f"{path / results} exists; choose another --output, or replace it with --overwrite")
+        for name in results:
+            if (path / name).is_dir():
+                raise UserError(f"{path / name} is a folder, and the results are a file of that name; move it away")
+            if not overwrite and (path / name).exists():
+                raise UserError(f"{path / name} exists; choose another --output, or replace it with --overwrite")
         yield path
 
 
@@ -185,8 +223,23 @@ def _clear(folder: epath.Path) -> None:
 
 def _check_free(target: epath.Path, size: int) -> None:
     """Refuses to write more bytes than are free."""
-    free = shutil.disk_usage(target.parent).free
-    if free < size:
-        raise UserError(
-            f"{target} cannot be written: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free on its disk"
-        )
+    check_free(target.parent, size, f"{target} cannot be written")
+
+
+def check_free(
+    folder: PathLike, size: int, doing: str, advice: str = "free some space, or choose another disk"
+) -> None:
+    """Makes sure that a disk has room.
+
+    Args:
+        folder: A folder of the disk, which need not exist.
+        size: Bytes that will be written.
+        doing: What the message begins with.
+        advice: What the message ends with.
+
+    Raises:
+        UserError: Fewer bytes are free; the message has both numbers.
+    """
+    free = free_bytes(folder)
+    if free is not None and free < size:
+        raise UserError(f"{doing}: {size_text(size)} are needed, {size_text(free)} are free on its disk; {advice}")

@@ -4,6 +4,9 @@ The lease is a file that is created exclusively. It names its holder and is kept
 time of its last refresh is the file's modification time. A lease that was not refreshed for `STALE_AFTER` seconds, or
 whose process is gone from this machine, may be removed by anyone who wants the folder. The clocks of the hosts must
 agree to within a fraction of that time.
+
+Who finds a folder held is told at once where the holder certainly lives: its process runs on this machine, or the lease
+is refreshed while one looks. Only a holder on another host that gives no sign of life is waited for.
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from dataclasses import asdict, dataclass
 
 from vr_jax import distributed
 from vr_jax.errors import UserError
+from vr_jax.failures import first_error_kept
 from vr_jax.storage.files import PathLike, as_path, file_errors, is_local
 from vr_jax.storage.lease_file import DiskLeaseFile, LeaseFile, Version
 
 LOCK_FILE = ".lock"
 STALE_AFTER = 60.0  # seconds without a refresh after which a holder counts as gone
-_REFRESHES = 4  # number of refreshes within that time
+_REFRESHES = 12  # number of refreshes within that time, so that a holder that lives is known within 5 seconds
 _POLL = 1.0  # seconds after which a waiting process looks again
 
 logger = logging.getLogger("vr_jax.storage")
@@ -92,9 +96,13 @@ class Holder:
         """Returns the content of the lease file."""
         return (json.dumps(asdict(self)) + "\n").encode()
 
+    def is_here(self) -> bool:
+        """Returns whether the process belongs to this machine, so that it is known whether it runs."""
+        return bool(self.machine) and self.machine == _machine()
+
     def is_gone(self) -> bool:
         """Returns whether the process has certainly ended; False where another machine would have to be asked."""
-        return bool(self.machine) and self.machine == _machine() and _started(self.process) != self.started
+        return self.is_here() and _started(self.process) != self.started
 
     def __str__(self) -> str:
         """Returns the holder as messages name it."""
@@ -153,7 +161,7 @@ class Lease:
         Args:
             place: The name of the folder in messages.
             file: The lease file.
-            wait: Seconds to wait for the present holder to end or to become stale.
+            wait: Seconds to wait for a holder on another host that gives no sign of life to end or to become stale.
             stale_after: Seconds without a refresh after which a holder counts as gone.
             clock: Time; the default is the real one.
 
@@ -162,6 +170,7 @@ class Lease:
         """
         clock = clock or Clock()
         begin, said = clock.now(), False
+        first: Version | None = None  # what was found when the waiting began
         record = Holder.this_process(begin).record()
         while True:
             version = file.create(record, clock.now())
@@ -169,6 +178,7 @@ class Lease:
                 return cls(place, file, version, stale_after=stale_after, clock=clock)
             found = file.read()
             if found is None:
+                first = None
                 continue  # The holder has released it just now.
             holder = Holder.parse(found.record)
             age = clock.now() - found.refreshed / 1e9
@@ -177,15 +187,25 @@ class Lease:
                     logger.warning(
                         "%s: the run that held it is gone (%s); it is taken over", place, holder or "unknown"
                     )
+                first = None
                 continue
-            if clock.now() - begin >= wait:
+            first = first or found
+            lives = (holder is not None and holder.is_here()) or found != first
+            if lives or clock.now() - begin >= wait:
                 raise UserError(
                     f"{place} is in use by another run ({holder or 'unknown'}, last sign of life {max(age, 0):.0f} s "
                     "ago); wait for its end, or choose another folder"
                 )
             if not said:
-                logger.info("%s is in use (%s): waiting for up to %.0f s", place, holder or "unknown", wait)
                 said = True
+                logger.warning(
+                    "%s is held by %s, whose last sign of life was %.0f s ago; it is taken over after %.0f s without "
+                    "one",
+                    place,
+                    holder or "an unknown process",
+                    max(age, 0),
+                    stale_after,
+                )
             clock.pause(min(_POLL, stale_after / _REFRESHES))
 
     def refresh(self) -> None:
@@ -241,11 +261,9 @@ def lease(path: PathLike, *, wait: float = 0.0, place: PathLike | None = None) -
     file = as_path(path)
     with file_errors(f"{file} cannot be written"):
         held = Lease.acquire(os.fspath(place or file.parent), DiskLeaseFile(file), wait=wait)
-    try:
+    with file_errors(f"{file} cannot be removed"), first_error_kept(held.release):
         yield held
         held.check()
-    finally:
-        held.release()
 
 
 @contextlib.contextmanager
@@ -256,8 +274,8 @@ def directory_lock(folder: PathLike, *, wait: float = 0.0) -> Iterator[Lease | N
 
     Args:
         folder: The folder; its file `.lock` is the lease.
-        wait: Seconds to wait for another run to end. With more than `STALE_AFTER` seconds a run that is restarted
-            elsewhere, because its host was lost, takes its folder over.
+        wait: Seconds to wait for a run on another host that gives no sign of life. With more than `STALE_AFTER`
+            seconds a run that is restarted elsewhere, because its host was lost, takes its folder over.
 
     Yields:
         The lease on the first process, whose `check` a long run may call; None on the others.
@@ -286,7 +304,9 @@ def check_unlocked(folder: PathLike) -> None:
     Raises:
         UserError: Another run holds the folder.
     """
-    if (as_path(folder) / LOCK_FILE).exists():
+    with file_errors(f"{folder} cannot be read"):
+        held = (as_path(folder) / LOCK_FILE).exists()
+    if held:
         with lease(as_path(folder) / LOCK_FILE):
             pass
 
@@ -304,9 +324,8 @@ def make_folder(folder: PathLike) -> None:
         UserError: There is a file of that name, or the folder cannot be created.
     """
     path = as_path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path} is not a folder; choose another one") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be created: {error}") from error
+    with file_errors(f"{path} cannot be created"):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{path} is not a folder; choose another one") from None

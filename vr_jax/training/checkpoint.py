@@ -5,16 +5,19 @@
                                 /checksums.process_<n>.json  size and CRC-32 of every file of a process, written last
     <workdir>/checkpoints_damaged/<step>/                    checkpoints that failed their checksums
 
-A checkpoint counts when its checksums are written, so that a run may be killed at any moment.
+A checkpoint counts when its checksums are written, so that a run may be killed at any moment. One that cannot be
+written ends the run with one line, and nothing of it is left; those before it stay as they are.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
-import os
-import shutil
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +28,16 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from vr_jax import distributed
 from vr_jax.errors import UserError
+from vr_jax.failures import close_after, first_error_kept, size_text
+from vr_jax.settings import CheckpointSettings
+from vr_jax.storage import check_free, file_errors, local_path, make_folder, move_folder, remove_folder
 from vr_jax.training import checksums
 from vr_jax.training.state import TrainState
 
 FORMAT, VERSION = "vr_jax checkpoint", 2
 FOLDER, DAMAGED_FOLDER = "checkpoints", "checkpoints_damaged"
 _SHOWN_DIFFERENCES = 20
+_UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a folder until it is whole
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -69,9 +76,10 @@ class Checkpoints:
             keep_last: How many of the newest checkpoints are kept.
             keep_best: How many of those with the lowest loss are kept besides.
         """
-        local = Path(os.fspath(workdir)).absolute()  # checksums read the files of a disk
+        local = local_path(workdir, "workdir").absolute()  # checksums read the files of a disk
         self.directory = local / FOLDER
         self._damaged = local / DAMAGED_FOLDER
+        distributed.together(lambda: make_folder(self.directory))
 
         def loss(metrics: Mapping[str, float]) -> float:
             return metrics["loss"]
@@ -88,9 +96,14 @@ class Checkpoints:
         self._sealing: Future[None] | None = None
         self._sealer = ThreadPoolExecutor(1, "checksums")
 
+    def _errors(self, needed: int = 0) -> AbstractContextManager[None]:
+        """Names what Orbax and TensorStore fail with in their threads."""
+        return file_errors(f"{self.directory} cannot be written", needed=needed)
+
     def _open(self) -> ocp.CheckpointManager:
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
+        with self._errors():
+            return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
 
     def save(
         self,
@@ -111,8 +124,18 @@ class Checkpoints:
             config: The settings of the run, JSON-safe.
             skip_statistics: The counts of the samples that could not be used, JSON-safe.
             loss: The number by which the best checkpoints are chosen.
+
+        Raises:
+            UserError: There is no room for it, or the save before it has failed.
         """
         self.wait()
+        size = state_bytes(state)
+
+        def check_room() -> None:
+            if distributed.is_first():
+                check_free(self.directory, size, f"{self.directory / str(step)} cannot be written")
+
+        distributed.together(check_room)
         run = {
             "format": FORMAT,
             "version": VERSION,
@@ -122,38 +145,57 @@ class Checkpoints:
             "process_count": distributed.process_count(),
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self._manager.save(step, args=items, metrics={"loss": loss}, force=True)
+        with self._errors(size):
+            self._manager.save(step, args=items, metrics={"loss": loss}, force=True)
         self._without_checksums = step
 
     def poll(self) -> None:
         """Starts on the checksums of a save that Orbax has finished. It is cheap, and called at every step."""
         if self._without_checksums is not None and not self._manager.is_saving_in_progress():
-            self._manager.check_for_errors()
+            with self._errors():
+                self._manager.wait_until_finished()  # It has finished; this raises what it failed with.
             directory = self.directory / str(self._without_checksums)
             self._sealing = self._sealer.submit(checksums.write_record, directory)
             self._without_checksums = None
 
     def wait(self) -> None:
         """Waits until the last save is complete with its checksums; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        with self._errors():
+            self._manager.wait_until_finished()
         self.poll()
         if self._sealing is not None:
-            self._sealing.result()
+            with self._errors():
+                self._sealing.result()
             self._sealing = None
 
     def close(self) -> None:
-        """Waits for the last save and releases the threads."""
-        self.wait()
+        """Waits for the last save and releases the threads.
+
+        Raises:
+            UserError: The last save has failed; nothing of it is left.
+        """
+        with first_error_kept(self._remove_unfinished), first_error_kept(self._release):
+            self.wait()
+
+    def _release(self) -> None:
         self._sealer.shutdown()
-        self._manager.close()
+        with self._errors():
+            self._manager.close()
+
+    def _remove_unfinished(self) -> None:
+        if distributed.is_first():
+            for folder in self.directory.glob(_UNFINISHED):
+                remove_folder(folder)
 
     def __enter__(self) -> Self:
         """Returns itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Closes it."""
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes it. An error of the block stays the one that is raised."""
+        close_after(error, self.close)
+        if error is not None:
+            close_after(error, self._remove_unfinished)
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that Orbax has finished, oldest first."""
@@ -183,9 +225,10 @@ class Checkpoints:
         damaged = False
         for step in reversed(self.steps()):
             folder = self.directory / str(step)
-            complete = all(distributed.gather(checksums.record_file(folder).exists()))
+            complete = all(distributed.gather(distributed.together(checksums.record_file(folder).exists)))
             if complete:
-                problems = [found for found in distributed.gather(checksums.find_damage(folder)) if found is not None]
+                damage = distributed.together(functools.partial(checksums.find_damage, folder))
+                problems = [found for found in distributed.gather(damage) if found is not None]
                 if not problems:
                     return self._restore(step, abstract)
                 damaged = True
@@ -205,24 +248,12 @@ class Checkpoints:
     def _set_aside(self, step: int, aside: Path) -> None:
         self._manager.close()
         distributed.barrier("checkpoints closed")
-        if distributed.is_first():
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            (self.directory / str(step)).rename(aside)
-        distributed.barrier("checkpoint set aside")
+        distributed.together(lambda: move_folder(self.directory / str(step), aside) if distributed.is_first() else None)
         self._manager = self._open()
 
     def _restore(self, step: int, abstract: TrainState) -> Restored:
         folder = self.directory / str(step)
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        _check_version(run, folder)
-        processes = distributed.process_count()
-        if run["process_count"] != processes:
-            raise UserError(
-                f"checkpoint {folder} was written by {run['process_count']} processes, each with its own place in the "
-                f"data; found {processes}. Continue with {run['process_count']}, or start a new run from its exported "
-                "model"
-            )
+        run = distributed.together(lambda: _read_run(folder))
         _check_fits(self._manager.item_metadata(step)["state"], abstract, folder / "state")
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return Restored(
@@ -232,6 +263,54 @@ class Checkpoints:
             config=run["config"],
             skip_statistics=run["skip_statistics"],
         )
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Reads what a checkpoint holds beside the state, and makes sure that this run can continue from it."""
+    path = folder / "run" / "metadata"  # the file of Orbax's JsonCheckpointHandler
+    with file_errors(f"{path} cannot be read"):
+        run: dict[str, Any] = json.loads(path.read_text())
+    _check_version(run, folder)
+    processes = distributed.process_count()
+    if run["process_count"] != processes:
+        raise UserError(
+            f"checkpoint {folder} was written by {run['process_count']} processes, each with its own place in the "
+            f"data; found {processes}. Continue with {run['process_count']}, or start a new run from its exported "
+            "model"
+        )
+    return run
+
+
+def state_bytes(state: TrainState) -> int:
+    """Returns the bytes of the arrays of a state, or of its shapes, over all devices."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def check_room(workdir: Path, settings: CheckpointSettings, abstract: TrainState, exported: int, saves: int) -> None:
+    """Makes sure, before the training, that the disk has room for what a run writes.
+
+    Args:
+        workdir: Folder of the run. The checkpoints that it holds count as room, since they are replaced.
+        settings: How many checkpoints are kept; one more exists while it is written.
+        abstract: Shapes and types of the state.
+        exported: Bytes of the model directory at the end.
+        saves: Number of checkpoints that the run will write.
+
+    Raises:
+        UserError: There is less room; the message has both numbers and the settings to change.
+    """
+    each, kept = state_bytes(abstract), settings.keep_last + settings.keep_best + 1
+    count = min(kept, saves)
+    with file_errors(f"{workdir} cannot be read"):
+        present = sum(file.stat().st_size for file in (workdir / FOLDER).rglob("*") if file.is_file())
+    check_free(
+        workdir,
+        max(0, count * each - present) + exported,
+        f"{workdir} has no room for {count} checkpoint{'s' if count > 1 else ''} of {size_text(each)} "
+        f"(config.checkpoint.keep_last = {settings.keep_last}, keep_best = {settings.keep_best}, and one that is being "
+        f"written) and the exported model of {size_text(exported)}",
+        "keep fewer checkpoints, free some space, or choose another --workdir",
+    )
 
 
 def _check_version(run: Mapping[str, Any], folder: Path) -> None:

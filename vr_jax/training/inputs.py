@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.fingerprint import fingerprint
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
 from vr_jax.data.sources import Source, concatenated, open_source
@@ -22,6 +24,7 @@ from vr_jax.hub import local_folder
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.settings import DEMO, BatchSettings, DataSettings, TrainConfig
 from vr_jax.sharding import batch_sharding, batch_shards
+from vr_jax.storage import split_paths
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -50,11 +53,13 @@ class Inputs:
         iterator: An endless iterator of this process's rows of each global batch.
         samples: Samples of one epoch, before any is skipped, over all processes.
         tokenizer_dir: Folder of the tokenizer's files, which the exported model gets.
+        data: What tells these data apart from others (`vr_jax.data.fingerprint`); None where nothing does.
     """
 
     iterator: BatchIterator
     samples: int
     tokenizer_dir: Path | None
+    data: Mapping[str, Any] | None = None
 
 
 def init_directories(config: TrainConfig) -> list[Path]:
@@ -63,7 +68,7 @@ def init_directories(config: TrainConfig) -> list[Path]:
     Raises:
         UserError: One cannot be downloaded.
     """
-    return [Path(local_folder(part.strip())) for part in config.init_from.split(",") if part.strip()]
+    return [Path(local_folder(part)) for part in split_paths(config.init_from)]
 
 
 def check_batch(batch: BatchSettings, mesh: Mesh) -> None:
@@ -131,7 +136,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         process_count=processes,
         max_skipped=config.data.max_skipped,
     )
-    return Inputs(iterator, len(source), directory)
+    return Inputs(iterator, len(source), directory, fingerprint(source))
 
 
 def open_training_source(data: DataSettings) -> Source:

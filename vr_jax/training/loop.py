@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -16,21 +15,21 @@ from jax.sharding import Mesh
 from vr_jax import distributed, sharding
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.errors import UserError
-from vr_jax.model_directory import save_model, warm_start
+from vr_jax.failures import first_error_kept
+from vr_jax.model_directory import save_model, stored_params, warm_start
 from vr_jax.settings import ProfileSettings, TrainConfig
-from vr_jax.storage import STALE_AFTER, directory_lock
+from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
-from vr_jax.training.checkpoint import Checkpoints, Restored
+from vr_jax.training.checkpoint import Checkpoints, Restored, check_room
 from vr_jax.training.flops import step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
 from vr_jax.training.optimizer import Params
 from vr_jax.training.program import TrainProgram, build_program, total_steps
 from vr_jax.training.recorder import Recorder
-from vr_jax.training.run_record import write_run_record
+from vr_jax.training.run_record import EXPORT_FOLDER, PROFILE_FOLDER, check_data, claim, write_run_record
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
 
-EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
 _WAIT_FOR_WORKDIR = 1.2 * STALE_AFTER
 
@@ -55,31 +54,34 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
         UserError: The settings, data, weights or checkpoints cannot be used. Of its subclasses, `TooManySkips`,
             `NonFiniteLoss` and `Preempted` end a run that has begun.
     """
-    mesh = sharding.make_mesh(**config.mesh.to_dict())
-    tree = ModelTree(config.model)
-    tree.trainable(config.trainable)  # a glob that matches nothing is refused before the data are opened
-    for line in sharding.unsharded(tree.shapes, mesh):
-        logger.warning("%s, kept whole", line)
+    # Of several processes one may lack a file or have other settings. Each part of the start that needs no other
+    # process is done in `together`, so that all of them end with the error of one.
+    workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
+    distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
 
-    with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR):
-        data = open_inputs(config, mesh, workdir)
-        total = total_steps(config, data.samples)
-        program = build_program(config, mesh, total, tree)
-        skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
+    with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR), distributed.told():
+        run = distributed.together(lambda: claim(workdir, _sources(config)) if distributed.is_first() else "")
+        data = distributed.together(lambda: open_inputs(config, mesh, workdir))
         saved = config.checkpoint
         with (
-            contextlib.closing(data.iterator),
+            first_error_kept(data.iterator.close),
             jax.set_mesh(mesh),
             Checkpoints(workdir, keep_last=saved.keep_last, keep_best=saved.keep_best) as checkpoints,
             Preemption() as preemption,
+            distributed.told(),
         ):
+            total = total_steps(config, data.samples)
+            program = distributed.together(lambda: build_program(config, mesh, total, tree))
+            skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
             restored = checkpoints.restore_newest(program.abstract)
+            start = restored.step if restored is not None else 0
+            distributed.together(lambda: _check_start(workdir, config, program, data, start, total))
             if restored is not None:
-                start, state = restored.step, restored.state
-                _resume(restored, config, data.iterator, skip_statistics)
+                state = restored.state
+                distributed.together(lambda: _resume(restored, config, data.iterator, skip_statistics))
             else:
-                start, state = 0, _initial_state(config, program)
-            write_run_record(workdir, config, program, step=start, total_steps=total)
+                state = _initial_state(config, program)
+            write_run_record(workdir, config, program, step=start, total_steps=total, run=run, data=data.data)
             _log_summary(config, program, data.samples, start, total)
 
             first = distributed.is_first()
@@ -123,12 +125,44 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             if start < total:
                 distributed.together(lambda: skip_statistics.check(final=True))
             checkpoints.wait()
-            export_state(workdir, program.tree, state, data.tokenizer_dir)
+            export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
+
+
+def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
+    """What can be refused before anything is opened: paths, devices, and globs that match no parameter."""
+    workdir = local_path(workdir, "workdir").absolute()
+    refuse_buckets(config, unless=("config.eval.", "config.probe."))
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    tree = ModelTree(config.model)
+    tree.trainable(config.trainable)
+    for line in sharding.unsharded(tree.shapes, mesh):
+        logger.warning("%s, kept whole", line)
+    return workdir, mesh, tree
+
+
+def _sources(config: TrainConfig) -> list[Path]:
+    """The model directories that the run reads, and the folder of its tokenizer."""
+    tokenizer = [Path(config.tokenizer)] if config.tokenizer not in ("", inputs.DEMO) else []
+    return [*inputs.init_directories(config), *tokenizer]
+
+
+def _check_start(
+    workdir: Path, config: TrainConfig, program: TrainProgram, data: inputs.Inputs, start: int, total: int
+) -> None:
+    """Makes sure that the disk has room for the run and that its data are those that it began with."""
+    if not distributed.is_first():
+        return
+    if start:
+        check_data(workdir, config, data.data, start)
+    exported = sum(4 * math.prod(leaf.shape) for leaf in program.tree.shapes.values())  # it holds float32
+    saves = math.ceil(max(0, total - start) / config.checkpoint.every)
+    check_room(workdir, config.checkpoint, program.abstract, exported, saves)
 
 
 def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
     """The state of a new run, with parameters from model directories and random ones for the rest."""
     directories = inputs.init_directories(config)
+    distributed.together(lambda: [stored_params(directory) for directory in directories])
     model, report = warm_start(
         directories, program.model, program.mesh, seed=config.seed, allow_unused=config.allow_unused
     )
@@ -191,7 +225,9 @@ def _stop_profile(profile: ProfileSettings, step: int, workdir: Path, result: An
         logger.info("profiler trace of steps %d..%d in %s", profile.first_step, step, workdir / PROFILE_FOLDER)
 
 
-def export_state(workdir: Path, tree: ModelTree, state: TrainState, tokenizer_dir: Path | None) -> None:
+def export_state(
+    workdir: Path, tree: ModelTree, state: TrainState, tokenizer_dir: Path | None, *, owner: str = ""
+) -> None:
     """Writes the model directory `<workdir>/model`, which chat, evaluation and the next phase read.
 
     Args:
@@ -199,12 +235,13 @@ def export_state(workdir: Path, tree: ModelTree, state: TrainState, tokenizer_di
         tree: The model's parameters.
         state: The state of the training.
         tokenizer_dir: Folder of the tokenizer's files, which are copied.
+        owner: The identity of the run, whose older export is replaced.
 
     Raises:
-        UserError: The directory cannot be written.
+        UserError: The directory cannot be written, or somebody else has written it.
     """
     target = workdir / EXPORT_FOLDER
-    save_model(target, tree.build({**state.frozen, **state.params}), tokenizer_dir, overwrite=True)
+    save_model(target, tree.build({**state.frozen, **state.params}), tokenizer_dir, overwrite=True, owner=owner)
     logger.info("model directory: %s", target)
 
 
@@ -218,14 +255,23 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
     Raises:
         UserError: There is no checkpoint, or none that can be used with these settings.
     """
-    mesh = sharding.make_mesh(**config.mesh.to_dict())
-    program = build_program(config, mesh, 1)  # the end of the schedule does not matter here
-    with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR), jax.set_mesh(mesh), Checkpoints(workdir) as checkpoints:
+    workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
+    distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
+    # The end of the schedule does not matter here.
+    program = distributed.together(lambda: build_program(config, mesh, 1, tree))
+    with (
+        directory_lock(workdir, wait=_WAIT_FOR_WORKDIR),
+        jax.set_mesh(mesh),
+        Checkpoints(workdir) as checkpoints,
+        distributed.told(),
+    ):
+        run = distributed.together(lambda: claim(workdir, ()) if distributed.is_first() else "")
         restored = checkpoints.restore_newest(program.abstract)
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint to export")
         logger.info("exporting step %d", restored.step)
-        export_state(workdir, program.tree, restored.state, inputs.tokenizer_directory(config, workdir))
+        tokenizer = distributed.together(lambda: inputs.tokenizer_directory(config, workdir))
+        export_state(workdir, program.tree, restored.state, tokenizer, owner=run)
 
 
 def _flat(value: Any) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import math
 import platform
+import secrets
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,83 @@ from typing import Any
 import jax
 
 from vr_jax import distributed
+from vr_jax.data.fingerprint import change
 from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
-from vr_jax.storage import write_json, write_text
+from vr_jax.storage import check_apart, check_target, file_errors, write_json, write_text
+from vr_jax.training.checkpoint import DAMAGED_FOLDER, FOLDER
+from vr_jax.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.state import TrainState
 
 RUN_FILE, PARAMETERS_FILE = "run.json", "parameters.txt"
+EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
+# What a run writes to its folder, and would replace or continue.
+WRITTEN = (FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, EXPORT_FOLDER, PROFILE_FOLDER)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
 
-def write_run_record(workdir: Path, config: TrainConfig, program: TrainProgram, *, step: int, total_steps: int) -> None:
+def claim(workdir: Path, sources: Sequence[Path]) -> str:
+    """Makes sure that a run replaces nothing in its folder but what it has written itself.
+
+    Args:
+        workdir: Folder of the run, which this process holds.
+        sources: Files and folders that the run reads.
+
+    Returns:
+        The identity of the run: that of its record, or a new one.
+
+    Raises:
+        UserError: The folder holds what another program or another run has written, or the exported model would replace
+            one of the sources.
+    """
+    starts = read_run_record(workdir)
+    if not starts:
+        with file_errors(f"{workdir} cannot be read"):
+            foreign = [name for name in WRITTEN if _holds_something(workdir / name)]
+        if foreign:
+            raise UserError(
+                f"{workdir} holds {', '.join(foreign)} but no {RUN_FILE}, so no run has written it; choose another "
+                "--workdir, or move it away"
+            )
+    run = str(starts[0].get("run", "")) if starts else secrets.token_hex(8)
+    check_apart(workdir / EXPORT_FOLDER, sources, where="the exported model", source="config.init_from")
+    check_target(workdir / EXPORT_FOLDER, overwrite=True, owner=run)
+    return run
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def check_data(workdir: Path, config: TrainConfig, data: Mapping[str, Any] | None, step: int) -> None:
+    """Makes sure that a run continues on the data that it began with.
+
+    Raises:
+        UserError: Files or the number of records changed since the last start, and `config.data.allow_changed` is not
+            set.
+    """
+    starts = read_run_record(workdir)
+    before = starts[-1].get("data") if starts else None
+    if data is None or before is None or config.data.allow_changed:
+        return
+    if (found := change(before, data)) is not None:
+        raise UserError(
+            f"the training data changed since the run was started last ({found}), so that it would not continue from "
+            f"step {step} as it began; put the files back, start a new run, or set config.data.allow_changed=True"
+        )
+
+
+def write_run_record(
+    workdir: Path,
+    config: TrainConfig,
+    program: TrainProgram,
+    *,
+    step: int,
+    total_steps: int,
+    run: str = "",
+    data: Mapping[str, Any] | None = None,
+) -> None:
     """Adds this start to the record of the run. All processes call it; the first one writes.
 
     Args:
@@ -38,6 +106,8 @@ def write_run_record(workdir: Path, config: TrainConfig, program: TrainProgram, 
         program: The computation of the run.
         step: Number of updates done before this start.
         total_steps: Number of updates of the run.
+        run: The identity of the run (`claim`).
+        data: What tells the data apart (`vr_jax.data.fingerprint`).
 
     Raises:
         UserError: The files cannot be read or written.
@@ -49,6 +119,7 @@ def write_run_record(workdir: Path, config: TrainConfig, program: TrainProgram, 
         starts = read_run_record(workdir)
         table = parameter_table(program.abstract)
         entry = {
+            "run": run,
             "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "first_step": step + 1,
             "total_steps": total_steps,
@@ -59,6 +130,7 @@ def write_run_record(workdir: Path, config: TrainConfig, program: TrainProgram, 
             "processes": distributed.process_count(),
             "mesh": dict(program.mesh.shape),
             "parameters": _write_table(workdir, table, len(starts) + 1),
+            "data": data,
         }
         write_json(workdir / RUN_FILE, [*starts, entry])
 
@@ -72,10 +144,12 @@ def read_run_record(workdir: Path) -> list[dict[str, Any]]:
         UserError: The file is not the record of a run.
     """
     path = workdir / RUN_FILE
-    if not path.exists():
-        return []
+    with file_errors(f"{path} cannot be read"):
+        if not path.exists():
+            return []
     try:
-        starts = json.loads(path.read_text())
+        with file_errors(f"{path} cannot be read"):
+            starts = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); move it away to continue the run") from None
     if not isinstance(starts, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from types import FrameType
@@ -12,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from vr_jax.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
+from vr_jax.storage import write_json
 
 
 class NonFiniteLoss(UserError):
@@ -80,7 +80,7 @@ def stop_not_finite(step: int, loss: float, grad_norm: float, record_ids: list[s
     path = workdir / "non_finite_batch.json"
     if jax.process_index() == 0:
         found = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "record_ids": record_ids}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(path, found)
     raise NonFiniteLoss(
         f"step {step}: loss {loss}, gradient norm {grad_norm}; this step was not saved, the last checkpoint is good. "
         f"Samples of the batch (also in {path}): {', '.join(record_ids)}"

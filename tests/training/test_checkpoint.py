@@ -1,0 +1,156 @@
+"""A checkpoint that cannot be written: one line, nothing half, and those before it stay. Nothing is compiled here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from vr_jax import failures
+from vr_jax.errors import UserError
+from vr_jax.settings import CheckpointSettings
+from vr_jax.training import checkpoint, checksums
+from vr_jax.training.checkpoint import Checkpoints, check_room, state_bytes
+from vr_jax.training.state import TrainState
+
+SIZE = 200_000  # bytes of the arrays
+
+
+def state(seed: int) -> TrainState:
+    """A state of random arrays on one device, which no compression makes smaller."""
+    values = np.random.default_rng(seed).integers(0, 2**32, SIZE // 8, np.uint32)
+    arrays = jax.device_put({"a": values, "b": values + 1}, jax.devices()[0])
+    return TrainState(step=jax.device_put(np.int32(seed), jax.devices()[0]), params=arrays, frozen={}, opt_state=())
+
+
+def abstract() -> TrainState:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(1))
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(step, state(step), data={"n": step}, config={}, skip_statistics={}, loss=1.0 / step)
+
+
+def steps_left(workdir) -> list[str]:
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A workdir with a checkpoint of step 1."""
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    return tmp_path
+
+
+def assert_intact(workdir, step=1):
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore_newest(abstract())
+    assert restored.step == step
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state(step))
+
+
+def test_too_little_room_is_found_before_a_save_and_both_numbers_are_told(saved, monkeypatch):
+    monkeypatch.setattr(failures.shutil, "disk_usage", lambda _: SimpleNamespace(free=7_000))
+    with (
+        pytest.raises(UserError, match=r"checkpoints/2 cannot be written: 200\.00 kB are needed, 7\.00 kB are free"),
+        Checkpoints(saved) as checkpoints,
+    ):
+        save(checkpoints, 2)
+    assert steps_left(saved) == ["1"]
+    assert_intact(saved)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk (tmpfs)")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written(full_disk, monkeypatch, capfd):
+    """The room is there when the save begins, and another program takes it. TensorStore fails in its own threads."""
+    with Checkpoints(full_disk) as checkpoints:
+        save(checkpoints, 1)
+    free = os.statvfs(full_disk).f_bavail * os.statvfs(full_disk).f_bsize
+    (full_disk / "other").write_bytes(b"x" * (free - 50_000))
+    monkeypatch.setattr(checkpoint, "check_free", lambda *_: None)
+    with pytest.raises(UserError) as error, Checkpoints(full_disk) as checkpoints:
+        save(checkpoints, 2)
+    message = str(error.value)
+    assert message.startswith(f"{full_disk / 'checkpoints'} cannot be written: ")
+    assert "No space left on device" in message
+    assert "free some space, or choose another folder" in message
+    assert "\n" not in message
+    assert steps_left(full_disk) == ["1"]
+    (full_disk / "other").unlink()
+    assert_intact(full_disk)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_what_the_checksums_cannot_be_written_for_is_the_error(saved, monkeypatch, number):
+    def fail(directory):
+        raise OSError(number, os.strerror(number), str(directory / "checksums.process_0.json"))
+
+    monkeypatch.setattr(checksums, "write_record", fail)
+    with pytest.raises(UserError, match=os.strerror(number)), Checkpoints(saved) as checkpoints:
+        save(checkpoints, 2)
+    monkeypatch.undo()
+    assert_intact(saved)
+
+
+def test_an_error_of_the_block_is_not_hidden_by_one_of_the_end(saved, monkeypatch):
+    def fail(directory):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checksums, "write_record", fail)
+
+    def run():
+        with Checkpoints(saved) as checkpoints:
+            save(checkpoints, 2)
+            raise KeyError("first")
+
+    with pytest.raises(KeyError, match="first"):
+        run()
+
+
+def test_the_folder_of_the_checkpoints_must_be_one(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UserError, match="checkpoints is not a folder; choose another one"):
+        Checkpoints(tmp_path)
+
+
+def test_the_room_for_a_whole_run_is_found_before_it(saved, monkeypatch):
+    """keep_last + keep_best + 1 checkpoints and the model; what older checkpoints take is free for the new ones."""
+    settings = CheckpointSettings(keep_last=2, keep_best=1)
+    each = state_bytes(abstract())
+    assert each == SIZE + 4
+    present = sum(path.stat().st_size for path in (saved / "checkpoints").rglob("*") if path.is_file())
+    needed = 4 * each + 1_000 - present
+
+    def check(free, saves=100):
+        monkeypatch.setattr(failures.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        check_room(saved, settings, abstract(), 1_000, saves)
+
+    check(needed)
+    with pytest.raises(UserError) as error:
+        check(needed - 1)
+    message = str(error.value)
+    assert "no room for 4 checkpoints of 200.00 kB (config.checkpoint.keep_last = 2, keep_best = 1, and one" in message
+    assert "the exported model of 1.00 kB: " in message
+    assert " are needed, " in message
+    assert "keep fewer checkpoints, free some space, or choose another --workdir" in message
+    check(1_000 + max(0, each - present), saves=1)
+    check(1_000, saves=0)
