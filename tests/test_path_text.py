@@ -63,7 +63,7 @@ def test_lists_and_unset_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     several = PathMark(several=True)
     assert check_path_text("~/a,~/b", "init_from", several) == "/home/ann/a,/home/ann/b"
-    assert check_path_text("~/a, gs://b/c", "init_from", several) == "/home/ann/a,gs://b/c"
+    assert check_path_text("~/a, gs://b/c", "init_from", several) == "/home/ann/a, gs://b/c"
     assert check_path_text("", "images", PathMark(optional=True)) == ""
     with pytest.raises(ConfigError):
         check_path_text(" ", "images", PathMark(optional=True))
@@ -83,8 +83,9 @@ def config_classes(table: type[Config]):
     """A config class and those of its sections."""
     yield table
     for hint in field_types(table).values():
-        if isinstance(hint, type) and issubclass(hint, Config):
-            yield from config_classes(hint)
+        for one in (hint, *getattr(hint, "__args__", ())):
+            if isinstance(one, type) and issubclass(one, Config):
+                yield from config_classes(one)
 
 
 def is_declared(hint) -> bool:

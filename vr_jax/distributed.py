@@ -144,7 +144,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         UserError: A process has another value than the first one; the message names it and the value.
     """
     mine = _flat(values)
-    every = gather({"process": this_process(), "values": mine})
+    every: list[dict[str, Any]] = gather({"process": this_process(), "values": mine})
     for other in every[1:]:
         for name in sorted({*every[0]["values"], *other["values"]}):
             first, found = (one["values"].get(name, "nothing") for one in (every[0], other))
@@ -280,7 +280,7 @@ class _Watch:
 
     def __init__(self) -> None:
         """Starts the thread that looks for failures."""
-        self._client = jax_distributed.global_state.client
+        self._client: Any = jax_distributed.global_state.client
         self._me, self._count, self._name = process_index(), process_count(), this_process()
         self._leaving = threading.Lock()
         self._ending = threading.Event()

@@ -268,8 +268,8 @@ def _path_values(hint: Any, value: Any, where: str) -> Iterator[tuple[str, str]]
             if part.strip():
                 yield where, part.strip()
     elif origin in (Union, types.UnionType):
-        part = next((part for part in arguments if _accepts(part, value)), None)
-        yield from () if part is None else _path_values(part, value, where)
+        chosen = next((one for one in arguments if _accepts(one, value)), None)
+        yield from () if chosen is None else _path_values(chosen, value, where)
     elif origin is tuple and isinstance(value, tuple):
         repeated = len(arguments) == 2 and arguments[1] is Ellipsis
         for part, one in zip([arguments[0]] * len(value) if repeated else arguments, value, strict=True):

@@ -1,7 +1,8 @@
 """What a text means that names a file or a folder, in flags and configs alike (a leaf module without JAX).
 
-A field that holds such a text is declared as `PathText`, `OptionalPathText`, `PathsText` or `FileVariantText`. `Config`
-passes its value through `check_path_text` when it is built, so that every command reads a path in the same way:
+A field that holds such a text is declared as `PathText`, `OptionalPathText`, `PathsText`, `OptionalPathsText` or
+`FileVariantText`. `Config` passes its value through `check_path_text` when it is built, so that every command reads a
+path in the same way:
 
 * `~` and `~user` at the beginning become the home folder, and `file:///a` becomes `/a`;
 * an empty text is an error, except where it is declared to mean "not set";
@@ -48,7 +49,8 @@ class PathMark:
 
 PathText = Annotated[str, PathMark()]
 OptionalPathText = Annotated[str, PathMark(optional=True)]
-PathsText = Annotated[str, PathMark(optional=True, several=True)]
+PathsText = Annotated[str, PathMark(several=True)]
+OptionalPathsText = Annotated[str, PathMark(optional=True, several=True)]
 FileVariantText = Annotated[str, PathMark(variant=True)]
 
 
@@ -81,7 +83,9 @@ def check_path_text(text: str, where: str, mark: PathMark | None = None) -> str:
     if "\0" in text:
         raise ConfigError(f"{where} = {text!r}: a path cannot hold the character NUL")
     if mark.several:
-        return ",".join(_one(part.strip(), where) for part in text.split(",") if part.strip())
+        # A part that means itself stays as it is, with its spaces, since the whole may be the name of one file.
+        parts = [(part, _one(part.strip(), where) if part.strip() else "") for part in text.split(",")]
+        return ",".join(part if whole == part.strip() else whole for part, whole in parts)
     return _one(text, where)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -88,13 +87,6 @@ def run_export(flags: ExportFlags) -> None:
 def _prepare_process() -> None:
     # Conversion is work for the host, even where there is an accelerator.
     jax.config.update("jax_platforms", "cpu")
-    sys.unraisablehook = _without_cancelled_writes
-
-
-def _without_cancelled_writes(unraisable: sys.UnraisableHookArgs) -> None:
-    """Hides what pending writes report after one write failed and Orbax closed its event loop."""
-    if "Event loop is closed" not in str(unraisable.exc_value):
-        sys.__unraisablehook__(unraisable)
 
 
 COMMAND = Group(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 # Orbax and Grain report every save and every worker through absl, and Orbax also the traceback of each error that it
 # raises, which the command reports in one line.
@@ -21,6 +22,13 @@ def start_logging(program: str, *, verbose: bool) -> None:
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger("vr_jax").setLevel(logging.INFO if verbose else logging.WARNING)
+    sys.unraisablehook = _without_cancelled_writes
+
+
+def _without_cancelled_writes(unraisable: sys.UnraisableHookArgs) -> None:
+    """Hides what pending writes report after one write failed and Orbax closed its event loop."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def quiet() -> None:

@@ -11,14 +11,14 @@ from vr_jax.data.skips import summary
 from vr_jax.data.sources import open_source
 from vr_jax.errors import UserError
 from vr_jax.fields import Range
-from vr_jax.path_text import PathText
+from vr_jax.path_text import PathsText, PathText
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareFlags(Flags):
     """The flags of `vr-jax prepare`."""
 
-    source: tuple[PathText, ...] = flag(
+    source: tuple[PathsText, ...] = flag(
         help="LLaVA data: a file, a folder, or a quoted pattern.", name="from", metavar="PATH"
     )
     to: PathText = flag(help="Folder that the prepared set is written to.", metavar="DIR")

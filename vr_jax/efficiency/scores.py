@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
+from vr_jax.storage import local_path
 
 
 def parse_scores(texts: Sequence[str], names: Sequence[str]) -> list[float | None]:
@@ -62,7 +63,7 @@ def _value(text: str) -> float:
         pass
     else:
         return _checked(number, text)
-    path = Path(text)
+    path = local_path(text, "--score")
     if not path.is_file():
         raise UserError(f"--score={text}: this is neither a number nor a file.")
     try:

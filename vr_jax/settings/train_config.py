@@ -24,7 +24,7 @@ from vr_jax.fields import (
     check,
 )
 from vr_jax.model.config import VlmConfig
-from vr_jax.path_text import OptionalPathText, PathsText, PathText
+from vr_jax.path_text import OptionalPathsText, OptionalPathText, PathsText, PathText
 from vr_jax.settings.overrides import change_fields, split_overrides
 
 Seed = Annotated[int, Range(0, 2**32 - 1)]
@@ -60,7 +60,7 @@ class SourceSettings(Config):
         follow_links: Whether symbolic links inside the image folder may lead out of it.
     """
 
-    path: PathText
+    path: PathsText
     images: OptionalPathText = ""
     format: Literal["", "llava_json", "llava_parquet", "array_record"] = ""
     split: str = "train"
@@ -95,7 +95,7 @@ class DataSettings(Config):
             small file that fills the memory.
     """
 
-    path: OptionalPathText = ""
+    path: OptionalPathsText = ""
     images: OptionalPathText = ""
     format: Literal["", "llava_json", "llava_parquet", "array_record", "demo"] = ""
     split: str = "train"
@@ -393,7 +393,7 @@ class TrainConfig(Config):
     """
 
     model: VlmConfig
-    init_from: PathsText = ""
+    init_from: OptionalPathsText = ""
     allow_unused: tuple[str, ...] = ()
     tokenizer: OptionalPathText = ""
     data: DataSettings = field(default_factory=DataSettings)

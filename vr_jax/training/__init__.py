@@ -5,11 +5,11 @@
 
 from vr_jax.training.flops import PEAK_FLOPS, StepFlops, forward_flops, peak_flops, step_flops
 from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, put_batch
-from vr_jax.training.loop import EXPORT_FOLDER, export_newest, train
+from vr_jax.training.loop import export_newest, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 from vr_jax.training.optimizer import make_optimizer, make_schedule
 from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
-from vr_jax.training.run_record import versions
+from vr_jax.training.run_record import EXPORT_FOLDER, versions
 from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state
 from vr_jax.training.step import batch_counts, make_train_step
 from vr_jax.training.stopping import NonFiniteLoss, Preempted

@@ -17,7 +17,7 @@ from vr_jax.data.skips import SkipStatistics
 from vr_jax.errors import UserError
 from vr_jax.failures import first_error_kept
 from vr_jax.model_directory import save_model, stored_params, warm_start
-from vr_jax.settings import ProfileSettings, TrainConfig
+from vr_jax.settings import DEMO, ProfileSettings, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room
@@ -142,7 +142,7 @@ def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
 
 def _sources(config: TrainConfig) -> list[Path]:
     """The model directories that the run reads, and the folder of its tokenizer."""
-    tokenizer = [Path(config.tokenizer)] if config.tokenizer not in ("", inputs.DEMO) else []
+    tokenizer = [Path(config.tokenizer)] if config.tokenizer not in ("", DEMO) else []
     return [*inputs.init_directories(config), *tokenizer]
 
 
