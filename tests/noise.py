@@ -7,12 +7,16 @@ Here the bound follows from the rounding errors of a plain implementation on the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vr_jax.model.config import VlmConfig
 
 # How many times larger than the plain implementation's error an error may be. Another order of summation changes the
 # error by a factor of two or three; an actual fault changes it by thousands.
@@ -24,6 +28,23 @@ def float64() -> Iterator[None]:
     """Lets JAX compute in float64 within the context."""
     with jax.enable_x64(True):
         yield
+
+
+@contextlib.contextmanager
+def float64_model() -> Iterator[None]:
+    """Lets the code of a model that asks for float32 by name compute in float64 within the context.
+
+    Norms, softmaxes and positions name `jnp.float32` themselves, so that changing the type of the inputs is not enough.
+    """
+    with float64(), mock.patch.object(jnp, "float32", jnp.float64), mock.patch.object(np, "float32", np.float64):
+        yield
+
+
+def float64_config(config: VlmConfig) -> VlmConfig:
+    """Returns a config whose activations are float64, which a user cannot ask for. Use it within `float64_model`."""
+    wide = dataclasses.replace(config)
+    object.__setattr__(wide, "dtype", "float64")
+    return wide
 
 
 def in_float64(tree: Any) -> Any:
