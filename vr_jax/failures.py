@@ -64,6 +64,7 @@ _PROCESS_LOST = (
     *("Gloo", "Connection closed by peer", "Connection reset by peer", "coordination service", "CoordinationService"),
     *("heartbeat", "Barrier timed out", "UNAVAILABLE:", "DEADLINE_EXCEEDED"),
 )
+_WORKER_LOST = re.compile(r"process was terminated (unexpectedly|abruptly)")  # of Grain, and of concurrent.futures
 # The modules of optional libraries, and the extra of this package that installs each of them.
 EXTRAS = {
     "torch": "torch",
@@ -118,6 +119,11 @@ def _described(error: BaseException) -> UserError | None:
             return UserError(
                 f"another process of the run has ended or does not answer; its own log says why{_detail(error)}"
             )
+    if _WORKER_LOST.search(text):
+        return UserError(
+            "a process that reads the data was ended from outside, most often because this machine's memory is full; "
+            f"lower config.data.workers or end other programs{_detail(error)}"
+        )
     if error_number(error) is not None:
         return UserError(explain(error))
     return None

@@ -1,13 +1,18 @@
 """The program as a whole: its overview, its help texts, unknown names, and how errors leave it."""
 
+import errno
 import importlib
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.docs import blocks
+from vr_jax import errors
 from vr_jax.cli.flags import Group
 from vr_jax.cli.main import COMMANDS, guarded, main, overview
 from vr_jax.errors import UserError
@@ -90,6 +95,38 @@ def test_errors_leave_with_their_exit_code(capsys):
     assert capsys.readouterr().err == "vr-jax x: no\nvr-jax x: own\nvr-jax x: interrupted\n"
     with pytest.raises(ValueError, match="a fault of the program"):
         guarded(["vr-jax", "x"], lambda: fail(ValueError("a fault of the program")))
+
+
+def test_failures_of_a_disk_or_of_memory_are_one_line_and_a_traceback_is_asked_for(capsys, monkeypatch):
+    def fail(error):
+        raise error
+
+    full = OSError(errno.ENOSPC, "No space left on device", "/disk/a")
+    assert guarded(["vr-jax", "x"], lambda: fail(full)) == 2
+    assert guarded(["vr-jax", "x"], lambda: fail(MemoryError())) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("vr-jax x: /disk/a: No space left on device")
+    assert second.startswith("vr-jax x: this machine's memory does not suffice")
+    monkeypatch.setenv("VR_JAX_TRACEBACK", "1")
+    assert guarded(["vr-jax", "x"], lambda: fail(UserError("no"))) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("vr-jax x: no\n")
+
+
+def test_the_page_of_failures_shows_what_is_printed(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("failures.md", "console")
+    command, *printed = block.splitlines()
+    assert main(shlex.split(command.removeprefix("$ vr-jax "))) == 2
+    assert capsys.readouterr().err.splitlines() == printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_of_failures_has_every_exit_code():
+    page = (ROOT / "docs" / "failures.md").read_text()
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
 
 
 def test_the_module_is_the_program():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import time
@@ -123,7 +124,7 @@ def evaluate(
     data = None if settings.data is None else together(lambda: Path(local_folder(settings.data or "", "dataset")))
     config = together(lambda: _model_config(settings, model))
     # Problems with the output folder and the data are reported before the model is loaded, which can take minutes.
-    together(lambda: _check_output(output, benchmarks))
+    together(lambda: _check_output(output, benchmarks, settings.overwrite))
     failures: dict[str, str] = {}
     ready: list[tuple[Benchmark, Path | None]] = []
     for one in benchmarks:
@@ -190,8 +191,8 @@ def _noted(failures: dict[str, str], benchmark: Benchmark, alone: bool) -> Itera
         failures[benchmark.name] = str(error)
 
 
-def _check_output(output: Path, benchmarks: Sequence[Benchmark]) -> None:
-    """Raises UserError if the first process cannot write to the output folder, or another run is writing to it."""
+def _check_output(output: Path, benchmarks: Sequence[Benchmark], overwrite: bool) -> None:
+    """Raises UserError if the first process cannot write to the output folder, or it is somebody else's."""
     if not is_first():
         return
     make_folder(output)
@@ -199,6 +200,22 @@ def _check_output(output: Path, benchmarks: Sequence[Benchmark]) -> None:
         raise UserError(f"{output}: no permission to write there; choose another --output")
     for one in benchmarks:
         check_unlocked(output / one.name)
+    if not overwrite and (foreign := _foreign(output)):
+        raise UserError(
+            f"{output} holds a {foreign} that no evaluation has written; choose another --output, or move it"
+        )
+
+
+def _foreign(output: Path) -> str | None:
+    """The name of a file that the evaluation would replace and that somebody else has written, or None."""
+    path = output / SUMMARY
+    if not path.exists():
+        return REPORT if (output / REPORT).exists() else None  # the report is written after the summary
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return SUMMARY
+    return None if isinstance(found, dict) and "benchmarks" in found else SUMMARY
 
 
 def _evaluated(

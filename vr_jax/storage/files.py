@@ -77,7 +77,7 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
     with file_errors(f"{target} cannot be written"):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
-        if is_local(target):
+        if is_local(target) and (os.path.isfile(target) or not os.path.lexists(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
             try:
@@ -87,11 +87,12 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
             except BaseException as error:
                 close_after(error, functools.partial(temporary.unlink, missing_ok=True))
                 raise
-        else:  # A bucket shows an object only when all of it has arrived.
+        else:  # A bucket shows an object only when all of it has arrived; a device or a pipe is not replaced.
             with tempfile.TemporaryDirectory() as folder:
                 temporary = epath.Path(folder) / target.name
                 yield temporary
-                target.write_bytes(temporary.read_bytes())
+                with target.open("wb") as file:
+                    file.write(temporary.read_bytes())
 
 
 def _flush(path: epath.Path) -> None:

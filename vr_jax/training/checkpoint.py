@@ -91,14 +91,15 @@ class Checkpoints:
             preservation_policy=preserve.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
+        self._size = 0  # bytes of the last save
         self._manager = self._open()
         self._without_checksums: int | None = None
         self._sealing: Future[None] | None = None
         self._sealer = ThreadPoolExecutor(1, "checksums")
 
-    def _errors(self, needed: int = 0) -> AbstractContextManager[None]:
+    def _errors(self) -> AbstractContextManager[None]:
         """Names what Orbax and TensorStore fail with in their threads."""
-        return file_errors(f"{self.directory} cannot be written", needed=needed)
+        return file_errors(f"{self.directory} cannot be written", needed=self._size)
 
     def _open(self) -> ocp.CheckpointManager:
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
@@ -129,11 +130,11 @@ class Checkpoints:
             UserError: There is no room for it, or the save before it has failed.
         """
         self.wait()
-        size = state_bytes(state)
+        self._size = state_bytes(state)
 
         def check_room() -> None:
             if distributed.is_first():
-                check_free(self.directory, size, f"{self.directory / str(step)} cannot be written")
+                check_free(self.directory, self._size, f"{self.directory / str(step)} cannot be written")
 
         distributed.together(check_room)
         run = {
@@ -145,7 +146,7 @@ class Checkpoints:
             "process_count": distributed.process_count(),
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        with self._errors(size):
+        with self._errors():
             self._manager.save(step, args=items, metrics={"loss": loss}, force=True)
         self._without_checksums = step
 
