@@ -103,6 +103,86 @@ def test_unusable_records_are_left_out_and_listed(folder, capsys):
     assert len(open_source(folder / "set")) == 3
 
 
+CHECKED = ["--check", "--config=configs/demo.py"]
+
+
+def test_a_check_reports_everything_and_writes_no_set(folder, capsys, monkeypatch):
+    """Records for the demo's model, whose rows have 256 tokens and 4 tiles."""
+    talk = [{"from": "human", "value": "<image>\nWhat <b>is</b> it?"}, {"from": "gpt", "value": "a bar"}]
+    records = [{"id": f"r{k}", "image": f"{k % 2}.png", "conversations": talk} for k in range(6)]
+    records.append({"id": "long", "conversations": [talk[0] | {"value": "word " * 300}, talk[1]]})
+    records.append({"id": "gone", "image": "x.png", "conversations": talk})
+    records.append(
+        {"id": "five", "image": ["0.png"] * 5, "conversations": [talk[0] | {"value": "<image>" * 5}, talk[1]]}
+    )
+    (folder / "data.json").write_text(json.dumps(records))
+    data = f"--config.data.path={folder / 'data.json'}"
+    page = folder / "page.html"
+    assert main([*CHECKED, data, f"--page={page}"]) == 4
+    out = capsys.readouterr().out
+    assert "9 records: 6 can be used, 3 cannot (33.33%, above the limit of 1.00%, max_skipped)" in out
+    for line in (
+        "missing_image (1); set data.images to the folder",
+        "too_long (1); raise batch.tokens",
+        "too_many_tiles (1); raise batch.tiles",
+        "  five: The sample has 5 tiles, but a row has room for 4.",
+    ):
+        assert line in out
+    tokens = next(line.split() for line in out.splitlines() if line.startswith("tokens"))
+    assert int(tokens[1]) < 60
+    assert int(tokens[-1]) > 300, "the lengths of samples that do not fit are reported"
+    assert "holds 3.0 samples" in out, "six samples of one tile fill two rows of four tiles"
+    html = page.read_text()
+    assert "<mark>a bar" in html
+    assert "What &lt;b&gt;is&lt;/b&gt; it?" in html
+    assert html.count("<article>") == 6
+    assert html.count("data:image/webp") == 6
+    assert not list(folder.glob("**/*.array_record*"))
+    assert main([*CHECKED, data, f"--page={page}", "--max_skipped=0.4"]) == 0
+    assert main([*CHECKED, data, f"--page={page}", "--config.data.max_skipped=0.4"]) == 0
+
+
+def test_a_check_without_a_config_reads_records_and_images(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "cut.png").write_bytes(png()[:200])
+    (folder / "data.json").write_text(json.dumps([*RECORDS, {"id": "cut", "image": "cut.png", "conversations": TALK}]))
+    assert main(["--check", "--from", "data.json"]) == 4
+    out = capsys.readouterr().out
+    assert "4 records: 3 can be used, 1 cannot" in out
+    assert "broken_image (1); fetch or convert these images anew" in out
+    assert "tokens" not in out.replace("its tokens", "")
+    assert "<mark>assistant: Größe 😀" in (folder / "check.html").read_text(encoding="utf-8")
+
+
+def test_other_data_than_the_configs_are_checked_with_its_tokens(folder, capsys):
+    arguments = [*CHECKED, f"--from={folder / 'data.json'}", f"--page={folder / 'page.html'}"]
+    assert main(arguments) == 4
+    out = capsys.readouterr().out
+    assert "3 records: 2 can be used, 1 cannot" in out
+    assert "image_count (1); write one <image> for each image" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--from is missing"),
+        (["--check"], "--from is missing"),
+        (["--from=a.json"], "--to is missing"),
+        (["--check", "--from=a.json", "--to=b"], "--to has no effect with --check"),
+        (["--check", "--from=a.json", "--beam"], "--beam has no effect with --check"),
+        (["--from=a.json", "--to=b", "--page=c.html"], "--page has no effect without --check"),
+        (["--from=a.json", "--to=b", "--config=configs/demo.py"], "--config has no effect without --check"),
+        (["--check", "--from=a.json", "--config.seed=1"], "--config.FIELD=VALUE needs --config"),
+        (["--check", "--config=configs/llava_vr_qwen2_0_5b.py:phase1"], "config.data.path is not set"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(capsys, arguments, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

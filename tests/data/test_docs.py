@@ -11,8 +11,11 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     write_set = blocks("data.md", "console")[0].strip()
     assert write_set.startswith('python -c "')
     exec(write_set.removeprefix('python -c "').removesuffix('"').replace("200", "12"), {})
-    (prepare,) = commands("data.md")
+    prepare, check = commands("data.md")
     assert main(prepare) == 0
+    assert main(check) == 0
+    assert "12 records: 12 can be used" in capsys.readouterr().out
+    assert (tmp_path / "check.html").is_file()
     sources, example = blocks("data.md", "python")
     exec(example, {})
     assert "12 samples used, 0 skipped" in capsys.readouterr().out

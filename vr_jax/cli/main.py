@@ -30,7 +30,7 @@ COMMANDS = {
     "chat": "Ask a checkpoint about images, once or in a conversation.",
     "generate": "Answer a JSONL file of questions and images in batches.",
     "convert": "Import from Hugging Face or LLaVA, or export to their formats.",
-    "prepare": "Write training data as array_record files.",
+    "prepare": "Write training data as array_record files, or check them.",
     "plan": "Compile a run for devices nobody holds: memory, FLOPs, time.",
     "probe": "Measure where visual information is lost between the layers.",
     "efficiency": "Compare time to first token, tokens per second and memory.",

@@ -246,7 +246,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
     def _read(self) -> IndexedExample | Skip:
         """Returns the next prepared sample."""
         if self._reader is None:
-            self._reader = iter(_reading(self._elements[self._next_element :], self._num_workers, self._packer.shape))
+            self._reader = iter(reading(self._elements[self._next_element :], self._num_workers, self._packer.shape))
         element = next(self._reader)
         if self._num_workers and not isinstance(element, Skip):
             # The copy frees the shared memory at once, so that it holds only what is on its way between the processes.
@@ -324,8 +324,14 @@ def _indexed(index: int, element: dict[str, Any] | Skip) -> IndexedExample | Ski
     return element if isinstance(element, Skip) else IndexedExample(index, Example(**element))
 
 
-def _reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape) -> grain.IterDataset:
-    """Prepares elements ahead, in order, in threads of this process or in worker processes."""
+def reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape | None = None) -> grain.IterDataset:
+    """Prepares elements ahead, in order, in threads of this process or in worker processes.
+
+    Args:
+        elements: What is prepared.
+        num_workers: The number of processes; 0 takes threads of this process.
+        shape: The sizes of a row of a batch, which bound the tiles of an element; None if elements hold no tiles.
+    """
     if num_workers == 0:
         return elements.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     if not flags.FLAGS.is_parsed():
@@ -333,7 +339,7 @@ def _reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape) ->
         flags.FLAGS.mark_as_parsed()
     buffered = 4
     dataset = elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    largest = shape.tiles * shape.tile_size**2 * 3
+    largest = shape.tiles * shape.tile_size**2 * 3 if shape is not None else 0
     needed = 2 * largest * num_workers * (buffered + 1)
     options = grain.experimental.DatasetOptions(
         min_shm_size=MIN_SHARED_BYTES if _shared_memory_holds(needed) else 1 << 62

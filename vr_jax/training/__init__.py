@@ -4,7 +4,7 @@
 """
 
 from vr_jax.training.flops import PEAK_FLOPS, StepFlops, forward_flops, peak_flops, step_flops
-from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, put_batch
+from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, open_samples, put_batch
 from vr_jax.training.loop import export_newest, train
 from vr_jax.training.metrics import METRICS_FILE, read_metrics
 from vr_jax.training.optimizer import make_optimizer, make_schedule
@@ -38,6 +38,7 @@ __all__ = [
     "make_schedule",
     "make_train_step",
     "open_inputs",
+    "open_samples",
     "peak_flops",
     "put_batch",
     "read_metrics",

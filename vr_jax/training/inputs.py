@@ -105,24 +105,9 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
     check_batch(config.batch, mesh)
     source = open_training_source(config.data)
     directory = tokenizer_directory(config, workdir)
-    tokenizer = _load_tokenizer(config, directory)
-    try:
-        processor = Processor(
-            tokenizer,
-            config.model,
-            config.data.template,
-            config.data.label_quirk,
-            max_pixels=config.data.max_pixels,
-        )
-    except UserError as error:
-        raise ConfigError(f"config.tokenizer, config.data.template: {error}") from error
+    processor = _processor(config, _load_tokenizer(config, directory))
     processes = jax.process_count()
-    shape = BatchShape(
-        rows=config.batch.rows // processes,
-        tokens=config.batch.tokens,
-        tiles=config.batch.tiles,
-        tile_size=config.model.image.tile_size,
-    )
+    shape = _batch_shape(config, processes)
     iterator = make_train_iterator(
         source,
         processor,
@@ -137,6 +122,44 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         max_skipped=config.data.max_skipped,
     )
     return Inputs(iterator, len(source), directory, fingerprint(source))
+
+
+def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Source, Processor, BatchShape]:
+    """Opens the samples of a run without a run: its source, its processor, and the shape of the whole batch.
+
+    Args:
+        config: The settings of the run.
+        source: Other samples in the place of the run's.
+
+    Raises:
+        UserError: The data or the tokenizer cannot work.
+    """
+    source = open_training_source(config.data) if source is None else source
+    directory = Path() if config.tokenizer == DEMO else tokenizer_directory(config, Path())
+    return source, _processor(config, _load_tokenizer(config, directory)), _batch_shape(config, 1)
+
+
+def _batch_shape(config: TrainConfig, processes: int) -> BatchShape:
+    """The shape of the rows that one of several processes reads."""
+    return BatchShape(
+        rows=config.batch.rows // processes,
+        tokens=config.batch.tokens,
+        tiles=config.batch.tiles,
+        tile_size=config.model.image.tile_size,
+    )
+
+
+def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
+    try:
+        return Processor(
+            tokenizer,
+            config.model,
+            config.data.template,
+            config.data.label_quirk,
+            max_pixels=config.data.max_pixels,
+        )
+    except UserError as error:
+        raise ConfigError(f"config.tokenizer, config.data.template: {error}") from error
 
 
 def open_training_source(data: DataSettings) -> Source:

@@ -1,0 +1,163 @@
+"""The page of `vr-jax prepare --check`: lengths, skipped records, and the first samples as the model sees them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from vr_jax.data.checking import DataReport
+from vr_jax.data.images import decode_rgb, open_image
+from vr_jax.data.processor import Processor
+from vr_jax.data.skips import REMEDIES, SkipRecord
+from vr_jax.data.sources import Source
+from vr_jax.data.types import Conversation, Example, Skip
+from vr_jax.model.batch import NO_CELL
+from vr_jax.storage import PathLike, write_bytes
+
+SIDE = 256  # pixels of the longer side of a shown image
+IMAGES = 4  # images that are shown of a sample
+CHARACTERS = 4000  # of a sample that are shown
+BINS = 30
+Kind = Literal["text", "target", "pooled", "vision"]
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one kind.
+
+    Attributes:
+        kind: "target" if the loss counts them, "vision" for vision tokens, "pooled" if the text-guided token may pool
+            them, and "text" otherwise.
+        text: The decoded tokens, or the number of vision tokens.
+    """
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample of the page.
+
+    Attributes:
+        id: The name of the sample.
+        size: Its numbers of tokens, targets and tiles in words.
+        images: Its images as data addresses.
+        pieces: Its tokens.
+    """
+
+    id: str
+    size: str
+    images: list[str]
+    pieces: list[Piece]
+
+
+def pieces_of(example: Example, tokenizer: Any) -> list[Piece]:
+    """Decodes the tokens of a sample, piece by piece."""
+    vision = example.vision_cell != NO_CELL
+    kinds = np.where(vision, 3, np.where(example.loss_mask, 1, np.where(example.text_token_mask, 2, 0)))
+    names: tuple[Kind, ...] = ("text", "target", "pooled", "vision")
+    starts = np.flatnonzero(np.diff(kinds, prepend=-1))
+    pieces = []
+    for begin, end in zip(starts, [*starts[1:], len(kinds)], strict=True):
+        kind = names[kinds[begin]]
+        tokens = example.tokens[begin:end].tolist()
+        text = f"[{len(tokens)} vision tokens]" if kind == "vision" else tokenizer.decode(tokens)
+        pieces.append(Piece(kind, text))
+    return _shortened(pieces)
+
+
+def _shortened(pieces: list[Piece]) -> list[Piece]:
+    kept, left = [], CHARACTERS
+    for piece in pieces:
+        if len(piece.text) > left:
+            return [*kept, Piece(piece.kind, piece.text[:left]), Piece("text", " ... (the rest is not shown)")]
+        kept.append(piece)
+        left -= len(piece.text)
+    return kept
+
+
+def _thumbnail(image: Any) -> str:
+    """Returns an image, small, as a data address; an empty one if it cannot be read any more."""
+    try:
+        with open_image(image) as opened:
+            small = decode_rgb(opened).copy()
+    except SkipRecord:
+        return ""
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _shown(record: Conversation, processor: Processor | None) -> Shown:
+    images = [_thumbnail(image) for image in record.images[:IMAGES]]
+    if processor is None:
+        turns = [
+            Piece("target" if one.role == "assistant" else "text", f"{one.role}: {one.text}\n") for one in record.turns
+        ]
+        return Shown(record.id, f"{len(record.images)} images", images, _shortened(turns))
+    example = processor.example(record)
+    size = f"{len(example.tokens)} tokens, {example.loss_mask.sum()} targets, {len(example.tile_pixels)} tiles"
+    return Shown(record.id, size, images, pieces_of(example, processor.tokenizer))
+
+
+def _bars(values: Int[np.ndarray, " n"]) -> dict[str, Any]:
+    """Returns a histogram: the bounds, and the height of each bar as a share of the highest."""
+    low, high = int(values.min()), int(values.max())
+    edges = np.linspace(low, high + 1, min(BINS, high - low + 1) + 1)
+    counts, _ = np.histogram(values, edges)
+    return {"low": low, "high": high, "heights": (counts / counts.max()).tolist(), "median": int(np.median(values))}
+
+
+def write_check_page(path: PathLike, report: DataReport, source: Source, processor: Processor | None) -> None:
+    """Writes the page of a report. The file appears only when it is complete.
+
+    Args:
+        path: The HTML file.
+        report: The complete report.
+        source: The records, of which `report.first` are shown.
+        processor: Prepares the samples as for training; without one, the page shows their messages.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    records = [source[index] for index in report.first]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vr_jax.data"),
+        autoescape=True,
+        finalize=_showable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    examples: dict[str, list[Skip]] = {}
+    for skip in report.statistics.examples.values():
+        examples.setdefault(skip.reason, []).append(skip)
+    values: Mapping[str, Any] = {
+        "report": report,
+        "lines": [line for line in report.lines() if not line.startswith("  ") or line.startswith("   ")],
+        "histograms": {name: _bars(numbers) for name, numbers in report.lengths.items() if len(numbers)},
+        "counts": sorted(report.statistics.counts.items()),
+        "examples": examples,
+        "remedies": REMEDIES,
+        "samples": [_shown(one, processor) for one in records if isinstance(one, Conversation)],
+        "has_tokens": processor is not None,
+    }
+    page = environment.get_template("check.html").render(values)
+    write_bytes(path, page.encode())
+
+
+def _showable(value: Any) -> Any:
+    """Replaces the characters of a text that an HTML page in UTF-8 cannot hold."""
+    return _UNSHOWABLE.sub("\ufffd", value) if type(value) is str else value
