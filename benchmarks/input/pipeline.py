@@ -41,12 +41,12 @@ from benchmarks import arguments
 from benchmarks.evaluation.lmms_eval import chart
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
-from vr_jax.data.types import Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.model.config import VlmConfig, anyres9
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-QUESTION = "<image>\nWhat does the image show? Answer with one short sentence."
+QUESTION = "\nWhat does the image show? Answer with one short sentence."
 ANSWER = "A chart of four bars, the highest of which is at the right."
 
 
@@ -178,7 +178,7 @@ def measure(options: argparse.Namespace) -> None:
     """Compares the tiles, times all processors in turns and prints the result."""
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else demo_tokenizer()
     processor = Processor(tokenizer, VlmConfig(image=anyres9(), refusion=VisionRememberConfig()))
-    turns = (Turn("user", QUESTION), Turn("assistant", ANSWER))
+    turns = (Turn("user", IMAGE, QUESTION), Turn("assistant", ANSWER))
 
     def sample(path: Path) -> np.ndarray:
         return processor.example(Conversation(path.name, turns, (path,))).tile_pixels

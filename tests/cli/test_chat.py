@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 from tests.inference import tiny
 from vr_jax.cli.main import main
 from vr_jax.data.images import decode_rgb, open_image
-from vr_jax.data.types import Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.inference import Chat, Generator, load_for_inference
 
 LIMIT = ["--max_new_tokens", "6"]
@@ -51,23 +51,24 @@ def expected(generator, loaded, turns, images):
 
 def test_a_question_about_a_image(folder, generator, loaded, capsys):
     status, out, err = run(folder, "--image", folder / "wide.png", "What is the word?", capsys=capsys)
-    turns = [Turn("user", "<image>\nWhat is the word?")]
+    turns = [Turn("user", IMAGE, "\nWhat is the word?")]
     assert (status, out) == (0, expected(generator, loaded, turns, [folder / "wide.png"]) + "\n")
     assert err == ""
 
 
 def test_several_images_and_turns_from_standard_input(folder, generator, loaded, capsys, monkeypatch):
     """A question that cannot be asked is reported and leaves the conversation as it was."""
-    monkeypatch.setattr("sys.stdin", io.StringIO("Which?\nIs <image> it?\nWhat?\n"))
+    too_long = "x" * 40000
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Which?\n{too_long}\nWhat does <image> mean?\n"))
     images = [folder / "wide.png", folder / "tall.png"]
     status, out, err = run(folder, "--image", images[0], "--image", images[1], capsys=capsys)
-    turns = [Turn("user", "<image> <image>\nWhich?")]
+    turns = [Turn("user", IMAGE, " ", IMAGE, "\nWhich?")]
     first = expected(generator, loaded, turns, images)
-    turns += [Turn("assistant", first), Turn("user", "What?")]
+    turns += [Turn("assistant", first), Turn("user", "What does <image> mean?")]
     second = expected(generator, loaded, turns, images)
     assert (status, out) == (0, f"{first}\n{second}\n")
     assert err.count("\n") == 1
-    assert "1 <image> placeholder(s) for 0 image(s)" in err
+    assert "the largest bucket holds" in err
 
 
 class Echo:
@@ -113,8 +114,8 @@ def test_images_are_added_later_in_the_conversation(folder, talk, echo):
         "And this?",
     )
     turns, answers, images = [], [], [folder / "wide.png", folder / "tall.png"]
-    for question, count in (("Hi", 0), ("<image>\nWhich?", 1), ("<image>\nAnd this?", 2)):
-        turns.append(Turn("user", question))
+    for question, count in (("Hi",), 0), ((IMAGE, "\nWhich?"), 1), ((IMAGE, "\nAnd this?"), 2):
+        turns.append(Turn("user", *question))
         answers.append(echo(turns, images[:count]))
         turns.append(Turn("assistant", answers[-1]))
     assert (status, out, err) == (0, "".join(f"{answer}\n" for answer in answers), "")
@@ -124,7 +125,7 @@ def test_a_reset_forgets_everything_but_the_system_message(folder, talk, echo):
     arguments = ["--image", folder / "wide.png", "--system", "Be brief."]
     status, out, err = talk("What?", "/reset", "Hi", arguments=arguments)
     system = Turn("system", "Be brief.")
-    first = echo([system, Turn("user", "<image>\nWhat?")], [folder / "wide.png"])
+    first = echo([system, Turn("user", IMAGE, "\nWhat?")], [folder / "wide.png"])
     second = echo([system, Turn("user", "Hi")], [])
     assert (status, out, err) == (0, f"{first}\n{second}\n", "")
     assert echo([Turn("user", "Hi")]) != second
@@ -139,10 +140,9 @@ def test_mistakes_are_one_line_each_and_the_conversation_goes_on(folder, talk, e
         f"/image {folder}/text.png": "has none of the formats",
         f"/image {folder}": "does not exist or is not a file",
         "/image 'x.png": "'x.png does not exist",
-        "Is <image> it?": "1 <image> placeholder(s) for 0 image(s)",
     }
-    status, out, err = talk(*mistakes, "/usr/bin is what?", "/exit", "unread")
-    answer = echo([Turn("user", "/usr/bin is what?")], [])
+    status, out, err = talk(*mistakes, "/usr/bin is what <image>?", "/exit", "unread")
+    answer = echo([Turn("user", "/usr/bin is what <image>?")], [])
     assert (status, out) == (0, answer + "\n")
     lines = err.splitlines()
     assert len(lines) == len(mistakes)
@@ -156,7 +156,7 @@ def test_help_and_names_with_spaces(folder, talk, echo):
     lines = f"/image {folder}/my photo.png", f"/image '{folder}/my photo.png' {folder}/tall.png", "/help", "Which?"
     status, out, err = talk(*lines)
     images = [folder / "wide.png", folder / "wide.png", folder / "tall.png"]
-    answer = echo([Turn("user", "<image> <image> <image>\nWhich?")], images)
+    answer = echo([Turn("user", IMAGE, " ", IMAGE, " ", IMAGE, "\nWhich?")], images)
     assert out.startswith("/image FILE   adds an image")
     assert out.endswith(f"\n{answer}\n")
     assert (status, err) == (0, "")
@@ -181,8 +181,6 @@ def test_photographs_are_turned_as_transformers_does(folder, generator, loaded, 
         (["--checkpoint", "{}", "Hi"], "is not a model directory: it has no config.json"),
         (["--image", "{}/absent.png", "Hi"], "absent.png does not exist"),
         (["--image", "{}/text.png", "Hi"], "text.png has none of the formats"),
-        (["--image", "{}/wide.png", "<image> <image>?"], "2 <image> placeholder(s) for 1 image(s)"),
-        (["What is <image>?"], "1 <image> placeholder(s) for 0 image(s)"),
         (["--max_new_tokens", "0", "Hi"], "--max_new_tokens=0: expected an integer >= 1"),
         (["--tensor", "99", "Hi"], "needs a multiple of 99 devices"),
         (["x" * 40000], "the largest bucket holds 32768"),

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from tests.tiny import tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
-from vr_jax.data.types import Conversation, Skip, Turn
+from vr_jax.data.texts import place_images
+from vr_jax.data.types import IMAGE, Conversation, Part, Skip, Turn
 from vr_jax.model.config import ImageConfig, VlmConfig
 
 GRIDS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))
@@ -45,9 +46,15 @@ def png(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> 
 
 
 def chat(*texts: str, images: tuple[Path | bytes, ...] = (), name: str = "sample") -> Conversation:
-    """A conversation in which user and assistant take turns, the user first."""
+    """A conversation in which user and assistant take turns, the user first; its `<image>` are images."""
     roles = ("user", "assistant")
-    return Conversation(name, tuple(Turn(roles[k % 2], text) for k, text in enumerate(texts)), images)
+    turns = [Turn(roles[k % 2], *(parts(text) if k % 2 == 0 else (text,))) for k, text in enumerate(texts)]
+    return Conversation(name, tuple(turns), images)
+
+
+def parts(text: str) -> tuple[Part, ...]:
+    """The parts of a text in which every `<image>` is an image."""
+    return place_images([text], text.count("<image>"))[0]
 
 
 def record(k: int, **changes: Any) -> dict[str, Any]:
@@ -57,7 +64,7 @@ def record(k: int, **changes: Any) -> dict[str, Any]:
 
 def conversation(k: int, image: Path | bytes) -> Conversation:
     """The conversation that `record(k)` stands for."""
-    return Conversation(f"r{k}", (Turn("user", "<image>\nWhat?"), Turn("assistant", "Größe 😀")), (image,))
+    return Conversation(f"r{k}", (Turn("user", IMAGE, "\nWhat?"), Turn("assistant", "Größe 😀")), (image,))
 
 
 def as_list(source: Any) -> list[Conversation | Skip]:

@@ -1,28 +1,30 @@
 """Token ids, targets and the mask of the text-guided token of both templates."""
 
+import copy
 import pickle
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.data.samples import parts
 from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Role
 from vr_jax.data.skips import SkipRecord
-from vr_jax.data.types import Turn
+from vr_jax.data.types import IMAGE, Turn
 from vr_jax.errors import UserError
 
 TURNS = (
-    Turn("user", "<image>\nWhat is this?\nOne word."),
+    Turn("user", IMAGE, "\nWhat is this?\nOne word."),
     Turn("assistant", "A\ncar"),
     Turn("user", "And now?"),
     Turn("assistant", "Gone."),
 )
 
 
-def encode(tokenizer, turns=TURNS, *, template="qwen_1_5", quirk=True, pool="first_turn", has_image=True, prompt=False):
+def encode(tokenizer, turns=TURNS, *, template="qwen_1_5", quirk=True, pool="first_turn", prompt=False):
     encoder = ChatEncoder(tokenizer, template, quirk, pool)
-    return (encoder.prompt if prompt else encoder.sample)(turns, has_image=has_image)
+    return (encoder.prompt if prompt else encoder.sample)(turns)
 
 
 def text_of(tokenizer, found, mask):
@@ -56,12 +58,12 @@ def test_the_pool_selects_the_turns(tokenizer, pool, expected):
     ],
 )
 def test_text_token_holds_the_question_behind_the_image(tokenizer, question, expected):
-    found = encode(tokenizer, (Turn("user", question), Turn("assistant", "Yes")))
+    found = encode(tokenizer, (Turn("user", *parts(question)), Turn("assistant", "Yes")))
     assert text_of(tokenizer, found, found.text_token_mask) == expected
 
 
 def test_text_token_without_images_is_the_first_question(tokenizer):
-    found = encode(tokenizer, (Turn("user", "Hi there"), Turn("assistant", "Yes")), has_image=False)
+    found = encode(tokenizer, (Turn("user", "Hi there"), Turn("assistant", "Yes")))
     assert text_of(tokenizer, found, found.text_token_mask) == "Hi there"
 
 
@@ -103,7 +105,7 @@ def test_targets_with_and_without_the_label_quirk(tokenizer):
 
 
 def test_plain_pools_the_caption_only_with_the_pool_all(tokenizer):
-    turns = (Turn("user", "Describe it.\n<image>"), Turn("assistant", "A car."))
+    turns = (Turn("user", "Describe it.\n", IMAGE), Turn("assistant", "A car."))
     for pool, expected in [("first_turn", ""), ("all_human", ""), ("all", "A car.")]:
         found = encode(tokenizer, turns, template="plain", pool=pool)
         assert text_of(tokenizer, found, found.text_token_mask) == expected
@@ -131,19 +133,32 @@ def test_a_system_turn_replaces_the_default(tokenizer):
 )
 def test_unusable_conversations(tokenizer, turns, reason):
     with pytest.raises(SkipRecord) as caught:
-        encode(tokenizer, turns, has_image=False)
+        encode(tokenizer, turns)
     assert caught.value.reason == reason
     assert pickle.loads(pickle.dumps(caught.value)).reason == reason
 
 
 @pytest.mark.parametrize(
-    ("turns", "has_image"),
-    [(TURNS, True), (TURNS[:2], False), ((Turn("user", "no image"), Turn("assistant", "A")), True)],
+    "turns", [TURNS, (Turn("user", "no <image>"), Turn("assistant", "A")), (Turn("user", IMAGE), Turn("user", "A"))]
 )
-def test_plain_rejects_samples_that_are_not_captions(tokenizer, turns, has_image):
+def test_plain_rejects_samples_that_are_not_captions(tokenizer, turns):
     with pytest.raises(SkipRecord) as caught:
-        encode(tokenizer, turns, template="plain", has_image=has_image)
+        encode(tokenizer, turns, template="plain")
     assert caught.value.reason == "wrong_template"
+
+
+@pytest.mark.parametrize("template", ["qwen_1_5", "plain"])
+def test_a_text_that_reads_as_a_placeholder_is_text(tokenizer, template):
+    """Also where the tokenizer has `<image>` as a token, as those of LLaVA-OneVision do."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens([AddedToken(name, special=True) for name in ("<image>", "<video>")], special_tokens=True)
+    turns = (Turn("user", IMAGE, "What is <image>?"), Turn("assistant", "The tag <image>"))
+    expected = encode(tokenizer, turns, template=template)
+    assert "<image>" in tokenizer.decode(expected.tokens[expected.tokens >= 0])
+    assert np.count_nonzero(expected.tokens == IMAGE_TOKEN) == 1
+    np.testing.assert_array_equal(encode(own, turns, template=template).tokens, expected.tokens)
+    video = encode(own, (Turn("user", "<video>"), Turn("assistant", "A")))
+    assert own.convert_tokens_to_ids("<video>") in video.tokens, "the ids of other tokens stay"
 
 
 def test_padding_switched_on_by_another_user_has_no_effect(tokenizer):

@@ -15,7 +15,7 @@ from tests.data.samples import GRIDS, chat, interpolating_image_config, png, sma
 from vr_jax.data import anyres
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import REASONS, SkipRecord
-from vr_jax.data.types import Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
 
@@ -131,7 +131,6 @@ UNUSABLE = {
     "no placeholder": (chat("What?", "A", images=(png(),)), "image_count"),
     "two placeholders": (chat("<image><image>", "A", images=(png(),)), "image_count"),
     "no image": (chat("<image>\nWhat?", "A"), "image_count"),
-    "placeholder in the answer": (chat("<image>", "A <image>", images=(png(),)), "image_count"),
     "not an image": (chat("<image>", "A", images=(b"hello",)), "broken_image"),
     "empty file": (chat("<image>", "A", images=(b"",)), "broken_image"),
     "cut off": (chat("<image>", "A", images=(png(60, 60)[:-4000],)), "broken_image"),
@@ -188,15 +187,19 @@ def jpeg() -> bytes:
 
 def test_pixel_limit_is_configurable(processor):
     small = dataclasses.replace(processor, max_pixels=100)
-    with pytest.raises(SkipRecord, match=r"10 x 11 pixels, but at most 100 are allowed"):
+    with pytest.raises(SkipRecord, match=r"10 x 11 pixels, but at most 100 are allowed \(`max_pixels`\)"):
         small.example(chat("<image>", "A", images=(png(10, 11),)))
     small.example(chat("<image>", "A", images=(png(10, 10),)))
 
 
-def test_literal_placeholders_on_request(processor, tokenizer):
-    literal = dataclasses.replace(processor, literal_placeholders=True)
-    example = literal.example(chat("The tag <image> in text", "A"))
-    assert "The tag <image> in text" in tokenizer.decode(example.tokens)
+@pytest.mark.parametrize("images", [(), (png(),)], ids=["text", "image"])
+def test_a_reply_and_a_question_may_mention_a_placeholder(processor, tokenizer, images):
+    turns = (Turn("user", *[IMAGE] * len(images), "The tag <image>?"), Turn("assistant", "It is <image>."))
+    example = processor.example(Conversation("x", turns, images))
+    text = tokenizer.decode(example.tokens[example.vision_cell == NO_CELL])
+    assert "The tag <image>?" in text
+    assert "It is <image>." in text
+    assert len(set(example.tile_image.tolist())) == len(images)
 
 
 def test_processors_travel_to_workers(processor):

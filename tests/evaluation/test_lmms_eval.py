@@ -18,6 +18,7 @@ from tests.inference import tiny
 from vr_jax.data.collate import collate
 from vr_jax.data.images import open_image
 from vr_jax.data.processor import Processor
+from vr_jax.data.texts import place_images
 from vr_jax.data.types import Conversation
 from vr_jax.errors import UserError
 from vr_jax.evaluation.lmms_eval.answers import Answerer, grouped
@@ -231,7 +232,7 @@ def own_prompt(processor, name):
     text, visuals = GOOD[name]
     found = visuals() or []
     images = tuple(encoded(one) for one in (found if isinstance(found, list) else [found]))
-    return processor.prompt(Conversation(name, (user_turn(text, len(images)),), images))
+    return processor.prompt(Conversation(name, (user_turn(place_images([text], len(images))[0], len(images)),), images))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import pytest
 
 from tests.golden.discovery import DATA_ROOT, REPOSITORY
 from tests.inference import tiny
+from vr_jax.data.texts import place_images
 from vr_jax.data.types import Conversation
 from vr_jax.evaluation.benchmarks import get_benchmark
 from vr_jax.evaluation.lmms_eval.answers import Answerer
@@ -149,7 +150,9 @@ class Own:
 
     def reply(self, question: str, images: list[str]) -> str:
         images = tuple(Path(name) for name in images)
-        prompt = self.processor.prompt(Conversation("x", (user_turn(question, len(images)),), images))
+        prompt = self.processor.prompt(
+            Conversation("x", (user_turn(place_images([question], len(images))[0], len(images)),), images)
+        )
         with jax.set_mesh(self.mesh):
             return self.generator.generate([prompt], max_new_tokens=NEW_TOKENS, rows=BATCH_SIZE)[0].text
 

@@ -11,6 +11,7 @@ from vr_jax.evaluation.interface import Benchmark, Item, mean_by_category
 @dataclass(frozen=True)
 class Words(Benchmark):
     name = "words"
+    has_placeholders = True
     title = "Words"
     headline = "accuracy"
     max_new_tokens = 4

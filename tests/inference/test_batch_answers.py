@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import run
 from tests.inference import tiny
-from vr_jax.data.types import Turn
+from vr_jax.data.types import IMAGE, Turn
 from vr_jax.errors import UserError
 from vr_jax.inference import Generator, Sampling, answers, load_for_inference, question, read_questions
 
@@ -34,7 +34,7 @@ RECORDS = [
     {"question": "What?"},
     {"id": "gone", "question": "What?", "image": "images/gone.png"},
     {"id": "broken", "question": "What?", "image": "images/text.png"},
-    {"id": "count", "question": "<image> <image>?", "image": "images/wide.png"},
+    {"id": "literal", "question": "What does <image> mean?", "image": "images/wide.png"},
     {"id": "long", "question": "x" * 40000},
     {
         "id": "turns",
@@ -53,12 +53,12 @@ def test_the_command_writes_a_line_for_every_question(folder, tmp_path, capsys):
     flags = {"checkpoint": folder / "model", "max_new_tokens": NEW_TOKENS, "batch_size": 2}
     assert run("generate", **flags, input=folder / "questions.jsonl", output=output) == 0
     out = capsys.readouterr().out
-    assert f"wrote 4 answers to {output}" in out
-    assert "4 of 8 questions could not be asked (broken_image 1, image_count 1, missing_image 1, too_long 1)" in out
+    assert f"wrote 5 answers to {output}" in out
+    assert "3 of 8 questions could not be asked (broken_image 1, missing_image 1, too_long 1)" in out
     found = {line["id"]: line for line in map(json.loads, output.read_text().splitlines())}
-    assert list(found) == ["wide", 7, 3, "gone", "broken", "count", "long", "turns"]
+    assert list(found) == ["wide", 7, 3, "gone", "broken", "literal", "long", "turns"]
     assert found["gone"]["error"].startswith("missing_image: ")
-    assert found["count"]["error"].startswith("image_count: ")
+    assert found["literal"]["tokens"] > 0
 
     loaded = load_for_inference(folder / "model")
     prompt = loaded.processor.prompt(question("What is the word?", [folder / "images" / "wide.png"]))
@@ -83,12 +83,12 @@ def test_draws_depend_on_the_place_in_the_file_alone(folder):
 def test_placeholders_stand_before_the_first_turn(folder):
     questions = {one.id: one.conversation for one in read_questions(folder / "questions.jsonl")}
     assert questions["turns"].turns == (
-        Turn("user", "<image>\nWhat?"),
+        Turn("user", IMAGE, "\nWhat?"),
         Turn("assistant", "cat"),
         Turn("user", "Why?"),
     )
     assert questions["turns"].images == (folder / "images" / "tall.png",)
-    assert questions[7].turns == (Turn("user", "<image> <image>\nWhich?"),)
+    assert questions[7].turns == (Turn("user", IMAGE, " ", IMAGE, "\nWhich?"),)
 
 
 @pytest.mark.parametrize(

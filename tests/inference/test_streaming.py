@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from tests.golden.discovery import DATA_ROOT, needs_data
 from vr_jax.data.demo.tokenizer import demo_tokenizer
-from vr_jax.data.types import IMAGE_PLACEHOLDER
+from vr_jax.data.types import IMAGE, Turn
 from vr_jax.inference import PromptError, TextStream, decode_text, user_turn
 from vr_jax.inference.streaming import REPLACEMENT
 
@@ -54,12 +54,17 @@ def test_any_tokens_join_to_the_decoded_text(tokenizer):
         assert "".join(pieces) + rest == decode_text(tokenizer, tokens)
 
 
-def test_placeholders_go_in_front_unless_given():
-    assert user_turn("What?", 0).text == "What?"
-    assert user_turn("What?", 1).text == "<image>\nWhat?"
-    assert user_turn("What?", 2).text == "<image> <image>\nWhat?"
-    assert user_turn("Is <image> like <image>?", 2).text == "Is <image> like <image>?"
-    with pytest.raises(PromptError, match=rf"1 {IMAGE_PLACEHOLDER} placeholder\(s\) for 2 image\(s\)"):
-        user_turn("Is <image>?", 2)
-    with pytest.raises(PromptError, match="for 0 image"):
-        user_turn("Is <image>?", 0)
+def test_images_go_in_front_unless_they_have_places():
+    assert user_turn("What?", 0) == Turn("user", "What?")
+    assert user_turn("What?", 1) == Turn("user", IMAGE, "\nWhat?")
+    assert user_turn("What?", 2) == Turn("user", IMAGE, " ", IMAGE, "\nWhat?")
+    assert user_turn(("Is ", IMAGE, " like ", IMAGE, "?"), 2).parts == ("Is ", IMAGE, " like ", IMAGE, "?")
+    with pytest.raises(PromptError, match=r"places for 1 image\(s\), but 2 image\(s\) are given"):
+        user_turn(("Is ", IMAGE), 2)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_a_question_about_the_text_of_a_placeholder_is_asked_as_it_is(images):
+    turn = user_turn("What does <image> mean?", images)
+    assert turn.images == images
+    assert turn.parts[-1].endswith("What does <image> mean?")

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiny import random_model, tiny_config, tiny_decoder, tiny_encoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
+from vr_jax.data.texts import place_images
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.inference import Buckets
 from vr_jax.model.config import ImageConfig, VlmConfig
@@ -47,7 +48,7 @@ def conversations() -> dict[str, Conversation]:
     """Text only, one tile, several tiles, several images, several turns."""
 
     def user(text: str) -> Turn:
-        return Turn("user", text)
+        return Turn("user", *place_images([text], text.count("<image>"))[0])
 
     return {
         "text": Conversation("text", (user("What is the word?"),)),

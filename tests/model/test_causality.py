@@ -19,7 +19,7 @@ from PIL import Image
 from tests.tiny import pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
-from vr_jax.data.types import Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.model.vlm import VisionLanguageModel
 
 TEXT = tiny_decoder(vocab_size=320)
@@ -36,9 +36,9 @@ CONVERSATIONS = (
     Conversation(
         id="two turns, an image in each",
         turns=(
-            Turn("user", "<image>\nWhat is it?"),
+            Turn("user", IMAGE, "\nWhat is it?"),
             Turn("assistant", "a cat"),
-            Turn("user", "<image>\nAnd now?"),
+            Turn("user", IMAGE, "\nAnd now?"),
             Turn("assistant", "a dog"),
         ),
         images=(image(40, 20, 1), image(24, 24, 2)),
@@ -46,7 +46,7 @@ CONVERSATIONS = (
     Conversation(id="text only", turns=(Turn("user", "Hi?"), Turn("assistant", "yes"))),
     Conversation(
         id="one image",
-        turns=(Turn("user", "<image>\nWhich?"), Turn("assistant", "red")),
+        turns=(Turn("user", IMAGE, "\nWhich?"), Turn("assistant", "red")),
         images=(image(20, 40, 3),),
     ),
 )

@@ -26,7 +26,7 @@ from vr_jax.convert.importing import import_checkpoint
 from vr_jax.data.collate import collate
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
-from vr_jax.data.types import Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import load_model
@@ -72,7 +72,7 @@ class Chat:
         turns = []
         for i, text in enumerate(self.turns):
             count = len(self.images[i // 2]) if i % 2 == 0 and self.images else 0
-            turns.append(Turn(("user", "assistant")[i % 2], "<image>\n" * count + text))
+            turns.append(Turn(("user", "assistant")[i % 2], *[IMAGE, "\n"] * count, text))
         encoded = []
         for image in self.opened():
             buffer = io.BytesIO()

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
+from vr_jax.data.resizing import centred, padded_square, resized
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig
 
@@ -188,15 +189,15 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
     """
     side = config.tile_size
     if config.aspect_ratio == "square":
-        return np.asarray(_resized(image, (side, side)))[None]
+        return np.asarray(resized(image, (side, side)))[None]
     if not (config.is_anyres and alone):
-        return np.asarray(_resized(_squared(image), (side, side)))[None]
+        return padded_square(image, side, PAD_COLOUR)[None]
     columns, rows = select_grid(image.size, config.grids, side)
     target = (columns * side, rows * side)
-    fitted = np.asarray(_resized(image, fitted_size(image.size, target)))
-    left, top = _centred((fitted.shape[1], fitted.shape[0]), target)
+    fitted = np.asarray(resized(image, fitted_size(image.size, target)))
+    left, top = centred((fitted.shape[1], fitted.shape[0]), target)
     result = np.zeros((1 + columns * rows, side, side, 3), np.uint8)
-    result[0] = np.asarray(_resized(image, (side, side)))
+    result[0] = np.asarray(resized(image, (side, side)))
     for row in range(rows):
         for column in range(columns):
             y, x = row * side - top, column * side - left
@@ -204,29 +205,6 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
             inside = result[1 + row * columns + column, max(-y, 0) :, max(-x, 0) :]
             inside[: part.shape[0], : part.shape[1]] = part
     return result
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _squared(image: Image.Image) -> Image.Image:
-    """Centres the image on a square of the mean colour (LLaVA's `expand2square`)."""
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), PAD_COLOUR)
-    square.paste(image, _centred(image.size, (side, side)))
-    return square
-
-
-def _centred(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Returns the left and top edge of an image in the middle of `target`.
-
-    An odd number of pixels of padding leaves one more at the right and at the bottom.
-    """
-    return (target[0] - size[0]) // 2, (target[1] - size[1]) // 2
 
 
 @dataclass(frozen=True)
@@ -266,10 +244,10 @@ def placement(size: tuple[int, int], config: ImageConfig, *, alone: bool = True,
     if config.is_anyres and alone and not base:
         columns, rows = select_grid(size, config.grids, side)
         fitted = fitted_size(size, (columns * side, rows * side))
-        left, top = _centred(fitted, (columns * side, rows * side))
+        left, top = centred(fitted, (columns * side, rows * side))
         return Placement(1, columns, rows, float(left), float(top), float(fitted[0]), float(fitted[1]))
     if config.aspect_ratio == "square" or (config.is_anyres and alone):
         return Placement(0, 1, 1, 0.0, 0.0, float(side), float(side))
     square = max(size)
-    left, top = _centred(size, (square, square))
+    left, top = centred(size, (square, square))
     return Placement(0, 1, 1, *(side * value / square for value in (left, top, *size)))

@@ -12,6 +12,7 @@ these also contain tokens of the user.
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,8 @@ import tokenizers
 from jaxtyping import Bool, Int
 
 from vr_jax.data.skips import SkipRecord
-from vr_jax.data.types import IMAGE_PLACEHOLDER, Turn
+from vr_jax.data.texts import check_text
+from vr_jax.data.types import IMAGE, IMAGE_PLACEHOLDER, ImagePart, Part, Turn
 from vr_jax.errors import UserError
 from vr_jax.fields import check_value
 
@@ -65,19 +67,35 @@ class TokenisedConversation:
     turns: Int[np.ndarray, " n"]
 
 
-def move_placeholders(turns: Sequence[Turn]) -> list[Turn]:
-    """Moves the only image placeholder of a message to its front; several placeholders of a message stay in place.
+def move_images(turns: Sequence[Turn]) -> list[Turn]:
+    """Moves the only image of a message to its front; several images of a message stay in place.
 
     Source: LLaVA-NeXT: llava/train/train.py, `preprocess_multimodal`.
     """
     moved = []
     for turn in turns:
-        text = turn.text
-        if text.count(IMAGE_PLACEHOLDER) == 1 and not text.startswith(IMAGE_PLACEHOLDER):
-            rest = text.replace(IMAGE_PLACEHOLDER, "").strip()
-            text = f"{IMAGE_PLACEHOLDER}\n{rest}".strip()
-        moved.append(Turn(turn.role, text.replace(VIDEO_MARKER, "")))
+        parts = turn.parts
+        if turn.images == 1 and parts[0] is not IMAGE:
+            rest = "".join(part for part in parts if not isinstance(part, ImagePart)).strip()
+            parts = (IMAGE, f"\n{rest}") if rest else (IMAGE,)
+        kept = [part if isinstance(part, ImagePart) else part.replace(VIDEO_MARKER, "") for part in parts]
+        moved.append(Turn(turn.role, *kept))
     return moved
+
+
+def _without_placeholder(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Returns a tokenizer to which `<image>` is text, also where it is a token, as in those of LLaVA-OneVision.
+
+    Other special tokens in a text are encoded as such, as LLaVA and transformers do.
+    """
+    if tokenizer.token_to_id(IMAGE_PLACEHOLDER) is None:
+        return tokenizer
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        if token["content"] == IMAGE_PLACEHOLDER:
+            # The ids of added tokens follow from their order, so the token is renamed. No text contains the new name.
+            token["content"] = f"\0{IMAGE_PLACEHOLDER}\0"
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
 
 
 class ChatEncoder:
@@ -117,7 +135,7 @@ class ChatEncoder:
             )
         if tokenizer.pad_token_id is None:
             raise UserError("The tokenizer has no pad token; set one (Qwen2 uses '<|endoftext|>').")
-        self.tokenizer: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        self.tokenizer: tokenizers.Tokenizer = _without_placeholder(tokenizer.backend_tokenizer)
         self.template = template
         self.label_quirk = label_quirk
         self.text_pool = text_pool
@@ -139,36 +157,33 @@ class ChatEncoder:
             )
         return ids[0]
 
-    def sample(self, turns: Sequence[Turn], *, has_image: bool) -> TokenisedConversation:
+    def sample(self, turns: Sequence[Turn]) -> TokenisedConversation:
         """Encodes a training sample.
 
         Args:
             turns: The messages.
-            has_image: Whether the sample has images. Otherwise a placeholder is ordinary text, as in LLaVA's code.
 
         Raises:
             SkipRecord: A message has an unknown role or a wrong type, there is no message of the user or of the
                 assistant, or the template does not fit.
         """
         turns = _checked(turns)
-        if has_image:
-            turns = move_placeholders(turns)
+        if any(turn.images for turn in turns):
+            turns = move_images(turns)
         if self.template == "plain":
-            return self._plain(turns, has_image)
+            return self._plain(turns)
         turns = _without_leading_answer(turns)
         if not any(turn.role == "assistant" for turn in turns):
             raise SkipRecord("no_answer", "No message of the assistant follows a message of the user.")
-        return self._chatml(turns, has_image)
+        return self._chatml(turns)
 
-    def prompt(self, turns: Sequence[Turn], *, has_image: bool) -> TokenisedConversation:
+    def prompt(self, turns: Sequence[Turn]) -> TokenisedConversation:
         """Encodes a question to the model. The result ends with the assistant's header and has no targets.
 
-        A final message of the assistant, which would be the reference answer, is left out. Placeholders stay where
-        they are.
+        A final message of the assistant, which would be the reference answer, is left out. Images stay where they are.
 
         Args:
             turns: The messages.
-            has_image: Whether the sample has images.
 
         Raises:
             SkipRecord: As in `sample`.
@@ -177,24 +192,25 @@ class ChatEncoder:
         while turns and turns[-1].role == "assistant":
             turns.pop()
         if self.template == "plain":
-            return self._plain([*turns, Turn("assistant", "")], has_image, prompt=True)
-        return self._chatml(_without_leading_answer(turns), has_image, prompt=True)
+            return self._plain([*turns, Turn("assistant")], prompt=True)
+        return self._chatml(_without_leading_answer(turns), prompt=True)
 
-    def _chatml(self, turns: list[Turn], has_image: bool, prompt: bool = False) -> TokenisedConversation:
+    def _chatml(self, turns: list[Turn], prompt: bool = False) -> TokenisedConversation:
         """Encodes turns as ChatML."""
-        messages = [(index, turn.role, turn.text) for index, turn in enumerate(turns)]
+        messages = list(enumerate(turns))
         if turns[0].role != "system":
-            messages.insert(0, (-1, "system", SYSTEM_MESSAGE))
-        texts = [f"<|im_start|>{role}\n{content}<|im_end|>\n" for _, role, content in messages]
+            messages.insert(0, (-1, Turn("system", SYSTEM_MESSAGE)))
+        texts = [[f"<|im_start|>{turn.role}\n", *turn.parts, "<|im_end|>\n"] for _, turn in messages]
         if prompt:
-            messages.append((len(turns), "assistant", ""))
-            texts.append("<|im_start|>assistant\n")
-        first_user = next((i for i, (_, role, _) in enumerate(messages) if role == "user"), None)
+            messages.append((len(turns), Turn("assistant")))
+            texts.append(["<|im_start|>assistant\n"])
+        first_user = next((i for i, (_, turn) in enumerate(messages) if turn.role == "user"), None)
         parts = []
-        for i, encoded in enumerate(self._encode(texts, has_image)):
-            index, role, content = messages[i]
+        for i, encoded in enumerate(self._encode(texts)):
+            index, turn = messages[i]
+            role = turn.role
             begin = len("<|im_start|>") + len(role) + 1
-            end = begin + len(content)
+            end = begin + len(turn.text)
             inside = encoded.within(begin, end)
             loss = np.zeros(len(encoded.ids), bool)
             if not prompt and self.label_quirk:
@@ -220,7 +236,7 @@ class ChatEncoder:
             )
         return _joined(parts)
 
-    def _plain(self, turns: list[Turn], has_image: bool, prompt: bool = False) -> TokenisedConversation:
+    def _plain(self, turns: list[Turn], prompt: bool = False) -> TokenisedConversation:
         """Encodes an image and its caption."""
         if [turn.role for turn in turns] != ["user", "assistant"]:
             found = [turn.role for turn in turns]
@@ -228,10 +244,10 @@ class ChatEncoder:
                 "wrong_template",
                 f"The template 'plain' needs one user turn and one assistant turn, but the roles are {found}.",
             )
-        if not has_image or IMAGE_PLACEHOLDER not in turns[0].text:
+        if not turns[0].images:
             raise SkipRecord("wrong_template", "The template 'plain' needs an image in the user turn, but has none.")
-        caption = "" if prompt else turns[1].text + "\n"
-        (encoded,) = self._encode([IMAGE_PLACEHOLDER + caption], has_image)
+        caption = () if prompt else (*turns[1].parts, "\n")
+        (encoded,) = self._encode([[IMAGE, *caption]])
         is_user = np.arange(len(encoded.ids)) == 0
         inside = encoded.within(len(IMAGE_PLACEHOLDER), len(IMAGE_PLACEHOLDER) + len(turns[1].text))
         text_token = inside & self._is_text(encoded) & (self.text_pool == "all")
@@ -247,16 +263,27 @@ class ChatEncoder:
         """Marks the tokens that are neither images nor special tokens."""
         return ~np.isin(encoded.ids, self._special_ids)
 
-    def _encode(self, texts: list[str], has_image: bool) -> list[_Encoded]:
-        """Tokenises the text between the placeholders, in one call for all texts."""
-        pieces = [text.split(IMAGE_PLACEHOLDER) if has_image else [text] for text in texts]
-        flat = [piece for text in pieces for piece in text]
+    def _encode(self, messages: Sequence[Sequence[Part]]) -> list[_Encoded]:
+        """Tokenises the texts between the images, in one call for all messages."""
+        pieces = [_between_images(parts) for parts in messages]
+        flat = [piece for message in pieces for piece in message]
         if self.tokenizer.truncation is not None or self.tokenizer.padding is not None:
             # Another user of the same tokenizer may have switched these on.
             self.tokenizer.no_truncation()
             self.tokenizer.no_padding()
         encodings = iter(self.tokenizer.encode_batch(flat, add_special_tokens=False))
-        return [_Encoded.of(text, [next(encodings) for _ in text]) for text in pieces]
+        return [_Encoded.of(message, [next(encodings) for _ in message]) for message in pieces]
+
+
+def _between_images(parts: Sequence[Part]) -> list[str]:
+    """Returns the texts before, between and behind the images of a message, some of which may be empty."""
+    pieces = [""]
+    for part in parts:
+        if isinstance(part, ImagePart):
+            pieces.append("")
+        else:
+            pieces[-1] += part
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -266,8 +293,8 @@ class _Encoded:
     ids: Int[np.ndarray, " n"]
     start: Int[np.ndarray, " n"]
     end: Int[np.ndarray, " n"]
-    # True behind the first placeholder, or everywhere in a message without one, except for the white space that
-    # follows a placeholder.
+    # True behind the first image, or everywhere in a message without one, except for the white space that follows an
+    # image.
     after_image: Bool[np.ndarray, " n"]
 
     @classmethod
@@ -323,14 +350,9 @@ def _checked(turns: Sequence[Turn]) -> list[Turn]:
         if turn.role not in ROLES:
             known = ", ".join(map(repr, ROLES))
             raise SkipRecord("unknown_role", f"Turn {k} has the role {turn.role!r}, but it must be one of {known}.")
-        if not isinstance(turn.text, str):
-            kind = type(turn.text).__name__
-            raise SkipRecord("malformed_record", f"The text of turn {k} has the type {kind}, but must be a str.")
-        if not turn.text.isascii():
-            try:
-                turn.text.encode()
-            except UnicodeEncodeError as error:
-                raise SkipRecord("malformed_record", f"The text of turn {k} is not valid Unicode: {error}.") from error
+        for part in turn.parts:
+            if not isinstance(part, ImagePart):
+                check_text(part, f"The text of turn {k}")
     return list(turns)
 
 

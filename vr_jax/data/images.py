@@ -5,11 +5,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vr_jax.data.schema import shown
 from vr_jax.data.skips import SkipRecord
+from vr_jax.data.texts import check_text
 
 # Pillow decodes these formats itself. For others, such as EPS, it would start external programs on untrusted files.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -18,6 +24,21 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, RuntimeError),
     *(struct.error, zlib.error),
 )
+# What turns an image upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_THE_SIDE = frozenset(_TURNS[value] for value in (5, 6, 7, 8))
+# The modes whose colours are multiplied by their alpha, with the modes in which they are not.
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 # Pillow warns of a possible decompression bomb above this number of pixels (89 million).
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 
@@ -35,14 +56,15 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
             out of the folder with "..", or reaches a symbolic link that leads out while `follow_links` is False.
             "missing_image" if the path cannot be resolved.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise SkipRecord("malformed_record", f"The field 'image' contains {name!r}, but must contain a file name.")
+    if not isinstance(name, str) or not name:
+        raise SkipRecord("malformed_record", f"The field 'image' contains {shown(name)}, but must contain a file name.")
+    check_text(name, "The field 'image'")
     path = folder / name
     lexical = Path(*_collapsed(path))
     try:
         real = lexical if follow_links else path.resolve()
     except (OSError, RuntimeError) as error:
-        raise SkipRecord("missing_image", f"The image path {name!r} cannot be resolved: {error}.") from error
+        raise SkipRecord("missing_image", f"The image path {shown(name)} cannot be resolved: {error}.") from error
     if not (lexical.is_relative_to(folder) and real.is_relative_to(folder)):
         by_link = lexical.is_relative_to(folder)
         how = (
@@ -50,7 +72,7 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
             if by_link
             else "by its name; set images to a folder that holds all images"
         )
-        raise SkipRecord("outside_folder", f"The image path {name!r} leads out of the image folder {folder} {how}.")
+        raise SkipRecord("outside_folder", f"The image path {shown(name)} leads out of the image folder {folder} {how}.")
     return path
 
 
@@ -84,13 +106,13 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
         raise SkipRecord(
             "malformed_record", f"The image is a {type(source).__name__}, but must be encoded bytes or a path."
         )
-    name = f"The image of {len(source)} bytes" if isinstance(source, bytes) else f"The image {source}"
+    name = f"The image of {len(source)} bytes" if isinstance(source, bytes) else f"The image {shown(str(source))}"
     try:
         if isinstance(source, Path) and not source.is_file():
             raise SkipRecord("missing_image", f"{name} does not exist or is not a file.")
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise SkipRecord("image_too_large", f"{name} is too large: {error}") from error
+        raise SkipRecord("image_too_large", f"{name} is too large: {error} (`max_pixels`)") from error
     except UnidentifiedImageError as error:
         raise SkipRecord("broken_image", f"{name} has none of the formats {', '.join(FORMATS)}.") from error
     except DECODE_ERRORS as error:
@@ -101,24 +123,106 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
     if max_pixels is not None and width * height > max_pixels:
         image.close()
         raise SkipRecord(
-            "image_too_large", f"{name} has {width} x {height} pixels, but at most {max_pixels} are allowed."
+            "image_too_large",
+            f"{name} has {width} x {height} pixels, but at most {max_pixels} are allowed (`max_pixels`).",
         )
     return image
 
 
-def decode_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an opened image and converts it to RGB. An alpha channel is dropped.
+def decode_rgb(image: Image.Image, *, rotate: bool = False) -> Image.Image:
+    """Decodes an opened image and converts it to RGB. An alpha channel is dropped, and of an animation the first frame.
+
+    Modes of 8 bits are converted as Pillow's `convert("RGB")` does, which LLaVA calls. It would make white or black of
+    all others, so those are scaled to 8 bits: integers of 16 bits (or 12, in TIFF) from their whole range, and floats
+    from 0..1. Integers of 32 bits and floats outside 0..1 have no usual white and are refused. Profiles of colours and
+    gamma are ignored, as LLaVA does.
+
+    Args:
+        image: The opened image.
+        rotate: Whether to turn the image as its EXIF orientation says. LLaVA and the benchmarks do not.
 
     Raises:
-        SkipRecord: "broken_image" if the file is damaged, for example truncated.
+        SkipRecord: "broken_image" if the file is damaged, for example truncated; "image_mode" if its numbers have no
+            known range.
     """
     path, size = getattr(image, "filename", ""), image.size
-    name = f"The image {path}" if path else "The encoded image"
+    name = f"The image {shown(path)}" if path else "The encoded image"
+    turn = _TURNS.get(_orientation(image)) if rotate else None
     try:
         image.load()
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = _converted(image, name)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
     except DECODE_ERRORS as error:
         raise SkipRecord("broken_image", f"{name} cannot be decoded: {error}.") from error
-    if rgb.size != size or 0 in size:
+    if (rgb.size if turn is None else image.size) != size or 0 in size:
         raise SkipRecord("broken_image", f"{name} decodes to the size {rgb.size}, but its header states {size}.")
     return rgb
+
+
+def size_of(image: Image.Image, *, rotate: bool = False) -> tuple[int, int]:
+    """Returns the (width, height) that `decode_rgb` gives, without decoding the image.
+
+    Args:
+        image: The opened image.
+        rotate: Whether the image is turned as its EXIF orientation says.
+    """
+    width, height = image.size
+    return (height, width) if rotate and _TURNS.get(_orientation(image)) in _ON_THE_SIDE else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an opened image, which is 1 for one that is upright or says nothing."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole image to look behind it.
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DECODE_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _converted(image: Image.Image, name: str) -> Image.Image:
+    """Converts a decoded image to RGB."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in _PREMULTIPLIED:
+        return image.convert(_PREMULTIPLIED[image.mode]).convert("RGB")
+    if image.mode != "F" and image.mode[:1] != "I":
+        return image.convert("RGB")
+    tags = getattr(image, "tag_v2", {})
+    grey = _scaled_floats(image, name) if image.mode == "F" else _scaled_integers(image, name, tags)
+    if tags.get(_PHOTOMETRIC) == 0:  # White is stored as 0, which Pillow leaves as it is in these modes.
+        grey = 255 - grey
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _scaled_integers(image: Image.Image, name: str, tags: Mapping[int, Any]) -> UInt8[np.ndarray, "H W"]:
+    """Scales integers of more than 8 bits by their depth."""
+    values = np.asarray(image)
+    bits = 16
+    if image.mode.startswith("I;16"):
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    elif image.format not in ("PNG", "PPM"):  # These have at most 16 bits, which Pillow may hold in 32.
+        values = None
+    white = (1 << bits) - 1
+    if values is None or values.min(initial=0) < 0 or values.max(initial=0) > white:
+        raise SkipRecord(
+            "image_mode",
+            f"{name} has signed integers or integers of 32 bits, of which no value is known to be white; convert it to "
+            "8 or 16 bits.",
+        )
+    return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _scaled_floats(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W"]:
+    """Scales floats, of which 0 is black and 1 is white."""
+    values = np.asarray(image)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high <= 1):  # NaN is neither.
+        raise SkipRecord(
+            "image_mode",
+            f"{name} has floats from {low:.3g} to {high:.3g}, but black must be 0 and white 1; scale it, or convert it "
+            "to 8 or 16 bits.",
+        )
+    return np.rint(values * np.float32(255)).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from google.protobuf.json_format import ParseError
@@ -12,6 +13,9 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 
+# The features of a record: its name, its encoded images, and the JSON of its messages in the form of transformers, in
+# which a part {"type": "image"} stands for the next image.
+FEATURES = ("id", "images", "messages")
 # A damaged chunk raises one of these, either in array_record or in TFDS when it parses what array_record returns.
 DAMAGE_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, LookupError, DecodeError)
 
@@ -51,6 +55,11 @@ class ArrayRecordSource:
         if split not in builder.info.splits:
             known = ", ".join(sorted(builder.info.splits))
             raise UserError(f"{self.directory}: there is no split {split!r}; the set has {known}.")
+        if set(builder.info.features) != set(FEATURES):
+            raise UserError(
+                f"{self.directory}: the set has the features {', '.join(sorted(builder.info.features))}, but must have "
+                f"{', '.join(FEATURES)}; write it anew with vr-jax prepare."
+            )
         self.files = [Path(path) for path in builder.info.splits[split].filepaths]
         for path in self.files:
             require_file(path)
@@ -73,11 +82,10 @@ class ArrayRecordSource:
         except DAMAGE_ERRORS as error:
             detail = f"Record {index} of {self.directory} is damaged: {error}."
             return SkipRecord("malformed_record", detail).as_skip(record_id)
-        messages = zip(row["conversations"]["from"], row["conversations"]["value"], strict=True)
         record = {
             "id": row["id"].decode(),
-            "image": [bytes(image) for image in row["images"]] or None,
-            "conversations": [{"from": who.decode(), "value": text.decode()} for who, text in messages],
+            "images": [bytes(image) for image in row["images"]],
+            "messages": json.loads(row["messages"]),
         }
         return conversation_of(record, record_id, _refuse_name)
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL.Image import Image
 
 from vr_jax.data import anyres
 from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Template, TextPool, TokenisedConversation
-from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image
+from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image, size_of
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example
 from vr_jax.errors import ConfigError
@@ -33,8 +34,7 @@ class Processor:
         max_tokens: The largest number of tokens of a sample; None allows any number.
         max_tiles: The largest number of tiles of a sample; None allows any number.
         max_pixels: The largest number of pixels of an image. Larger ones are treated as decompression bombs.
-        literal_placeholders: Whether "<image>" in a sample without images is ordinary text, as in LLaVA's code. By
-            default the sample is skipped, because its image is missing.
+        rotate: Whether images are turned as their EXIF orientation says, which LLaVA does not.
         encoder: The encoder of the text, made from the other attributes.
 
     Raises:
@@ -49,7 +49,7 @@ class Processor:
     max_tokens: int | None = None
     max_tiles: int | None = None
     max_pixels: int | None = MAX_PIXELS
-    literal_placeholders: bool = False
+    rotate: bool = False
 
     encoder: ChatEncoder = field(init=False, repr=False)
 
@@ -105,7 +105,7 @@ class Processor:
         alone = len(conversation.images) == 1
         with contextlib.ExitStack() as stack:
             text, opened, layouts = self._laid_out(conversation, encode, stack)
-            pixels = [anyres.tiles(decode_rgb(image), config, alone=alone) for image in opened]
+            pixels = [self._tiles(image, alone) for image in opened]
         side = config.tile_size
         return Example(
             id=conversation.id,
@@ -115,32 +115,33 @@ class Processor:
             **splice(text, layouts, self.encoder.pad_id, u, weighted=config.may_interpolate),
         )
 
+    def _tiles(self, image: Image, alone: bool) -> UInt8[np.ndarray, "t H W 3"]:
+        """Decodes an image, cuts it into tiles, and frees its memory."""
+        with contextlib.closing(image):
+            return anyres.tiles(decode_rgb(image, rotate=self.rotate), self.config.image, alone=alone)
+
     def _laid_out(
         self, conversation: Conversation, encode: Callable[..., TokenisedConversation], stack: contextlib.ExitStack
     ) -> tuple[TokenisedConversation, list[Image], list[anyres.TokenLayout]]:
         """Returns the text, the opened images, which `stack` closes, and their vision tokens."""
         images = conversation.images
-        text = encode(conversation.turns, has_image=bool(images))
+        text = encode(conversation.turns)
         self._check_count(conversation, text)
         u, config = self.config.cells_per_side, self.config.image
         opened = [stack.enter_context(open_image(image, max_pixels=self.max_pixels)) for image in images]
-        layouts = [anyres.layout(image.size, u, config, alone=len(images) == 1) for image in opened]
+        sizes = [size_of(image, rotate=self.rotate) for image in opened]
+        layouts = [anyres.layout(size, u, config, alone=len(images) == 1) for size in sizes]
         self._check_size(text, layouts)
         return text, opened, layouts
 
     def _check_count(self, conversation: Conversation, text: TokenisedConversation) -> None:
         """Checks that there is one placeholder for each image."""
-        if conversation.images:
-            placeholders = int(np.count_nonzero(text.tokens == IMAGE_TOKEN))
-        elif self.literal_placeholders:
-            placeholders = 0
-        else:
-            placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in conversation.turns)
+        placeholders = int(np.count_nonzero(text.tokens == IMAGE_TOKEN))
         if placeholders != len(conversation.images):
             raise SkipRecord(
                 "image_count",
-                f"The sample has {len(conversation.images)} image(s), but {placeholders} placeholder(s) "
-                f"{IMAGE_PLACEHOLDER}; the numbers must be equal.",
+                f"The sample has {len(conversation.images)} image(s), but its messages have {placeholders} place(s) "
+                f"for images, which LLaVA's format writes as {IMAGE_PLACEHOLDER}; the numbers must be equal.",
             )
 
     def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:

@@ -1,12 +1,11 @@
-"""Conversion of one raw record in LLaVA's schema to a `Conversation`, or to the reason why that is impossible.
+"""Conversion of one raw record to a `Conversation`, or to the reason why that is impossible.
 
-A record looks like this (`docs/design/methods.md#data-files`):
+A record in LLaVA's format looks like this (`docs/design/methods.md#data-files`):
 
     {"id": "7", "image": "a.jpg",
      "conversations": [{"from": "human", "value": "<image> What is this?"}, {"from": "gpt", "value": "A car."}]}
 
-The field `image` may be absent (a text-only sample), be a list, or contain the encoded file as {"bytes": ..., "path":
-...}. Messages may also be written as {"role": ..., "content": ...}.
+`vr_jax.data.schema` says what else a record may contain.
 """
 
 from __future__ import annotations
@@ -17,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.data.images import locate
+from vr_jax.data.messages import turns_and_images
+from vr_jax.data.schema import RECORD_KEYS, check_keys, kind, shown
 from vr_jax.data.skips import SkipRecord
+from vr_jax.data.texts import check_text
 from vr_jax.data.types import Conversation, Skip, Turn
 from vr_jax.errors import UserError
 
-SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+# A longer id would be repeated in logs and checkpoints; it is a mistake, such as a whole text in the wrong field.
+_LONGEST_ID = 256
 
 
 def require_file(path: Path) -> None:
@@ -65,92 +68,83 @@ class ImageFolder:
         """
         if self.path is None:
             raise SkipRecord(
-                "missing_image", f"The record names the image file {name!r}, but no image folder (`images`) is set."
+                "missing_image",
+                f"The record names the image file {shown(name)}, but no image folder (`images`) is set.",
             )
         return locate(self.path, name, follow_links=self.follow_links)
-
-
-def turns_of(record: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """Reads the messages of a raw record.
-
-    Raises:
-        SkipRecord: "malformed_record", "unknown_role" or "empty_conversation".
-    """
-    messages = record.get("conversations")
-    if not isinstance(messages, list):
-        raise SkipRecord(
-            "malformed_record",
-            f"The field 'conversations' is {_kind(messages)}, but must be a list of messages.",
-        )
-    if not messages:
-        raise SkipRecord("empty_conversation", "The list in the field 'conversations' is empty.")
-    return tuple(_turn(k, message) for k, message in enumerate(messages))
-
-
-def _turn(k: int, message: Any) -> Turn:
-    """Converts message k of a record."""
-    where = f"conversations[{k}]"
-    if not isinstance(message, Mapping):
-        raise SkipRecord("malformed_record", f"The message {where} is {_kind(message)}, but must be an object.")
-    speaker = message.get("from", message.get("role"))
-    text = message.get("value", message.get("content"))
-    if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        known = ", ".join(map(repr, SPEAKERS))
-        detail = f"The message {where} has the speaker {speaker!r}, but it must be one of {known}."
-        raise SkipRecord("unknown_role", detail)
-    if not isinstance(text, str):
-        raise SkipRecord("malformed_record", f"The text of the message {where} is {_kind(text)}, but must be a str.")
-    return Turn(SPEAKERS[speaker], text)  # type: ignore[arg-type]  # The values of SPEAKERS are the roles of a Turn.
-
-
-def images_of(record: Mapping[str, Any], folder: Callable[[object], Path]) -> tuple[Path | bytes, ...]:
-    """Reads the images of a raw record.
-
-    Args:
-        record: The raw record.
-        folder: Turns a file name into a path, as an `ImageFolder` does.
-
-    Returns:
-        The encoded bytes of images that the record contains, and the paths of the others.
-
-    Raises:
-        SkipRecord: A name cannot be used.
-    """
-    value = record.get("image")
-    if value is None:
-        return ()
-    values = value if isinstance(value, list) else [value]
-    return tuple(_image(one, folder) for one in values)
-
-
-def _image(value: Any, folder: Callable[[object], Path]) -> Path | bytes:
-    """Converts one image entry of a record."""
-    if isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    return value if isinstance(value, bytes) else folder(value)
 
 
 def conversation_of(record: Any, record_id: str, folder: Callable[[object], Path]) -> Conversation | Skip:
     """Converts a raw record.
 
     Args:
-        record: The raw record as JSON, parquet or array_record files contain it.
-        record_id: The name of the sample if the record has no id of its own.
-        folder: Turns an image file name into a path.
+        record: The raw record as JSON, parquet or array_record files contain it; see `vr_jax.data.schema.Record`.
+        record_id: The name of the sample if the record has no usable id of its own.
+        folder: Turns an image file name into a path, as an `ImageFolder` does.
 
     Returns:
         The conversation, or a `Skip` that states what is wrong with the record.
     """
     try:
         if not isinstance(record, Mapping):
-            raise SkipRecord("malformed_record", f"The record is {_kind(record)}, but must be an object.")
-        if isinstance(record.get("id"), str | int) and str(record["id"]):
-            record_id = str(record["id"])
-        return Conversation(record_id, turns_of(record), images_of(record, folder))
+            raise SkipRecord("malformed_record", f"The record is {kind(record)}, but must be an object.")
+        record_id = _id(record.get("id"), record_id)
+        images, images_name = _images(record)
+        messages_name, messages = _one_of(record, ("conversations", "messages"))
+        if messages is None:
+            raise SkipRecord(
+                "malformed_record",
+                "The field 'conversations' is absent, and so is 'messages'; a record must have one of them.",
+            )
+        turns, found = turns_and_images(messages, messages_name, images, images_name, folder)
+        check_keys(record, RECORD_KEYS, "The record", names_files=not found)
+        return Conversation(record_id, _with_system(turns, record.get("system")), found)
     except SkipRecord as error:
         return error.as_skip(record_id)
 
 
-def _kind(value: Any) -> str:
-    """Describes the type of a value in a message."""
-    return "absent" if value is None else f"a value of type {type(value).__name__}"
+def _id(value: Any, otherwise: str) -> str:
+    """Returns the id of a record as a text of one printable line, or else the name that the source gives it."""
+    if not isinstance(value, str | int):
+        return otherwise
+    text = str(value)
+    return text if text.isprintable() and 0 < len(text) <= _LONGEST_ID else otherwise
+
+
+def _one_of(record: Mapping[str, Any], keys: tuple[str, str]) -> tuple[str, Any]:
+    """Returns the name and the value of whichever field is there, which is None if neither is.
+
+    Raises:
+        SkipRecord: Both are there and differ.
+    """
+    first, second = (record.get(key) for key in keys)
+    if first is not None and second is not None and first != second:
+        detail = f"The record has both {keys[0]!r} and {keys[1]!r} with different values; keep one of them."
+        raise SkipRecord("malformed_record", detail)
+    return (keys[0], first) if second is None else (keys[1], second)
+
+
+def _images(record: Mapping[str, Any]) -> tuple[list[Any], str]:
+    """Returns the record's own list of images, and the name of the field."""
+    listed = {}
+    for key in ("image", "images"):
+        value = record.get(key)
+        if value is not None:
+            listed[key] = list(value) if isinstance(value, list | tuple) else [value]
+    name, value = _one_of({key: value for key, value in listed.items() if value}, ("image", "images"))
+    return value or [], name
+
+
+def _with_system(turns: tuple[Turn, ...], text: Any) -> tuple[Turn, ...]:
+    """Puts the text of the field `system` in front of the turns."""
+    if text is None or text == "":
+        return turns
+    first = Turn("system", check_text(text, "The field 'system'"))
+    if turns[0].role != "system":
+        return (first, *turns)
+    if turns[0] != first:
+        raise SkipRecord(
+            "malformed_record",
+            "The record has a system text both in the field 'system' and as its first message; keep one of them.",
+        )
+    return turns

@@ -33,6 +33,7 @@ SkipReason = Literal[
     "missing_image",  # The image file does not exist or cannot be read.
     "outside_folder",  # The image path leads out of the image folder.
     "broken_image",  # The image file is damaged or is not an image.
+    "image_mode",  # The numbers of the image have no known range, so that none of them is known to be white.
     "image_too_large",  # The image has more pixels than allowed, as a decompression bomb has.
     "too_long",  # The sample has more tokens than a row of the batch.
     "too_many_tiles",  # The sample has more tiles than a row of the batch.
@@ -50,6 +51,7 @@ REMEDIES: dict[str, str] = {
     "missing_image": "set data.images to the folder that the image names are relative to, or fetch the images",
     "outside_folder": "set data.images to a folder that holds all images, or data.follow_links=true for links",
     "broken_image": "fetch or convert these images anew",
+    "image_mode": "convert these images to 8 or 16 bits",
     "image_too_large": "raise data.max_pixels, or shrink these images",
     "too_long": "raise batch.tokens, or choose a stronger compression of the images",
     "too_many_tiles": "raise batch.tiles, or lower model.image.max_tiles",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import tqdm
 from vr_jax.data.images import open_image
 from vr_jax.data.skips import SkipRecord, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
-from vr_jax.data.types import Conversation, Skip
+from vr_jax.data.types import Conversation, ImagePart, Skip, Turn
 from vr_jax.errors import UserError
 
 # TFDS holds one shard in memory while it writes it, which is some 100 MiB of images with this number of records.
@@ -70,14 +71,12 @@ class LlavaConversations(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Conversations about images in LLaVA's schema, images as encoded files.",
+            description="Conversations about images: encoded files, and messages as JSON.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
                     "images": tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
-                    "conversations": tfds.features.Sequence(
-                        {"from": tfds.features.Text(), "value": tfds.features.Text()}
-                    ),
+                    "messages": tfds.features.Text(),
                 }
             ),
             disable_shuffling=True,
@@ -146,8 +145,15 @@ def row_of(record: Conversation | Skip) -> dict[str, Any] | Skip:
             images.append(image.read_bytes() if isinstance(image, Path) else image)
     except SkipRecord as error:
         return error.as_skip(record.id)
-    turns = [{"from": turn.role, "value": turn.text} for turn in record.turns]
-    return {"id": record.id, "images": images, "conversations": turns}
+    return {"id": record.id, "images": images, "messages": json.dumps([_message(turn) for turn in record.turns])}
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """Writes a turn in the form of transformers, in which `<image>` in a text stays text."""
+    content = [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part} for part in turn.parts
+    ]
+    return {"role": turn.role, "content": content}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,20 +12,55 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from vr_jax.model.batch import Batch
 
+# How formats that write messages as one text mark an image, and how a message with images is shown.
 IMAGE_PLACEHOLDER = "<image>"
 
+Speaker = Literal["system", "user", "assistant"]
 
-@dataclass(frozen=True)
+
+class ImagePart(enum.Enum):
+    """The place of an image in a message. It has one value, so that it is the same object in every process."""
+
+    IMAGE = IMAGE_PLACEHOLDER
+
+
+IMAGE = ImagePart.IMAGE
+# A message consists of these. A text is never searched for placeholders.
+Part = str | ImagePart
+
+
+@dataclass(frozen=True, init=False)
 class Turn:
-    """One message of a conversation.
+    """One message of a conversation: a speaker, and texts and images in order.
 
     Attributes:
         role: The speaker of the message.
-        text: The message. It may contain `IMAGE_PLACEHOLDER` where an image belongs.
+        parts: The texts and the places of images. No text is empty, and no two texts are neighbours.
     """
 
-    role: Literal["system", "user", "assistant"]
-    text: str
+    role: Speaker
+    parts: tuple[Part, ...]
+
+    def __init__(self, role: Speaker, *parts: Part):
+        """Joins neighbouring texts and leaves out empty ones, so that equal messages are equal objects."""
+        joined: list[Part] = []
+        for part in parts:
+            if isinstance(part, str) and joined and isinstance(joined[-1], str):
+                joined[-1] += part
+            elif part != "":
+                joined.append(part)
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", tuple(joined))
+
+    @property
+    def text(self) -> str:
+        """The message as one text, in which `IMAGE_PLACEHOLDER` stands for each image."""
+        return "".join(IMAGE_PLACEHOLDER if part is IMAGE else str(part) for part in self.parts)
+
+    @property
+    def images(self) -> int:
+        """The number of images of the message."""
+        return self.parts.count(IMAGE)
 
 
 @dataclass(frozen=True)
@@ -34,8 +70,8 @@ class Conversation:
     Attributes:
         id: The name of the sample in log and error messages.
         turns: The messages in order.
-        images: The encoded images (PNG, JPEG, ...) as bytes, or the paths of their files. They match the placeholders
-            in `turns` in order.
+        images: The encoded images (PNG, JPEG, ...) as bytes, or the paths of their files. They match the image parts
+            of `turns` in order.
     """
 
     id: str

@@ -150,7 +150,7 @@ def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
         # Each digit is one token, in Qwen2's tokenizer as well as in the demo's.
         return user_turn("".join(str(number % 10) for number in range(digits)), 1)
 
-    least = len(processor.encoder.prompt((turn(1),), has_image=True).tokens) - 1
+    least = len(processor.encoder.prompt((turn(1),)).tokens) - 1
     if text_tokens < least:
         raise UserError(f"text_tokens = {text_tokens}: the chat template and one digit need {least}.")
     width, height = image_size(processor.config.image)

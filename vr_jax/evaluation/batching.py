@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from vr_jax.data import anyres
-from vr_jax.data.images import DECODE_ERRORS, open_image
+from vr_jax.data.images import DECODE_ERRORS, open_image, size_of
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
+from vr_jax.data.texts import check_text, place_images
 from vr_jax.data.types import Conversation, Example
 from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.inference import Buckets, PromptError, PromptTooLong, user_turn
@@ -28,12 +29,10 @@ def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
         SkipRecord: The prompt is not valid Unicode, or its placeholders do not match the item's images.
     """
     text = benchmark.prompt(item)
+    check_text(text, "The prompt")
+    content = place_images([text], len(item.images))[0] if benchmark.has_placeholders else (text,)
     try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer accepts.
-        raise SkipRecord("malformed_record", f"the prompt is not valid Unicode text ({error})") from None
-    try:
-        turn = user_turn(text, len(item.images))
+        turn = user_turn(content, len(item.images))
     except PromptError as error:
         raise SkipRecord("image_count", str(error)) from error
     return Conversation(item.id, (turn,), item.images)
@@ -60,10 +59,10 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
     config = processor.config
     try:
         conversation = conversation_of(benchmark, item)
-        text = processor.encoder.prompt(conversation.turns, has_image=bool(item.images))
+        text = processor.encoder.prompt(conversation.turns)
         with ExitStack() as stack:
-            opened = [stack.enter_context(open_image(image)) for image in item.images]
-            sizes = [image.size for image in opened]
+            opened = [stack.enter_context(open_image(image, max_pixels=processor.max_pixels)) for image in item.images]
+            sizes = [size_of(image, rotate=processor.rotate) for image in opened]
     except _UNUSABLE:
         return 0, 0
     layouts = [anyres.layout(size, config.cells_per_side, config.image, alone=len(sizes) == 1) for size in sizes]

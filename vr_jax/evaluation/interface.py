@@ -111,6 +111,8 @@ class Benchmark:
         headline: The metric of `aggregate` that tables show.
         group: The group of the paper's tables that the benchmark belongs to, or None.
         published: The published data, or None if the benchmark needs no data.
+        has_placeholders: Whether prompts may say with `<image>` where an image belongs. Otherwise a prompt is text, and
+            the images stand in front of it.
     """
 
     profile: Profile = "default"
@@ -120,6 +122,7 @@ class Benchmark:
     headline: ClassVar[str]
     group: ClassVar[Group | None] = None
     published: ClassVar[Published | None] = None
+    has_placeholders: ClassVar[bool] = False
 
     @property
     def max_new_tokens(self) -> int:

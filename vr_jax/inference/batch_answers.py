@@ -16,7 +16,7 @@ import jax
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
-from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example, Turn
+from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.errors import UserError
 from vr_jax.inference.buckets import PromptTooLong
 from vr_jax.inference.generator import Generator
@@ -162,8 +162,8 @@ def read_questions(path: PathLike) -> list[Question]:
     """Reads a JSON Lines file of questions.
 
     A line is an object with "question", or "turns" ({"role": "user" or "assistant", "text": ...}, ending with the
-    user's), and optionally with "id" and with "image" or "images": paths relative to the folder of the file. Where no
-    text has image placeholders, those of all images stand in front of the first turn. Empty lines are ignored.
+    user's), and optionally with "id" and with "image" or "images": paths relative to the folder of the file. The images
+    stand in front of the first turn. A text that reads `<image>` is text. Empty lines are ignored.
 
     Raises:
         UserError: The file cannot be read, has no question, or has a malformed line; the message names file and line.
@@ -206,8 +206,8 @@ def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
     turns = _turns(record, where)
     files = tuple(folder / image for image in images)
     try:
-        if not any(IMAGE_PLACEHOLDER in turn.text for turn in turns):
-            turns = (user_turn(turns[0].text, len(files)), *turns[1:])
+        if not any(turn.images for turn in turns):
+            turns = (user_turn(turns[0].parts, len(files)), *turns[1:])
         return Question(record_id, Conversation(str(record_id), turns, files))
     except PromptError as error:
         return Question(record_id, f"image_count: {error}")

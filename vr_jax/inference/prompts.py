@@ -5,47 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Part, Turn
 from vr_jax.errors import UserError
 
 
 class PromptError(UserError):
-    """A question has placeholders that do not match its images. Evaluation counts such a question and goes on."""
+    """A question has places for images, but not one for each. Evaluation counts such a question and goes on."""
 
 
-def question(text: str, images: Sequence[str | Path | bytes] = ()) -> Conversation:
+def question(content: str | Sequence[Part], images: Sequence[str | Path | bytes] = ()) -> Conversation:
     """Makes a conversation that asks one question about images.
 
     Args:
-        text: The question. It needs no image placeholders; see `user_turn`.
+        content: The question; see `user_turn`.
         images: Paths of the image files, or their contents.
 
     Raises:
-        PromptError: The text has image placeholders, but not one for each image.
+        PromptError: The question has places for images, but not one for each image.
     """
     files = tuple(image if isinstance(image, bytes) else Path(image) for image in images)
-    return Conversation("question", (user_turn(text, len(files)),), files)
+    return Conversation("question", (user_turn(content, len(files)),), files)
 
 
-def user_turn(text: str, images: int) -> Turn:
+def user_turn(content: str | Sequence[Part], images: int) -> Turn:
     """Makes the turn that asks a question about a number of images.
 
-    A text without image placeholders gets them in front, joined by one space and followed by a newline.
+    Images without a place in the question stand in front of it, joined by one space and followed by a newline.
     Source: lmms-eval's `llava.py`.
 
     Args:
-        text: The question.
+        content: The question as text, in which `<image>` is text like any other, or as texts and `IMAGE`, where each
+            image belongs.
         images: The number of images.
 
     Raises:
-        PromptError: The text has image placeholders, but not one for each image.
+        PromptError: The question has places for images, but not one for each image.
     """
-    found = text.count(IMAGE_PLACEHOLDER)
-    if found == 0 and images > 0:
-        return Turn("user", " ".join([IMAGE_PLACEHOLDER] * images) + "\n" + text)
-    if found != images:
+    turn = Turn("user", content) if isinstance(content, str) else Turn("user", *content)
+    if turn.images == 0 and images > 0:
+        first = [part for _ in range(images) for part in (IMAGE, " ")]
+        return Turn("user", *first[:-1], "\n", *turn.parts)
+    if turn.images != images:
         raise PromptError(
-            f"the question has {found} {IMAGE_PLACEHOLDER} placeholder(s) for {images} image(s); "
-            "give as many images as placeholders, or no placeholder"
+            f"the question has places for {turn.images} image(s), but {images} image(s) are given; give as many images "
+            "as places, or a question without places"
         )
-    return Turn("user", text)
+    return turn

@@ -88,6 +88,7 @@ class DataSettings(Config):
             (docs/design/methods.md#labels), rather than the answers only.
         packing: Whether several samples share a row.
         shuffle: Whether the order of the samples is drawn anew for each epoch.
+        exif_rotation: Whether images are turned as their EXIF orientation says, which LLaVA does not.
         workers: Processes that decode images and tokenise. With 0, threads of the training process do it.
         allow_changed: Whether a run may continue although the data files changed since its last start.
         max_skipped: Share of unusable samples above which training stops.
@@ -106,10 +107,11 @@ class DataSettings(Config):
     label_quirk: bool = True
     packing: bool = True
     shuffle: bool = True
+    exif_rotation: bool = False
     workers: NonNegativeInt = 4
     allow_changed: bool = False
     max_skipped: Fraction = 0.01
-    max_pixels: PositiveInt = 89_478_485
+    max_pixels: Annotated[int, Range(1, 178_956_970)] = 89_478_485  # Pillow opens no larger image.
 
     def __post_init__(self) -> None:
         """Checks the fields, and that one source and several are not both given."""

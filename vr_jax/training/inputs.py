@@ -157,6 +157,7 @@ def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
             config.data.template,
             config.data.label_quirk,
             max_pixels=config.data.max_pixels,
+            rotate=config.data.exif_rotation,
         )
     except UserError as error:
         raise ConfigError(f"config.tokenizer, config.data.template: {error}") from error

@@ -10,7 +10,7 @@ import pytest
 from vr_jax.data.demo.images import SUBJECTS
 from vr_jax.data.demo.source import HELD_OUT_SHARE, DemoSource, encode_png, is_held_out
 from vr_jax.data.images import decode_rgb, open_image
-from vr_jax.data.types import IMAGE_PLACEHOLDER
+from vr_jax.data.types import IMAGE
 from vr_jax.errors import UserError
 
 
@@ -39,8 +39,8 @@ def test_the_first_records_are_the_recorded_ones():
 def test_a_conversation_has_the_form_of_real_records():
     conversation = DemoSource("train", 12, turns=4)[0]
     assert [turn.role for turn in conversation.turns] == ["user", "assistant"] * 4
-    assert conversation.turns[0].text.startswith(f"{IMAGE_PLACEHOLDER}\n")
-    assert sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in conversation.turns) == len(conversation.images) == 1
+    assert conversation.turns[0].parts[0] is IMAGE
+    assert sum(turn.images for turn in conversation.turns) == len(conversation.images) == 1
     assert len({turn.text for turn in conversation.turns if turn.role == "user"}) == 4
 
 

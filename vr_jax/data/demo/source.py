@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vr_jax.data.demo.images import SUBJECTS, Content, Question, Subject
-from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Turn
+from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.errors import UserError
 
 Split = Literal["train", "held_out"]
@@ -41,8 +41,8 @@ class DemoSample:
         """Returns the questions and answers as the turns of a conversation."""
         turns = []
         for number, question in enumerate(self.questions):
-            prefix = f"{IMAGE_PLACEHOLDER}\n" if number == 0 else ""
-            turns += [Turn("user", prefix + question.text), Turn("assistant", question.answer)]
+            image = (IMAGE, "\n") if number == 0 else ()
+            turns += [Turn("user", *image, question.text), Turn("assistant", question.answer)]
         return Conversation(id=self.id, turns=tuple(turns), images=(self.png,))
 
 

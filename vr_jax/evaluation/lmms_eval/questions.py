@@ -216,6 +216,7 @@ class AsAsked(Benchmark):
     name = "lmms_eval"
     title = "lmms-eval"
     headline = ""
+    has_placeholders = True  # lmms-eval's models replace `<image>` in the prompts of tasks.
 
     @override
     def prompt(self, item: Item) -> str:
