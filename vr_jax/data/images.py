@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vr_jax.data.schema import shown
-from vr_jax.data.skips import SkipRecord
+from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.texts import check_text
 
 # Pillow decodes these formats itself. For others, such as EPS, it would start external programs on untrusted files.
@@ -39,6 +39,8 @@ _ON_THE_SIDE = frozenset(_TURNS[value] for value in (5, 6, 7, 8))
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+# The characters of a path that a message repeats.
+LONGEST_NAME = 200
 # Pillow warns of a possible decompression bomb above this number of pixels (89 million).
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 
@@ -72,7 +74,9 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
             if by_link
             else "by its name; set images to a folder that holds all images"
         )
-        raise SkipRecord("outside_folder", f"The image path {shown(name)} leads out of the image folder {folder} {how}.")
+        raise SkipRecord(
+            "outside_folder", f"The image path {shown(name)} leads out of the image folder {folder} {how}."
+        )
     return path
 
 
@@ -106,7 +110,7 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
         raise SkipRecord(
             "malformed_record", f"The image is a {type(source).__name__}, but must be encoded bytes or a path."
         )
-    name = f"The image of {len(source)} bytes" if isinstance(source, bytes) else f"The image {shown(str(source))}"
+    name = f"The image of {len(source)} bytes" if isinstance(source, bytes) else f"The image {one_line(str(source), LONGEST_NAME)}"
     try:
         if isinstance(source, Path) and not source.is_file():
             raise SkipRecord("missing_image", f"{name} does not exist or is not a file.")
@@ -146,7 +150,7 @@ def decode_rgb(image: Image.Image, *, rotate: bool = False) -> Image.Image:
             known range.
     """
     path, size = getattr(image, "filename", ""), image.size
-    name = f"The image {shown(path)}" if path else "The encoded image"
+    name = f"The image {one_line(str(path), LONGEST_NAME)}" if path else "The encoded image"
     turn = _TURNS.get(_orientation(image)) if rotate else None
     try:
         image.load()
