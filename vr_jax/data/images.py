@@ -110,7 +110,11 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
         raise SkipRecord(
             "malformed_record", f"The image is a {type(source).__name__}, but must be encoded bytes or a path."
         )
-    name = f"The image of {len(source)} bytes" if isinstance(source, bytes) else f"The image {one_line(str(source), LONGEST_NAME)}"
+    name = (
+        f"The image of {len(source)} bytes"
+        if isinstance(source, bytes)
+        else f"The image {one_line(str(source), LONGEST_NAME)}"
+    )
     try:
         if isinstance(source, Path) and not source.is_file():
             raise SkipRecord("missing_image", f"{name} does not exist or is not a file.")

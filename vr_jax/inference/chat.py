@@ -86,12 +86,12 @@ class Chat:
         leaves the conversation as it was.
 
         Args:
-            question: The text of the question. Image placeholders in it must match the new images.
+            question: The text of the question. The new images stand in front of it, and `<image>` in it is text.
             max_new_tokens: The longest answer, in tokens.
             sampling: How the next token is chosen.
 
         Raises:
-            UserError: The placeholders do not match the images, or the conversation became too long.
+            UserError: The conversation became too long.
         """
         turns = (*self.turns, user_turn(question, len(self.pending)))
         images = (*self.images, *self.pending)
