@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vr_jax.data.image_values import image_of
 from vr_jax.data.images import locate
 from vr_jax.data.messages import turns_and_images
 from vr_jax.data.schema import RECORD_KEYS, check_keys, kind, shown
@@ -133,6 +134,23 @@ def _images(record: Mapping[str, Any]) -> tuple[list[Any], str]:
             listed[key] = list(value) if isinstance(value, list | tuple) else [value]
     name, value = _one_of({key: value for key, value in listed.items() if value}, ("image", "images"))
     return value or [], name
+
+
+def images_of(record: Mapping[str, Any], folder: Callable[[object], Path]) -> tuple[Path | bytes, ...]:
+    """Reads the images that a record lists itself, which need not have messages.
+
+    Args:
+        record: The raw record.
+        folder: Turns a file name into a path, as an `ImageFolder` does.
+
+    Returns:
+        The encoded bytes of images that the record contains, and the paths of the others.
+
+    Raises:
+        SkipRecord: An image cannot be used.
+    """
+    images, name = _images(record)
+    return tuple(image_of(one, name, folder) for one in images)
 
 
 def _with_system(turns: tuple[Turn, ...], text: Any) -> tuple[Turn, ...]:
