@@ -188,6 +188,14 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_increasing(where: str, values: tuple[float, ...]) -> None:
+    """Raises ConfigError unless there is at least one value and they are strictly increasing."""
+    check(
+        len(values) > 0 and list(values) == sorted(set(values)),
+        f"{where} = {values}: expected at least one number, strictly increasing",
+    )
+
+
 def describe(hint: Any) -> str:
     """Returns the values that an annotation accepts, in words for an error message."""
     hint = _plain_hint(hint)

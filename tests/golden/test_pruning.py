@@ -24,7 +24,8 @@ from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig, select, selected
-from vr_jax.model.registry import PromptSize, PrunerConfig
+from vr_jax.model.registry import PrunerConfig
+from vr_jax.model.spec import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 
 KINDS = ("vispruner", "siglip", "vispruner_pack", "fastv", "pdrop")

@@ -30,7 +30,8 @@ from vr_jax.model import registry
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.parameters import flatten_params
-from vr_jax.model.registry import ForwardPass, ProjectorConfig, PromptSize
+from vr_jax.model.registry import ForwardPass, ProjectorConfig
+from vr_jax.model.spec import PromptSize
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 KINDS = ("projector", "refusion", "pruning", "encoder", "decoder")

@@ -23,7 +23,7 @@ from vr_jax.inference.state import DecodeState, PromptBatch, Reply, on_devices
 from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.inference.unstacked import unstacked_model, unstacks
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
-from vr_jax.model.registry import PromptSize
+from vr_jax.model.spec import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")

@@ -13,14 +13,8 @@ from vr_jax.fields import Config, NonNegativeInt, PositiveInt, check
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
-from vr_jax.model.registry import (
-    DecoderConfig,
-    EncoderConfig,
-    ModelSpec,
-    ProjectorConfig,
-    PrunerConfig,
-    RefusionConfig,
-)
+from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
+from vr_jax.model.spec import ModelSpec
 
 __all__ = ["ConfigError", "ImageConfig", "VlmConfig", "anyres4", "anyres9", "anyres9_all36", "single_tile"]
 

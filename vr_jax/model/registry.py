@@ -22,15 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from vr_jax.errors import ConfigError
-from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, check
+from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, check, check_increasing
 from vr_jax.model.batch import Batch
 from vr_jax.model.decoders.stages import DecoderModule, StageHook
+from vr_jax.model.spec import ModelSpec, PromptSize
 from vr_jax.sharding import Rules, forget_rules, register_rules
 
 # The field of VlmConfig that holds a method of each kind, and the folder of vr_jax.model with the files of that kind.
@@ -43,58 +42,6 @@ FOLDERS: dict[str, str] = {
 }
 
 _methods: dict[str, dict[str, type[MethodConfig]]] = {kind: {} for kind in FOLDERS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """The facts about a whole model that its methods may read; `VlmConfig.spec` makes one.
-
-    Attributes:
-        grid: Patches per side of a tile.
-        encoder_width: Channels of the encoder's hidden states.
-        encoder_layers: Number of the encoder's layers.
-        decoder_width: Channels of the decoder's hidden states.
-        decoder_layers: Number of the decoder's layers.
-        decoder_heads: Query heads of a decoder layer.
-        rope_theta: Base of the decoder's rotary frequencies.
-        projector: Name of the projector.
-        stride: Patches per side of a window, which becomes one vision token.
-        cells_per_side: Vision tokens per side of a tile.
-        feature_level: The encoder's hidden state that feeds the projector; 0 is the patch embeddings.
-        attention: Backend of the full attention (`vr_jax.kernels.attention`).
-        remat: What the decoder's layers recompute in the backward pass (`layers.maybe_remat`).
-        dtype: Type of the activations.
-    """
-
-    grid: int
-    encoder_width: int
-    encoder_layers: int
-    decoder_width: int
-    decoder_layers: int
-    decoder_heads: int
-    rope_theta: float
-    projector: str
-    stride: int
-    cells_per_side: int
-    feature_level: int
-    attention: str = "auto"
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-
-    @property
-    def patches_per_tile(self) -> int:
-        """Patches of a tile."""
-        return self.grid**2
-
-    @property
-    def patches_per_cell(self) -> int:
-        """Patches of a window."""
-        return self.stride**2
-
-    @property
-    def cells_per_tile(self) -> int:
-        """Vision tokens of a tile."""
-        return self.cells_per_side**2
 
 
 class MethodConfig(Config):
@@ -360,28 +307,6 @@ class RefusionConfig(MethodConfig, kind="refusion"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSize:
-    """The contents of a prompt, as far as a pruner's budget depends on them.
-
-    Attributes:
-        text: Text tokens.
-        cells: Vision tokens that stand for a cell.
-        newlines: Image-newline tokens.
-        tiles: Tiles.
-    """
-
-    text: int
-    cells: int
-    newlines: int
-    tiles: int
-
-    @property
-    def vision(self) -> int:
-        """Vision tokens, newlines included."""
-        return self.cells + self.newlines
-
-
-@dataclass(frozen=True, kw_only=True)
 class ForwardPass:
     """The modules and inputs of one forward pass that a pruner may use.
 
@@ -436,14 +361,6 @@ class PrunerConfig(MethodConfig, kind="pruning"):
         given, the hook cuts the rows of stage k to lengths[k] slots; otherwise dropped tokens stay as padding.
         """
         raise NotImplementedError
-
-
-def check_increasing(where: str, values: tuple[float, ...]) -> None:
-    """Raises ConfigError unless there is at least one value and they are strictly increasing."""
-    check(
-        len(values) > 0 and list(values) == sorted(set(values)),
-        f"{where} = {values}: expected at least one number, strictly increasing",
-    )
 
 
 @functools.cache

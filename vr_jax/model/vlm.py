@@ -16,7 +16,8 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.stages import DecoderInputs, HiddenStates, KVCache, StageHook
 from vr_jax.model.layers import maybe_remat
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.registry import ForwardPass, ModelSpec, RefusionConfig
+from vr_jax.model.registry import ForwardPass, RefusionConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import constrain
 
 # The encoder's hidden states by number, window-major: C cells of S patches for each tile.

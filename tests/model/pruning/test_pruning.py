@@ -24,7 +24,8 @@ from vr_jax.model.pruning.dropping import drop
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig
-from vr_jax.model.registry import ModelSpec, PromptSize, PrunerConfig
+from vr_jax.model.registry import PrunerConfig
+from vr_jax.model.spec import ModelSpec, PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.training.state import ModelTree
 

@@ -41,7 +41,8 @@ from vr_jax.model.layers import (
     split_heads,
     stack_layers,
 )
-from vr_jax.model.registry import DecoderConfig, ModelSpec
+from vr_jax.model.registry import DecoderConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import constrain
 
 KeysValues = tuple[Array, Array]

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from vr_jax.fields import PositiveFloat, PositiveInt, check
 from vr_jax.kernels.attention import full_attention
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
-from vr_jax.model.registry import EncoderConfig, ModelSpec
+from vr_jax.model.registry import EncoderConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.model.windows import patchify, raster_order
 from vr_jax.sharding import Rules, constrain
 

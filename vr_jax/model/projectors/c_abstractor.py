@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 from vr_jax.fields import PositiveInt
 from vr_jax.model.layers import LayerNorm, linear, normal
 from vr_jax.model.projectors.depthwise import DepthwiseConv
-from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.model.windows import to_raster, to_windows
 from vr_jax.sharding import Rules
 

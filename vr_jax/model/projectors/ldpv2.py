@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from vr_jax.model.layers import linear, torch_init
 from vr_jax.model.projectors.depthwise import DepthwiseConv
-from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import Rules
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from vr_jax.fields import Range
 from vr_jax.model.layers import linear
-from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from vr_jax.fields import PositiveInt, check
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
-from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import Rules
 
 EPS = 1e-5

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vr_jax.model.layers import linear
-from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from vr_jax.fields import PositiveInt, check
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
-from vr_jax.model.registry import ModelSpec, ProjectorConfig
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.model.windows import raster_order
 from vr_jax.sharding import Rules
 

@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vr_jax.fields import NonNegativeInt, PositiveInt, check
+from vr_jax.fields import NonNegativeInt, PositiveInt, check, check_increasing
 from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.layers import LayerNorm, MultiHeadAttention, linear, merge_heads, normal, split_heads
-from vr_jax.model.registry import ModelSpec, ProjectorConfig, check_increasing
+from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import Rules
 
 EPS = 1e-6

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float
 from vr_jax.fields import Fraction, PositiveInt, check
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.pruning.dropping import compact, counts, drop, row_length, strongest, vision_tokens
-from vr_jax.model.registry import ForwardPass, ModelSpec, PromptSize, PrunerConfig
+from vr_jax.model.registry import ForwardPass, PrunerConfig
+from vr_jax.model.spec import ModelSpec, PromptSize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from typing import Annotated
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from vr_jax.fields import Fraction, PositiveInt, Range, check
+from vr_jax.fields import Fraction, PositiveInt, Range, check, check_increasing
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.pruning.dropping import compact, counts, drop, row_length, strongest, vision_tokens
-from vr_jax.model.registry import ForwardPass, ModelSpec, PromptSize, PrunerConfig, check_increasing
+from vr_jax.model.registry import ForwardPass, PrunerConfig
+from vr_jax.model.spec import ModelSpec, PromptSize
 
 
 @dataclass(frozen=True, kw_only=True)

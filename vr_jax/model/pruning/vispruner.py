@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax.fields import Fraction, PositiveInt, check
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.pruning.dropping import compact, drop, row_length
-from vr_jax.model.registry import EncoderModule, ForwardPass, ModelSpec, PromptSize, PrunerConfig
+from vr_jax.model.registry import EncoderModule, ForwardPass, PrunerConfig
+from vr_jax.model.spec import ModelSpec, PromptSize
 
 STEP = 8  # The number of tokens that a round of merging removes.
 

@@ -20,7 +20,8 @@ from vr_jax.fields import NonNegativeInt, PositiveInt, check
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.registry import ModelSpec, RefusionConfig
+from vr_jax.model.registry import RefusionConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import constrain
 
 EPS = 1e-6

@@ -24,7 +24,8 @@ from vr_jax.kernels.window_attention import window_attention
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.registry import ModelSpec, RefusionConfig
+from vr_jax.model.registry import RefusionConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import Rules, constrain
 
 EPS = 1e-5

@@ -36,7 +36,8 @@ from vr_jax.model.layers import (
 )
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.interactions import FeatureAffine, GlobalAttention, LocalAttention, SampledAttention
-from vr_jax.model.registry import ModelSpec, RefusionConfig
+from vr_jax.model.registry import RefusionConfig
+from vr_jax.model.spec import ModelSpec
 from vr_jax.pytree import array_dataclass
 from vr_jax.sharding import Rules, constrain
 
