@@ -102,6 +102,7 @@ def test_the_cause_of_a_wrapped_error_is_found():
             "another process of the run has ended or does not answer; its own log says why",
         ),
         (ValueError("UNKNOWN: Gloo AllGather failed: ... Connection closed by peer"), "another process of the run"),
+        (RuntimeError("Unable to initialize backend 'cuda': no driver"), "the devices cannot be used; check JAX_PLATF"),
         (
             RuntimeError("Worker process was terminated unexpectedly with exit code -9. Rerun with ..."),
             "a process that reads the data was ended from outside, most often because this machine's memory is full",

@@ -35,12 +35,13 @@ def use_compilation_cache() -> str | None:
     """
     if os.environ.get(OFF_VARIABLE, "") not in ("", "0") or not jax.config.jax_enable_compilation_cache:
         return None
-    chosen = jax.config.jax_compilation_cache_dir  # JAX has read its variable
+    chosen = jax.config.jax_compilation_cache_dir  # JAX has read its variable, and would make a folder named ~
+    chosen = chosen and os.path.expanduser(chosen)
     directory = chosen if chosen is not None else _own_directory()
     if not directory:
         return None
+    jax.config.update("jax_compilation_cache_dir", directory)
     settings: dict[str, object] = {
-        "jax_compilation_cache_dir": directory,
         "jax_persistent_cache_min_compile_time_secs": MIN_SECONDS,
     }
     if not jax.distributed.is_initialized():  # many hosts would wait for each other's lock, which a limit needs

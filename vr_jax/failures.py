@@ -65,6 +65,7 @@ _PROCESS_LOST = (
     *("heartbeat", "Barrier timed out", "UNAVAILABLE:", "DEADLINE_EXCEEDED"),
 )
 _WORKER_LOST = re.compile(r"process was terminated (unexpectedly|abruptly)")  # of Grain, and of concurrent.futures
+_NO_BACKEND = ("Unable to initialize backend", "Unknown backend", "No visible")  # of JAX, as RuntimeError
 # The modules of optional libraries, and the extra of this package that installs each of them.
 EXTRAS = {
     "torch": "torch",
@@ -119,6 +120,8 @@ def _described(error: BaseException) -> UserError | None:
             return UserError(
                 f"another process of the run has ended or does not answer; its own log says why{_detail(error)}"
             )
+    if text.startswith(_NO_BACKEND):
+        return UserError(f"the devices cannot be used; check JAX_PLATFORMS and the driver{_detail(error)}")
     if _WORKER_LOST.search(text):
         return UserError(
             "a process that reads the data was ended from outside, most often because this machine's memory is full; "

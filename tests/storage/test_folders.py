@@ -21,6 +21,7 @@ from vr_jax.storage import (
     directory_lock,
     folders,
     is_complete,
+    owner_of,
     results_folder,
     write_text,
 )
@@ -168,6 +169,40 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path):
     with pytest.raises(UserError, match="file is not a folder"):
         write(tmp_path / "file" / "below", "2")
     assert content(tmp_path / "empty") == ("1", "1")
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "precious").touch()
+    with pytest.raises(
+        UserError, match=r"home holds files that vr-jax did not write \(it has no _COMPLETE\), so it is"
+    ):
+        write(tmp_path / "home", "1", overwrite=True)
+    assert os.listdir(tmp_path / "home") == ["precious"]
+    write(tmp_path / "mine", "1", owner="me")
+    assert owner_of(tmp_path / "mine") == "me"
+    with pytest.raises(UserError, match="mine was not written by this run"):
+        write(tmp_path / "mine", "2", overwrite=True, owner="another")
+    write(tmp_path / "mine", "3", overwrite=True, owner="me")
+    assert content(tmp_path / "mine") == ("3", "3")
+    write(tmp_path / "mine", "4", overwrite=True)
+    assert (owner_of(tmp_path / "mine"), owner_of(tmp_path / "home")) == ("", None)
+
+
+def test_what_came_into_a_folder_later_is_not_lost(tmp_path):
+    write(tmp_path / "model", "1")
+    (tmp_path / "model" / "eval").mkdir()
+    (tmp_path / "model" / ".hidden").touch()
+    (tmp_path / "model" / "eval" / "items.jsonl").write_text("precious")
+    write(tmp_path / "model", "2", overwrite=True)
+    assert content(tmp_path / "model") == ("2", "2")
+    assert (tmp_path / "model" / "eval" / "items.jsonl").read_text() == "precious"
+    # A writer that is killed after the exchange leaves them in the folder that was replaced.
+    shutil.copytree(tmp_path / "model", tmp_path / ".model.replaced")
+    shutil.rmtree(tmp_path / "model" / "eval")
+    write(tmp_path / "model", "3", overwrite=True)
+    assert (tmp_path / "model" / "eval" / "items.jsonl").read_text() == "precious"
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_two_writers_of_one_folder_do_not_meet(tmp_path):

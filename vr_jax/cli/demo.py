@@ -18,7 +18,7 @@ from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, wr
 from vr_jax.fields import Range
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, load_config
-from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, remove_folder, write_text
+from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, refuse_buckets, remove_folder, write_text
 from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics, train
 
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
@@ -50,6 +50,7 @@ def demo(flags: DemoFlags) -> list[ScoreRow]:
     workdir = as_path(flags.workdir)
     overrides = (*flags.overrides, *((f"steps={flags.steps}",) if flags.steps else ()))
     config = load_config(flags.config, overrides)
+    refuse_buckets(config)
     _empty(workdir)
     train(config, workdir)
     trained = time.perf_counter()

@@ -11,8 +11,8 @@ In a bucket, which has no renames, a folder is filled in place. What it replaces
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import shutil
 from collections.abc import Iterator
 
 from etils import epath
@@ -25,6 +25,7 @@ from vr_jax.storage.lease import directory_lock, lease, make_folder
 
 COMPLETE_MARKER = "_COMPLETE"
 _MARKER_TEXT = "This folder is complete: this file was written after all the others.\n"
+_CONTENT = "Content: "  # begins the marker's line that names the files and folders in it
 _OWNER = "Owner: "  # begins the marker's line that names who may replace the folder, where it is not anyone
 
 
@@ -58,9 +59,26 @@ def owner_of(folder: PathLike) -> str | None:
     path = _real(folder)
     if not is_complete(path):
         return None
-    with file_errors(f"{path} cannot be read"):
-        lines = (path / COMPLETE_MARKER).read_text().splitlines()
-    return next((line.removeprefix(_OWNER) for line in lines if line.startswith(_OWNER)), "")
+    return _noted(path, _OWNER)
+
+
+def _noted(folder: epath.Path, what: str) -> str:
+    """What a line of the marker of a folder says, or "" where there is no such line."""
+    with file_errors(f"{folder} cannot be read"):
+        if not (folder / COMPLETE_MARKER).exists():
+            return ""
+        lines = (folder / COMPLETE_MARKER).read_text().splitlines()
+    return next((line.removeprefix(what) for line in lines if line.startswith(what)), "")
+
+
+def _additions(folder: epath.Path) -> list[str]:
+    """What somebody has put into a complete folder since it was written, e.g. the results of an evaluation."""
+    noted = _noted(folder, _CONTENT)
+    if not noted:
+        return []
+    known = {COMPLETE_MARKER, *json.loads(noted)}
+    with file_errors(f"{folder} cannot be read"):
+        return sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
 
 
 def check_target(target: PathLike, *, overwrite: bool, owner: str = "") -> None:
@@ -107,7 +125,7 @@ def complete_directory(
         target: The folder to write.
         size: Bytes that will be written, at least; they must be free.
         overwrite: Whether a folder that is there is replaced, if this function has written it. It can be read until the
-            new one is complete.
+            new one is complete. What others have put into it since moves to the new one.
         owner: Who writes the folder (`owner_of`); a folder of somebody else is then not replaced.
 
     Yields:
@@ -130,14 +148,16 @@ def complete_directory(
                 make_folder(final.parent)
                 held.enter_context(lease(_beside(final, "lock"), place=final))
                 _check_free(final, size)
-                _clear(_beside(final, "replaced"))
+                _remove_replaced(final)
             _clear(written)
             written.mkdir(parents=True)
 
         def commit() -> None:
             if not first:
                 return
-            write_text(written / COMPLETE_MARKER, _MARKER_TEXT + (f"{_OWNER}{owner}\n" if owner else ""))
+            content = json.dumps(sorted(path.name for path in written.iterdir()))
+            notes = f"{_CONTENT}{content}\n" + (f"{_OWNER}{owner}\n" if owner else "")
+            write_text(written / COMPLETE_MARKER, _MARKER_TEXT + notes)
             if written != final:
                 _exchange(final, written)
 
@@ -200,7 +220,17 @@ def _exchange(target: epath.Path, written: epath.Path) -> None:
     if target.exists():
         os.rename(target, replaced)
     _finish_exchange(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with contextlib.suppress(OSError):  # The new folder has its name; the next writer removes the old one.
+        _remove_replaced(target)
+
+
+def _remove_replaced(target: epath.Path) -> None:
+    """Removes what `target` has replaced; what others put into it (e.g. results of `eval`) moves to the new one."""
+    replaced = _beside(target, "replaced")
+    for name in _additions(replaced) if target.exists() and replaced.exists() else ():
+        if not (target / name).exists():
+            os.rename(replaced / name, target / name)
+    _clear(replaced)
 
 
 def _finish_exchange(target: epath.Path) -> None:
