@@ -55,6 +55,11 @@ _NUMBERS = (
     re.compile(r"\[Errno (\d+)\]"),
     re.compile(r"\[OS error (\d+):"),
 )
+# Errors whose words are understood without their number, since they say nothing else in any language of a program.
+_WORDS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE),
+    *(errno.ENAMETOOLONG, errno.ENOTCONN, errno.EREMOTEIO),
+)
 # How the messages of XLA begin, which come as JaxRuntimeError, ValueError or RuntimeError.
 _STATUS = re.compile(
     r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|RESOURCE_EXHAUSTED|FAILED_PRECONDITION): "
@@ -167,6 +172,9 @@ def error_number(error: BaseException) -> int | None:
     found = next((match for pattern in _NUMBERS if (match := pattern.search(text))), None)
     if found:
         return int(found[1])
+    for number in _WORDS:  # array_record quotes the words without the number
+        if os.strerror(number) in text:
+            return number
     return 0 if isinstance(error, OSError) else None
 
 

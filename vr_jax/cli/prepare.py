@@ -92,16 +92,17 @@ def _write(flags: PrepareFlags) -> int:
     from vr_jax.data.tfds_builder import prepare
 
     try:
-        prepared = prepare(
-            {flags.split: source},
-            flags.to or "",
-            max_skipped=MAX_SKIPPED if flags.max_skipped is None else flags.max_skipped,
-            records_per_shard=flags.records_per_shard,
-            in_beam=flags.beam,
-            beam_flags=shlex.split(flags.beam_options),
-        )
-    except OSError as error:
-        raise UserError(str(error)) from error
+        beam_flags = shlex.split(flags.beam_options)
+    except ValueError as error:
+        raise UserError(f"--beam_options={flags.beam_options}: {error}") from None
+    prepared = prepare(
+        {flags.split: source},
+        flags.to or "",
+        max_skipped=MAX_SKIPPED if flags.max_skipped is None else flags.max_skipped,
+        records_per_shard=flags.records_per_shard,
+        in_beam=flags.beam,
+        beam_flags=beam_flags,
+    )
     if prepared.skips:
         print(summary(prepared.skips))
     print(f"wrote {prepared.records} of {len(source)} records to {prepared.folder}")

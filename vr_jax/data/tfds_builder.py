@@ -6,6 +6,7 @@ Images are stored as the encoded bytes that they came in, so that nothing is dec
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from vr_jax.data.skips import SkipRecord, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, ImagePart, Skip, Turn
 from vr_jax.errors import UserError
+from vr_jax.failures import close_after
+from vr_jax.storage import file_errors, remove_empty_folders
 
 # TFDS holds one shard in memory while it writes it, which is some 100 MiB of images with this number of records.
 RECORDS_PER_SHARD = 1024
@@ -208,6 +211,7 @@ def prepare(
     target = Path(str(builder.data_dir))
     if target.exists():
         raise UserError(f"{target}: there is a prepared set already; remove it or choose another folder.")
+    made = [place for place in (target.parent, Path(directory, "downloads"), Path(directory)) if not place.exists()]
     config = tfds.download.DownloadConfig()
     if in_beam:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -215,5 +219,11 @@ def prepare(
         options = PipelineOptions(list(beam_flags))
         runner = options.view_as(StandardOptions).runner or "DirectRunner"
         config = dataclasses.replace(config, beam_options=options, beam_runner=runner)
-    builder.download_and_prepare(download_config=config, file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    try:
+        with file_errors(f"{target} cannot be written"):
+            builder.download_and_prepare(download_config=config, file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    except BaseException as error:  # TFDS removes the files, and leaves the folders that it made above them.
+        for place in made:
+            close_after(error, functools.partial(remove_empty_folders, place))
+        raise
     return Prepared(target, sum(info.num_examples for info in builder.info.splits.values()), builder.skips)

@@ -210,6 +210,13 @@ def remove_folder(folder: PathLike) -> None:
         path.rmtree()
 
 
+def remove_empty_folders(folder: PathLike) -> None:
+    """Removes a folder of a disk and those in it as far as they hold no files, after something failed to fill them."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # It holds something.
+            os.rmdir(path)
+
+
 def move_folder(folder: PathLike, target: PathLike) -> None:
     """Gives a folder of a disk another name; a folder that had that name is removed.
 
