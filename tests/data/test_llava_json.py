@@ -54,6 +54,20 @@ def test_a_broken_file_is_named_with_the_line(folder, name):
         LlavaJsonSource(folder / name)
 
 
+def test_a_key_that_is_there_twice_and_a_number_without_end(folder):
+    talk = json.dumps(record(0)["conversations"])
+    (folder / "twice.json").write_text(f'[{{"image": "0.png", "image": "1.png", "conversations": {talk}}}]')
+    found = LlavaJsonSource(folder / "twice.json", folder / "images")[0]
+    assert found.reason == "malformed_record"
+    assert "the key 'image' twice" in found.detail
+    for name, content in (("long.json", "[{}, {}]"), ("long.jsonl", "{}\n{}")):
+        (folder / name).write_text(content.replace("{}", '{"id": 1}', 1).replace("{}", '{"id": ' + "9" * 5000 + "}"))
+        with pytest.raises(
+            UserError, match=f"{name}, line . .*the text is not JSON|{name}, line .: the text is not JSON"
+        ):
+            LlavaJsonSource(folder / name)
+
+
 def test_other_unusable_files_are_named(folder):
     (folder / "latin.json").write_bytes('[\n{"id": "é"}]'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.json, line 2: the text is not UTF-8"):

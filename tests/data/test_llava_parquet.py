@@ -1,5 +1,6 @@
 """Parquet shards are read by row group; wrong columns and damaged row groups are stated."""
 
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -8,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.samples import as_list, conversation, png, record
+from tests.data.samples import TALK, as_list, conversation, png, record
 from vr_jax.data.llava_parquet import LlavaParquetSource
 from vr_jax.data.sources import open_source
-from vr_jax.data.types import Conversation, Skip
+from vr_jax.data.types import IMAGE, Conversation, Skip, Turn
 from vr_jax.errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_the_image_column_may_contain_bytes_or_names(folder):
 
 def test_wrong_columns_are_named_with_the_file(folder):
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), folder / "columns.parquet")
-    message = r"columns.parquet: the columns \['image', 'conversations'\] are missing; .*found \['id', 'text'\]"
+    message = r"columns.parquet: the columns 'conversations' and 'messages' are missing; .*found \['id', 'text'\]"
     with pytest.raises(UserError, match=message):
         open_source(folder / "columns.parquet")
     pq.write_table(pa.table({"id": ["a"], "image": ["b"], "conversations": ["c"]}), folder / "types.parquet")
@@ -79,6 +80,99 @@ def test_wrong_columns_are_named_with_the_file(folder):
     (folder / "x.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match=r"x.parquet: the file cannot be read as parquet"):
         open_source(folder / "x.parquet")
+
+
+def talks(count, list_type=pa.list_, text=None):
+    """A column of the same messages."""
+    text = text or pa.string()
+    return pa.array([TALK] * count, list_type(pa.struct([("from", text), ("value", text)])))
+
+
+PARTS = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is <image> in", "index": None},
+            {"type": "image", "text": None, "index": 0},
+        ],
+    },
+    {"role": "assistant", "content": [{"type": "text", "text": "A tag.", "index": None}]},
+]
+IMAGES = [png(seed=0), png(seed=1)]
+SAME = [conversation(k, image) for k, image in enumerate(IMAGES)]
+NAMED = ["r0", "r1"]
+COLUMNS = {
+    "no id": {"image": IMAGES, "conversations": talks(2)},
+    "views": {
+        "id": pa.array(NAMED, pa.string_view()),
+        "image": pa.array(IMAGES, pa.binary_view()),
+        "conversations": talks(2),
+    },
+    "dictionaries": {
+        "id": pa.array(NAMED).dictionary_encode(),
+        "image": pa.array(IMAGES).dictionary_encode(),
+        "conversations": talks(2),
+    },
+    "large types": {
+        "id": pa.array(NAMED, pa.large_string()),
+        "images": pa.array([[one] for one in IMAGES], pa.large_list(pa.large_binary())),
+        "conversations": talks(2, pa.large_list, pa.large_string()),
+    },
+    "list views": {"id": NAMED, "image": IMAGES, "conversations": talks(2, pa.list_view)},
+    "a struct of lists": {
+        "id": NAMED,
+        "image": IMAGES,
+        "conversations": [{key: [one[key] for one in TALK] for key in ("from", "value")}] * 2,
+    },
+    "columns without meaning": {
+        "id": NAMED,
+        "image": IMAGES,
+        "conversations": talks(2),
+        "embedding": [[0.5], [0.25]],
+        "video": pa.nulls(2),
+        "image_id": ["a", "b"],
+        "system": pa.array([None, ""]),
+    },
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_of_every_type_give_the_same_records(folder, name):
+    pq.write_table(pa.table(COLUMNS[name]), folder / "a.parquet")
+    found = as_list(open_source(folder / "a.parquet"))
+    if "id" not in COLUMNS[name]:
+        assert [one.id for one in found] == ["a.parquet#0", "a.parquet#1"]
+        found = [dataclasses.replace(one, id=other.id) for one, other in zip(found, SAME, strict=True)]
+    assert found == SAME
+
+
+def test_nested_parts_and_null_images(folder):
+    images = [[{"bytes": IMAGES[0], "path": None}], None]
+    text = [{"role": "user", "content": [{"type": "text", "text": "Hi", "index": None}]}, PARTS[1]]
+    pq.write_table(pa.table({"images": images, "messages": [PARTS, text]}), folder / "a.parquet")
+    first, second = as_list(open_source(folder / "a.parquet"))
+    assert first.turns[0] == Turn("user", "What is <image> in", IMAGE)
+    assert first.images == (IMAGES[0],)
+    assert second.turns == (Turn("user", "Hi"), Turn("assistant", "A tag."))
+    assert second.images == ()
+
+
+def test_a_column_that_brings_media_is_refused_where_it_does(folder):
+    columns = {"image": IMAGES, "conversations": talks(2), "video": [None, "a.mp4"], "jpg": [b"x", None]}
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    first, second = as_list(open_source(folder / "a.parquet"))
+    assert "the key 'jpg'" in first.detail
+    assert "the key 'video'" in second.detail
+    pq.write_table(pa.table({"conversations": talks(1), "file": ["a.jpg"]}), folder / "b.parquet")
+    (named,) = as_list(open_source(folder / "b.parquet"))
+    assert "the key 'file', which names a file of an image" in named.detail
+
+
+def test_two_columns_of_one_name_are_refused(folder):
+    table = pa.table([pa.array(["a"]), pa.array(["b"]), talks(1)], names=["image", "image", "conversations"])
+    pq.write_table(table, folder / "a.parquet")
+    with pytest.raises(UserError, match="several columns have the name 'image'"):
+        open_source(folder / "a.parquet")
 
 
 def test_records_of_damaged_row_groups_become_skips(folder):

@@ -12,17 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vr_jax.data.records import ImageFolder, conversation_of, require_file
+from vr_jax.data.schema import IMAGE_KEYS, RECORD_KEYS, describes_content
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 
-COLUMNS = ("id", "image", "conversations")
+IMAGE_COLUMNS = ("image", "images")
+MESSAGE_COLUMNS = ("conversations", "messages")
 
 
 class LlavaParquetSource:
-    """Parquet shards with the columns id, image and conversations; other columns are ignored.
+    """Parquet shards with a column `conversations` or `messages`, and mostly `id` and `image`.
 
-    Reading one record reads its whole row group, so the most recent row groups are cached.
+    A row is a record as `vr_jax.data.schema.Record` describes it, with the columns as its keys. Reading one record
+    reads its whole row group, so the most recent row groups are cached.
 
     Attributes:
         paths: The shards in order.
@@ -57,11 +60,13 @@ class LlavaParquetSource:
         self.images = ImageFolder(images, follow_links=follow_links)
         self.cached_groups = cached_groups
         self._groups: list[tuple[int, int]] = []  # The shard and the row group of every block.
+        self._columns: list[list[str]] = []  # The columns to read of every shard.
         self.blocks: list[int] = []
         self._length = 0
         for shard, path in enumerate(self.paths):
             require_file(path)
-            metadata = _parquet_metadata(path)
+            metadata, columns = _parquet_metadata(path)
+            self._columns.append(columns)
             for group in range(metadata.num_row_groups):
                 self._groups.append((shard, group))
                 self.blocks.append(self._length)
@@ -98,8 +103,8 @@ class LlavaParquetSource:
         """Returns the columns of a row group."""
         shard, group = self._groups[block]
         with pq.ParquetFile(self.paths[shard]) as file:
-            table = file.read_row_group(group, columns=list(COLUMNS))
-        return {name: table.column(name).combine_chunks() for name in COLUMNS}
+            table = file.read_row_group(group, columns=self._columns[shard])
+        return {name: table.column(name) for name in self._columns[shard]}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the cache."""
@@ -115,46 +120,94 @@ class LlavaParquetSource:
         return f"LlavaParquetSource({len(self.paths)} files, {len(self)} records)"
 
 
-def _parquet_metadata(path: Path) -> pq.FileMetaData:
-    """Reads the metadata of a shard and checks its columns."""
+def _parquet_metadata(path: Path) -> tuple[pq.FileMetaData, list[str]]:
+    """Reads the metadata of a shard, checks its columns, and chooses those to read."""
     try:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: the file cannot be read as parquet ({error}).") from error
-    missing = [name for name in COLUMNS if name not in schema.names]
-    if missing:
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path}: several columns have the name {', '.join(map(repr, repeated))}; rename them.")
+    if not any(name in schema.names for name in MESSAGE_COLUMNS):
         raise UserError(
-            f"{path}: the columns {missing} are missing; expected {list(COLUMNS)} as LLaVA-NeXT-Data has them, found "
-            f"{schema.names}."
+            f"{path}: the columns {' and '.join(map(repr, MESSAGE_COLUMNS))} are missing; expected one of them as "
+            f"LLaVA-NeXT-Data has it, found {schema.names}."
         )
     expected = {
-        "id": (_is_id, "a string or an integer"),
-        "image": (_is_image, "a struct of bytes and path, bytes, a string, or a list of these"),
-        "conversations": (_is_messages, "a list of structs with from and value"),
+        **dict.fromkeys(IMAGE_COLUMNS, (_is_image, "a struct of bytes and path, bytes, a string or a list")),
+        **dict.fromkeys(MESSAGE_COLUMNS, (_is_messages, "a list of structs with from and value, or role and content")),
+        "system": (_is_text, "a string"),
     }
     for name, (fits, wanted) in expected.items():
-        found = schema.field(name).type
+        found = schema.field(name).type if name in schema.names else pa.null()
         if not fits(found):
             raise UserError(f"{path}: the column {name!r} has the type {found}; expected {wanted}.")
-    return metadata
+    return metadata, _columns(schema)
 
 
-def _is_id(found: pa.DataType) -> bool:
-    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_integer(found)
+def _columns(schema: pa.Schema) -> list[str]:
+    """Chooses the columns to read: those with a meaning, and those that `check_keys` may have to refuse.
+
+    Others, such as metadata and embeddings, are not read.
+    """
+    without_images = not any(name in schema.names for name in IMAGE_COLUMNS)
+    return [
+        name
+        for name in schema.names
+        if name in RECORD_KEYS
+        or describes_content(name)
+        or _has_bytes(schema.field(name).type)
+        or (without_images and _is_text(schema.field(name).type))
+    ]
+
+
+def _plain(found: pa.DataType) -> pa.DataType:
+    """Returns the type of the values of a column, which may be stored through a dictionary."""
+    return found.value_type if pa.types.is_dictionary(found) else found
+
+
+def _is_text(found: pa.DataType) -> bool:
+    found, types = _plain(found), pa.types
+    return types.is_string(found) or types.is_large_string(found) or types.is_string_view(found) or types.is_null(found)
+
+
+def _is_bytes(found: pa.DataType) -> bool:
+    found, types = _plain(found), pa.types
+    sized = types.is_binary(found) or types.is_large_binary(found) or types.is_fixed_size_binary(found)
+    return sized or types.is_binary_view(found)
+
+
+def _is_list(found: pa.DataType) -> bool:
+    types = pa.types
+    lists = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+    return lists or types.is_list_view(found) or types.is_large_list_view(found)
 
 
 def _is_image(found: pa.DataType) -> bool:
-    if pa.types.is_list(found) or pa.types.is_large_list(found):
+    if _is_list(found):
         return _is_image(found.value_type)
     if pa.types.is_struct(found):
-        return any(field.name == "bytes" for field in found)
-    binary = pa.types.is_binary(found) or pa.types.is_large_binary(found)
-    return binary or pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_null(found)
+        return any(field.name in IMAGE_KEYS for field in found)
+    return _is_bytes(found) or _is_text(found)
 
 
 def _is_messages(found: pa.DataType) -> bool:
-    if not (pa.types.is_list(found) or pa.types.is_large_list(found)) or not pa.types.is_struct(found.value_type):
-        return False
-    names = {field.name for field in found.value_type}
-    return {"from", "value"} <= names or {"role", "content"} <= names
+    if pa.types.is_null(found):
+        return True
+    if _is_list(found):
+        return pa.types.is_null(found.value_type) or _is_message(found.value_type)
+    return _is_message(found) and all(_is_list(field.type) for field in found)
+
+
+def _is_message(found: pa.DataType) -> bool:
+    names = {field.name for field in found} if pa.types.is_struct(found) else set()
+    return bool(names & {"from", "role"}) and bool(names & {"value", "content"})
+
+
+def _has_bytes(found: pa.DataType) -> bool:
+    """Whether values of a type contain bytes."""
+    if _is_list(found):
+        return _has_bytes(found.value_type)
+    return any(_has_bytes(field.type) for field in found) if pa.types.is_struct(found) else _is_bytes(found)

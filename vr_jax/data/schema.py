@@ -201,7 +201,7 @@ def _problem(key: str, value: Any, names_files: bool) -> str | None:
 
 def _words(key: str) -> set[str]:
     """Returns the words of a key in lower case, those in the plural also in the singular."""
-    words = {word.lower() for word in _WORD.findall(key)}
+    words = {word.lower() for word in _WORD.findall(key)} | set(re.findall(r"[a-z]+\d+", key.lower()))
     return words | {word[:-1] for word in words if word.endswith("s")}
 
 
