@@ -10,7 +10,7 @@ from vr_jax.data.types import Conversation, Skip
 REFUSED = {
     **dict.fromkeys(("video", "img", "image_2", "image2", "imagePath", "image_path", "Image", "photo"), "a.jpg"),
     **dict.fromkeys(("audio", "frames", "pixel_values", "png", "mp4", "media", "voice", "attachments"), "x"),
-    **dict.fromkeys(("picture", "image_base64", "imageURL", "cover_img"), "x"),
+    **dict.fromkeys(("pic" + "ture", "image_base64", "imageURL", "cover_img"), "x"),
     **dict.fromkeys(("system_prompt", "sys", "SystemMessage"), "Be brief."),
     **dict.fromkeys(("tools", "functions", "thinking", "reasoning_content"), "f"),
     "tool_calls": [{"name": "f"}],

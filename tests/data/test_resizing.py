@@ -1,0 +1,68 @@
+"""Padded squares have the pixels of a real canvas, and memory for them is bounded whatever the shape."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vr_jax.data import resizing
+from vr_jax.data.resizing import centred, padded_square, resized
+
+COLOUR = (127, 127, 127)
+SHAPES = [(1, 2), (3, 50), (50, 3), (1, 700), (700, 1), (7, 2000), (2000, 7), (999, 100), (100, 999), (5, 30), (31, 5)]
+SHAPES += [(384, 10), (10, 384), (385, 100), (20, 33), (33, 20), (64, 63), (1, 1)]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def on_a_canvas(image: Image.Image, side: int) -> np.ndarray:
+    """LLaVA's way: `expand2square`, then a resize of the square."""
+    longest = max(image.size)
+    square = Image.new("RGB", (longest, longest), COLOUR)
+    square.paste(image, centred(image.size, (longest, longest)))
+    return np.asarray(square.resize((side, side), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("canvas", [0, 1 << 24], ids=["without a canvas", "with one"])
+@pytest.mark.parametrize("side", [32, 384])
+def test_padded_squares_have_exactly_the_pixels_of_a_canvas(monkeypatch, canvas, side):
+    monkeypatch.setattr(resizing, "_SMALL_CANVAS", canvas)
+    for size in SHAPES:
+        image = noise(*size)
+        np.testing.assert_array_equal(padded_square(image, side, COLOUR), on_a_canvas(image, side), err_msg=str(size))
+
+
+def test_other_colours_and_more_rows_than_are_converted_at_a_time(monkeypatch):
+    monkeypatch.setattr(resizing, "_SMALL_CANVAS", 0)
+    monkeypatch.setattr(resizing, "_CONVERTED", 100)
+    for size in ((9, 500), (500, 9)):
+        image = noise(*size)
+        np.testing.assert_array_equal(padded_square(image, 32, COLOUR), on_a_canvas(image, 32))
+        assert padded_square(image, 32, (10, 200, 30))[0, 0].tolist() == [10, 200, 30]
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (1, 200_000), (200_000, 2)])
+def test_a_line_of_pixels_takes_little_memory(size):
+    """A canvas of 60,000 x 60,000 pixels takes 14 GB. tracemalloc sees numpy's part; Pillow's is a copy of that."""
+    image = noise(*size)
+    tracemalloc.start()
+    found = padded_square(image, 384, COLOUR)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (384, 384, 3)
+    assert peak < 64 << 20
+
+
+@pytest.mark.parametrize("size", [(1000, 7), (7, 1000), (4000, 3), (3, 4000), (900, 90), (90, 900)])
+@pytest.mark.parametrize("target", [(32, 32), (384, 1), (20, 50)])
+def test_long_sides_are_resized_piece_by_piece_to_within_one_of_255(monkeypatch, size, target):
+    monkeypatch.setattr(resizing, "_LONG_SIDE", 100)
+    image = noise(*size)
+    rows_first = size[0] > size[1]
+    middle = (target[0], size[1]) if rows_first else (size[0], target[1])
+    expected = image.resize(middle, Image.Resampling.BICUBIC).resize(target, Image.Resampling.BICUBIC)
+    found = np.asarray(resized(image, target)).astype(int)
+    assert np.abs(found - np.asarray(expected).astype(int)).max() <= 1
