@@ -93,8 +93,10 @@ def test_texts_that_are_no_texts(tmp_path):
 
 def test_special_problems(tmp_path):
     def problem(name, **changes):
-        folder = write_jsonl(name, tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", [ROWS[name][0] | changes])
-        (item,) = get_benchmark(name).items(folder)
+        folder = write_jsonl(
+            name, tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", [ROWS[name][0] | changes, ROWS[name][1]]
+        )
+        item, _ = get_benchmark(name).items(folder)
         return item.problem
 
     assert problem("docvqa", answers=[]) == "no_answer: the list of answers is empty"

@@ -81,10 +81,13 @@ def run(flags: EvalFlags) -> int:
     with memory_errors(), Interrupt() as interrupt:
         done = evaluate(settings, model=model, mesh=mesh, on_batch=interrupt.check)
     if jax.process_index() == 0:
-        print(score_table(done.summary))
-        print("\n".join(map(_throughput, done.summaries.values())))
-        if settings.report_items:
-            print(f"report: {write_run_report(done)}")
+        if done.summaries:
+            print(score_table(done.summary))
+            print("\n".join(map(_throughput, done.summaries.values())))
+            if settings.report_items:
+                print(f"report: {write_run_report(done)}")
+        for name, path in done.predictions.items():
+            print(f"{name}: these data have no reference answers, so there is no score; predictions to submit: {path}")
     for name, problem in done.failures.items():  # once more, where it is seen
         print(f"vr-jax eval: {name} was not run: {problem}", file=sys.stderr)
     return EXIT_INCOMPLETE if done.failures else 0

@@ -27,8 +27,8 @@ from vr_jax.evaluation.overall import finished, overall_summary
 from vr_jax.evaluation.paper_scores import rows_of
 from vr_jax.evaluation.report import ReportItem, write_report
 from vr_jax.evaluation.report_items import report_items
-from vr_jax.evaluation.run_directory import SUMMARY
-from vr_jax.evaluation.runner import evaluate_items
+from vr_jax.evaluation.run_directory import SUBMISSION, SUMMARY
+from vr_jax.evaluation.runner import evaluate_items, is_labelled
 from vr_jax.hub import is_hub_name, local_folder
 from vr_jax.inference import Generator, load_for_inference, with_pruning
 from vr_jax.model.config import VlmConfig
@@ -57,6 +57,8 @@ class Outcome:
         summaries: The full summaries of the benchmarks of this evaluation, by name.
         report_items: The items that the report shows.
         failures: The reasons why benchmarks could not be run, by name.
+        predictions: The files with the predictions of benchmarks whose data have no reference answers, by name. These
+            benchmarks have no score, and are not part of `summary` and `summaries`.
         config: The config of the model that answered.
     """
 
@@ -65,6 +67,7 @@ class Outcome:
     summaries: dict[str, dict[str, Any]]
     report_items: list[ReportItem]
     failures: dict[str, str]
+    predictions: dict[str, Path]
     config: VlmConfig
 
 
@@ -132,6 +135,7 @@ def evaluate(
             ready.append((one, together(partial(data_folder, one, data, several=not alone))))
     items = _items(*ready[0], settings) if alone else None
     summaries: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, Path] = {}
     shown: list[ReportItem] = []
     if ready:
         device_mesh = make_mesh(**(mesh or MeshSettings()).to_dict())
@@ -142,17 +146,19 @@ def evaluate(
                 with _noted(failures, one, alone):
                     share = (settings.report_items - len(shown)) // (len(ready) - number)
                     found = items or _items(one, folder, settings)
-                    summaries[one.name], more = _evaluated(
-                        one, found, generator, loaded.processor, settings, share, on_batch
-                    )
+                    done, more = _evaluated(one, found, generator, loaded.processor, settings, share, on_batch)
+                    if done["score"] is None:
+                        predictions[one.name] = output / one.name / SUBMISSION
+                    else:
+                        summaries[one.name] = done
                     shown += more
                 found = []  # The images of one benchmark are released before those of the next one are read.
-    if not summaries:
+    if not summaries and not predictions:
         raise UserError("no benchmark could be run: " + "; ".join(failures.values()))
-    others, left_out = finished(output, like=next(iter(summaries.values())))
+    others, left_out = finished(output, like=next(iter(summaries.values()))) if summaries else ({}, {})
     summary = overall_summary(others | summaries, left_out)
-    together(lambda: write_json(output / SUMMARY, summary) if is_first() else None)
-    return Outcome(settings, summary, summaries, shown, failures, config)
+    together(lambda: write_json(output / SUMMARY, summary) if is_first() and summaries else None)
+    return Outcome(settings, summary, summaries, shown, failures, predictions, config)
 
 
 def checkpoint_folder(settings: EvaluationSettings) -> Path:
@@ -242,6 +248,8 @@ def _evaluated(
         overwrite=settings.overwrite,
         on_batch=on_batch,
     )
+    if not is_labelled(items):
+        return evaluation.summary, []
     return evaluation.summary, report_items(evaluation, generator, processor, share, batch_size=settings.batch_size)
 
 

@@ -31,6 +31,8 @@ class Item:
         fields: Further values of the data that the prompt or the metric needs.
         problem: The reason why the item cannot be asked, as "<reason>: <detail>", or None. Such an item counts as
             wrong.
+        labelled: Whether the data have reference answers. Those of a test split often have none, and its items are
+            answered but not scored.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Item:
     images: tuple[Path | bytes, ...] = field(default=(), repr=False)
     fields: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,18 @@ class Benchmark:
         """
         del prediction, item
         return False
+
+    def submission(self, items: Sequence[Item], results: Sequence[ItemResult]) -> Any:
+        """Returns the predictions of a split without reference answers, as the benchmark's server takes them.
+
+        Args:
+            items: The items.
+            results: Their results, in the same order.
+
+        Returns:
+            A value that JSON can hold; by default a list of {"id", "answer"}.
+        """
+        return [{"id": item.id, "answer": one.prediction or ""} for item, one in zip(items, results, strict=True)]
 
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         """Computes the named metrics over all items, in the units of lmms-eval."""

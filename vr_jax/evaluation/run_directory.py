@@ -1,12 +1,13 @@
 """The result folder of one benchmark, from which an interrupted run continues.
 
-The folder holds three files:
+The folder holds these files:
 
 * `settings.json`: everything that decides the answers, i.e. the checkpoint, the model, the items and the limits. A run
   with other settings is refused, so that results are never mixed.
 * `items.jsonl`: one `ItemResult` per line, written to disk after every batch. Of two lines with the same id, the last
   one counts.
 * `summary.json`: the scores and the throughput, written at the end.
+* `submission.json`: where the data have no reference answers, the predictions as the benchmark's server takes them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vr_jax.failures import close_after
 from vr_jax.storage import LOCK_FILE, AppendedFile, lease, make_folder, write_json
 
 SETTINGS, ITEMS, SUMMARY = "settings.json", "items.jsonl", "summary.json"
+SUBMISSION = "submission.json"
 
 
 class RunDirectory:
@@ -84,6 +86,10 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the summary."""
         write_json(self.path / SUMMARY, summary)
+
+    def write_submission(self, predictions: Any) -> None:
+        """Writes the predictions of a split without reference answers."""
+        write_json(self.path / SUBMISSION, predictions)
 
     def _continue(self, settings: Mapping[str, Any]) -> dict[str, ItemResult]:
         """Returns the results of an earlier run, after comparing its settings with the present ones."""

@@ -133,7 +133,9 @@ def evaluate_items(
                 together(partial(run.append, results) if run else _nothing)
                 if run and scores:
                     bar.update(len(batch))
-                    bar.set_postfix({benchmark.headline: f"{scores.add(r.score for r in results):.3f}"})
+                    mean = scores.add(r.score for r in results)
+                    if is_labelled(items):
+                        bar.set_postfix({benchmark.headline: f"{mean:.3f}"})
                     if on_batch:
                         on_batch(results)
         payload = [result.to_dict() for result in run.results.values()] if run else []
@@ -149,8 +151,12 @@ def evaluate_items(
             if clock.answered == 0 and earlier is not None:
                 # Nothing was answered this time, so the measurement of the earlier run remains.
                 summary["throughput"] = earlier["throughput"] | {"measured_earlier": True}
+            if not is_labelled(items):
+                together(partial(run.write_submission, benchmark.submission(items, results)))
             together(partial(run.write_summary, summary))
         else:
+            if not is_labelled(items):
+                together(_nothing)
             together(_nothing)
     return Evaluation(benchmark, items, results, summary)
 
@@ -320,7 +326,7 @@ def _result(benchmark: Benchmark, item: Item, reply: Reply | None, problem: str 
     known = dataclasses.replace(known, prediction=reply.text, finish=reply.finish)
     try:
         prediction = benchmark.clean(reply.text)
-        score = float(benchmark.score(prediction, item))
+        score = float(benchmark.score(prediction, item)) if item.labelled else 0.0
     except _SCORING_ERRORS as error:
         return dataclasses.replace(known, error=f"scoring_failed: {type(error).__name__}: {error}")
     return dataclasses.replace(known, prediction=prediction, score=score)
@@ -331,22 +337,14 @@ def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Item
     if len(unscored) == len(items):
         examples = "; ".join(f"{result.id}: {result.error}" for result in unscored[:3])
         raise UserError(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
-    scores = [result.score for result in results]
-    estimates = benchmark.estimates(items, scores)
-    counts = Counter(item.category for item in items)
     return {
         "version": VERSION,
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "group": benchmark.group,
         "profile": benchmark.profile,
-        **_estimate(estimates.overall, benchmark.name),  # These fields hold the score, from 0 to 100, and its interval.
-        "metrics": benchmark.aggregate(items, scores),  # The metrics are in the units of lmms-eval.
+        **(_scores(benchmark, items, results) if is_labelled(items) else {"score": None}),
         "items": len(items),
-        "categories": {
-            category: _estimate(strata, f"{benchmark.name}/{category}") | {"items": counts[category]}
-            for category, strata in estimates.categories.items()
-        },
         "unscored": {  # These items count as wrong.
             "count": len(unscored),
             "by_reason": dict(Counter(str(result.error).split(":")[0] for result in unscored)),
@@ -354,10 +352,29 @@ def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Item
         },
         "empty_replies": sum(result.prediction == "" for result in results),
         "unparsed_replies": sum(
-            result.error is None and benchmark.unparsed(result.prediction or "", item)
+            result.error is None and item.labelled and benchmark.unparsed(result.prediction or "", item)
             for item, result in zip(items, results, strict=True)
         ),
         "cut_off_at_max_new_tokens": sum(result.finish == "length" for result in results),
+    }
+
+
+def is_labelled(items: Sequence[Item]) -> bool:
+    """Returns whether items have reference answers, without which there is no score."""
+    return any(item.labelled for item in items)
+
+
+def _scores(benchmark: Benchmark, items: Sequence[Item], results: Sequence[ItemResult]) -> dict[str, Any]:
+    scores = [result.score for result in results]
+    estimates = benchmark.estimates(items, scores)
+    counts = Counter(item.category for item in items)
+    return {
+        **_estimate(estimates.overall, benchmark.name),  # These fields hold the score, from 0 to 100, and its interval.
+        "metrics": benchmark.aggregate(items, scores),  # The metrics are in the units of lmms-eval.
+        "categories": {
+            category: _estimate(strata, f"{benchmark.name}/{category}") | {"items": counts[category]}
+            for category, strata in estimates.categories.items()
+        },
     }
 
 

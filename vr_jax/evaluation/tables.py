@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from vr_jax.evaluation.files import Wanted, find_jsonl, find_shards
 
 # The number of rows that are converted at a time. The converted rows are a second copy of their images.
 _ROWS_AT_ONCE = 64
+# The columns with the reference answers, which the published rows of a test split lack, and how they lack them.
+_REFERENCES = ("answer", "answers")
+_LACKING = (None, "", "?")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Row:
         values: The values of the columns, without the images.
         images: The encoded images, or the paths of their files.
         problem: The reason why the row cannot be used, as "<reason>: <detail>", or None.
+        labelled: Whether the split has reference answers.
     """
 
     id: str
     values: Mapping[str, Any]
     images: tuple[Path | bytes, ...] = field(repr=False)
     problem: str | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,9 @@ def read_rows(
     """Reads all rows of a split.
 
     The rows come from `<split>.jsonl`, where images are file names relative to its folder, or from the published
-    parquet files, which contain the images. A row that lacks a column or an image gets a `problem`. Equal images share
-    their bytes.
+    parquet files, which contain the images. A row that lacks a column or an image gets a `problem`. Where no row has a
+    reference answer, as in a test split whose answers are not published, no row is `labelled`, and that is no problem.
+    Equal images share their bytes.
 
     Args:
         data: The folder of the files, or one file.
@@ -156,13 +162,36 @@ def read_rows(
         records = _published_records(data, wanted, columns, image_columns, images)
         folder = ImageFolder(None)
     pool: dict[bytes, bytes] = {}
-    rows = [
+    read = [
         _row(f"{wanted.split}-{number:05d}", record, folder, columns, images_at, pool)
         for number, record in enumerate(records)
     ]
-    if not rows:
+    if not read:
         raise UserError(f"{data}: the split {wanted.split!r} has no rows")
-    return rows
+    usable = [row for row, _ in read if row.problem is None]
+    if usable and not any(row.labelled for row in usable):
+        return [_without_references(row) for row, _ in read]
+    return [
+        replace(row, images=(), problem=lacking, labelled=True) if lacking else replace(row, labelled=True)
+        for row, lacking in read
+    ]
+
+
+def _without_references(row: Row) -> Row:
+    values = {name: value for name, value in row.values.items() if name not in _REFERENCES}
+    return replace(row, values=values, labelled=False)
+
+
+def _has_references(record: Mapping[str, Any], columns: Sequence[Column]) -> bool:
+    """Returns whether a record has reference answers, as far as the benchmark has columns for them."""
+    cells = [record.get(column.name) for column in columns if column.name in _REFERENCES]
+    return not cells or any(not _is_lacking(cell) for cell in cells)
+
+
+def _is_lacking(cell: Any) -> bool:
+    if isinstance(cell, list | tuple):
+        return all(map(_is_lacking, cell))
+    return cell is None or (isinstance(cell, str) and cell.strip() in _LACKING)
 
 
 def _row(
@@ -172,21 +201,26 @@ def _row(
     columns: Sequence[Column],
     images_at: Callable[[Mapping[str, Any]], Sequence[str]],
     pool: dict[bytes, bytes],
-) -> Row:
+) -> tuple[Row, str | None]:
+    """Returns a row, and the problem that it has if other rows of the split have reference answers but it has none."""
     if not isinstance(record, Mapping):
-        return Row(row_id, {}, (), f"malformed_record: {record}")
+        return Row(row_id, {}, (), f"malformed_record: {record}"), None
     values: dict[str, Any] = {}
     images: list[Path | bytes] = []
     problems: list[SkipRecord] = []
+    lacking: list[SkipRecord] = []
+    labelled = _has_references(record, columns)
     for column in columns:
         try:
             cell = record.get(column.name)
             if not (cell is None and column.optional):
                 values[column.name] = column.read(cell)
-        except ValueError as error:
-            problems.append(SkipRecord("malformed_record", f"{column.name}: {error}"))
-        except SkipRecord as error:
-            problems.append(error)
+        except (ValueError, SkipRecord) as error:
+            problem = error
+            if not isinstance(problem, SkipRecord):
+                problem = SkipRecord("malformed_record", f"{column.name}: {error}")
+            (lacking if column.name in _REFERENCES and not labelled else problems).append(problem)
+    lacks = str(lacking[0]) if lacking and not problems else None
     try:
         if not problems:
             images = [image for name in images_at(values) for image in _images(record, name, folder)]
@@ -195,8 +229,9 @@ def _row(
     except SkipRecord as error:
         problems.append(error)
     if problems:
-        return Row(row_id, values, (), str(problems[0]))
-    return Row(row_id, values, tuple(pool.setdefault(one, one) if isinstance(one, bytes) else one for one in images))
+        return Row(row_id, values, (), str(problems[0]), labelled), lacks
+    shared = tuple(pool.setdefault(one, one) if isinstance(one, bytes) else one for one in images)
+    return Row(row_id, values, shared, None, labelled), lacks
 
 
 def _images(record: Mapping[str, Any], name: str, folder: ImageFolder) -> tuple[Path | bytes, ...]:

@@ -17,9 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, override
 
-from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, SHORT_ANSWER, PublishedBenchmark, lettered
+from vr_jax.evaluation.benchmarks.published import (
+    LETTER_ANSWER,
+    SHORT_ANSWER,
+    PublishedBenchmark,
+    lettered,
+    submitted_id,
+)
 from vr_jax.evaluation.files import Wanted
-from vr_jax.evaluation.interface import Item, Published
+from vr_jax.evaluation.interface import Item, ItemResult, Published
 from vr_jax.evaluation.metrics.mmmu import chosen_option, open_answer_is_right
 from vr_jax.evaluation.tables import Column, Row, read_rows, text
 
@@ -89,6 +95,7 @@ class MMMU(PublishedBenchmark):
         return {
             "options": options if isinstance(options, tuple) else options_of(options),
             "question_type": record.get("question_type", ""),
+            "id": record.get("id"),
         }
 
     @override
@@ -113,8 +120,23 @@ class MMMU(PublishedBenchmark):
         return item.fields["question_type"] == _CHOICE and chosen_option(prediction, item.fields["options"]) is None
 
     @override
+    def submission(self, items: Sequence[Item], results: Sequence[ItemResult]) -> Any:
+        """Source: lmms-eval 0.7.3, `lmms_eval/tasks/mmmu/utils.py:mmmu_test_aggregate_results_for_submission`."""
+        return {
+            str(submitted_id(item.fields["id"], item)): _submitted(result.prediction or "", item)
+            for item, result in zip(items, results, strict=True)
+        }
+
+    @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
         return {self.headline: round(sum(scores) / len(scores), 5), "n_scored": len(scores)}
+
+
+def _submitted(prediction: str, item: Item) -> str:
+    """The letter that a reply chooses, or the reply itself where it chooses none or the question is open."""
+    if item.fields["question_type"] != _CHOICE:
+        return prediction
+    return chosen_option(prediction, item.fields["options"]) or prediction
 
 
 def _prompt(question: str, options: Sequence[str], question_type: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,7 +65,10 @@ class PublishedBenchmark(Benchmark):
             data = hub.download(
                 self.name, self.published.repo, self.downloads(split), " or ".join(self.wanted(split).names())
             )
-        return [self.item(row.id, row.values, row.images, row.problem) for row in self.rows(data, self.wanted(split))]
+        return [
+            replace(self.item(row.id, row.values, row.images, row.problem), labelled=row.labelled)
+            for row in self.rows(data, self.wanted(split))
+        ]
 
     def rows(self, data: Path, wanted: Wanted) -> list[Row]:
         """Reads the rows of the files below `data`."""
@@ -141,3 +145,10 @@ def letter_of(number: Any, choices: Sequence[str]) -> tuple[str, ...]:
 def as_texts(value: Any) -> tuple[str, ...]:
     """Converts the references of a row, which are one text, several texts or None, to a tuple."""
     return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
+
+
+def submitted_id(cell: Any, item: Item) -> Any:
+    """Returns the id of a question for a server: the number or text of the data, or the item's id without one."""
+    if isinstance(cell, str) and cell.isdecimal():
+        return int(cell)
+    return item.id if cell is None else cell
