@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
-
-from vr_jax.data.images import DECODE_ERRORS, open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
@@ -55,7 +52,7 @@ class Chat:
             UserError: An image cannot be used.
         """
         self.generator = generator
-        self.processor = processor
+        self.processor = dataclasses.replace(processor, rotate=True)
         self.system = system
         self.reset()
         self.add_images(images)
@@ -63,8 +60,8 @@ class Chat:
     def reset(self) -> None:
         """Forgets the questions, the answers and the images. The system message stays."""
         self.turns: tuple[Turn, ...] = () if self.system is None else (Turn("system", self.system),)
-        self.images: tuple[Path | bytes, ...] = ()
-        self.pending: tuple[Path | bytes, ...] = ()
+        self.images: tuple[Path, ...] = ()
+        self.pending: tuple[Path, ...] = ()
 
     def add_images(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Adds images to the next question. They are read at once, so that a wrong path is reported early.
@@ -75,7 +72,7 @@ class Chat:
         Raises:
             UserError: An image cannot be used; the conversation stays as it was.
         """
-        pending = (*self.pending, *(upright(Path(path).expanduser()) for path in paths))
+        pending = (*self.pending, *(Path(path).expanduser() for path in paths))
         self._prompt((*self.turns, user_turn("", len(pending))), (*self.images, *pending))
         self.pending = pending
 
@@ -103,35 +100,8 @@ class Chat:
         self.turns = (*turns, Turn("assistant", "".join(pieces)))
         self.images, self.pending = images, ()
 
-    def _prompt(self, turns: tuple[Turn, ...], images: tuple[Path | bytes, ...]) -> Example:
+    def _prompt(self, turns: tuple[Turn, ...], images: tuple[Path, ...]) -> Example:
         try:
             return self.processor.prompt(Conversation("chat", turns, images))
         except SkipRecord as error:
             raise UserError(error.detail) from error
-
-
-def upright(path: Path) -> Path | bytes:
-    """Returns the file of an image, or the image as it is seen if its EXIF orientation says that it lies on its side.
-
-    Args:
-        path: The file of an image.
-
-    Raises:
-        UserError: The file cannot be read or is not an image.
-    """
-    try:
-        with open_image(path) as image:
-            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                return path
-            turned = io.BytesIO()
-            _turned(image).save(turned, "PNG", compress_level=1)
-            return turned.getvalue()
-    except SkipRecord as error:
-        raise UserError(error.detail) from error
-    except DECODE_ERRORS as error:
-        raise UserError(f"The image {path} cannot be decoded: {error}.") from error
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    turned = ImageOps.exif_transpose(image)
-    return turned if turned.mode in ("RGB", "L", "RGBA", "LA", "I;16", "1", "P") else turned.convert("RGB")
