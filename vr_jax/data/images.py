@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -61,6 +62,8 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
     if not isinstance(name, str) or not name:
         raise SkipRecord("malformed_record", f"The field 'image' contains {shown(name)}, but must contain a file name.")
     check_text(name, "The field 'image'")
+    if "\\" in name and not os.path.lexists(folder / name):
+        name = name.replace("\\", "/")  # the record was written on Windows
     path = folder / name
     lexical = Path(*_collapsed(path))
     try:
@@ -91,6 +94,15 @@ def _collapsed(path: Path) -> list[str]:
     return parts
 
 
+def _nearby(path: Path) -> str:
+    """Says whether a file exists whose extension is written in another way, which differs on a case-sensitive disk."""
+    for suffix in (path.suffix.lower(), path.suffix.upper(), ".jpg", ".jpeg", ".png"):
+        other = path.with_suffix(suffix)
+        if other != path and os.path.isfile(other):
+            return f", but {other.name} does exist; write the name as the file has it"
+    return ""
+
+
 def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
     """Opens an encoded image and reads its header, which gives its size. The pixels are not decoded.
 
@@ -117,7 +129,7 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
     )
     try:
         if isinstance(source, Path) and not source.is_file():
-            raise SkipRecord("missing_image", f"{name} does not exist or is not a file.")
+            raise SkipRecord("missing_image", f"{name} does not exist or is not a file{_nearby(source)}.")
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SkipRecord("image_too_large", f"{name} is too large: {error} (`max_pixels`)") from error
