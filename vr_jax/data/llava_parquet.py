@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from vr_jax.data.records import ImageFolder, conversation_of, require_file
 from vr_jax.data.schema import IMAGE_KEYS, RECORD_KEYS, describes_content
-from vr_jax.data.skips import SkipRecord
+from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 
 IMAGE_COLUMNS = ("image", "images")
 MESSAGE_COLUMNS = ("conversations", "messages")
+# A damaged file raises one of these. Text that is not UTF-8 is a ValueError, and a row that is absent a LookupError.
+READ_ERRORS: tuple[type[Exception], ...] = (pa.ArrowException, OSError, ValueError, LookupError)
 
 
 class LlavaParquetSource:
@@ -91,7 +93,7 @@ class LlavaParquetSource:
         record_id = f"{self.paths[shard].name}#{index}"
         try:
             record = {name: column[row].as_py() for name, column in self._read(block).items()}
-        except (pa.ArrowException, OSError, ValueError) as error:  # Text that is not UTF-8 is a ValueError.
+        except READ_ERRORS as error:
             detail = f"{self.paths[shard]}, row group {group}, row {row} cannot be read: {error}."
             return SkipRecord("malformed_record", detail).as_skip(record_id)
         return conversation_of(record, record_id, self.images)
@@ -125,8 +127,8 @@ def _parquet_metadata(path: Path) -> tuple[pq.FileMetaData, list[str]]:
     try:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: the file cannot be read as parquet ({error}).") from error
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: the file cannot be read as parquet ({one_line(str(error), 200)}).") from error
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if repeated:
         raise UserError(f"{path}: several columns have the name {', '.join(map(repr, repeated))}; rename them.")

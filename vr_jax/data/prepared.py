@@ -9,7 +9,7 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from vr_jax.data.records import conversation_of, require_file
-from vr_jax.data.skips import SkipRecord
+from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 
@@ -51,7 +51,9 @@ class ArrayRecordSource:
         try:
             builder = tfds.builder_from_directory(str(self.directory))
         except (ParseError, ValueError, OSError) as error:
-            raise UserError(f"{self.directory}: the prepared set cannot be read ({error}); write it anew.") from error
+            raise UserError(
+                f"{self.directory}: the prepared set cannot be read ({one_line(str(error), 200)}); write it anew."
+            ) from error
         if split not in builder.info.splits:
             known = ", ".join(sorted(builder.info.splits))
             raise UserError(f"{self.directory}: there is no split {split!r}; the set has {known}.")
@@ -68,7 +70,9 @@ class ArrayRecordSource:
             if len(self._data):
                 self._data[len(self._data) - 1]
         except DAMAGE_ERRORS as error:
-            raise UserError(f"{self.directory}: the split {split!r} is damaged ({error}); write it anew.") from error
+            raise UserError(
+                f"{self.directory}: the split {split!r} is damaged ({one_line(str(error), 200)}); write it anew."
+            ) from error
 
     def __len__(self) -> int:
         """Returns the number of records of the split."""
