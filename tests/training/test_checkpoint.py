@@ -79,15 +79,23 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_fills_while_a_checkpoint_is_written(full_disk, monkeypatch, capfd):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_disk_that_fills_while_a_checkpoint_is_written(full_disk, monkeypatch, capfd, at_once):
     """The room is there when the save begins, and another program takes it. TensorStore fails in its own threads."""
     with Checkpoints(full_disk) as checkpoints:
         save(checkpoints, 1)
     free = os.statvfs(full_disk).f_bavail * os.statvfs(full_disk).f_bsize
     (full_disk / "other").write_bytes(b"x" * (free - 50_000))
     monkeypatch.setattr(checkpoint, "check_free", lambda *_: None)
-    with pytest.raises(UserError) as error, Checkpoints(full_disk) as checkpoints:
-        save(checkpoints, 2)
+
+    def run():
+        with Checkpoints(full_disk) as checkpoints:
+            save(checkpoints, 2)
+            if at_once:
+                checkpoints.wait()  # as the next save does
+
+    with pytest.raises(UserError) as error:
+        run()
     message = str(error.value)
     assert message.startswith(f"{full_disk / 'checkpoints'} cannot be written: ")
     assert "No space left on device" in message
@@ -109,6 +117,12 @@ def test_what_the_checksums_cannot_be_written_for_is_the_error(saved, monkeypatc
         save(checkpoints, 2)
     monkeypatch.undo()
     assert_intact(saved)
+
+
+def test_checksums_of_a_checkpoint_that_is_absent_make_none(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checksums.write_record(tmp_path / "checkpoints" / "2")
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_error_of_the_block_is_not_hidden_by_one_of_the_end(saved, monkeypatch):

@@ -6,8 +6,8 @@ import logging
 import sys
 
 # Orbax and Grain report every save and every worker through absl, and Orbax also the traceback of each error that it
-# raises, which the command reports in one line.
-_QUIET = {"absl": logging.CRITICAL, "jax": logging.WARNING, "transformers": logging.ERROR}
+# raises, which the command reports in one line; asyncio reports each array that a full disk did not take.
+_QUIET = {"absl": logging.CRITICAL, "asyncio": logging.CRITICAL, "jax": logging.WARNING, "transformers": logging.ERROR}
 
 
 def start_logging(program: str, *, verbose: bool) -> None:

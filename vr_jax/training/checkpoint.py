@@ -15,9 +15,10 @@ import functools
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +38,7 @@ from vr_jax.training.state import TrainState
 FORMAT, VERSION = "vr_jax checkpoint", 2
 FOLDER, DAMAGED_FOLDER = "checkpoints", "checkpoints_damaged"
 _SHOWN_DIFFERENCES = 20
+_REMOVAL_PAUSES = (0.0, 0.2, 1.0)  # seconds before the attempts to remove an unfinished checkpoint
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a folder until it is whole
 
 logger = logging.getLogger("vr_jax.training")
@@ -153,21 +155,28 @@ class Checkpoints:
     def poll(self) -> None:
         """Starts on the checksums of a save that Orbax has finished. It is cheap, and called at every step."""
         if self._without_checksums is not None and not self._manager.is_saving_in_progress():
+            step, self._without_checksums = self._without_checksums, None
             with self._errors():
                 self._manager.wait_until_finished()  # It has finished; this raises what it failed with.
-            directory = self.directory / str(self._without_checksums)
-            self._sealing = self._sealer.submit(checksums.write_record, directory)
-            self._without_checksums = None
+            self._sealing = self._sealer.submit(checksums.write_record, self.directory / str(step))
 
     def wait(self) -> None:
-        """Waits until the last save is complete with its checksums; raises what went wrong in the background."""
-        with self._errors():
-            self._manager.wait_until_finished()
+        """Waits until the last save is complete with its checksums.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        try:
+            with self._errors():
+                self._manager.wait_until_finished()
+        except UserError:
+            self._without_checksums = None  # There is no such checkpoint.
+            raise
         self.poll()
         if self._sealing is not None:
+            sealing, self._sealing = self._sealing, None
             with self._errors():
-                self._sealing.result()
-            self._sealing = None
+                sealing.result()
 
     def close(self) -> None:
         """Waits for the last save and releases the threads.
@@ -186,7 +195,11 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         if distributed.is_first():
             for folder in self.directory.glob(_UNFINISHED):
-                remove_folder(folder)
+                for pause in _REMOVAL_PAUSES:  # Threads of TensorStore may still write into it.
+                    time.sleep(pause)
+                    with suppress(UserError):
+                        remove_folder(folder)
+                        break
 
     def __enter__(self) -> Self:
         """Returns itself."""

@@ -8,7 +8,9 @@ wrote. The record is written last and makes the checkpoint count.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,10 @@ def write_record(directory: Path) -> None:
 
     Raises:
         UserError: The record cannot be written.
+        FileNotFoundError: There is no such folder.
     """
+    if not directory.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
     files = {str(file.relative_to(directory)): [file.stat().st_size, _crc32(file)] for file in _own_files(directory)}
     write_json(record_file(directory), files)
 
