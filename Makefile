@@ -1,7 +1,9 @@
-# make demo | test | test-slow | test-lmms-eval | lint | bench | clean
-# Each target creates the environment that it needs in $(VENV), and that of lmms-eval in $(LMMS_VENV).
+# make demo | test | test-slow | test-lmms-eval | test-transformers4 | lint | bench | clean
+# Each target creates the environment that it needs in $(VENV), that of lmms-eval in $(LMMS_VENV), and the folder with
+# transformers 4 in $(TRANSFORMERS4).
 VENV ?= .venv
 LMMS_VENV ?= .venv-lmms-eval
+TRANSFORMERS4 ?= .transformers4
 PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
@@ -10,7 +12,7 @@ PYTEST_ARGS ?=
 PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-slow test-lmms-eval lint bench clean
+.PHONY: demo test test-slow test-lmms-eval test-transformers4 lint bench clean
 
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
@@ -27,6 +29,9 @@ test-slow: $(VENV)/.dev
 test-lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.ready
 	VR_JAX_LMMS_EVAL_PYTHON=$(abspath $(LMMS_VENV)/bin/python) $(PYTHON) -m pytest -q tests/evaluation/test_lmms_eval_host.py
 
+test-transformers4: $(VENV)/.dev $(TRANSFORMERS4)/.ready
+	VR_JAX_TRANSFORMERS4=$(abspath $(TRANSFORMERS4)) $(PYTHON) -m pytest -q -m "slow or not slow" tests/convert/test_transformers4.py
+
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -41,7 +46,7 @@ bench: $(VENV)/.dev
 	$(PYTHON) -m benchmarks.speed.step_cost
 
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(TRANSFORMERS4) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
@@ -54,4 +59,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt tools/setup_env.sh
 
 $(LMMS_VENV)/.ready: pyproject.toml constraints.txt tools/setup_env.sh tools/setup_lmms_eval.sh | $(VENV)/.dev
 	sh tools/setup_lmms_eval.sh $(LMMS_VENV)
+	touch $@
+
+$(TRANSFORMERS4)/.ready: tools/setup_transformers4.sh | $(VENV)/.dev
+	sh tools/setup_transformers4.sh $(PYTHON) $(TRANSFORMERS4)
 	touch $@

@@ -77,14 +77,20 @@ PHASE1 = {
             "max_tiles": 9,
             "unpad": False,
             "unpad_rounding": "truncate",
+            "image_mean": (0.5, 0.5, 0.5),
+            "image_std": (0.5, 0.5, 0.5),
+            "rescale_factor": 1 / 255,
+            "resample": "bicubic",
         },
         "vision_feature_layer": 23,
+        "image_token_id": None,
         "dtype": "bfloat16",
         "attention": "auto",
         "remat": "full",
     },
     "init_from": "",  # directories of the converted SigLIP and Qwen2
     "allow_unused": (),
+    "allow_different": (),
     "tokenizer": "",
     "data": {
         "path": "",  # blip_laion_cc_sbu_558k.json
@@ -148,14 +154,20 @@ PHASE2 = {
             "max_tiles": 9,
             "unpad": True,
             "unpad_rounding": "truncate",
+            "image_mean": (0.5, 0.5, 0.5),
+            "image_std": (0.5, 0.5, 0.5),
+            "rescale_factor": 1 / 255,
+            "resample": "bicubic",
         },
         "vision_feature_layer": 23,
+        "image_token_id": None,
         "dtype": "bfloat16",
         "attention": "auto",
         "remat": "full",
     },
     "init_from": "",  # phase 1's model directory
     "allow_unused": (),
+    "allow_different": (),
     "tokenizer": "",
     "data": {
         "path": "",  # the Parquet files of LLaVA-NeXT-Data

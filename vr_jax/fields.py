@@ -38,7 +38,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         """Returns whether a number is finite and within the bounds."""
-        if not math.isfinite(value):
+        if not _finite(value):
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
@@ -317,8 +317,16 @@ def _accepts(hint: Any, value: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
     return isinstance(value, hint)
+
+
+def _finite(value: float) -> bool:
+    """Whether a number is finite, and an integer not larger than every float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
@@ -337,7 +345,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         parts = [arguments[0]] * len(value) if repeated else arguments
         return tuple(_parse(part, one, f"{where}[{i}]") for i, (part, one) in enumerate(zip(parts, value, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if _finite(value) else value
     if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
         return hint.from_dict(value, where)
     return value

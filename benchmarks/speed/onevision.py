@@ -175,7 +175,7 @@ def torch_model(config: VlmConfig, torch: Any, device: str) -> tuple[Any, int]:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
     from vr_jax.convert.architectures import HF_LLAVA
-    from vr_jax.convert.configs import write_hf_llava
+    from vr_jax.convert.config_writing import write_hf_llava
     from vr_jax.convert.tables import slots
 
     image_token = config.decoder.vocab_size - 4

@@ -173,7 +173,7 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-    from vr_jax.convert.configs import write_qwen2, write_siglip
+    from vr_jax.convert.config_writing import write_qwen2, write_siglip
     from vr_jax.convert.tables import HEAD, TEXT, VISION, Table, mlp_projector, slots
 
     config, params = work.config, weights(work.config)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vr_jax.convert.configs import read_llava, read_qwen2, read_siglip, write_llava, write_qwen2, write_siglip
+from vr_jax.convert.config_writing import write_llava, write_qwen2, write_siglip
+from vr_jax.convert.configs import read_llava, read_qwen2, read_siglip
 from vr_jax.model.config import anyres4
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig

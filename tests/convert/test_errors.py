@@ -231,7 +231,8 @@ def test_existing_target_is_kept_unless_overwrite(checkpoint, convert, converted
         source = checkpoint if command == "import" else tmp_path / "out"
         status, _, err = convert(command, "--from", source, "--to", tmp_path / "out")
         assert status == 2
-        assert "exists; choose another folder, or overwrite it" in err
+        message = "exists; choose another folder, or overwrite it" if command == "import" else "would replace"
+        assert message in err
     assert (tmp_path / "out" / "mark").exists()
     rewrite(checkpoint, lambda tensors: tensors.pop("model.norm.weight"))
     assert convert("import", "--from", checkpoint, "--to", tmp_path / "out", "--overwrite")[0] == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +134,7 @@ def test_other_shapes_are_listed(saved):
 def test_newline_is_optional_only_where_it_is_never_read(model, tmp_path):
     merged = merge_stages(flatten_params(model))
     del merged["image_newline"]
-    flat = tiny_config(image=CONFIG.image.__class__(**{**CONFIG.image.to_dict(), "grids": ((2, 1),), "unpad": False}))
+    flat = tiny_config(image=dataclasses.replace(CONFIG.image, grids=((2, 1),), unpad=False))
     save_params(tmp_path / "flat", flat.to_dict(), merged)
     load_model(tmp_path / "flat")
     save_params(tmp_path / "unpad", CONFIG.to_dict(), merged)
@@ -149,3 +151,14 @@ def test_load_params_keeps_what_is_stored(tmp_path):
     assert {p: (s.shape, s.dtype) for p, s in stored_params(tmp_path / "one").items()} == {
         "image_newline": ((4,), jnp.bfloat16)
     }
+
+
+def test_a_model_keeps_the_types_that_are_stored_unless_another_one_is_asked_for(model, tmp_path):
+    def halved(path, leaf):
+        return leaf.astype(jnp.bfloat16) if "decoder" in jax.tree_util.keystr(path) else leaf
+
+    save_model(tmp_path / "model", jax.tree_util.tree_map_with_path(halved, model))
+    kept, asked = load_model(tmp_path / "model"), load_model(tmp_path / "model", dtype="float32")
+    types = {path: array.dtype for path, array in params_of(kept).items()}
+    assert {path for path, dtype in types.items() if dtype == jnp.bfloat16} == {p for p in types if "decoder" in p}
+    assert {array.dtype for array in params_of(asked).values()} == {np.dtype(np.float32)}

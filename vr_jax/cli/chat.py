@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vr_jax.cli.flags import Command, flag, unknown
-from vr_jax.cli.shared import AnswerFlags, load_generator
+from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
 from vr_jax.errors import UserError
 from vr_jax.inference import Chat, Sampling
 from vr_jax.path_text import PathText
@@ -41,11 +41,12 @@ def run(flags: ChatFlags) -> None:
     """Answers the question, or talks until the end of the input."""
     sampling = Sampling(flags.temperature, flags.top_p, flags.seed)
     with load_generator(flags) as (generator, processor):
+        limit = flags.max_new_tokens or generator.settings.max_new_tokens or MAX_NEW_TOKENS
         chat = Chat(generator, processor, flags.image, system=flags.system)
         if flags.question is not None:
-            _show(chat.ask(flags.question, flags.max_new_tokens, sampling))
+            _show(chat.ask(flags.question, limit, sampling))
         else:
-            _talk(chat, flags.max_new_tokens, sampling)
+            _talk(chat, limit, sampling)
 
 
 def _talk(chat: Chat, max_new_tokens: int, sampling: Sampling) -> None:

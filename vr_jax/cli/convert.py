@@ -35,6 +35,11 @@ class ImportFlags(Flags):
         None, "Qwen2 directory, for what --from lacks, or together with --encoder.", metavar="DIR"
     )
     dtype: DType | None = flag(None, "Type of the parameters. The default is that of each tensor.")
+    ignore: tuple[str, ...] = flag(
+        (),
+        "A field of the folder's JSON files, or an adapter's file, that is left out of consideration.",
+        metavar="NAME",
+    )
     overwrite: bool = flag(False, "Replace --to if it exists.")
 
 
@@ -65,6 +70,7 @@ def run_import(flags: ImportFlags) -> None:
         encoder=encoder,
         decoder=decoder,
         dtype=flags.dtype,
+        ignore=flags.ignore,
         overwrite=flags.overwrite,
         report=print,
     )

@@ -14,7 +14,7 @@ import jax
 
 from vr_jax import distributed
 from vr_jax.cli.flags import Command, flag
-from vr_jax.cli.shared import DType, ProcessFlags, start_processes
+from vr_jax.cli.shared import DTYPE_HELP, DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.evaluation import Profile, evaluate, score_table, write_run_report
 from vr_jax.fields import Range
@@ -58,7 +58,10 @@ class EvalFlags(ProcessFlags):
     max_new_tokens: Annotated[int, Range(1)] | None = flag(
         None, "Longest answer, in tokens. The default is the benchmark's."
     )
-    dtype: DType | None = flag(None, "Type of parameters and activations. The default is the checkpoint's.")
+    repetition_penalty: Annotated[float, Range(0, open_low=True)] | None = flag(
+        None, "Penalty for tokens that occurred; 1 is none. The default is that of generation_config.json."
+    )
+    dtype: DType | None = flag(None, DTYPE_HELP)
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )

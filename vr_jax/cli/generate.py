@@ -8,7 +8,7 @@ from typing import Annotated
 from tqdm import tqdm
 
 from vr_jax.cli.flags import Command, flag
-from vr_jax.cli.shared import AnswerFlags, load_generator
+from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
 from vr_jax.fields import Range
 from vr_jax.inference import Sampling, answer_file, read_questions
 from vr_jax.path_text import PathText
@@ -39,7 +39,7 @@ def run(flags: GenerateFlags) -> None:
             flags.input,
             flags.output,
             batch_size=flags.batch_size,
-            max_new_tokens=flags.max_new_tokens,
+            max_new_tokens=flags.max_new_tokens or generator.settings.max_new_tokens or MAX_NEW_TOKENS,
             sampling=sampling,
             on_batch=progress.update,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,16 +17,24 @@ from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.fields import Range
 from vr_jax.hub import local_folder
-from vr_jax.inference import MAX_SEED, Generator, load_for_inference, memory_errors, with_pruning
-from vr_jax.model_directory import read_config
+from vr_jax.inference import MAX_SEED, Generator, load_for_inference, memory_errors, with_penalty, with_pruning
+from vr_jax.model_directory import GENERATION_FILE, read_config
 from vr_jax.path_text import PathText
 from vr_jax.sharding import make_mesh
 
 DType = Literal["float32", "bfloat16"]
+DTYPE_HELP = (
+    "Type of parameters and activations. By default each parameter keeps its stored type, and config.json says that of "
+    "the activations."
+)
+MAX_NEW_TOKENS = 512
 CONFIG_HELP = (
     "Config file, or a packaged one, with its variant. --config.FIELD=VALUE sets a field, "
     "e.g. --config.optimizer.lr=1e-4."
 )
+
+
+logger = logging.getLogger("vr_jax.cli")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +70,18 @@ class AnswerFlags(Flags):
     checkpoint: PathText = flag(
         help="Model directory: what `train` and `convert` write, or its name on the hub.", metavar="DIR"
     )
-    max_new_tokens: Annotated[int, Range(1)] = flag(512, "Longest answer, in tokens.")
+    max_new_tokens: Annotated[int, Range(1)] | None = flag(
+        None, f"Longest answer, in tokens. The default is that of generation_config.json, or {MAX_NEW_TOKENS}."
+    )
     temperature: Annotated[float, Range(0)] = flag(0.0, "Sampling temperature; 0 is greedy decoding.")
     top_p: Annotated[float, Range(0, 1, open_low=True)] = flag(
         1.0, "Probability that the most probable tokens must reach together; the others are not drawn."
     )
     seed: Annotated[int, Range(0, MAX_SEED)] = flag(0, "Seed of the random draws at a temperature above 0.")
-    dtype: DType | None = flag(None, "Type of parameters and activations. The default is the checkpoint's.")
+    repetition_penalty: Annotated[float, Range(0, open_low=True)] | None = flag(
+        None, "Penalty for tokens that occurred; 1 is none. The default is that of generation_config.json."
+    )
+    dtype: DType | None = flag(None, DTYPE_HELP)
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )
@@ -85,6 +99,9 @@ def load_generator(flags: AnswerFlags, *, all_devices: bool = False) -> Iterator
 
     Raises:
         UserError: The checkpoint cannot be loaded, or the memory of the devices does not suffice.
+
+    Yields:
+        The generator and the processor.
     """
     use_compilation_cache()
     checkpoint = local_folder(flags.checkpoint)
@@ -93,4 +110,7 @@ def load_generator(flags: AnswerFlags, *, all_devices: bool = False) -> Iterator
     mesh = make_mesh(1, -1, flags.tensor, devices=devices) if max(len(devices), flags.tensor) > 1 else None
     with memory_errors(), jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         loaded = load_for_inference(checkpoint, mesh, config=config, dtype=flags.dtype)
-        yield Generator(loaded.model, loaded.tokenizer), loaded.processor
+        if loaded.generation.do_sample and not flags.temperature:
+            logger.warning("%s says do_sample; answers are greedy unless --temperature is given", GENERATION_FILE)
+        settings = with_penalty(loaded.generation, flags.repetition_penalty)
+        yield Generator(loaded.model, loaded.tokenizer, settings=settings), loaded.processor

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from vr_jax.convert.folder import ForeignFolder, JsonFile
 from vr_jax.convert.method_tables import DEEPSTACK, LLAVA_PROJECTORS, SVA
 from vr_jax.convert.tables import (
     HEAD,
@@ -22,9 +23,8 @@ from vr_jax.convert.tables import (
     newline,
     prefixed,
 )
-from vr_jax.convert.weights import Checkpoint, Tensor, read_json
+from vr_jax.convert.weights import PROJECTOR_FILE, Tensor
 from vr_jax.errors import UserError
-from vr_jax.model_directory import FORMAT
 
 # The sections of a VlmConfig that own parameters, by the beginning of their merged paths (first match counts).
 SECTION_OF = (
@@ -154,15 +154,20 @@ LLAVA = Architecture(
 ARCHITECTURES = (SIGLIP, QWEN2, HF_LLAVA, LLAVA)
 
 
-def recognise(values: Mapping[str, Any], file: epath.Path) -> Architecture:
+# What wrappers of torch and PEFT put before the names of tensors.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|base_model\.model\.)+")
+_LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\.")
+
+
+def recognise(folder: ForeignFolder) -> Architecture:
     """Finds the format of a checkpoint.
 
     `architectures` decides, since LLaVA's own checkpoints carry all kinds of `model_type`; that counts where there are
-    no `architectures`.
+    no `architectures`. What LLaVA writes after its first stage names the language model that it began with; the fields
+    of LLaVA or the only file tell it.
 
     Args:
-        values: The content of config.json.
-        file: Its path, for messages.
+        folder: The checkpoint.
 
     Returns:
         The format.
@@ -170,63 +175,82 @@ def recognise(values: Mapping[str, Any], file: epath.Path) -> Architecture:
     Raises:
         UserError: The format is not known; the message lists those that are.
     """
+    values, where = folder.config.values, folder.config.where
     classes = values.get("architectures") or []
-    for architecture in ARCHITECTURES:
-        if set(classes) & set(architecture.classes):
-            return architecture
-    if not classes:
-        for architecture in ARCHITECTURES:
-            if values.get("model_type") in architecture.model_types:
-                return architecture
-    if values.get("format") == FORMAT:
-        raise UserError(f"{file.parent} is a model directory of vr_jax already; it needs no import")
+    classes = [str(one) for one in classes] if isinstance(classes, list) else [str(classes)]
+    found = next((one for one in ARCHITECTURES if set(classes) & set(one.classes)), None)
+    if found is None and not classes:
+        found = next((one for one in ARCHITECTURES if values.get("model_type") in one.model_types), None)
+    if found is QWEN2 and (_is_llava(values) or [file.name for file in folder.checkpoint.files] == [PROJECTOR_FILE]):
+        return LLAVA
+    if found is not None:
+        return found
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
-    found = f"architecture {', '.join(map(str, classes))}" if classes else f"model_type {values.get('model_type')!r}"
-    raise UserError(f"{file}: {found} is not known; known architectures: {known}")
+    what = f"architecture {', '.join(classes)}" if classes else f"model_type {values.get('model_type')!r}"
+    later = ""
+    if "LlavaForConditionalGeneration" in classes or values.get("model_type") == "llava":
+        later = "; LlavaForConditionalGeneration, LLaVA 1.5 with one tile and no newline, is not read yet"
+    raise UserError(f"{where}: {what} is not known; known architectures: {known}{later}")
+
+
+def _is_llava(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json has fields that only LLaVA's own code writes."""
+    return any(name in values for name in ("mm_projector_type", "mm_vision_tower", "mm_vision_select_layer"))
 
 
 class Source:
-    """A foreign checkpoint directory.
+    """A foreign checkpoint folder, its format, and its tensors by the names of that format.
 
     Attributes:
-        file: The path of config.json.
-        values: The content of config.json.
+        folder: What the files of the folder say.
         architecture: The format.
         checkpoint: The weight files.
         originals: The tensors' names in the weight files, by their names in the rules of the format.
         ignored: Number of tensors that are left out, by their description.
+        unwrapped: Number of tensors whose names had the prefix of a wrapper.
     """
 
-    def __init__(self, directory: epath.Path):
-        """Reads config.json and the headers of the weight files.
+    def __init__(self, folder: ForeignFolder):
+        """Finds the format and names the tensors.
 
         Raises:
-            UserError: The directory cannot be read, or its format is not known.
+            UserError: The format is not known, two tensors are the same parameter, or there are adapter tensors.
         """
-        if not directory.is_dir():
-            raise UserError(f"{directory} is not a folder of a checkpoint")
-        self.file = directory / "config.json"
-        self.values = read_json(self.file)
-        self.architecture = recognise(self.values, self.file)
-        self.checkpoint = Checkpoint(directory)
+        self.folder = folder
+        self.architecture = recognise(folder)
+        self.checkpoint = folder.checkpoint
         self.originals: dict[str, str] = {}
         self.ignored: Counter[str] = Counter()
+        self.unwrapped = 0
         for original in self.checkpoint.tensors:
-            name = original
+            name = _WRAPPERS.sub("", original)
+            self.unwrapped += name != original
+            if _LORA.search(name):
+                raise UserError(
+                    f"{folder.directory} holds {original}, a tensor of an adapter; merge the adapter into the weights "
+                    "first (peft's merge_and_unload)"
+                )
             for pattern, replacement in self.architecture.renames:
                 name = re.sub(pattern, replacement, name)
             reason = next((why for pattern, why in self.architecture.ignored if re.fullmatch(pattern, name)), None)
             if reason is not None:
                 self.ignored[reason] += 1
             elif name in self.originals:
-                raise UserError(f"{directory} holds both {self.originals[name]} and {original}: the same parameter")
+                raise UserError(
+                    f"{folder.directory} holds both {self.originals[name]} and {original}: the same parameter"
+                )
             else:
                 self.originals[name] = original
 
     @property
+    def config(self) -> JsonFile:
+        """The content of config.json."""
+        return self.folder.config
+
+    @property
     def directory(self) -> epath.Path:
         """The directory."""
-        return self.checkpoint.directory
+        return self.folder.directory
 
     def tensor(self, name: str) -> Tensor:
         """Returns the description of a tensor, given its name in the rules."""

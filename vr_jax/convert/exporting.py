@@ -10,8 +10,7 @@ import numpy as np
 from etils import epath
 
 from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture
-from vr_jax.convert.configs import (
-    IMAGE_TOKEN,
+from vr_jax.convert.config_writing import (
     hf_llava_obstacle,
     siglip_and_qwen2,
     write_hf_llava,
@@ -19,16 +18,20 @@ from vr_jax.convert.configs import (
     write_qwen2,
     write_siglip,
 )
+from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE
+from vr_jax.convert.preprocessing import pixel_fields, write_siglip_processor
+from vr_jax.convert.processor_export import complete_export, portable_tokenizer
 from vr_jax.convert.tables import slots
-from vr_jax.convert.weights import read_json, write_safetensors
+from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
-from vr_jax.model_directory import copy_side_files, load_params, read_sections
+from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
 from vr_jax.storage import PathLike, as_path, complete_directory, write_json
 
 SHARD_BYTES = 5_000_000_000
+IMAGE_TOKEN = 151646  # the id of `<image>` in the tokenizers of llava-onevision-qwen2
 
 logger = logging.getLogger("vr_jax.convert")
 
@@ -68,6 +71,14 @@ def export_checkpoint(
     config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
     with complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as written:
         copy_side_files(source, written)
+        portable_tokenizer(written)
+        if architecture is HF_LLAVA:
+            whole = VlmConfig.from_dict(dict(sections))
+            token = complete_export(written, whole, report)
+            config |= write_hf_llava(whole, whole.image_token_id or IMAGE_TOKEN if token is None else token)
+        elif architecture is SIGLIP:
+            processor = write_siglip_processor(_pixels(sections), sections["encoder"]["image_size"])
+            write_json(written / IMAGE_PROCESSOR_FILE, processor)
         host = {path: np.asarray(array) for path, array in params.items()}
         write_safetensors(written, sizes, lambda name: places[name].take(host), max_shard_bytes)
         write_json(written / "config.json", config)
@@ -75,8 +86,9 @@ def export_checkpoint(
 
 
 def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None) -> tuple[Architecture, dict[str, Any]]:
-    """The format, and its config.json."""
+    """The format, and its config.json; that of a whole model of transformers depends on the tokenizer."""
     parts = {name: value for name, value in sections.items() if value is not None}
+    parts.pop(PIXELS, None)
     if set(parts) in ({"encoder"}, {"decoder"}):
         if layout == "llava":
             raise UserError(f"{source} holds only {next(iter(parts))}: layout 'llava' needs a whole model")
@@ -92,14 +104,11 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
         raise UserError(f"{source}: transformers has no model with {obstacle}; use --layout llava")
     if layout == "llava" or obstacle:
         return LLAVA, write_llava(config)
-    return HF_LLAVA, write_hf_llava(config, _image_token(source))
+    return HF_LLAVA, {}
 
 
-def _image_token(directory: epath.Path) -> int:
-    """The id of `<image>` in the directory's tokenizer, or that of OneVision where it has none."""
-    path = directory / "tokenizer.json"
-    if path.exists():
-        for token in read_json(path).get("added_tokens", []):
-            if token["content"] == "<image>":
-                return int(token["id"])
-    return IMAGE_TOKEN
+def _pixels(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of preprocessor_config.json that an encoder's directory holds."""
+    names = sections[PIXELS]
+    image = ImageConfig.from_dict({"aspect_ratio": "square", **names})
+    return pixel_fields(image)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from flax import nnx
 
 from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture, Source, section_of
 from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
+from vr_jax.convert.folder import read_folder
+from vr_jax.convert.folder_settings import check_llava_pixels, encoder_pixels, generation_fields, with_processor
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError, message_list
@@ -23,10 +26,11 @@ from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.model_directory import save_params
+from vr_jax.model_directory import PIXELS, save_params
 from vr_jax.storage import PathLike, as_path, check_target
 
 Sections = dict[str, Any]
+_READERS: dict[str, Callable[..., Any]] = {"encoder": read_siglip, "decoder": read_qwen2}
 _MAX_LISTED = 1000  # tensors that do not fit; a whole checkpoint of another model has hundreds
 
 logger = logging.getLogger("vr_jax.convert")
@@ -39,10 +43,14 @@ def import_checkpoint(
     encoder: PathLike | None = None,
     decoder: PathLike | None = None,
     dtype: str | None = None,
+    ignore: Sequence[str] = (),
     overwrite: bool = False,
     report: Callable[[str], None] = logger.info,
 ) -> None:
     """Writes a model directory of a checkpoint, or of an encoder and a decoder.
+
+    The folder is read as one thing (`vr_jax.convert.folder`): what its files say is part of the result, or is known to
+    have no meaning here, or stops the import.
 
     The host needs memory for the result, for the largest tensor (of a pickle: for the largest file), and 0.4 GB while
     Orbax writes.
@@ -54,24 +62,20 @@ def import_checkpoint(
             only the encoder, and the decoder if that is given.
         decoder: A Qwen2 directory, in the same way.
         dtype: Type of the stored parameters, "float32" or "bfloat16"; None keeps that of each tensor.
+        ignore: Names of fields and files of the folders that are left out of consideration.
         overwrite: Whether an existing directory is replaced.
         report: Receives lines about what was imported and what was left out.
 
     Raises:
-        UserError: A checkpoint is damaged or of an unknown format, or tensors do not fit (the message lists them all),
-            or the target cannot be written.
+        UserError: A checkpoint is damaged or of an unknown format, or one of its files says what is not computed here,
+            or tensors do not fit (the message lists them all), or the target cannot be written.
     """
     target = as_path(target)
     check_target(target, overwrite=overwrite)
-    sources = _open(source, encoder, decoder)
-    sections, providers = _sections(sources)
-    if "decoder" in sections:
-        _resolve_tie(sections, providers["decoder"], report)
-    shapes = abstract_params(sections)
-    if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
-        del shapes["image_newline"]  # a LLaVA without unpad has none
-    plans = _plan(shapes, providers, sections)
+    sections, providers, generation, plans, shapes = _planned(_open(source, encoder, decoder, ignore), report)
     params = _allocate(shapes, plans, dtype)
+    if "image" in sections and {array.dtype.name for array in params.values()} == {"bfloat16"}:
+        sections["dtype"] = "bfloat16"  # a model of this type computes in it, as in transformers 5
     for part, places in plans:
         names = {part.originals[name]: slot for name, slot in places.items()}
         for original, tensor in part.checkpoint.read(names):
@@ -79,15 +83,49 @@ def import_checkpoint(
     device = jax.local_devices(backend="cpu")[0]
     # The memory is aligned, so that JAX takes the arrays as its own buffers without copying them.
     arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}
-    tokenizer = (providers.get("decoder") or next(iter(providers.values()))).directory
-    save_params(target, sections, arrays, tokenizer, overwrite=overwrite)
+    # An encoder brings no tokenizer: every SigLIP has one, of its text tower.
+    tokenizer = providers["decoder"].directory if "decoder" in providers else None
+    types = Counter(str(array.dtype) for array in arrays.values())
+    save_params(target, sections, arrays, tokenizer, generation=generation, overwrite=overwrite)
     for part, _ in plans:
         report(f"{part.directory}: {part.architecture.name}, {len(part.originals)} tensors imported")
+        if part.unwrapped:
+            report(f"  the names of {part.unwrapped} tensors had the prefix of a wrapper, which was taken off")
         for reason, count in part.ignored.items():
             report(f"  ignored on purpose: {count} tensors ({reason})")
     count, size = sum(a.size for a in arrays.values()), sum(a.nbytes for a in arrays.values())
     owners = sorted({section_of(path) for path in arrays})
-    report(f"{target}: {count:,} parameters of {', '.join(owners)}; {size / 1e6:,.1f} MB")
+    stored = ", ".join(f"{number} arrays in {name}" for name, number in sorted(types.items()))
+    report(f"{target}: {count:,} parameters of {', '.join(owners)}; {size / 1e6:,.1f} MB; {stored}")
+
+
+def plan_import(
+    source: PathLike | None,
+    *,
+    encoder: PathLike | None = None,
+    decoder: PathLike | None = None,
+    ignore: Sequence[str] = (),
+    report: Callable[[str], None] = logger.info,
+) -> Sections:
+    """Does all checks of `import_checkpoint` that need no tensor, and returns the sections of the result.
+
+    Raises:
+        UserError: As `import_checkpoint`.
+    """
+    return _planned(_open(source, encoder, decoder, ignore), report)[0]
+
+
+def _planned(sources: Mapping[str, Source], report: Callable[[str], None]) -> tuple[Any, ...]:
+    """Sections, their providers, generation settings, the place of every tensor, and the shapes of the parameters."""
+    sections, providers = _sections(sources, report)
+    generation = generation_fields(providers["decoder"], sections) if "decoder" in sections else None
+    if "decoder" in sections:
+        _resolve_tie(sections, providers["decoder"], report)
+    shapes = abstract_params(sections)
+    if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
+        del shapes["image_newline"]  # a LLaVA without unpad has none
+    plans = _plan(shapes, providers, sections)
+    return sections, providers, generation, plans, shapes
 
 
 def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
@@ -113,10 +151,12 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: leaf for path, leaf in sorted(merged.items()) if sections.get(section_of(path)) is not None}
 
 
-def _open(source: PathLike | None, encoder: PathLike | None, decoder: PathLike | None) -> dict[str, Source]:
+def _open(
+    source: PathLike | None, encoder: PathLike | None, decoder: PathLike | None, ignore: Sequence[str]
+) -> dict[str, Source]:
     """Opens the checkpoints that are given, by their roles ("main", "encoder", "decoder")."""
     paths = {"main": source, "encoder": encoder, "decoder": decoder}
-    sources = {role: Source(as_path(path)) for role, path in paths.items() if path is not None}
+    sources = {role: Source(read_folder(as_path(path), ignore)) for role, path in paths.items() if path is not None}
     if not sources:
         raise UserError("nothing to import: give --from, or --encoder and --decoder")
     for role, expected in (("encoder", SIGLIP), ("decoder", QWEN2)):
@@ -132,18 +172,22 @@ def _open(source: PathLike | None, encoder: PathLike | None, decoder: PathLike |
     return sources
 
 
-def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source]]:
+def _sections(sources: Mapping[str, Source], report: Callable[[str], None]) -> tuple[Sections, dict[str, Source]]:
     """The sections of the result, and the checkpoint that provides the parameters of each section."""
     main = sources.get("main")
     if main is None or main.architecture in (SIGLIP, QWEN2):
         parts = dict(sources)
         if main is not None:
             parts = {"encoder" if main.architecture is SIGLIP else "decoder": main}
-        read: dict[str, Callable[..., Any]] = {"encoder": read_siglip, "decoder": read_qwen2}
-        return {role: read[role](part.values, part.file).to_dict() for role, part in parts.items()}, parts
+        sections = {role: _READERS[role](part.config.values, part.config.where) for role, part in parts.items()}
+        found: Sections = {role: config.to_dict() for role, config in sections.items()}
+        if "encoder" in parts:
+            found[PIXELS] = encoder_pixels(parts["encoder"].folder, sections["encoder"].image_size, report)
+        return found, parts
     providers = dict.fromkeys(main.architecture.tables, main)
     if main.architecture is HF_LLAVA:
-        return read_hf_llava(main.values, main.file).to_dict(), providers
+        config = read_hf_llava(main.config.values, main.config.where)
+        return with_processor(config, main.folder, report).to_dict(), providers
     for role, what in (("encoder", "SigLIP"), ("decoder", "Qwen2")):
         if not main.holds(role):
             if role not in sources:
@@ -152,13 +196,22 @@ def _sections(sources: Mapping[str, Source]) -> tuple[Sections, dict[str, Source
         elif role in sources and role == "decoder":
             raise UserError(f"{main.directory} already holds a Qwen2; leave --decoder out")
     # An encoder that is in `main`, and that its config.json does not describe, is described by --encoder.
+    given = {
+        role: _READERS[role](sources[role].config.values, sources[role].config.where)
+        for role in _READERS
+        if role in sources
+    }
     config = read_llava(
-        main.values,
-        main.file,
+        main.config.values,
+        main.config.where,
         own_layers=main.count_layers("encoder"),
-        encoder=read_siglip(sources["encoder"].values, sources["encoder"].file) if "encoder" in sources else None,
-        decoder=read_qwen2(sources["decoder"].values, sources["decoder"].file) if "decoder" in sources else None,
+        encoder=given.get("encoder"),
+        decoder=given.get("decoder"),
     )
+    if "vr_jax" not in main.config.values:
+        for part in (main, sources.get("encoder")):
+            if part is not None:
+                check_llava_pixels(part.folder, config.image.tile_size, report)
     return config.to_dict(), providers
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vr_jax.errors import UserError
+from vr_jax.model_directory import read_json, shown
 
 # The types that are read, by their names in safetensors.
 DTYPES: dict[str, np.dtype] = {
@@ -28,9 +29,9 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 INDEX_FILE = "model.safetensors.index.json"
-# The first that exists is taken. The last one is written by the first stage of LLaVA.
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "mm_projector.bin")
-_INDEX_FILES = (INDEX_FILE, "pytorch_model.bin.index.json")
+PROJECTOR_FILE = "mm_projector.bin"  # all that the first stage of LLaVA writes
+# The first that exists is taken, which is transformers' order (`_get_resolved_checkpoint_files` of modeling_utils.py).
+_WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json", PROJECTOR_FILE)
 
 
 @dataclass(frozen=True)
@@ -99,25 +100,6 @@ class Checkpoint:
                     yield name, _from_torch(tensors.pop(name))
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: The file is missing or unreadable, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, expected an object")
-    return values
-
-
 def write_safetensors(
     directory: epath.Path,
     sizes: Mapping[str, int],
@@ -169,21 +151,26 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> Sequence[Sequence[str]]
 
 def _weight_files(directory: epath.Path) -> tuple[list[epath.Path], dict[str, epath.Path]]:
     """The weight files of a directory, and the file of each tensor where there is an index."""
-    for name in (_INDEX_FILES[0], _SINGLE_FILES[0], _INDEX_FILES[1], *_SINGLE_FILES[1:]):
+    for name in _WEIGHT_FILES:
         path = directory / name
         if not path.is_file():
             continue
-        if name not in _INDEX_FILES:
+        if not name.endswith(".index.json"):
             return [path], {}
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise UserError(f"{path} has no weight_map")
-        files = sorted({directory / epath.Path(file).name for file in listed.values()})
+        for tensor, file in listed.items():
+            if not isinstance(file, str) or not file or "/" in file or "\\" in file or file in (".", ".."):
+                raise UserError(
+                    f"{path}: weight_map[{tensor!r}] = {shown(file)}: expected the name of a file beside it"
+                )
+        files = sorted({directory / file for file in listed.values()})
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise UserError(f"{directory} lacks {', '.join(absent)}, which {name} lists; download it again")
-        return files, {tensor: directory / epath.Path(file).name for tensor, file in listed.items()}
-    raise UserError(f"{directory} holds no weights: expected one of {', '.join(_SINGLE_FILES + _INDEX_FILES)}")
+        return files, {tensor: directory / file for tensor, file in listed.items()}
+    raise UserError(f"{directory} holds no weights: expected one of {', '.join(_WEIGHT_FILES)}")
 
 
 def _open_safetensors(file: epath.Path) -> Any:
@@ -191,7 +178,9 @@ def _open_safetensors(file: epath.Path) -> Any:
         # The file is read and not mapped, since mapped pages count as memory of this process.
         return safe_open(file, framework="np", backend="pread")
     except SafetensorError as error:
-        raise UserError(f"{file} is damaged or truncated ({error}); download it again") from error
+        raise UserError(f"{file} is damaged or truncated ({_one_line(error)}); download it again") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 def _header(file: epath.Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -211,7 +200,11 @@ def _read_safetensors(file: epath.Path, names: Sequence[str]) -> Iterator[tuple[
             try:
                 yield name, tensors.get_tensor(name)
             except SafetensorError as error:
-                raise UserError(f"{file}: cannot read {name} ({error})") from error
+                raise UserError(f"{file}: cannot read {name} ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _torch() -> Any:

@@ -20,8 +20,6 @@ from vr_jax.data.resizing import centred, padded_square, resized
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig
 
-# LLaVA's `expand2square` pads with the mean colour of its image processor.
-PAD_COLOUR = (127, 127, 127)
 # `anyres_max_N` shrinks a map of tokens whose side exceeds that of N tiles by more than this factor.
 BILINEAR_ABOVE = 1.1
 
@@ -183,21 +181,21 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
     that is not alone, pad the image to a square with the mean colour and give one tile.
 
     Args:
-        image: The image in mode RGB. PIL's bicubic filter resizes it.
-        config: The mode and the grids.
+        image: The image in mode RGB. Pillow resizes it.
+        config: The mode, the grids, and the filter that resizes.
         alone: Whether the image is the only one of its sample.
     """
     side = config.tile_size
     if config.aspect_ratio == "square":
-        return np.asarray(resized(image, (side, side)))[None]
+        return np.asarray(resized(image, (side, side), config.resample))[None]
     if not (config.is_anyres and alone):
-        return padded_square(image, side, PAD_COLOUR)[None]
+        return padded_square(image, side, config.pad_colour, config.resample)[None]
     columns, rows = select_grid(image.size, config.grids, side)
     target = (columns * side, rows * side)
-    fitted = np.asarray(resized(image, fitted_size(image.size, target)))
+    fitted = np.asarray(resized(image, fitted_size(image.size, target), config.resample))
     left, top = centred((fitted.shape[1], fitted.shape[0]), target)
     result = np.zeros((1 + columns * rows, side, side, 3), np.uint8)
-    result[0] = np.asarray(resized(image, (side, side)))
+    result[0] = np.asarray(resized(image, (side, side), config.resample))
     for row in range(rows):
         for column in range(columns):
             y, x = row * side - top, column * side - left

@@ -23,20 +23,22 @@ _CONVERTED = 1 << 20
 _PRECISION = 22
 
 
-def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes an image with Pillow's bicubic filter.
+def resized(image: Image.Image, size: tuple[int, int], resample: str = "bicubic") -> Image.Image:
+    """Resizes an image with a filter of Pillow.
 
-    Along a side of more than 65,536 pixels, each output pixel is computed from a piece of the image. The positions of
-    the filter are then rounded otherwise, so a value can differ by 1 of 255 from that of Pillow's `resize`.
+    With the bicubic filter, along a side of more than 65,536 pixels, each output pixel is computed from a piece of the
+    image. The positions of the filter are then rounded otherwise, so a value can differ by 1 of 255 from that of
+    Pillow's `resize`.
 
     Args:
         image: The image.
         size: The new (width, height).
+        resample: The filter, by Pillow's name in small letters.
     """
     if image.size == size:
         return image
-    if max(image.size) <= _LONG_SIDE:
-        return image.resize(size, Image.Resampling.BICUBIC)
+    if max(image.size) <= _LONG_SIDE or resample != "bicubic":
+        return image.resize(size, Image.Resampling[resample.upper()])
     if image.width >= image.height:
         return _along_columns(_along_rows(image, size[0]), size[1])
     return _along_rows(_along_columns(image, size[1]), size[0])
@@ -78,26 +80,30 @@ def _piece(size: int, out: int, index: int) -> tuple[int, int, tuple[float, floa
     return begin, end, (index * scale - begin, min((index + 1) * scale, size) - begin)
 
 
-def padded_square(image: Image.Image, side: int, colour: tuple[int, int, int]) -> UInt8[np.ndarray, "side side 3"]:
+def padded_square(
+    image: Image.Image, side: int, colour: tuple[int, int, int], resample: str = "bicubic"
+) -> UInt8[np.ndarray, "side side 3"]:
     """Centres an RGB image on a square of one colour and resizes the square (LLaVA's `expand2square`).
 
     The square of an image of 1 x 60,000 pixels would take 14 GB. It is therefore made only where it is small, or not
     much larger than the image; otherwise only the rows or columns of the result that the image reaches are computed.
+    This is done for the bicubic filter alone, which published models have.
 
     Args:
         image: The image in mode RGB.
         side: The side of the result.
         colour: The colour of the padding.
+        resample: The filter, by Pillow's name in small letters.
     """
     width, height = image.size
     longest = max(width, height)
     if width == height:
-        return np.asarray(resized(image, (side, side)))
+        return np.asarray(resized(image, (side, side), resample))
     left, top = centred(image.size, (longest, longest))
-    if longest**2 <= max(_SMALL_CANVAS, 2 * width * height):
+    if longest**2 <= max(_SMALL_CANVAS, 2 * width * height) or resample != "bicubic":
         square = Image.new("RGB", (longest, longest), colour)
         square.paste(image, (left, top))
-        return np.asarray(resized(square, (side, side)))
+        return np.asarray(resized(square, (side, side), resample))
     result = np.empty((side, side, 3), np.uint8)
     result[:] = colour
     if width > height:

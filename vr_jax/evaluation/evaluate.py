@@ -30,7 +30,7 @@ from vr_jax.evaluation.report_items import report_items
 from vr_jax.evaluation.run_directory import SUBMISSION, SUMMARY
 from vr_jax.evaluation.runner import evaluate_items, is_labelled
 from vr_jax.hub import is_hub_name, local_folder
-from vr_jax.inference import Generator, load_for_inference, with_pruning
+from vr_jax.inference import Generator, load_for_inference, with_penalty, with_pruning
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings import EvaluationSettings, MeshSettings
@@ -141,7 +141,8 @@ def evaluate(
         device_mesh = make_mesh(**(mesh or MeshSettings()).to_dict())
         loaded = load_for_inference(checkpoint, device_mesh, config=config, dtype=settings.dtype)
         with jax.set_mesh(device_mesh):
-            generator = Generator(loaded.model, loaded.tokenizer)
+            generation = with_penalty(loaded.generation, settings.repetition_penalty)
+            generator = Generator(loaded.model, loaded.tokenizer, settings=generation)
             for number, (one, folder) in enumerate(ready):
                 with _noted(failures, one, alone):
                     share = (settings.report_items - len(shown)) // (len(ready) - number)

@@ -4,7 +4,7 @@ from vr_jax.inference.batch_answers import Question, Summary, answer_file, answe
 from vr_jax.inference.buckets import Buckets, PromptTooLong
 from vr_jax.inference.chat import Chat
 from vr_jax.inference.generator import STOP_TOKENS, Generator, Program
-from vr_jax.inference.loading import Loaded, load_for_inference, load_processor, with_pruning
+from vr_jax.inference.loading import Loaded, load_for_inference, load_processor, with_penalty, with_pruning
 from vr_jax.inference.memory import memory_errors
 from vr_jax.inference.prompts import PromptError, question, user_turn
 from vr_jax.inference.sampling import MAX_SEED, Sampling
@@ -42,5 +42,6 @@ __all__ = [
     "unstacked_model",
     "unstacks",
     "user_turn",
+    "with_penalty",
     "with_pruning",
 ]

@@ -25,6 +25,7 @@ from vr_jax.inference.unstacked import unstacked_model, unstacks
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
 from vr_jax.model.spec import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model_directory import GenerationSettings
 
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
@@ -53,6 +54,7 @@ class Generator:
         model: The model that answers.
         tokenizer: Decodes the answers.
         buckets: The static sizes that prompts are padded to.
+        settings: The tokens that end an answer, and what changes the logits.
         stop_ids: Each of these tokens ends an answer.
         pad_id: The token that follows the end of an answer.
         prefill_program: The jitted prefill; see `Programs.prefill`. Planning compiles it without arrays.
@@ -61,7 +63,13 @@ class Generator:
     """
 
     def __init__(
-        self, model: VisionLanguageModel, tokenizer: Any, buckets: Buckets | None = None, *, ignore_stop: bool = False
+        self,
+        model: VisionLanguageModel,
+        tokenizer: Any,
+        buckets: Buckets | None = None,
+        *,
+        settings: GenerationSettings | None = None,
+        ignore_stop: bool = False,
     ):
         """Prepares generation; nothing is compiled before the first prompt.
 
@@ -70,6 +78,8 @@ class Generator:
             tokenizer: A Hugging Face tokenizer with the stop tokens of ChatML.
             buckets: The static sizes that prompts are padded to. With a pruner they are also the sizes of what is left
                 of the prompts in each stage of the decoder.
+            settings: The tokens that end a reply, and what changes the logits; by default those that end a message of
+                ChatML, and nothing.
             ignore_stop: Whether answers go on to `max_new_tokens` whatever is generated, which measurements of speed
                 need. The programs are the same.
 
@@ -79,14 +89,19 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self.buckets = buckets or Buckets()
+        self.settings = settings or GenerationSettings()
         vocabulary = tokenizer.get_vocab()
-        stop_ids = tuple(vocabulary[name] for name in STOP_TOKENS if name in vocabulary)
+        named = tuple(vocabulary[name] for name in STOP_TOKENS if name in vocabulary)
+        stop_ids = self.settings.eos_token_ids or named
         if not stop_ids:
-            raise UserError(f"the tokenizer has none of the stop tokens {', '.join(STOP_TOKENS)}")
-        self.pad_id: int = stop_ids[-1]
+            raise UserError(
+                f"the tokenizer has none of the stop tokens {', '.join(STOP_TOKENS)}, and no generation_config.json "
+                "gives an eos_token_id"
+            )
+        self.pad_id: int = (named or stop_ids)[-1]
         # No token has a negative id.
         self.stop_ids = tuple(-1 - index for index in range(len(stop_ids))) if ignore_stop else stop_ids
-        programs = Programs(model.config, self.stop_ids, self.pad_id)
+        programs = Programs(model.config, self.stop_ids, self.pad_id, self.settings)
         self.prefill_program = programs.prefill
         self.decode_program = programs.decode
         self.compilations = programs.compilations

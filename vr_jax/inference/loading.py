@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import jax
 from jax.sharding import Mesh
 
 from vr_jax.data.processor import Processor
@@ -15,10 +17,19 @@ from vr_jax.errors import ConfigError, UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.registry import PrunerConfig
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.model_directory import load_model, read_config
-from vr_jax.storage import PathLike
+from vr_jax.model_directory import (
+    GENERATION_FILE,
+    GenerationSettings,
+    load_model,
+    load_tokenizer,
+    read_config,
+    read_generation,
+)
+from vr_jax.storage import PathLike, as_path
 
 DType = Literal["float32", "bfloat16"]
+
+logger = logging.getLogger("vr_jax.inference")
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,12 @@ class Loaded:
     Attributes:
         model: The model with its parameters.
         processor: Turns conversations into prompts of the model.
+        generation: How the model directory says that replies are generated.
     """
 
     model: VisionLanguageModel
     processor: Processor
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
 
     @property
     def tokenizer(self) -> Any:
@@ -71,7 +84,8 @@ def load_for_inference(
         directory: The model directory.
         mesh: The devices that the parameters are sharded over; None takes one device.
         config: Another config than the saved one; see `load_model`.
-        dtype: The type of parameters and activations; None keeps those of the config and the directory.
+        dtype: The type of parameters and activations. None keeps the type that each parameter is stored in, and the
+            config's type of the activations.
 
     Raises:
         UserError: The directory holds no whole model or no usable tokenizer, or the config does not fit.
@@ -80,7 +94,20 @@ def load_for_inference(
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
     processor = load_processor(directory, config)
-    return Loaded(load_model(directory, mesh, config, dtype=dtype), processor)
+    generation = read_generation(directory)
+    generation.check_vocabulary(config.decoder.vocab_size, str(as_path(directory) / GENERATION_FILE))
+    loaded = Loaded(load_model(directory, mesh, config, dtype=dtype), processor, generation)
+    stored = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(loaded.model)})
+    level = logging.INFO if stored == [config.dtype] else logging.WARNING
+    logger.log(level, "%s: parameters in %s, activations in %s", directory, " and ".join(stored), config.dtype)
+    return loaded
+
+
+def with_penalty(generation: GenerationSettings, repetition_penalty: float | None) -> GenerationSettings:
+    """Returns the settings of a model directory with a penalty that replaces theirs, unless it is None."""
+    if repetition_penalty is None:
+        return generation
+    return dataclasses.replace(generation, repetition_penalty=repetition_penalty)
 
 
 def load_processor(directory: PathLike, config: VlmConfig) -> Processor:
@@ -94,15 +121,8 @@ def load_processor(directory: PathLike, config: VlmConfig) -> Processor:
         UserError: The folder has no tokenizer, or the tokenizer cannot write the chat template or has more tokens than
             the model's vocabulary.
     """
-    # transformers takes seconds to import, and it imports torch where that is installed.
-    from transformers import AutoTokenizer, PreTrainedConfig
-
+    tokenizer = load_tokenizer(directory)
     try:
-        # Because a config is given, transformers does not look for one of its own models in config.json.
-        tokenizer = AutoTokenizer.from_pretrained(directory, config=PreTrainedConfig(), local_files_only=True)
         return Processor(tokenizer, config)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{directory} has no usable tokenizer ({str(error).splitlines()[0]}); "
-            "copy tokenizer.json and tokenizer_config.json of the language model there"
-        ) from error
+    except ValueError as error:
+        raise UserError(f"{directory} has no usable tokenizer ({str(error).splitlines()[0]})") from error

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from vr_jax.compilation import compiler_options
+from vr_jax.inference.processors import occurred_in_prompt, process_logits, with_token
 from vr_jax.inference.sampling import sample
 from vr_jax.inference.state import DecodeState, lay_out
 from vr_jax.inference.unstacked import UnstackedCache, decode_unstacked, unstacked_cache, unstacks
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model_directory import GenerationSettings
 from vr_jax.sharding import constrain
 
 # A program's name, rows, tokens, tiles, new tokens, and the lengths of a pruned decoder's stages.
@@ -29,6 +31,7 @@ class Programs:
     Attributes:
         stop_ids: Each of these tokens ends a row.
         pad_id: The token that follows a row's stop token.
+        settings: What changes the logits before a token is chosen.
         prefill: Reads the prompts and generates the first token: (model, batch, row numbers, seed, temperature, top_p)
             and the static `new_tokens` and `lengths` give a `DecodeState`.
         decode: Generates further tokens: (model, state, until, temperature, top_p) give the next state. The state is
@@ -37,10 +40,13 @@ class Programs:
             temperature above 0. A count is at most 1 as long as the mesh stays the same.
     """
 
-    def __init__(self, config: VlmConfig, stop_ids: tuple[int, ...], pad_id: int):
+    def __init__(
+        self, config: VlmConfig, stop_ids: tuple[int, ...], pad_id: int, settings: GenerationSettings | None = None
+    ):
         """Makes the programs of a model; nothing is compiled before they are called."""
         self.stop_ids = stop_ids
         self.pad_id = pad_id
+        self.settings = settings or GenerationSettings()
         self.compilations: Counter[ProgramKey] = Counter()
         options = compiler_options(config.dtype)
         static = ("new_tokens", "lengths")
@@ -67,6 +73,9 @@ class Programs:
         hidden, filled = model(batch, model.init_cache(rows, slots), lengths)
         assert filled is not None
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), row)
+        occurred = None
+        if self.settings.repetition_penalty != 1.0:
+            occurred = occurred_in_prompt(batch, model.config.decoder.vocab_size, model.config.image_token_id)
         state = DecodeState(
             cache=unstacked_cache(filled) if unstacks() else filled,
             tokens=jnp.full((rows, new_tokens), self.pad_id, jnp.int32),
@@ -76,6 +85,7 @@ class Programs:
             step=jnp.zeros((), jnp.int32),
             row=row,
             keys=keys,
+            occurred=occurred,
         )
         return self._append(state, model.logits(hidden[:, -1]), temperature, top_p)
 
@@ -120,11 +130,14 @@ class Programs:
         # The logits are first sharded as the rows of the output table are. Otherwise every chip would gather the whole
         # table to compute whole logits.
         logits = constrain(constrain(logits, "batch", "vocab"), "batch", None)
+        logits = process_logits(logits, self.settings, self.stop_ids, state.step, state.occurred)
         token = sample(logits, keys, temperature, top_p)
         token = jnp.where(state.done, self.pad_id, token)
+        occurred = None if state.occurred is None else with_token(state.occurred, token)
         done = state.done | jnp.isin(token, jnp.asarray(self.stop_ids))
         tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1)
-        return lay_out(dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1), constrain)
+        after = dataclasses.replace(state, tokens=tokens, done=done, step=state.step + 1, occurred=occurred)
+        return lay_out(after, constrain)
 
 
 def _named(program: str, temperature: Float[Array, ""] | None) -> str:

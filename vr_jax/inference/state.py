@@ -62,6 +62,7 @@ class DecodeState:
         step: The number of tokens generated.
         row: The caller's number of each row.
         keys: The key of each row's random draws.
+        occurred: Whether a token of the vocabulary occurred, which a repetition penalty acts on; None without one.
     """
 
     cache: KVCache | tuple[UnstackedCache, ...]
@@ -71,6 +72,7 @@ class DecodeState:
     step: Int[Array, ""]
     row: Int[Array, " B"]
     keys: Key[Array, " B"]
+    occurred: Bool[Array, "B V"] | None = None
 
 
 # The logical axes of the arrays of a state, and of those of a stage's cache beside its keys and values.
@@ -81,6 +83,7 @@ _STATE_AXES: dict[str, tuple[str | None, ...]] = {
     "step": (),
     "row": (None,),
     "keys": (None,),
+    "occurred": ("batch", None),
 }
 _CACHE_AXES: dict[str, tuple[str | None, ...]] = {"valid": ("batch", None), "next": (), "shift": ("batch",)}
 

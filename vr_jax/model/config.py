@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
 from vr_jax.errors import ConfigError
-from vr_jax.fields import Config, NonNegativeInt, PositiveInt, check
+from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, Range, check
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
@@ -17,6 +17,10 @@ from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig,
 from vr_jax.model.spec import ModelSpec
 
 __all__ = ["ConfigError", "ImageConfig", "VlmConfig", "anyres4", "anyres9", "anyres9_all36", "single_tile"]
+
+Finite = Annotated[float, Range()]
+Rgb = tuple[Finite, Finite, Finite]
+Deviation = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,10 @@ class ImageConfig(Config):
         unpad: Whether the rows and columns of the padding are dropped and every row ends with the newline vector.
         unpad_rounding: How the kept rows and columns are rounded. "truncate" is LLaVA's; "round7", which rounds to
             seven digits first, is that of transformers.
+        image_mean: Mean of the normalisation, for red, green and blue; that of SigLIP by default.
+        image_std: Standard deviation of the normalisation, in the same way.
+        rescale_factor: What a pixel's value 0..255 is multiplied by before the mean is subtracted.
+        resample: Pillow's filter that resizes images.
     """
 
     tile_size: PositiveInt = 384
@@ -41,6 +49,10 @@ class ImageConfig(Config):
     max_tiles: PositiveInt = 9
     unpad: bool = True
     unpad_rounding: Literal["truncate", "round7"] = "truncate"
+    image_mean: Rgb = (0.5, 0.5, 0.5)
+    image_std: Deviation = (0.5, 0.5, 0.5)
+    rescale_factor: PositiveFloat = 1 / 255
+    resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -49,6 +61,24 @@ class ImageConfig(Config):
             bool(self.grids) or not self.is_anyres,
             f"ImageConfig.grids is empty: aspect_ratio {self.aspect_ratio!r} needs at least one (columns, rows)",
         )
+
+    @property
+    def pixel_scale(self) -> Rgb:
+        """What the value 0..255 of a pixel is multiplied by, for each channel."""
+        red, green, blue = (self.rescale_factor / deviation for deviation in self.image_std)
+        return red, green, blue
+
+    @property
+    def pixel_shift(self) -> Rgb:
+        """What is then subtracted."""
+        red, green, blue = (mean / std for mean, std in zip(self.image_mean, self.image_std, strict=True))
+        return red, green, blue
+
+    @property
+    def pad_colour(self) -> tuple[int, int, int]:
+        """The colour that fills an image up to a square: the mean, as LLaVA and transformers round it."""
+        red, green, blue = (min(255, max(0, int(255 * mean))) for mean in self.image_mean)
+        return red, green, blue
 
     @property
     def is_anyres(self) -> bool:
@@ -115,6 +145,9 @@ class VlmConfig(Config):
         pruning: The pruner, or None. A pruner acts at inference only.
         image: How images become tiles.
         vision_feature_layer: The encoder's hidden state that feeds the projector; 0 is the patch embeddings.
+        image_token_id: The token id that stands for a vision token in the prompts of transformers' class of the model,
+            or None for a model of LLaVA's code, whose decoder is given embeddings. It has a meaning for the repetition
+            penalty, which counts what the decoder is given as ids (docs/design/decisions.md#decision-29).
         dtype: Type of the activations. Norms, softmax and the loss are computed in float32.
         attention: Backend of the encoder's and the decoder's attention. "auto" takes the fastest one for the platform
             and the shapes (`vr_jax.kernels.attention`).
@@ -129,6 +162,7 @@ class VlmConfig(Config):
     pruning: PrunerConfig | None = None
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: NonNegativeInt = 23
+    image_token_id: NonNegativeInt | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"
@@ -221,6 +255,8 @@ class VlmConfig(Config):
             attention=self.attention,
             remat=self.remat,
             dtype=jnp.dtype(self.dtype),
+            pixel_scale=self.image.pixel_scale,
+            pixel_shift=self.image.pixel_shift,
         )
 
     @property

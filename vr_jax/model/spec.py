@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+# A mean and a standard deviation of 0.5: pixels lie in -1..1.
+SIGLIP_SCALE = (2 / 255, 2 / 255, 2 / 255)
+SIGLIP_SHIFT = (1.0, 1.0, 1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -27,6 +31,8 @@ class ModelSpec:
         attention: Backend of the full attention (`vr_jax.kernels.attention`).
         remat: What the decoder's layers recompute in the backward pass (`layers.maybe_remat`).
         dtype: Type of the activations.
+        pixel_scale: What the value 0..255 of a pixel is multiplied by, for red, green and blue.
+        pixel_shift: What is then subtracted.
     """
 
     grid: int
@@ -43,6 +49,8 @@ class ModelSpec:
     attention: str = "auto"
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    pixel_scale: tuple[float, float, float] = SIGLIP_SCALE
+    pixel_shift: tuple[float, float, float] = SIGLIP_SHIFT
 
     @property
     def patches_per_tile(self) -> int:

@@ -15,7 +15,7 @@ from vr_jax.errors import ConfigError, UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.storage import PathLike, as_path, check_complete, file_errors, is_complete, write_json
 
-FORMAT, VERSION = "vr_jax model", 2
+FORMAT, VERSION = "vr_jax model", 3
 CONFIG_FILE, PARAMS_FOLDER = "config.json", "params"
 SIDE_FILES = (
     "tokenizer.json",
@@ -27,9 +27,9 @@ SIDE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
 )
+PIXELS = "pixels"  # the section of ImageConfig's fields beside an encoder alone
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 _WHOLE_MODEL = {"encoder", "decoder", "projector", "image"}
 
 
@@ -44,6 +44,11 @@ def copy_side_files(source: PathLike, target: PathLike) -> None:
         if path.exists():
             with file_errors(f"{path} cannot be copied to {target}"):
                 (as_path(target) / name).write_bytes(path.read_bytes())
+
+
+def has_tokenizer(directory: PathLike) -> bool:
+    """Returns whether a folder holds the files of a tokenizer."""
+    return any((as_path(directory) / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def write_sections(directory: PathLike, sections: Mapping[str, Any]) -> None:

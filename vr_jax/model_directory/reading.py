@@ -19,6 +19,7 @@ from vr_jax.errors import UserError, message_list
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params, merge_stages, split_stages, unflatten_params
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model_directory.comparison import config_differences
 from vr_jax.model_directory.layout import PARAMS_FOLDER, orbax_errors, params_folder, read_config, read_sections
 from vr_jax.sharding import param_shardings
 from vr_jax.storage import PathLike
@@ -55,7 +56,8 @@ def load_model(
         mesh: The devices; None loads onto the first local device.
         config: A config to use in place of the saved one, e.g. with re-fusion blocks elsewhere or another type of the
             activations. Every parameter of it must be stored, and every stored one must be used.
-        dtype: Type of the parameters, or a function from a merged path to it; None keeps the model's own (float32).
+        dtype: Type of the parameters, or a function from a merged path to it; None keeps the type that each is stored
+            in.
 
     Returns:
         The model.
@@ -67,7 +69,11 @@ def load_model(
     config = config or read_config(directory)
     # Without unpad no newline is ever read, and LLaVA's stage-1 checkpoints have none.
     optional = () if config.image.unpad else ("image_newline",)
-    model, report = warm_start([directory], config, mesh, dtype=dtype)
+    if dtype is None:
+        stored = {path: leaf.dtype for path, leaf in stored_params(directory).items()}
+        dtype = lambda path: stored.get(path, jnp.float32)  # noqa: E731
+    # The caller chose the config, and may choose another one than the saved one.
+    model, report = warm_start([directory], config, mesh, dtype=dtype, allow_different=("",))
     missing = [path for path in report.initialised if path not in optional]
     if missing:
         title = f"{directory} lacks {len(missing)} parameters of the config; is it a directory of this model?"
@@ -83,6 +89,7 @@ def warm_start(
     dtype: DTypeOf = None,
     seed: int = 0,
     allow_unused: Sequence[str] = (),
+    allow_different: Sequence[str] = (),
 ) -> tuple[VisionLanguageModel, WarmStart]:
     """Makes a model of the parameters that some directories hold, and initialises the others.
 
@@ -96,13 +103,16 @@ def warm_start(
         dtype: Type of the parameters, or a function from a merged path to it; None keeps the model's own (float32).
         seed: Seed of the initial values.
         allow_unused: Beginnings of the paths of stored parameters that the model may lack, e.g. "refusion".
+        allow_different: Beginnings of the names of fields, e.g. "projector.stride", that the config may give other
+            values than the directories have for the sections that are taken from them.
 
     Returns:
         The model, and where its parameters came from.
 
     Raises:
-        UserError: A directory cannot be read, or parameters do not fit; the message names each one that is unused, of
-            another shape or in two directories.
+        UserError: A directory cannot be read, or parameters do not fit (the message names each one that is unused, of
+            another shape or in two directories), or the config differs from that of a directory (the message names each
+            field and both values).
     """
     abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(seed)))
     shapes = jax.eval_shape(merge_stages, flatten_params(abstract))
@@ -110,14 +120,24 @@ def warm_start(
     merged: dict[str, jax.Array] = {}
     unused: list[str] = []
     problems: list[str] = []
+    different: list[str] = []
     for directory in directories:
         stored = stored_params(directory)
         unused += [path for path in stored if path not in wanted]
         problems += _misfits(os.fspath(directory), stored, wanted, merged, tuple(allow_unused))
-        if not problems:
+        taken = [path for path in stored if path in wanted]
+        found = config_differences(read_sections(directory), config, taken, allow_different)
+        different += [f"{directory}: {line}" for line in found]
+        if not problems and not different:
             merged |= load_params(directory, {path: wanted[path] for path in stored if path in wanted})
     if problems:
         raise UserError(message_list("the parameters do not fit the config:", problems))
+    if different:
+        title = (
+            "the config differs from that of the directories whose parameters it takes; set these fields of "
+            "config.model, or name those that may differ in config.allow_different:"
+        )
+        raise UserError(message_list(title, different))
     loaded, fresh = tuple(merged), [path for path in wanted if path not in merged]
     if fresh:
         merged |= _initialise(config, seed, {path: wanted[path] for path in fresh})

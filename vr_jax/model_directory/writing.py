@@ -13,8 +13,9 @@ from flax import traverse_util
 from vr_jax import distributed
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model_directory.generation import GENERATION_FILE
 from vr_jax.model_directory.layout import copy_side_files, orbax_errors, params_folder, write_sections
-from vr_jax.storage import PathLike, complete_directory
+from vr_jax.storage import PathLike, as_path, complete_directory, write_json
 
 # Both bound the host memory that a save needs beyond the arrays themselves (measured: 0.4 GB for any model).
 _CHUNK_BYTES, _FILE_BYTES = 32 << 20, 64 << 20
@@ -25,6 +26,7 @@ def save_model(
     model: VisionLanguageModel,
     tokenizer_dir: PathLike | None = None,
     *,
+    generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     owner: str = "",
 ) -> None:
@@ -34,6 +36,7 @@ def save_model(
         directory: The model directory, which appears only when it is complete.
         model: The model; its parameters may be sharded.
         tokenizer_dir: A folder whose `SIDE_FILES` are copied.
+        generation: The fields of generation_config.json, which replaces that of the folder.
         overwrite: Whether an existing directory is replaced.
         owner: Who writes it (`storage.complete_directory`).
 
@@ -42,7 +45,8 @@ def save_model(
             full. Then nothing is left of it.
     """
     params = merge_stages(flatten_params(model))
-    save_params(directory, model.config.to_dict(), params, tokenizer_dir, overwrite=overwrite, owner=owner)
+    sections = model.config.to_dict()
+    save_params(directory, sections, params, tokenizer_dir, generation=generation, overwrite=overwrite, owner=owner)
 
 
 def save_params(
@@ -51,6 +55,7 @@ def save_params(
     params: Mapping[str, jax.Array],
     tokenizer_dir: PathLike | None = None,
     *,
+    generation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     owner: str = "",
 ) -> None:
@@ -61,6 +66,7 @@ def save_params(
         sections: Those of `VlmConfig.to_dict()` that the parameters belong to.
         params: Arrays by merged path.
         tokenizer_dir: A folder whose `SIDE_FILES` are copied.
+        generation: The fields of generation_config.json, which replaces that of the folder.
         overwrite: Whether an existing directory is replaced.
         owner: Who writes it (`storage.complete_directory`).
 
@@ -74,6 +80,8 @@ def save_params(
             write_sections(written, sections)
             if tokenizer_dir is not None:
                 copy_side_files(tokenizer_dir, written)
+            if generation is not None:
+                write_json(as_path(written) / GENERATION_FILE, dict(generation))
 
     with complete_directory(directory, size=size, overwrite=overwrite, owner=owner) as written:
         _write_params(directory, written, params)

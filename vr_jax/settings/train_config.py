@@ -285,6 +285,7 @@ class EvaluationSettings(Config):
         limit: Number of items that are answered, from the first on. None is all of them.
         batch_size: Prompts that are answered together.
         max_new_tokens: Largest number of tokens of an answer. None is the benchmark's own.
+        repetition_penalty: Penalty for tokens that occurred. None is that of the checkpoint's generation_config.json.
         dtype: Type of parameters and activations. None keeps that of the model directory.
         overwrite: Whether results in the output folder are replaced.
         report_items: Items that the HTML report shows. With 0, no report is written.
@@ -300,6 +301,7 @@ class EvaluationSettings(Config):
     limit: PositiveInt | None = None
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt | None = None
+    repetition_penalty: PositiveFloat | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     overwrite: bool = False
     report_items: NonNegativeInt = 500
@@ -372,8 +374,10 @@ class TrainConfig(Config):
         init_from: Model directories that the parameters are taken from, separated by commas. What none of them holds
             starts random.
         allow_unused: Prefixes of parameter paths in those directories that the model may lack.
-        tokenizer: Directory of the tokenizer, or "demo". When empty, it is the first directory of `init_from` that has
-            one.
+        allow_different: Beginnings of the names of fields, e.g. "projector.stride", that `model` may give other values
+            than those directories have for the sections whose parameters are taken.
+        tokenizer: Directory of the tokenizer, or "demo". When empty, it is the directory of `init_from` that holds the
+            decoder.
         data: The training data.
         batch: The static shapes of a batch.
         samples_per_step: Samples that the rows of one update hold on average. It sets the number of updates of an
@@ -397,6 +401,7 @@ class TrainConfig(Config):
     model: VlmConfig
     init_from: OptionalPathsText = ""
     allow_unused: tuple[str, ...] = ()
+    allow_different: tuple[str, ...] = ()
     tokenizer: OptionalPathText = ""
     data: DataSettings = field(default_factory=DataSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
-from transformers import AutoTokenizer
 
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
@@ -22,6 +21,7 @@ from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.hub import local_folder
 from vr_jax.model.batch import Batch, BatchShape
+from vr_jax.model_directory import has_tokenizer, load_tokenizer, read_sections
 from vr_jax.settings import DEMO, BatchSettings, DataSettings, TrainConfig
 from vr_jax.sharding import batch_sharding, batch_shards
 from vr_jax.storage import split_paths
@@ -105,7 +105,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
     check_batch(config.batch, mesh)
     source = open_training_source(config.data)
     directory = tokenizer_directory(config, workdir)
-    processor = _processor(config, _load_tokenizer(config, directory))
+    processor = _processor(config, _tokenizer(config, directory))
     processes = jax.process_count()
     shape = _batch_shape(config, processes)
     iterator = make_train_iterator(
@@ -136,7 +136,7 @@ def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Sou
     """
     source = open_training_source(config.data) if source is None else source
     directory = Path() if config.tokenizer == DEMO else tokenizer_directory(config, Path())
-    return source, _processor(config, _load_tokenizer(config, directory)), _batch_shape(config, 1)
+    return source, _processor(config, _tokenizer(config, directory)), _batch_shape(config, 1)
 
 
 def _batch_shape(config: TrainConfig, processes: int) -> BatchShape:
@@ -147,6 +147,10 @@ def _batch_shape(config: TrainConfig, processes: int) -> BatchShape:
         tiles=config.batch.tiles,
         tile_size=config.model.image.tile_size,
     )
+
+
+def _tokenizer(config: TrainConfig, directory: Path) -> Any:
+    return demo_tokenizer() if config.tokenizer == DEMO else load_tokenizer(directory)
 
 
 def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
@@ -200,22 +204,21 @@ def tokenizer_directory(config: TrainConfig, workdir: Path) -> Path:
         if jax.process_index() == 0:
             demo_tokenizer().save_pretrained(directory)
         return directory
-    places = [Path(local_folder(config.tokenizer))] if config.tokenizer else init_directories(config)
-    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if config.tokenizer:
+        places = [Path(local_folder(config.tokenizer))]
+    else:
+        # The tokenizer belongs to the decoder, whatever else a directory holds and wherever it stands in the list.
+        places = [place for place in init_directories(config) if "decoder" in read_sections(place)]
     for place in places:
-        if any((place / name).is_file() for name in files):
+        if has_tokenizer(place):
             return place
-    where = ", ".join(map(str, places)) or "config.tokenizer and config.init_from are empty"
+    if config.tokenizer or places:
+        where = f"{', '.join(map(str, places))} holds none"
+    elif config.init_from:
+        where = f"no directory of config.init_from = {config.init_from} holds a decoder"
+    else:
+        where = "config.tokenizer and config.init_from are empty"
     raise UserError(f"no tokenizer: {where}; set config.tokenizer to a directory with tokenizer.json")
-
-
-def _load_tokenizer(config: TrainConfig, directory: Path) -> Any:
-    if config.tokenizer == DEMO:
-        return demo_tokenizer()
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: no usable tokenizer ({str(error).splitlines()[0]})") from error
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

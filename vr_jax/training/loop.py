@@ -16,7 +16,7 @@ from vr_jax import distributed, sharding
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.errors import UserError
 from vr_jax.failures import first_error_kept
-from vr_jax.model_directory import save_model, stored_params, warm_start
+from vr_jax.model_directory import generation_of_chat, save_model, stored_params, warm_start
 from vr_jax.settings import DEMO, ProfileSettings, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
@@ -164,7 +164,12 @@ def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
     directories = inputs.init_directories(config)
     distributed.together(lambda: [stored_params(directory) for directory in directories])
     model, report = warm_start(
-        directories, program.model, program.mesh, seed=config.seed, allow_unused=config.allow_unused
+        directories,
+        program.model,
+        program.mesh,
+        seed=config.seed,
+        allow_unused=config.allow_unused,
+        allow_different=config.allow_different,
     )
     if directories:
         random = ", ".join(report.initialised) or "nothing"
@@ -241,7 +246,10 @@ def export_state(
         UserError: The directory cannot be written, or somebody else has written it.
     """
     target = workdir / EXPORT_FOLDER
-    save_model(target, tree.build({**state.frozen, **state.params}), tokenizer_dir, overwrite=True, owner=owner)
+    model = tree.build({**state.frozen, **state.params})
+    # The model was trained to end its replies with the end of a message, which a base model's settings do not name.
+    generation = None if tokenizer_dir is None else generation_of_chat(tokenizer_dir)
+    save_model(target, model, tokenizer_dir, generation=generation, overwrite=True, owner=owner)
     logger.info("model directory: %s", target)
 
 

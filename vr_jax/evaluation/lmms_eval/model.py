@@ -53,7 +53,7 @@ class VrJax(lmms):
         self.mesh = make_mesh(self.options.replica, self.options.fsdp, self.options.tensor)
         loaded = load_for_inference(directory, self.mesh, config=config, dtype=self.options.dtype)
         with jax.set_mesh(self.mesh):
-            generator = Generator(loaded.model, loaded.tokenizer)
+            generator = Generator(loaded.model, loaded.tokenizer, settings=loaded.generation)
             self.answerer = Answerer(generator, loaded.processor, batch_size=self.options.batch_size)
         self._warned: set[str] = set()
 

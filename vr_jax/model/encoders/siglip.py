@@ -21,7 +21,7 @@ from vr_jax.fields import PositiveFloat, PositiveInt, check
 from vr_jax.kernels.attention import full_attention
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
 from vr_jax.model.registry import EncoderConfig
-from vr_jax.model.spec import ModelSpec
+from vr_jax.model.spec import SIGLIP_SCALE, SIGLIP_SHIFT, ModelSpec
 from vr_jax.model.windows import patchify, raster_order
 from vr_jax.sharding import Rules, constrain
 
@@ -75,7 +75,14 @@ class SiglipConfig(EncoderConfig, name="siglip"):
     def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> Siglip:
         """See `EncoderConfig.build`."""
         return Siglip(
-            self, stride=spec.stride, bounds=bounds, attention_backend=spec.attention, dtype=spec.dtype, rngs=rngs
+            self,
+            stride=spec.stride,
+            bounds=bounds,
+            attention_backend=spec.attention,
+            dtype=spec.dtype,
+            pixel_scale=spec.pixel_scale,
+            pixel_shift=spec.pixel_shift,
+            rngs=rngs,
         )
 
 
@@ -140,6 +147,8 @@ class Siglip(nnx.Module):
         bounds: tuple[int, ...],
         attention_backend: str = "auto",
         dtype: DTypeLike,
+        pixel_scale: tuple[float, float, float] = SIGLIP_SCALE,
+        pixel_shift: tuple[float, float, float] = SIGLIP_SHIFT,
         rngs: nnx.Rngs,
     ) -> None:
         """Initialises the tower.
@@ -150,6 +159,8 @@ class Siglip(nnx.Module):
             bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1; every level that is read must be a bound.
             attention_backend: Backend of `vr_jax.kernels.attention`.
             dtype: Type of the activations.
+            pixel_scale: What the value 0..255 of a pixel is multiplied by, for red, green and blue.
+            pixel_shift: What is then subtracted.
             rngs: Random state of the initial values.
         """
         width = config.hidden_size
@@ -165,6 +176,7 @@ class Siglip(nnx.Module):
         )
         self.post_norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.config, self.stride, self.bounds, self.dtype = config, stride, bounds, dtype
+        self.pixel_scale, self.pixel_shift = pixel_scale, pixel_shift
 
     def __call__(
         self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
@@ -179,7 +191,8 @@ class Siglip(nnx.Module):
         missing = [level for level in levels if level not in self.bounds]
         if missing:
             raise ValueError(f"SigLIP hidden states {missing} are not stage bounds {self.bounds}")
-        x = pixels.astype(jnp.float32) * (2.0 / 255.0) - 1.0
+        scale, shift = (jnp.asarray(rgb, jnp.float32) for rgb in (self.pixel_scale, self.pixel_shift))
+        x = pixels.astype(jnp.float32) * scale - shift
         x = patchify(x.astype(self.dtype), self.config.patch_size, self.stride)
         *batch, cells, patches, _ = x.shape
         order = raster_order(self.config.grid, self.stride)

@@ -1,0 +1,56 @@
+"""The chat template of a foreign folder, compared with the prompts that the commands ask by.
+
+The commands ask in ChatML with a default system message, which LLaVA trains with. A template that writes other prompts
+is kept for an export, and a line of the import says that it is not asked by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+from etils import epath
+
+from vr_jax.convert.processor_export import CHAT_TEMPLATE
+from vr_jax.model_directory import read_json
+
+# In the order of transformers: the first file that exists counts.
+_FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+
+
+def find_template(directory: epath.Path) -> tuple[str, str] | None:
+    """Returns the chat template that transformers takes, and the path of its file; None where there is none."""
+    for name in _FILES:
+        path = directory / name
+        if not path.exists():
+            continue
+        template: Any = path.read_text() if name.endswith(".jinja") else read_json(path).get("chat_template")
+        if isinstance(template, str) and template.strip():
+            return template, str(path)
+    return None
+
+
+def writes_chatml(template: str) -> bool:
+    """Returns whether a template writes the prompts that the commands ask by."""
+    conversations = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one"}]}],
+        [
+            {"role": "user", "content": [{"type": "text", "text": "one"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
+            {"role": "user", "content": [{"type": "text", "text": "three"}]},
+        ],
+    ]
+    try:
+        return all(_rendered(template, one) == _rendered(CHAT_TEMPLATE, one) for one in conversations)
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError):
+        return False
+
+
+def _rendered(template: str, messages: list[dict[str, Any]]) -> str:
+    """The prompt that a template writes, as transformers renders it."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    text: str = environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+    return text

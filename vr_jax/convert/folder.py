@@ -1,0 +1,113 @@
+"""A foreign checkpoint folder, read as one thing: what each of its files says belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from vr_jax.convert.weights import Checkpoint
+from vr_jax.errors import UserError
+from vr_jax.model_directory import FORMAT, GENERATION_FILE, kept_fields, read_json, shown
+
+CONFIG_FILE = "config.json"
+IMAGE_PROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """A JSON object of the folder.
+
+    Attributes:
+        values: Its fields, without those that are to be ignored.
+        where: What messages call it: the path of its file, and the field that holds it where that is a part of it.
+    """
+
+    values: Mapping[str, Any]
+    where: str
+
+    def section(self, name: str) -> JsonFile:
+        """Returns the object that a field holds; an absent one has no fields.
+
+        Raises:
+            UserError: The field holds something else.
+        """
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"{self.where}: {name} = {shown(value)}: expected an object")
+        return JsonFile(value or {}, f"{self.where}: {name}")
+
+
+@dataclass(frozen=True)
+class ForeignFolder:
+    """The files of a checkpoint folder of transformers or LLaVA.
+
+    Attributes:
+        directory: The folder.
+        config: config.json.
+        image_processor: What transformers would make the image processor of: `image_processor` in processor_config.json
+            if that holds it, else preprocessor_config.json, or None.
+        processor: processor_config.json, or None.
+        generation: generation_config.json, or None.
+        checkpoint: The weight files that transformers would take.
+        ignored: Fields and files that are left out of consideration, because the user said so.
+    """
+
+    directory: epath.Path
+    config: JsonFile
+    image_processor: JsonFile | None
+    processor: JsonFile | None
+    generation: JsonFile | None
+    checkpoint: Checkpoint
+    ignored: frozenset[str]
+
+
+def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> ForeignFolder:
+    """Reads the files of a folder, and the headers of its weight files.
+
+    Args:
+        directory: The folder.
+        ignored: Names of fields and files that are left out of consideration.
+
+    Raises:
+        UserError: A file is missing or damaged, or there is an adapter beside the weights.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder of a checkpoint")
+    config = JsonFile(_without(read_json(directory / CONFIG_FILE), ignored), str(directory / CONFIG_FILE))
+    if config.values.get("format") == FORMAT:
+        raise UserError(f"{directory} is a model directory of vr_jax already; it needs no import")
+    for name in _ADAPTER_FILES:
+        if (directory / name).exists() and name not in ignored:
+            raise UserError(
+                f"{directory / name} is an adapter, which transformers adds to the weights; merge it first (peft's "
+                f"merge_and_unload), or leave it out with `--ignore={name}`"
+            )
+
+    def optional(name: str) -> JsonFile | None:
+        path = directory / name
+        return JsonFile(_without(read_json(path), ignored), str(path)) if path.exists() else None
+
+    processor = optional(PROCESSOR_FILE)
+    nested = processor is not None and processor.values.get("image_processor") is not None
+    image_processor = processor.section("image_processor") if processor and nested else optional(IMAGE_PROCESSOR_FILE)
+    return ForeignFolder(
+        directory=directory,
+        config=config,
+        image_processor=image_processor,
+        processor=processor,
+        generation=optional(GENERATION_FILE),
+        checkpoint=Checkpoint(directory),
+        ignored=frozenset(ignored),
+    )
+
+
+def _without(values: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
+    """The fields of an object and of the objects in it that are not to be ignored."""
+    return {
+        name: _without(value, ignored) if isinstance(value, Mapping) else value
+        for name, value in kept_fields(values, ignored).items()
+    }

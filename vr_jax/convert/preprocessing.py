@@ -1,0 +1,263 @@
+"""preprocessor_config.json and processor_config.json: how transformers turns an image into pixels of the encoder.
+
+What such a file leaves out has the default of its class, as in transformers. In the classes of LLaVA-OneVision and NeXT
+that is the mean of CLIP, not of SigLIP.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vr_jax.errors import ConfigError, UserError
+from vr_jax.fields import check_value
+from vr_jax.model.config import Deviation, ImageConfig, Rgb
+from vr_jax.model_directory import WAY_OUT, FieldTable, shown
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+# Pillow's filters by their numbers, which the field `resample` holds.
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+_PIXEL_FIELDS = ("image_mean", "image_std", "rescale_factor", "resample")
+_SIDES = {384 * k for k in range(1, 7)}
+
+
+@dataclass(frozen=True)
+class ProcessorClass:
+    """What an image processor of transformers does where its file does not say.
+
+    Attributes:
+        name: Its name, without the ending that chooses a backend.
+        image_mean: The mean of the normalisation.
+        image_std: The standard deviation.
+        size: The side of a tile.
+        crop_size: The side of the crop, or None for no crop.
+        pinpoints: The sizes (height, width) of images cut into tiles, or None for a class that does not cut.
+    """
+
+    name: str
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    size: int
+    crop_size: int | None = None
+    pinpoints: tuple[tuple[int, int], ...] | None = None
+
+
+SIGLIP_CLASS = ProcessorClass("SiglipImageProcessor", SIGLIP_MEAN, SIGLIP_STD, 224)
+ONEVISION_CLASS = ProcessorClass(
+    "LlavaOnevisionImageProcessor",
+    CLIP_MEAN,
+    CLIP_STD,
+    384,
+    pinpoints=tuple(itertools.product(sorted(_SIDES), sorted(_SIDES))),
+)
+NEXT_CLASS = ProcessorClass(
+    "LlavaNextImageProcessor",
+    CLIP_MEAN,
+    CLIP_STD,
+    224,
+    crop_size=224,
+    pinpoints=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
+)
+
+_BATCHING = "It is about batches of several images in transformers."
+IMAGE_PROCESSOR_TABLE = FieldTable(
+    honoured=frozenset((*_PIXEL_FIELDS, "size", "crop_size", "image_grid_pinpoints", "image_processor_type")),
+    fixed={
+        "do_resize": (True,),
+        "do_rescale": (True,),
+        "do_normalize": (True,),
+        "do_convert_rgb": (True,),
+        "do_center_crop": (True, False),  # the crop is as large as the tile, which is checked
+        "pad_size": (None,),
+        "data_format": ("channels_first",),
+        "input_data_format": (None,),
+    },
+    without_meaning={
+        "do_pad": "It makes the numbers of tiles in a batch equal, and the padding is never read.",
+        "default_to_square": "It says how a size of one number is read, and sizes are squares here.",
+        "processor_class": "It names the class that holds the image processor.",
+        "feature_extractor_type": "It names the class in old versions of transformers.",
+        "image_seq_length": "transformers does not read it for these classes.",
+        "disable_grouping": _BATCHING,
+        "device": "It chooses where transformers computes.",
+        "return_tensors": "It chooses the type of arrays that transformers returns.",
+        "size_divisor": "transformers does not read it for these classes.",
+        "_valid_processor_keys": "transformers 4 lists the names of its arguments there.",
+        "transformers_version": "It records how the file came about.",
+    },
+)
+PROCESSOR_TABLE = FieldTable(
+    honoured=frozenset(
+        (
+            "image_processor",
+            "image_token",
+            "num_image_tokens",
+            "patch_size",
+            "vision_aspect_ratio",
+            "vision_feature_select_strategy",
+            "chat_template",
+        )
+    ),
+    fixed={"num_additional_image_tokens": (0,)},
+    without_meaning={
+        "processor_class": "It names the class of the processor.",
+        "video_processor": "Videos are not read here.",
+        "video_token": "Videos are not read here.",
+        "tokenizer": "It repeats the tokenizer's own files.",
+        "auto_map": "No code of the folder is run.",
+        "transformers_version": "It records how the file came about.",
+    },
+)
+
+
+def read_image_processor(
+    values: Mapping[str, Any], default: ProcessorClass, tile: int, pinpoints: Sequence[Sequence[int]] | None, where: str
+) -> dict[str, Any]:
+    """Reads the settings of an image processor.
+
+    Args:
+        values: The content of preprocessor_config.json, or of `image_processor` in processor_config.json.
+        default: The class of the processor.
+        tile: The side of the encoder's images in pixels.
+        pinpoints: The sizes (height, width) of the model's config.json, or None for a model that is no LLaVA.
+        where: The file, for messages.
+
+    Returns:
+        The fields of `ImageConfig` that say how pixels come about.
+
+    Raises:
+        UserError: A field is not known, has a wrong value, or asks for what is not computed here.
+    """
+    IMAGE_PROCESSOR_TABLE.check(values, where)
+    found = str(values.get("image_processor_type") or default.name)
+    if found.removesuffix("Fast").removesuffix("Pil") != default.name:
+        raise UserError(f"{where}: image_processor_type = {found!r} is not supported, expected {default.name!r}")
+    for name, side, square in (("size", default.size, True), ("crop_size", default.crop_size, False)):
+        given = values.get(name)
+        sides = (side, side) if given is None else _sides(given, f"{where}: {name}", square=square)
+        if side is None and given is None:
+            continue
+        if sides != (tile, tile):
+            absent = "is absent, and its class takes" if given is None else f"= {shown(given)} makes tiles of"
+            raise UserError(
+                f"{where}: {name} {absent} {sides[0]} x {sides[1]} pixels, but the encoder's image_size is {tile}"
+            )
+    if default.pinpoints is not None and pinpoints is not None:
+        theirs = values.get("image_grid_pinpoints")
+        theirs = default.pinpoints if theirs is None else theirs
+        if not isinstance(theirs, list | tuple) or _pairs(theirs) != _pairs(pinpoints):
+            raise UserError(
+                f"{where}: image_grid_pinpoints = {shown(theirs)} differs from that of config.json, "
+                f"{shown(list(pinpoints))}; set both to the same sizes"
+            )
+    return {
+        "image_mean": _channels(values.get("image_mean"), default.image_mean, Rgb, f"{where}: image_mean"),
+        "image_std": _channels(values.get("image_std"), default.image_std, Deviation, f"{where}: image_std"),
+        **_scalars(values, where),
+    }
+
+
+def check_processor(values: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
+    """Checks the fields of a processor_config.json against the model.
+
+    Args:
+        values: The fields.
+        config: What the model has, by the name of the field.
+        where: The file, for messages.
+
+    Raises:
+        UserError: A field is not known, or transformers would place another number of vision tokens than it computes.
+    """
+    PROCESSOR_TABLE.check(values, where)
+    for name, expected in config.items():
+        found = values.get(name)
+        if found is not None and found != expected:
+            way_out = WAY_OUT.format(name=name)
+            raise UserError(f"{where}: {name} = {shown(found)} does not fit the model's {expected!r}; {way_out}")
+
+
+def write_image_processor(image: ImageConfig, *, onevision: bool) -> dict[str, Any]:
+    """Returns the preprocessor_config.json of a LLaVA-OneVision or LLaVA-NeXT of transformers."""
+    side = {"height": image.tile_size, "width": image.tile_size}
+    kind = ONEVISION_CLASS if onevision else NEXT_CLASS
+    return {
+        "image_processor_type": kind.name,
+        "processor_class": "LlavaOnevisionProcessor" if onevision else "LlavaNextProcessor",
+        **pixel_fields(image),
+        "size": side if onevision else {"shortest_edge": image.tile_size},
+        **({} if onevision else {"crop_size": side, "do_center_crop": True}),
+        "image_grid_pinpoints": write_pinpoints(image),
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"), True),
+    }
+
+
+def write_siglip_processor(pixels: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """Returns the preprocessor_config.json of a SigLIP."""
+    return {
+        "image_processor_type": SIGLIP_CLASS.name,
+        **dict(pixels),
+        "size": {"height": side, "width": side},
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
+    }
+
+
+def pixel_fields(image: ImageConfig) -> dict[str, Any]:
+    """Returns the fields of an image processor that say how pixels are normalised and resized."""
+    return {
+        "image_mean": list(image.image_mean),
+        "image_std": list(image.image_std),
+        "rescale_factor": image.rescale_factor,
+        "resample": FILTERS.index(image.resample),
+    }
+
+
+def write_pinpoints(image: ImageConfig) -> list[list[int]]:
+    """Returns the sizes (height, width) of the grids in pixels."""
+    return [[rows * image.tile_size, columns * image.tile_size] for columns, rows in image.grids]
+
+
+def _scalars(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    factor, number = values.get("rescale_factor"), values.get("resample")
+    factor = 1 / 255 if factor is None else factor
+    number = FILTERS.index("bicubic") if number is None else number
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(FILTERS):
+        raise UserError(f"{where}: resample = {shown(number)}: expected the number of a filter of Pillow, 0 to 5")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e30:
+        raise UserError(f"{where}: rescale_factor = {shown(factor)}: expected a number > 0")
+    return {"rescale_factor": float(factor), "resample": FILTERS[number]}
+
+
+def _channels(value: Any, default: tuple[float, ...], hint: Any, where: str) -> tuple[float, ...]:
+    """The numbers of red, green and blue; one number stands for all three."""
+    value = default if value is None else value
+    numbers = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+    try:
+        check_value(hint, numbers, where)
+    except ConfigError as error:
+        raise UserError(str(error)) from None
+    return tuple(float(number) for number in numbers)
+
+
+def _sides(value: Any, where: str, *, square: bool) -> tuple[int, int]:
+    """Height and width of a size in one of the forms of transformers."""
+    if isinstance(value, Mapping):
+        keys = set(value)
+        if keys == {"height", "width"}:
+            value = (value["height"], value["width"])
+        elif keys == {"shortest_edge"} and square:
+            value = (value["shortest_edge"],) * 2
+        else:
+            raise UserError(f"{where} = {shown(dict(value))}: expected the fields height and width")
+    elif not isinstance(value, list | tuple):
+        value = (value, value)
+    if len(value) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in value):
+        raise UserError(f"{where} = {shown(value)}: expected whole numbers of pixels")
+    return value[0], value[1]
+
+
+def _pairs(sizes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    return [tuple(size) if isinstance(size, list | tuple) else (size,) for size in sizes]

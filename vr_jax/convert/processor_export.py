@@ -1,0 +1,145 @@
+"""What an exported LLaVA has beside its weights, so that AutoProcessor and `generate` of transformers work on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
+from vr_jax.convert.preprocessing import write_image_processor
+from vr_jax.errors import UserError
+from vr_jax.model.config import VlmConfig
+from vr_jax.model_directory import GENERATION_FILE, read_json, token_ids
+from vr_jax.storage import write_json, write_text
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
+_TEMPLATE_FILE = "chat_template.jinja"
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_MESSAGE_END, _TEXT_END = "<|im_end|>", "<|endoftext|>"
+_FLAGS = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
+# What `vr-jax chat` asks: ChatML with a default system message, and the images of a question before its text.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
+    "{% for image in images %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
+    "{% if images %}{{ '\\n' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> int | None:
+    """Adds the processor's files, the chat template and the image token to an export.
+
+    Args:
+        directory: The folder, which holds the files of the tokenizer already, if there is one.
+        config: The model.
+        report: Receives lines about what is missing.
+
+    Returns:
+        The id of the image token, or None without a tokenizer.
+
+    Raises:
+        UserError: The tokenizer cannot be read, or the vocabulary has no room for the image token.
+    """
+    onevision = config.image.aspect_ratio == "anyres_max"
+    write_json(directory / IMAGE_PROCESSOR_FILE, write_image_processor(config.image, onevision=onevision))
+    write_json(directory / PROCESSOR_FILE, _processor(config, onevision=onevision))
+    if not (directory / _TOKENIZER).exists():
+        report(f"there is no {_TOKENIZER} to export, so that AutoProcessor of transformers cannot be used")
+        return None
+    # Only a model that came from transformers has a template for prompts with images.
+    if config.image_token_id is None or not _has_template(directory):
+        for name in ("chat_template.json", _TEMPLATE_FILE):
+            (directory / name).unlink(missing_ok=True)
+        write_text(directory / _TEMPLATE_FILE, CHAT_TEMPLATE)
+    token = _add_tokens(directory, config)
+    _write_generation(directory, config, report)
+    return token
+
+
+def portable_tokenizer(directory: epath.Path) -> None:
+    """Makes the files of a tokenizer readable by transformers 4 too, where transformers 5 wrote them."""
+    path = directory / _TOKENIZER_CONFIG
+    if not path.exists():
+        return
+    values = read_json(path)
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if values.get("tokenizer_class") == "PreTrainedTokenizerFast":
+        # The base class of transformers 4 would add types of tokens, which no LLaVA takes.
+        values.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    extra = values.get("extra_special_tokens")
+    if isinstance(extra, list):
+        values["additional_special_tokens"] = [*values.get("additional_special_tokens", []), *extra]
+        del values["extra_special_tokens"]
+    write_json(path, values)
+
+
+def _processor(config: VlmConfig, *, onevision: bool) -> dict[str, Any]:
+    common = {"image_token": IMAGE_TOKEN, "vision_feature_select_strategy": "full"}
+    if onevision:
+        return {
+            "processor_class": "LlavaOnevisionProcessor",
+            **common,
+            "video_token": VIDEO_TOKEN,
+            "num_image_tokens": config.cells_per_tile,
+            "vision_aspect_ratio": f"anyres_max_{config.image.max_tiles}",
+        }
+    patch = getattr(config.encoder, "patch_size", None)
+    return {"processor_class": "LlavaNextProcessor", **common, "patch_size": patch, "num_additional_image_tokens": 0}
+
+
+def _has_template(directory: epath.Path) -> bool:
+    names = ("chat_template.json", _TEMPLATE_FILE)
+    config = directory / _TOKENIZER_CONFIG
+    inside = config.exists() and read_json(config).get("chat_template") is not None
+    return inside or any((directory / name).exists() for name in names)
+
+
+def _add_tokens(directory: epath.Path, config: VlmConfig) -> int:
+    """Adds the tokens of images and videos to the tokenizer where it lacks them; returns the id of that of images."""
+    path = directory / _TOKENIZER
+    values = read_json(path)
+    ids = token_ids(path)
+    added = []
+    for name in (IMAGE_TOKEN, VIDEO_TOKEN):
+        number = max(ids.values(), default=-1) + 1
+        if name not in ids and number < config.decoder.vocab_size:
+            ids[name] = number
+            added.append({"id": number, "content": name, **_FLAGS})
+    if IMAGE_TOKEN not in ids:
+        raise UserError(
+            f"{path} has as many tokens as the decoder's vocabulary, {config.decoder.vocab_size}, and no "
+            f"{IMAGE_TOKEN!r}: transformers needs a token for images; use --layout llava"
+        )
+    if added:
+        write_json(path, {**values, "added_tokens": [*(values.get("added_tokens") or []), *added]})
+        settings = directory / _TOKENIZER_CONFIG
+        known = read_json(settings) if settings.exists() else {}
+        if isinstance(known.get("added_tokens_decoder"), dict):
+            known["added_tokens_decoder"] |= {str(one["id"]): {"content": one["content"], **_FLAGS} for one in added}
+            write_json(settings, known)
+    return ids[IMAGE_TOKEN]
+
+
+def _write_generation(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> None:
+    """Says which tokens end a reply, where generation_config.json does not."""
+    path = directory / GENERATION_FILE
+    values: Mapping[str, Any] = read_json(path) if path.exists() else {}
+    ids = token_ids(directory / _TOKENIZER)
+    ends = [ids[name] for name in (_MESSAGE_END, _TEXT_END) if name in ids]
+    if values.get("eos_token_id") is None and ends:
+        values = {**values, "eos_token_id": ends, "pad_token_id": ends[-1]}
+    if values:
+        write_json(path, dict(values))
+    if config.image_token_id is None and values.get("repetition_penalty") not in (None, 1.0):
+        report(
+            f"{GENERATION_FILE}: repetition_penalty = {values['repetition_penalty']} acts on the reply here, and in "
+            "transformers on the tokens of the prompt too"
+        )
