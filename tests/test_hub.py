@@ -95,7 +95,6 @@ def test_settings_take_names_on_the_hub(asked, tmp_path):
     (model / "tokenizer.json").touch()
     config = load_config("configs/llava_vr_qwen2_0_5b.py:phase1", ["init_from=org/qwen2"])
     assert list(map(os.fspath, init_directories(config))) == [str(model)]
-    assert os.fspath(tokenizer_directory(config, tmp_path)) == str(model)
     config = config.override(["init_from=None", "tokenizer=org/qwen2"])
     assert os.fspath(tokenizer_directory(config, tmp_path)) == str(model)
     evaluation = EvaluationSettings(checkpoint="org/qwen2")
