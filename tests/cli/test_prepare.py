@@ -162,6 +162,33 @@ def test_other_data_than_the_configs_are_checked_with_its_tokens(folder, capsys)
     assert "image_count (1); write one <image> for each image" in out
 
 
+BAD_TEXTS = {"half a character": "\ud83d", "NUL": "a\0", "a number": 3, "null": None, "too deep": [[["a"]]]}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_a_text_that_cannot_be_used_is_skipped_alike_everywhere(folder, name, capsys):
+    """JSON, and what is prepared from it, skip the record for the same reason; the other records are written."""
+    bad = {"id": "bad", "conversations": [{"from": "human", "value": BAD_TEXTS[name]}, {"from": "gpt", "value": "A"}]}
+    (folder / "data.json").write_text(json.dumps([*RECORDS, bad]))
+    found = open_source(folder / "data.json")[3]
+    assert found.reason == "malformed_record"
+    assert "conversations[0]" in found.detail
+    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set"), "--max-skipped", "0.5"]) == 0
+    assert "wrote 3 of 4 records" in capsys.readouterr().out
+
+
+def test_a_text_that_reads_as_a_placeholder_stays_text(folder):
+    talk = [{"from": "human", "value": "<image>\nWhat is <image>?"}, {"from": "gpt", "value": "A tag, <image>."}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "<image>"}, {"type": "image", "path": "0.png"}]}]
+    records = [{"id": "a", "image": "0.png", "conversations": talk}, {"id": "b", "messages": [*parts, talk[1]]}]
+    (folder / "data.json").write_text(json.dumps(records))
+    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set")]) == 0
+    original, found = open_source(folder / "data.json"), open_source(folder / "set")
+    assert [found[k] for k in range(2)] == [with_bytes(original[k]) for k in range(2)]
+    assert [turn.images for turn in found[0].turns] == [1, 0]
+    assert found[1].turns[0].parts[0] == "<image>"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

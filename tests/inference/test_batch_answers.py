@@ -91,9 +91,33 @@ def test_placeholders_stand_before_the_first_turn(folder):
     assert questions[7].turns == (Turn("user", IMAGE, " ", IMAGE, "\nWhich?"),)
 
 
+def test_messages_place_their_images(tmp_path):
+    def part(name):
+        return {"type": "image", "path": name}
+
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": ["Is ", part("a.png"), " like ", part("b.png"), " or <image>?"]},
+    ]
+    lines = [{"messages": messages}, {"messages": [messages[0], {"role": "user", "content": "Hi"}], "image": "c.png"}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, second = (one.conversation for one in read_questions(tmp_path / "q.jsonl"))
+    assert first.turns[1] == Turn("user", "Is ", IMAGE, " like ", IMAGE, " or <image>?")
+    assert first.images == (tmp_path / "a.png", tmp_path / "b.png")
+    assert second.turns == (Turn("system", "S"), Turn("user", IMAGE, "\nHi"))
+    assert second.images == (tmp_path / "c.png",)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "video"}]}]}',
+            ":2: The part messages[0][0] has the type",
+        ),
+        ('{"messages": [{"role": "user", "content": "a"}], "question": "b"}', ":2: it has 'messages' beside"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', ":2: the last of 'messages' is the assistant's"),
+        ('{"messages": [{"role": "system", "content": "a"}]}', ":2: the last of 'messages' is the system's"),
         ("{", ":2: not valid JSON"),
         ('"\\xff"', ":2: not valid JSON"),
         ("[]", ":2: expected an object with the fields id, question, turns, image, images"),

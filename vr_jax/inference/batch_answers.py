@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 
+from vr_jax.data.messages import turns_and_images
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
+from vr_jax.data.texts import check_text
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.errors import UserError
 from vr_jax.inference.buckets import PromptTooLong
@@ -26,7 +28,7 @@ from vr_jax.inference.state import Reply
 from vr_jax.sharding import batch_shards
 from vr_jax.storage import PathLike, as_path, atomic_write, file_errors
 
-FIELDS = ("id", "question", "turns", "image", "images")
+FIELDS = ("id", "question", "turns", "image", "images", "messages")
 _WINDOW = 8  # batches that are prepared together, so that prompts of one length meet
 _THREADS = 16
 
@@ -162,8 +164,9 @@ def read_questions(path: PathLike) -> list[Question]:
     """Reads a JSON Lines file of questions.
 
     A line is an object with "question", or "turns" ({"role": "user" or "assistant", "text": ...}, ending with the
-    user's), and optionally with "id" and with "image" or "images": paths relative to the folder of the file. The images
-    stand in front of the first turn. A text that reads `<image>` is text. Empty lines are ignored.
+    user's), or "messages" as in `vr_jax.data.schema.Record`, whose parts can place the images. It may have "id", and
+    "image" or "images": paths relative to the folder of the file. Images without a place stand in front of the user's
+    first turn. A question that reads `<image>` is text. Empty lines are ignored.
 
     Raises:
         UserError: The file cannot be read, has no question, or has a malformed line; the message names file and line.
@@ -203,11 +206,14 @@ def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
     if not isinstance(record_id, str | int) or isinstance(record_id, bool):
         raise UserError(f"{where}: id = {record_id!r}: expected a text or an integer")
     images = _images(record, where)
-    turns = _turns(record, where)
-    files = tuple(folder / image for image in images)
+    if record.get("messages") is not None:
+        turns, files = _messages(record, images, where, folder)
+    else:
+        turns, files = _turns(record, where), tuple(folder / image for image in images)
     try:
         if not any(turn.images for turn in turns):
-            turns = (user_turn(turns[0].parts, len(files)), *turns[1:])
+            first = next(k for k, turn in enumerate(turns) if turn.role == "user")
+            turns = (*turns[:first], user_turn(turns[first].parts, len(files)), *turns[first + 1 :])
         return Question(record_id, Conversation(str(record_id), turns, files))
     except PromptError as error:
         return Question(record_id, f"image_count: {error}")
@@ -222,9 +228,26 @@ def _images(record: dict[str, Any], where: str) -> list[str]:
     return images
 
 
+def _messages(
+    record: dict[str, Any], images: list[str], where: str, folder: Path
+) -> tuple[tuple[Turn, ...], tuple[Path | bytes, ...]]:
+    """The turns and images of a conversation that is written as OpenAI and transformers do."""
+    if "question" in record or "turns" in record:
+        raise UserError(f"{where}: it has 'messages' beside 'question' or 'turns'; give one of them")
+    try:
+        turns, files = turns_and_images(
+            record["messages"], "messages", images, "images", lambda name: folder / check_text(name, "An image")
+        )
+    except SkipRecord as error:
+        raise UserError(f"{where}: {error.detail}") from None
+    if turns[-1].role != "user":
+        raise UserError(f"{where}: the last of 'messages' is the {turns[-1].role}'s, but must be the user's")
+    return turns, files
+
+
 def _turns(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
     if ("question" in record) == ("turns" in record):
-        raise UserError(f"{where}: expected one of 'question' and 'turns'")
+        raise UserError(f"{where}: expected one of 'question' and 'turns', or 'messages'")
     if "question" in record:
         if not isinstance(record["question"], str):
             raise UserError(f"{where}: question = {record['question']!r}: expected a text")
