@@ -168,7 +168,7 @@ sys.exit(guarded(["vr-jax", "train"], work))
 """
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])  # 5 seconds each
 def test_an_error_that_one_process_has_alone_ends_all_within_seconds(failing):
     """The other one waits in a collective call, and yet says in its first line who failed and why."""
     workers = start_two(ALONE, str(failing))
