@@ -8,8 +8,11 @@ import re
 import pytest
 
 from tests.training.tiny import tiny_run
+from vr_jax.data.skips import SkipStatistics
 from vr_jax.errors import UserError
 from vr_jax.storage import complete_directory, owner_of, write_json
+from vr_jax.training.checkpoint import Restored
+from vr_jax.training.loop import _resume
 from vr_jax.training.run_record import RUN_FILE, WRITTEN, check_data, claim
 
 
@@ -87,6 +90,40 @@ def test_data_that_changed_are_refused_unless_allowed_by_name(tmp_path, now, mes
         check_data(tmp_path, tiny_run(), DATA | now, 3)
     assert message in str(error.value)
     assert "config.data.allow_changed=True" in str(error.value)
+
+
+class Position:
+    """Stands for the iterator of the data."""
+
+    def __init__(self, samples: int):
+        self.state = {"identity": {"samples": samples}, "next": 0}
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        if state["identity"] != self.state["identity"]:
+            raise UserError("of other settings")
+        self.state = state
+
+
+def test_another_number_of_records_is_read_from_the_beginning_where_that_is_allowed(caplog):
+    saved = {"identity": {"samples": 4}, "next": 3}
+    allowed = tiny_run(**{"data.allow_changed": True})
+
+    def resume(config, iterator):
+        statistics = SkipStatistics(max_fraction=1.0)
+        restored = Restored(
+            step=2, state=None, data=saved, config=config.to_dict(), skip_statistics=statistics.get_state()
+        )
+        _resume(restored, config, iterator, statistics)
+        return iterator.get_state()["next"]
+
+    assert resume(allowed, Position(4)) == 3
+    assert resume(allowed, Position(5)) == 0
+    assert "there were 4 records, now 5: they are read from their beginning" in caplog.text
+    with pytest.raises(UserError, match="cannot continue from step 2: of other settings"):
+        resume(tiny_run(), Position(5))
 
 
 def test_the_newest_start_counts(tmp_path):

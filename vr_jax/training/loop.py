@@ -179,6 +179,11 @@ def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
     return create_state(program.tree, program.optimizer, program.abstract, model)
 
 
+def _samples(position: Any) -> int | None:
+    """The number of records that a position in the data belongs to, where it names one."""
+    return position.get("identity", {}).get("samples") if isinstance(position, dict) else None
+
+
 def _resume(
     restored: Restored, config: TrainConfig, iterator: inputs.BatchIterator, skip_statistics: SkipStatistics
 ) -> None:
@@ -189,8 +194,12 @@ def _resume(
             logger.warning(
                 "config.%s was %s when the checkpoint was written, now %s", name, old.get(name), new.get(name)
             )
+    before, now = _samples(restored.data), _samples(iterator.get_state())
     try:
-        iterator.set_state(restored.data)
+        if config.data.allow_changed and before != now:
+            logger.warning("there were %s records, now %s: they are read from their beginning", before, now)
+        else:
+            iterator.set_state(restored.data)
     except UserError as error:
         raise UserError(
             f"cannot continue from step {restored.step}: {error}. Use the data settings of the run, or start a new one"
