@@ -97,7 +97,7 @@ CONFIG = {
         "max_pixels": 89_478_485,
     },
     # A sample has about 70 tokens and one tile, so a row of 256 tokens holds three or four: 66 in the 20 rows.
-    "batch": {"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1},
+    "batch": {"rows": 20, "tokens": 256, "tiles": 4, "accumulation": 1, "raise_rows": "refuse"},
     "samples_per_step": 66,
     "epochs": 1.0,
     "steps": 700,

@@ -115,6 +115,7 @@ PHASE1 = {
         "tokens": 4 * (64 + 17),
         "tiles": 4,
         "accumulation": 1,
+        "raise_rows": "refuse",  # where the mesh needs more rows than these
     },
     "samples_per_step": 256,
     "epochs": 1.0,
@@ -194,6 +195,7 @@ PHASE2 = {
         # A tenth more tiles than those tokens bring, so that a row is full in tokens before it is full in tiles.
         "tiles": math.ceil(1.1 * 2048 / (0.87 * 64 + 53)),
         "accumulation": 1,
+        "raise_rows": "refuse",  # where the mesh needs more rows than these
     },
     "samples_per_step": 32,
     "epochs": 1.0,

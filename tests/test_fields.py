@@ -79,25 +79,25 @@ class Demanding(Config):
         ("count", 1.0, "an integer >= 1"),
         ("count", True, "an integer >= 1"),
         ("count", "1", "an integer >= 1"),
-        ("rate", 0.0, "a finite number > 0"),
-        ("rate", math.nan, "a finite number > 0"),
-        ("rate", math.inf, "a finite number > 0"),
-        ("rate", True, "a finite number > 0"),
+        ("rate", 0.0, "a finite number >= 1e-30"),
+        ("rate", math.nan, "a finite number >= 1e-30"),
+        ("rate", math.inf, "a finite number >= 1e-30"),
+        ("rate", True, "a finite number >= 1e-30"),
         ("share", 1.5, "a finite number >= 0 and <= 1"),
         ("share", math.nan, "a finite number >= 0 and <= 1"),
-        ("angle", math.pi, "a finite number >= -3.14159 and < 3.14159"),
+        ("angle", math.pi, "a finite number >= -3.14159265 and < 3.14159265"),
         ("flag", 1, "True or False"),
         ("label", None, "a text"),
         ("mode", "medium", "one of 'slow', 'fast', 3"),
         ("mode", 3.0, "one of 'slow', 'fast', 3"),
-        ("limit", 0, r"an integer >= 1 or nothing \(None\)"),
+        ("limit", 0, r"an integer >= 1 .* or nothing \(None\)"),
         ("widths", (8, 0), "a sequence, each element an integer >= 1"),
         ("widths", [8], "a sequence, each element an integer >= 1"),
-        ("grid", ((1, 2, 3),), r"a sequence, each element \(an integer >= 1, an integer >= 1\)"),
+        ("grid", ((1, 2, 3),), r"a sequence, each element \(an integer >= 1 .*, an integer >= 1 .*\)"),
         ("pair", (1, 2), r"\(an integer, a text\)"),
         ("inner", {"low": 1}, "a value of the type Inner"),
         ("many", (None,), "a sequence, each element a value of the type Inner"),
-        ("weights", {"a": 0.0}, "a mapping of names to values, each a finite number > 0"),
+        ("weights", {"a": 0.0}, "a mapping of names to values, each a finite number >= 1e-30"),
         ("weights", {1: 1.0}, "a mapping of names to values"),
         ("extra", (), "a mapping of names to values, each any value"),
     ],
@@ -109,7 +109,7 @@ def test_a_wrong_value_is_named_with_what_is_expected(name, value, expected):
 
 def test_right_values_are_kept():
     values = {
-        "count": 2**40,
+        "count": 2**31 - 1,
         "rate": 3,
         "share": 1,
         "angle": -math.pi,
@@ -189,12 +189,14 @@ def test_configs_are_rebuilt_from_what_json_holds():
 
 def test_values_without_a_config_can_be_checked():
     check_value(tuple[PositiveInt, ...] | None, None, "x")
-    with pytest.raises(ConfigError, match=r"^x = \(0,\): expected a sequence, each element an integer >= 1 or nothing"):
+    with pytest.raises(
+        ConfigError, match=r"^x = \(0,\): expected a sequence, each element an integer >= 1 .* or nothing"
+    ):
         check_value(tuple[PositiveInt, ...] | None, (0,), "x")
 
 
-positive = st.integers(1, 2**62)
-floats = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+positive = st.integers(1, 2**31 - 1)
+floats = st.floats(min_value=1e-30, max_value=1e30)
 inner = st.builds(lambda a, b: Inner(low=min(a, b), high=max(a, b)), st.integers(0, 99), st.integers(0, 99))
 outer = st.builds(
     Outer,

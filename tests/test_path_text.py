@@ -138,8 +138,8 @@ def test_the_paths_of_the_settings_are_known_by_name():
 def needed(table: type[Flags]) -> list[str]:
     """Arguments for the flags of a command that have no default."""
     words = []
-    for field, one in table.__dataclass_fields__.items():
-        info = one.metadata["flag"]
+    for one in dataclasses.fields(table):
+        field, info = one.name, one.metadata["flag"]
         if one.default is dataclasses.MISSING:
             words += ["a"] if info.positional else [f"--{(info.names or (field,))[0]}=a"]
     return words

@@ -1,8 +1,9 @@
 """Frozen dataclasses whose fields are checked from their annotations (a leaf module).
 
-The configs of the model and `TrainConfig` derive from `Config`. A field declares everything that is checked about it in
-its annotation: its type, the choices of a `Literal`, and the `Range` of a number. Combinations of fields are checked in
-the class's own `__post_init__`.
+The configs of the model, `TrainConfig` and the flags of all commands derive from `Config`. A field declares everything
+that is checked about it in its annotation: its type, the choices of a `Literal`, and the `Range` of a number.
+Combinations of fields that cannot work are checked in the class's own `__post_init__`. Fields that have no effect with
+the value of another one are declared in the class's `no_effect` (docs/design/decisions.md#decision-30).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, Union
+from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
 from vr_jax.errors import ConfigError
 from vr_jax.path_text import PathMark, check_path_text
@@ -48,17 +49,74 @@ class Range:
         """Returns the bounds as messages show them, e.g. ">= 0 and < 1"."""
         parts = []
         if math.isfinite(self.low):
-            parts.append(f"{'>' if self.open_low else '>='} {self.low:g}")
+            parts.append(f"{'>' if self.open_low else '>='} {_bound(self.low)}")
         if math.isfinite(self.high):
-            parts.append(f"{'<' if self.open_high else '<='} {self.high:g}")
+            parts.append(f"{'<' if self.open_high else '<='} {_bound(self.high)}")
         return " and ".join(parts)
 
 
-PositiveInt = Annotated[int, Range(1)]
-NonNegativeInt = Annotated[int, Range(0)]
-PositiveFloat = Annotated[float, Range(0, open_low=True)]
-NonNegativeFloat = Annotated[float, Range(0)]
+def _bound(value: float) -> str:
+    """A bound as messages show it: integers with all their digits, other numbers with as many as they need."""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """The texts with at least one character that is no space."""
+
+    def __contains__(self, value: str) -> bool:
+        """Returns whether a text says something."""
+        return bool(value.strip())
+
+    def __str__(self) -> str:
+        """Returns what messages say behind the kind of the value."""
+        return "that is not empty"
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The sequences that hold no element twice."""
+
+    def __contains__(self, value: tuple[Any, ...]) -> bool:
+        """Returns whether all elements differ."""
+        return all(one not in value[:i] for i, one in enumerate(value))
+
+    def __str__(self) -> str:
+        """Returns what messages say behind the kind of the value."""
+        return "and no element twice"
+
+
+# What arrays of int32 and float32 hold, with some room for what is computed from a setting.
+MAX_INT, MIN_FLOAT, MAX_FLOAT = 2**31 - 1, 1e-30, 1e30
+MAX_SEED = 2**32 - 1  # the largest seed of NumPy and of `jax.random.key`
+
+PositiveInt = Annotated[int, Range(1, MAX_INT)]
+NonNegativeInt = Annotated[int, Range(0, MAX_INT)]
+PositiveFloat = Annotated[float, Range(MIN_FLOAT, MAX_FLOAT)]
+NonNegativeFloat = Annotated[float, Range(0, MAX_FLOAT)]
 Fraction = Annotated[float, Range(0, 1)]
+PositiveFraction = Annotated[float, Range(MIN_FLOAT, 1)]
+Seed = Annotated[int, Range(0, MAX_SEED)]
+Temperature = Annotated[float, Range(0, 1e3)]
+Text = Annotated[str, NotEmpty()]
+_CONSTRAINTS = (Range, NotEmpty, Distinct)
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """A declaration that fields have no effect with some value of another field of the same config.
+
+    Attributes:
+        fields: Dotted names of the fields, or of sections of them, within the config that declares this.
+        because: The dotted name of the other field.
+        when: Whether a config of the class has a value of that field with which the others have no effect.
+        why: What is done instead: a clause that ends the message.
+    """
+
+    fields: tuple[str, ...]
+    because: str
+    when: Callable[[Any], bool]
+    why: str
 
 
 class Config:
@@ -67,9 +125,14 @@ class Config:
     Subclasses are decorated with `@dataclass(frozen=True, kw_only=True)`. One that checks combinations of fields calls
     `super().__post_init__()` first. Every field of a subclass states its type; numbers state their `Range`.
 
+    Attributes:
+        no_effect: The fields of the class that have no effect with some value of another one (`check_effects`).
+
     Raises:
         ConfigError: A field has a value of another type, or one outside its choices or its range.
     """
+
+    no_effect: ClassVar[tuple[NoEffect, ...]] = ()
 
     def __post_init__(self) -> None:
         """Checks every field against its annotation, and puts the home folder in place of `~` in paths."""
@@ -175,7 +238,7 @@ def check_value(hint: Any, value: Any, where: str) -> None:
         ConfigError: The value is not one of the annotation's; the message says what is expected.
     """
     if not _accepts(hint, value):
-        raise ConfigError(f"{where} = {_shown(value)}: expected {describe(hint)}")
+        raise ConfigError(f"{where} = {shown(value)}: expected {describe(hint)}")
 
 
 def check(condition: bool, message: str) -> None:
@@ -203,8 +266,8 @@ def describe(hint: Any) -> str:
     if origin is Annotated:
         if (mark := path_mark(hint)) is not None:
             return str(mark)
-        ranges = " and ".join(str(extra) for extra in arguments[1:] if isinstance(extra, Range))
-        return f"{describe(arguments[0])} {ranges}".rstrip()
+        constraints = " and ".join(str(extra) for extra in arguments[1:] if isinstance(extra, _CONSTRAINTS))
+        return f"{describe(arguments[0])} {constraints}".rstrip()
     if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
@@ -297,7 +360,7 @@ def _accepts(hint: Any, value: Any) -> bool:
         return True
     if origin is Annotated:
         return _accepts(arguments[0], value) and all(
-            value in extra for extra in arguments[1:] if isinstance(extra, Range)
+            value in extra for extra in arguments[1:] if isinstance(extra, _CONSTRAINTS)
         )
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
@@ -362,7 +425,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -12,6 +12,7 @@ switches on.
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -22,21 +23,22 @@ from vr_jax.settings import read_config_file
 PHASES = ("phase1", "phase2")
 
 
-def phase1_batch(cells: int) -> dict[str, int]:
+def phase1_batch(cells: int) -> dict[str, Any]:
     """Returns the shapes of phase 1 for a number of vision tokens per tile."""
     # Rows of four captions with one tile each. A caption and its separators have 15 tokens on average
     # (benchmarks/input/packing.py); packing puts long captions beside short ones.
-    return {"rows": 256 // 4, "tokens": 4 * (cells + 17), "tiles": 4, "accumulation": 1}
+    return {"rows": 256 // 4, "tokens": 4 * (cells + 17), "tiles": 4, "accumulation": 1, "raise_rows": "refuse"}
 
 
-def phase2_batch(cells: int) -> dict[str, int]:
+def phase2_batch(cells: int) -> dict[str, Any]:
     """Returns the shapes of phase 2 for a number of vision tokens per tile."""
     # A sample of the 779K has 4.85 tiles on average, and for each tile 87 % of its vision tokens and 53 tokens of text
     # (benchmarks/input/packing.py). Rows hold four samples, in blocks of the attention kernels, and at least the
     # longest text. A tenth more tiles than the tokens bring makes a row full in tokens before it is full in tiles.
     tokens_per_tile = 0.87 * cells + 53
     tokens = max(2048, 512 * round(4 * 4.85 * tokens_per_tile / 512))
-    return {"rows": 32 // 4, "tokens": tokens, "tiles": math.ceil(1.1 * tokens / tokens_per_tile), "accumulation": 1}
+    tiles = math.ceil(1.1 * tokens / tokens_per_tile)
+    return {"rows": 32 // 4, "tokens": tokens, "tiles": tiles, "accumulation": 1, "raise_rows": "refuse"}
 
 
 def get_config(variant: str = "table2/ratio9_vr") -> ConfigDict:

@@ -48,7 +48,7 @@ def test_random_weights_of_a_config(data, tmp_path, capfd, monkeypatch):
         ({"checkpoint": "x", "layers": "one"}, "layers[0] = 'one': expected an integer"),
         ({"checkpoint": "x", "epochs": 0}, "--epochs=0: expected an integer >= 1"),
         ({"checkpoint": "x", "width": 30}, "width = 30 is not divisible by config.probe.heads = 8"),
-        ({"checkpoint": "x", "lr": -1.0}, "--lr=-1.0: expected a finite number > 0"),
+        ({"checkpoint": "x", "lr": -1.0}, "--lr=-1.0: expected a finite number >= 1e-30"),
     ],
     ids=str,
 )

@@ -47,16 +47,43 @@ def test_the_demo_trains_and_fields_can_be_set(tmp_path):
     ("arguments", "message"),
     [
         (["--config.optimzer.lr=1"], "config has no field 'optimzer'; did you mean 'optimizer'?"),
+        (["--config.steps=-1"], "config.steps = -1: expected an integer >= 0"),
+        (["--config.steps=0", "--config.epochs=0"], "config.epochs = 0.0: expected a finite number >= 1e-30"),
+        (["--config.steps=0", "--config.epochs=-1"], "config.epochs = -1.0: expected a finite number >= 1e-30"),
+        (["--config.checkpoint.every=0"], "config.checkpoint.every = 0: expected an integer >= 1"),
+        (["--config.checkpoint.keep_last=0"], "config.checkpoint.keep_last = 0: expected an integer >= 1"),
+        (["--config.samples_per_step=0"], "config.samples_per_step = 0: expected an integer >= 1"),
+        (["--config.samples_per_step=-5"], "config.samples_per_step = -5: expected an integer >= 1"),
+        (["--config.optimizer.b1=1.5"], "config.optimizer.b1 = 1.5: expected a finite number >= 0 and <= 0.999999"),
+        (["--config.optimizer.lr_groups=(('*', -1e-3),)"], "config.optimizer.lr_groups = (('*', -0.001),): expected"),
+        (["--config.optimizer.weight_decay=nan"], "config.optimizer.weight_decay = nan: expected a finite number"),
+        (["--config.data.max_skipped=nan"], "config.data.max_skipped = nan: expected a finite number"),
+        (["--config.seed=-1"], "config.seed = -1: expected an integer >= 0 and <= 4294967295"),
+        (["--config.seed=4294967296"], "config.seed = 4294967296: expected an integer >= 0 and <= 4294967295"),
+        (["--config.steps=5", "--config.optimizer.warmup_ratio=0.9"], "makes all 5 updates a warm-up"),
+        (["--config.data.images=mine"], "has no effect with config.data.format = 'demo'"),
+        (
+            ["--config.data.path=my.json", "--config.data.demo.size=9"],
+            "config.data.demo.size = 9 has no effect with config.data.path = 'my.json'",
+        ),
+        (["--config.trainable=projecter.*"], "'projecter.*' matches no parameter; did you mean projector.*"),
+        (
+            ["--config.optimizer.lr_groups=(('encoder.*', 1e-5),)", "--config.trainable=projector.*"],
+            "'encoder.*' matches frozen parameters only",
+        ),
+        (["--config.eval.limit=3"], "config.eval.limit has no effect on this command"),
+        (["--config.batch.rows=12"], "config.batch.rows = 12 is not divisible by 8 = replica 1 x fsdp 8 x"),
         (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 8"),
         (
             ["--config.batch.rows=7", "--config.batch.accumulation=2"],
             "config.batch.rows = 7 is not divisible by config.batch.accumulation = 2",
         ),
     ],
-    ids=["unknown field", "mesh", "batch"],
 )
 def test_typical_mistakes_are_one_line(arguments, message, tmp_path, capsys):
-    assert main(["train", "--config=configs/demo.py", f"--workdir={tmp_path}", *arguments]) == 2
+    workdir = tmp_path / "run"
+    assert main(["train", "--config=configs/demo.py", f"--workdir={workdir}", *arguments]) == 2
+    assert not workdir.exists(), "nothing starts"
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("vr-jax train: ")

@@ -10,7 +10,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from vr_jax.errors import ConfigError
 from vr_jax.settings import OptimizerSettings
-from vr_jax.training.optimizer import decays, make_optimizer, make_schedule
+from vr_jax.training.optimizer import check_groups, decays, make_optimizer, make_schedule
 
 SHAPES = {
     "projector.fc1.kernel": (4, 3),
@@ -72,7 +72,7 @@ def test_no_decay_on_biases_and_norms():
     }
 
 
-@pytest.mark.parametrize("total", [1, 7, 1000])
+@pytest.mark.parametrize("total", [2, 7, 1000])
 def test_cosine_starts_at_zero_peaks_after_the_warm_up_and_ends_at_zero(total):
     schedule = make_schedule(OptimizerSettings(lr=0.5), total)
     warmup = -(-total * 3 // 100)
@@ -102,7 +102,34 @@ def test_impossible_settings_are_named(fields, message):
         OptimizerSettings(**fields)
 
 
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("encodr.*", 1e-5),), r"'encodr\.\*' matches no parameter; did you mean encoder\.\*.*\? there are "),
+        ((("encoder.*", 1e-5),), r"'encoder\.\*' matches frozen parameters only; add what it should match to"),
+        ((("*", 1e-5), ("projector.*", 1e-6)), r"'projector\.\*' has no effect, because globs before it match all"),
+        ((("*", 0.0),), "gives every trained parameter the learning rate 0: nothing would be trained"),
+    ],
+)
+def test_a_group_without_effect_is_refused(groups, message):
+    trained = [path for path in SHAPES if not path.startswith("encoder.")]
+    frozen = [path for path in SHAPES if path.startswith("encoder.")]
+    with pytest.raises(ConfigError, match=rf"^config\.optimizer\.lr_groups.*{message}"):
+        check_groups(OptimizerSettings(lr_groups=groups), trained, frozen)
+    check_groups(OptimizerSettings(lr_groups=(("projector.*", 0.0), ("*", 1e-5))), trained, frozen)
+
+
+@pytest.mark.parametrize(("ratio", "total", "steps"), [(0.03, 1000, 30), (0.03, 2, 1), (0.9, 1, 0), (0.0, 7, 0)])
+def test_the_warm_up_ends_before_the_run_and_a_single_update_has_none(ratio, total, steps):
+    assert OptimizerSettings(warmup_ratio=ratio).warmup_steps(total) == steps
+
+
+def test_a_run_that_is_all_warm_up_is_refused():
+    with pytest.raises(ConfigError, match=r"warmup_ratio = 0\.9 makes all 5 updates a warm-up, which never reaches"):
+        make_schedule(OptimizerSettings(warmup_ratio=0.9), 5)
+
+
 def test_a_group_that_matches_nothing_is_named():
     config = OptimizerSettings(lr=1.0, lr_groups=(("visoin.*", 1e-6),))
-    with pytest.raises(ConfigError, match=r"'visoin\.\*' matches no trained parameter"):
+    with pytest.raises(ConfigError, match=r"'visoin\.\*' matches no parameter"):
         make_optimizer(config, make_schedule(config, 10), SHAPES)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 
 from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import DType
 from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
-from vr_jax.fields import Range
+from vr_jax.fields import PositiveFloat
 from vr_jax.hub import local_folder
 from vr_jax.path_text import PathText
 from vr_jax.storage import check_apart
@@ -52,7 +52,7 @@ class ExportFlags(Flags):
     layout: Literal["hf", "llava"] | None = flag(
         None, "Names of the tensors. The default is hf where transformers has the model."
     )
-    shard_gb: Annotated[float, Range(0, open_low=True)] = flag(SHARD_BYTES / 1e9, "Largest file, in 10^9 bytes.")
+    shard_gb: PositiveFloat = flag(SHARD_BYTES / 1e9, "Largest file, in 10^9 bytes.")
     overwrite: bool = flag(False, "Replace --to if it exists.")
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import jax
 
@@ -15,9 +14,9 @@ from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.errors import UserError
 from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, write_report
-from vr_jax.fields import Range
+from vr_jax.fields import PositiveInt
 from vr_jax.path_text import FileVariantText, PathText
-from vr_jax.settings import EvaluationSettings, load_config
+from vr_jax.settings import TRAINING, EvaluationSettings, load_config
 from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, refuse_buckets, remove_folder, write_text
 from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics, train
 
@@ -35,7 +34,7 @@ class DemoFlags(Flags):
     )
     config: FileVariantText = flag("configs/demo.py", "Config file, or a packaged one.", metavar="FILE[:VARIANT]")
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
-    steps: Annotated[int, Range(1)] | None = flag(None, "Number of updates. The default is the config's.")
+    steps: PositiveInt | None = flag(None, "Number of updates. The default is the config's.")
 
 
 def run(flags: DemoFlags) -> None:
@@ -49,7 +48,7 @@ def demo(flags: DemoFlags) -> list[ScoreRow]:
     use_compilation_cache()
     workdir = as_path(flags.workdir)
     overrides = (*flags.overrides, *((f"steps={flags.steps}",) if flags.steps else ()))
-    config = load_config(flags.config, overrides)
+    config = load_config(flags.config, overrides, sections=TRAINING)
     refuse_buckets(config)
     _empty(workdir)
     train(config, workdir)

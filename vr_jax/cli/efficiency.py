@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.cli.shared import DType
@@ -25,7 +25,7 @@ from vr_jax.efficiency import (
     text,
     write,
 )
-from vr_jax.fields import Range
+from vr_jax.fields import MAX_INT, NoEffect, PositiveInt, Range
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.plotting import check_plotting
 from vr_jax.storage import as_path, results_folder
@@ -34,6 +34,10 @@ from vr_jax.storage import as_path, results_folder
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyFlags(Flags):
     """The flags of `vr-jax efficiency`."""
+
+    no_effect: ClassVar = (
+        NoEffect(("overwrite",), "output", lambda flags: flags.output is None, "nothing is written without it"),
+    )
 
     sources: tuple[tuple[str, FileVariantText], ...] = flag(
         help="A model: a config (FILE[:VARIANT], with random weights) or a model directory. "
@@ -52,15 +56,13 @@ class EfficiencyFlags(Flags):
     dtype: DType | None = flag(
         None, "Type of parameters and activations. The default is float32 on CPUs, else bfloat16."
     )
-    text_tokens: Annotated[int, Range(1)] = flag(
+    text_tokens: PositiveInt = flag(
         EfficiencySettings.text_tokens, "Tokens of the prompt beside the image's, those of the chat template included."
     )
-    new_tokens: Annotated[int, Range(2)] = flag(EfficiencySettings.new_tokens, "Tokens that are generated.")
-    batch_size: Annotated[int, Range(1)] = flag(
-        EfficiencySettings.batch_size, "Equal prompts that are answered together."
-    )
-    repeats: Annotated[int, Range(1)] = flag(EfficiencySettings.repeats, "Measured runs of each model.")
-    warmup: Annotated[int, Range(1)] = flag(EfficiencySettings.warmup, "Runs before the measured ones.")
+    new_tokens: Annotated[int, Range(2, MAX_INT)] = flag(EfficiencySettings.new_tokens, "Tokens that are generated.")
+    batch_size: PositiveInt = flag(EfficiencySettings.batch_size, "Equal prompts that are answered together.")
+    repeats: PositiveInt = flag(EfficiencySettings.repeats, "Measured runs of each model.")
+    warmup: PositiveInt = flag(EfficiencySettings.warmup, "Runs before the measured ones.")
     buckets: bool = flag(False, "Pad prompts as chat and eval do. The default is not to pad.")
     isolate: bool = flag(False, "Measure each model in a process of its own, one after another.")
 

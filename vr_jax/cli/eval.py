@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 
@@ -17,18 +17,23 @@ from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import DTYPE_HELP, DType, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.evaluation import Profile, evaluate, score_table, write_run_report
-from vr_jax.fields import Range
+from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt
 from vr_jax.inference import memory_errors
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, TrainConfig, load_config
 from vr_jax.storage import refuse_buckets
 
+_SECTIONS = ("model", "mesh", "eval")  # what this command reads of a config
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalFlags(ProcessFlags):
     """The flags of `vr-jax eval`. Those that are None leave the choice to the config's `eval` section."""
+
+    no_effect: ClassVar = (
+        NoEffect(("overrides",), "config", lambda flags: flags.config is None, "it sets a field of a config; give one"),
+    )
 
     checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
     benchmark: str | None = flag(
@@ -53,19 +58,17 @@ class EvalFlags(ProcessFlags):
     profile: Profile | None = flag(
         None, "Scoring rules: those of lmms-eval 0.7.3 (default) or of its version 0.5.0 (v0.5)."
     )
-    limit: Annotated[int, Range(1)] | None = flag(None, "Asks only the first items.")
-    batch_size: Annotated[int, Range(1)] | None = flag(None, "Items in a batch, over all devices. The default is 16.")
-    max_new_tokens: Annotated[int, Range(1)] | None = flag(
-        None, "Longest answer, in tokens. The default is the benchmark's."
-    )
-    repetition_penalty: Annotated[float, Range(0, open_low=True)] | None = flag(
+    limit: PositiveInt | None = flag(None, "Asks only the first items.")
+    batch_size: PositiveInt | None = flag(None, "Items in a batch, over all devices. The default is 16.")
+    max_new_tokens: PositiveInt | None = flag(None, "Longest answer, in tokens. The default is the benchmark's.")
+    repetition_penalty: PositiveFloat | None = flag(
         None, "Penalty for tokens that occurred; 1 is none. The default is that of generation_config.json."
     )
     dtype: DType | None = flag(None, DTYPE_HELP)
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )
-    report_items: Annotated[int, Range(0)] | None = flag(
+    report_items: NonNegativeInt | None = flag(
         None, "Items that report.html shows; 0 writes no report. The default is 500."
     )
     overwrite: bool | None = flag(None, "Discards the results of an earlier run in the output folder.")
@@ -97,7 +100,7 @@ def run(flags: EvalFlags) -> int:
 
 
 def _settings(flags: EvalFlags) -> tuple[TrainConfig | None, EvaluationSettings]:
-    config = load_config(flags.config, flags.overrides) if flags.config else None
+    config = load_config(flags.config, flags.overrides, sections=_SECTIONS) if flags.config else None
     settings = settings_of(flags, config)
     refuse_buckets(settings, "config.eval")
     return config, settings

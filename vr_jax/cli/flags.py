@@ -1,12 +1,13 @@
 """Declarations of command-line flags, and the one parser and the one help text that read them.
 
 The flags of a command are the fields of a frozen dataclass that derives from `Flags`. The annotation of a field says
-its type, its choices (`Literal`) and its `Range`; `flag(...)` adds the default value and the help text:
+its type, its choices (`Literal`) and its `Range`; `flag(...)` adds the default value and the help text. Flags that have
+no effect with the value of another one are declared in `no_effect`, as in every `Config`:
 
     @dataclass(frozen=True, kw_only=True)
     class ChatFlags(Flags):
         checkpoint: str = flag(help="Model directory.", metavar="DIR")
-        top_p: Annotated[float, Range(0, 1, open_low=True)] = flag(1.0, "Share of the probability to sample from.")
+        top_p: PositiveFraction = flag(1.0, "Share of the probability to sample from.")
 
 All commands share one style: names have underscores, dashes are accepted in their place, and a value follows an equals
 sign or a space. `--name` switches a bool on and `--no_name` switches it off.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import textwrap
 import types
@@ -24,8 +26,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
+from vr_jax.effects import check_effects
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.fields import Config, Range, check_value, describe, field_paths, field_types, path_mark
+from vr_jax.fields import (
+    MAX_FLOAT,
+    MAX_INT,
+    MIN_FLOAT,
+    Config,
+    Range,
+    check_value,
+    describe,
+    field_paths,
+    field_types,
+    path_mark,
+)
 from vr_jax.path_text import bucket_refused, check_path_text, is_bucket
 
 WIDTH = 100
@@ -177,7 +191,7 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
 
     Raises:
         UsageError: A flag is unknown, is missing, or has a value of another type.
-        ConfigError: A value is outside its choices or its range.
+        ConfigError: A value is outside its choices or its range, or a flag has no effect with the others.
     """
     options = _options(table)
     by_name = {name: option for option in options if option.named for name in option.names}
@@ -212,13 +226,16 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
             found[option.field] = parsed
     _positionals(options, rest, found)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    given = set(values)  # those of the environment are for all commands, also where they have no effect
     for option in options:
         if option.field not in values and (text := os.environ.get(option.info.environment or "=")):
             values[option.field] = _value(option, f"${option.info.environment}", text)
         if option.field not in values and option.required:
-            shown = option.field.upper() if option.info.positional else f"--{option.names[0]}"
-            raise UsageError(f"{shown} is missing: {_first_sentence(option.info.help)}")
-    return table(**values)
+            raise UsageError(f"{_label(option)} is missing: {_first_sentence(option.info.help)}")
+    flags = table(**values)
+    labels = {option.field: _label(option) for option in options}
+    check_effects(flags, "", [option.field for option in options if option.field in given], labels.__getitem__)
+    return flags
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:
@@ -264,6 +281,13 @@ def _overrides(options: Iterable[_Option]) -> _Option | None:
     return next((option for option in options if option.info.overrides), None)
 
 
+def _label(option: _Option) -> str:
+    """What a user writes for a flag, for messages."""
+    if option.info.positional:
+        return option.field.upper()
+    return f"--{OVERRIDE}FIELD" if option.info.overrides else f"--{option.names[0]}"
+
+
 def _find(name: str, by_name: Mapping[str, _Option]) -> tuple[_Option, bool]:
     if name in by_name:
         return by_name[name], False
@@ -307,6 +331,8 @@ def _value(option: _Option, label: str, text: str) -> Any:
         return number
     if typing.get_origin(base) is Literal and text not in typing.get_args(base):
         raise UsageError(f"{label}={text}: expected {describe(base)}")
+    if not text.strip() and option.default != "":
+        raise UsageError(f"{label}= is empty: expected {_metavar(option)}; leave the flag out where there is none")
     return text
 
 
@@ -366,7 +392,7 @@ def _explanation(option: _Option) -> str:
     notes = []
     kind = option.kind
     if typing.get_origin(kind) is Annotated:
-        notes += [str(extra) for extra in typing.get_args(kind)[1:] if isinstance(extra, Range)]
+        notes += [text for extra in typing.get_args(kind)[1:] if isinstance(extra, Range) and (text := _bounds(extra))]
     if option.required:
         notes.append("required")
     elif option.default not in (None, (), False, ""):
@@ -376,6 +402,12 @@ def _explanation(option: _Option) -> str:
     if option.info.environment:
         notes.append(f"environment: {option.info.environment}")
     return option.info.help + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _bounds(allowed: Range) -> str:
+    """The bounds of a number for the help text, without those that only keep arrays from overflowing."""
+    low = dataclasses.replace(allowed, low=0, open_low=True) if allowed.low == MIN_FLOAT else allowed
+    return str(dataclasses.replace(low, high=math.inf) if allowed.high in (MAX_INT, MAX_FLOAT) else low)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from tqdm import tqdm
 
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
-from vr_jax.fields import Range
+from vr_jax.fields import PositiveInt
 from vr_jax.inference import Sampling, answer_file, read_questions
 from vr_jax.path_text import PathText
 from vr_jax.storage import check_apart
@@ -21,7 +20,7 @@ class GenerateFlags(AnswerFlags):
 
     input: PathText = flag(help="JSONL file of questions.", metavar="FILE.jsonl")
     output: PathText = flag(help="JSONL file to write. It appears when it is complete.", metavar="FILE.jsonl")
-    batch_size: Annotated[int, Range(1)] = flag(16, "Questions in a batch, over all devices.")
+    batch_size: PositiveInt = flag(16, "Questions in a batch, over all devices.")
 
 
 def run(flags: GenerateFlags) -> None:

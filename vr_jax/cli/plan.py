@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 from vr_jax.cli.flags import Command, Flags, flag
 from vr_jax.cli.shared import CONFIG_HELP
 from vr_jax.errors import UserError
-from vr_jax.fields import Range
+from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.plan import report
 from vr_jax.plan.inference import Request, plan_inference
@@ -18,7 +18,7 @@ from vr_jax.plan.results import Plan
 from vr_jax.plan.search import search
 from vr_jax.plan.topology import EXAMPLES, Topology, open_topology, prepare_process
 from vr_jax.plan.training import plan_training
-from vr_jax.settings import TrainConfig, load_config
+from vr_jax.settings import TRAINING, TrainConfig, load_config
 from vr_jax.storage import as_path, results_folder
 
 EXIT_DOES_NOT_FIT = 3
@@ -28,33 +28,43 @@ EXIT_DOES_NOT_FIT = 3
 class PlanFlags(Flags):
     """The flags of `vr-jax plan`."""
 
+    no_effect: ClassVar = (
+        NoEffect(("overwrite",), "output", lambda flags: flags.output is None, "nothing is written without it"),
+        NoEffect(("budget",), "search", lambda flags: not flags.search, "it bounds the time of the search"),
+        NoEffect(
+            ("batch", "text_tokens", "new_tokens", "cache_tokens"),
+            "mode",
+            lambda flags: flags.mode == "train",
+            "they are the prompts of prefill and decode; the batch of training is in the config",
+        ),
+        NoEffect(
+            ("samples", "efficiency"), "mode", lambda flags: flags.mode != "train", "they tell the days of an epoch"
+        ),
+    )
+
     config: FileVariantText = flag(help=CONFIG_HELP, metavar="FILE[:VARIANT]")
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
     topology: str = flag(help=f"The devices: {EXAMPLES}.", metavar="CHIP:SHAPE")
     mode: Literal["train", "prefill", "decode"] = flag("train", "The program to plan.")
     output: PathText | None = flag(None, f"Folder for {report.JSON} and {report.MARKDOWN}.", metavar="DIR")
     overwrite: bool = flag(False, "Replace the results in --output.")
-    efficiency: Annotated[float, Range(0, 1, open_low=True)] = flag(
-        0.6, "Share of the bound's speed that a run is taken to reach."
-    )
-    samples: Annotated[int, Range(1)] | None = flag(
-        None, "Samples of an epoch. The default is the paper's 558K or 779K."
-    )
+    efficiency: PositiveFraction = flag(0.6, "Share of the bound's speed that a run is taken to reach.")
+    samples: PositiveInt | None = flag(None, "Samples of an epoch. The default is the paper's 558K or 779K.")
     optimization_level: Literal["O0", "O1", "O2", "O3"] | None = flag(
         None,
         "Effort of XLA. O1 compiles about three times faster and counts more memory traffic. "
         "The default is that of training.",
     )
     search: bool = flag(False, "Try meshes, remat policies and micro-batches.")
-    budget: Annotated[float, Range(0, open_low=True)] = flag(600.0, "Seconds for --search.")
-    batch: Annotated[int, Range(1)] = flag(Request.batch, "Prompts of prefill and decode.")
-    text_tokens: Annotated[int, Range(0)] = flag(
+    budget: PositiveFloat = flag(600.0, "Seconds for --search.")
+    batch: PositiveInt = flag(Request.batch, "Prompts of prefill and decode.")
+    text_tokens: NonNegativeInt = flag(
         Request.text_tokens, "Tokens of a prompt that are not the image's, of prefill and decode."
     )
-    new_tokens: Annotated[int, Range(1)] = flag(
+    new_tokens: PositiveInt = flag(
         Request.new_tokens, "Tokens of an answer that the cache has room for, of prefill and decode."
     )
-    cache_tokens: Annotated[int, Range(0)] = flag(
+    cache_tokens: NonNegativeInt = flag(
         Request.cache_tokens, "Slots of the cache; 0 takes those of the prompt and the answer."
     )
 
@@ -64,7 +74,7 @@ def run(flags: PlanFlags) -> int:
     prepare_process(flags.topology)
     if flags.search and flags.mode != "train":
         raise UserError(f"--search is for --mode=train, found --mode={flags.mode}")
-    config = load_config(flags.config, flags.overrides)
+    config = load_config(flags.config, flags.overrides, sections=TRAINING)
     topology = open_topology(flags.topology)
     with contextlib.ExitStack() as held:
         if flags.output is not None:
@@ -122,5 +132,8 @@ COMMAND = Command(
     pip install 'vr-jax[tpu]' or 'vr-jax[cuda13]'.
 
     Exit code 3 means that the plan does not fit into the devices' memory.""",
-    examples=("vr-jax plan --config=configs/llava_vr_qwen2_7b.py:phase2 --topology=v5e:16x16 --config.batch.rows=512",),
+    examples=(
+        "vr-jax plan --config=configs/llava_vr_qwen2_7b.py:phase2 --topology=v5e:16x16 "
+        "--config.batch.raise_rows=keep_lr",
+    ),
 )

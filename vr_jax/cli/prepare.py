@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 from tqdm import tqdm
 
@@ -13,7 +13,7 @@ from vr_jax.cli.shared import CONFIG_HELP
 from vr_jax.data.skips import summary
 from vr_jax.data.sources import Source, open_source
 from vr_jax.errors import EXIT_DONE, EXIT_TOO_MANY_SKIPS, UserError
-from vr_jax.fields import Range
+from vr_jax.fields import Fraction, NoEffect, PositiveInt
 from vr_jax.path_text import FileVariantText, PathsText, PathText
 
 MAX_SKIPPED = 0.01
@@ -23,6 +23,11 @@ PAGE = "check.html"
 @dataclass(frozen=True, kw_only=True)
 class PrepareFlags(Flags):
     """The flags of `vr-jax prepare`."""
+
+    no_effect: ClassVar = (
+        NoEffect(("beam_options",), "beam", lambda flags: not (flags.beam or flags.check), "Apache Beam reads them"),
+        NoEffect(("records_per_shard",), "check", lambda flags: flags.check, "no set is written"),
+    )
 
     source: tuple[PathsText, ...] = flag(
         (), "LLaVA data: a file, a folder, a quoted pattern, or a name on the hub.", name="from", metavar="PATH"
@@ -34,11 +39,11 @@ class PrepareFlags(Flags):
     )
     split: str = flag("train", "Name of the split.")
     follow_links: bool = flag(False, "Let symbolic links point out of the image folder.")
-    max_skipped: Annotated[float, Range(0, 1)] | None = flag(
+    max_skipped: Fraction | None = flag(
         None,
         f"Share of unusable records above which nothing is written. The default is {MAX_SKIPPED}, or the config's.",
     )
-    records_per_shard: Annotated[int, Range(1)] = flag(1024, "Records in a file.")
+    records_per_shard: PositiveInt = flag(1024, "Records in a file.")
     beam: bool = flag(False, "Generate with Apache Beam (pip install 'vr-jax[beam]').")
     beam_options: str = flag("", "Options of Apache Beam, e.g. '--runner=DataflowRunner --region=...'.")
     check: bool = flag(False, "Read the data once and report on them; no set is written.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from vr_jax.cli.flags import Command, Flags, Group, flag
-from vr_jax.cli.shared import MAX_SEED, DType
+from vr_jax.cli.shared import DType
 from vr_jax.compilation import use_compilation_cache
-from vr_jax.fields import Range
+from vr_jax.fields import NoEffect, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.plotting import SUFFIXES, MatplotlibMissingError
 from vr_jax.probe import (
@@ -30,10 +30,16 @@ from vr_jax.settings import load_config
 from vr_jax.settings.overrides import parse_text
 from vr_jax.storage import as_path, refuse_buckets
 
+_SECTIONS = ("model", "mesh", "tokenizer", "probe")  # what this command reads of a config
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFlags(Flags):
     """The flags of `vr-jax probe`. Those that are None leave the choice to the config's `probe` section."""
+
+    no_effect: ClassVar = (
+        NoEffect(("overrides",), "config", lambda flags: flags.config is None, "it sets a field of a config; give one"),
+    )
 
     checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
     data: PathText | None = flag(
@@ -53,25 +59,21 @@ class ProbeFlags(Flags):
         None, "Decoder layers to probe, counted from 1. The default is 1,4,8,... and the last.", metavar="1,4,8"
     )
     question: str | None = flag(None, "Question about each image. The default is: Describe the image.")
-    train_images: Annotated[int, Range(0)] | None = flag(
+    train_images: NonNegativeInt | None = flag(
         None, "Training images, equally many of each class; 0 takes all. The default is 20000."
     )
-    val_images: Annotated[int, Range(0)] | None = flag(None, "Validation images; 0 takes all, which is the default.")
-    epochs: Annotated[int, Range(1)] | None = flag(None, "Passes over the training images. The default is 15.")
-    batch_size: Annotated[int, Range(1)] | None = flag(None, "Images in a batch, over all devices. The default is 256.")
-    seeds: Annotated[int, Range(1)] | None = flag(None, "Heads for each place that is probed. The default is 3.")
-    data_seed: Annotated[int, Range(0, MAX_SEED)] | None = flag(
-        None, "Seed of the choice and the order of the images. The default is 0."
-    )
-    lr: Annotated[float, Range(0, open_low=True)] | None = flag(
-        None, "Learning rate of AdamW, with a cosine to 0. The default is 0.001."
-    )
-    weight_decay: Annotated[float, Range(0)] | None = flag(None, "Weight decay of AdamW. The default is 0.01.")
-    width: Annotated[int, Range(1)] | None = flag(None, "Width of a head. The default is 512.")
-    heads: Annotated[int, Range(1)] | None = flag(None, "Attention heads of a head. The default is 8.")
+    val_images: NonNegativeInt | None = flag(None, "Validation images; 0 takes all, which is the default.")
+    epochs: PositiveInt | None = flag(None, "Passes over the training images. The default is 15.")
+    batch_size: PositiveInt | None = flag(None, "Images in a batch, over all devices. The default is 256.")
+    seeds: PositiveInt | None = flag(None, "Heads for each place that is probed. The default is 3.")
+    data_seed: Seed | None = flag(None, "Seed of the choice and the order of the images. The default is 0.")
+    lr: PositiveFloat | None = flag(None, "Learning rate of AdamW, with a cosine to 0. The default is 0.001.")
+    weight_decay: NonNegativeFloat | None = flag(None, "Weight decay of AdamW. The default is 0.01.")
+    width: PositiveInt | None = flag(None, "Width of a head. The default is 512.")
+    heads: PositiveInt | None = flag(None, "Attention heads of a head. The default is 8.")
     dtype: DType | None = flag(None, "Type of the model's parameters and activations. The default is the checkpoint's.")
     label: str | None = flag(None, "Name of the model in figures.")
-    workers: Annotated[int, Range(1)] | None = flag(None, "Threads that read images. The default is 8.")
+    workers: PositiveInt | None = flag(None, "Threads that read images. The default is 8.")
     overwrite: bool | None = flag(None, "Replace the results in the output folder.")
 
 
@@ -92,15 +94,15 @@ class StandInFlags(Flags):
 
     folder: PathText = flag(help="Folder to write. It must not exist, or be empty.", positional=True, metavar="DIR")
     classes: Annotated[int, Range(2, len(CLASS_NAMES))] = flag(12, "Number of classes.")
-    train: Annotated[int, Range(1)] = flag(100, "Training images of each class.")
-    val: Annotated[int, Range(1)] = flag(25, "Validation images of each class.")
-    seed: Annotated[int, Range(0, MAX_SEED)] = flag(0, "Seed of the images.")
+    train: PositiveInt = flag(100, "Training images of each class.")
+    val: PositiveInt = flag(25, "Validation images of each class.")
+    seed: Seed = flag(0, "Seed of the images.")
 
 
 def run(flags: ProbeFlags) -> None:
     """Trains the heads, prints the table and draws the figure."""
     use_compilation_cache()
-    config = load_config(flags.config, flags.overrides) if flags.config else None
+    config = load_config(flags.config, flags.overrides, sections=_SECTIONS) if flags.config else None
     given = {name: value for name, value in vars(flags).items() if name not in ("config", "overrides")}
     if given["layers"] is not None:
         given["layers"] = parse_text(tuple[int, ...], given["layers"], "layers")

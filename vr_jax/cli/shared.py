@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -15,9 +15,9 @@ from vr_jax.cli import logs
 from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
-from vr_jax.fields import Range
+from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt, Seed, Temperature
 from vr_jax.hub import local_folder
-from vr_jax.inference import MAX_SEED, Generator, load_for_inference, memory_errors, with_penalty, with_pruning
+from vr_jax.inference import Generator, load_for_inference, memory_errors, with_penalty, with_pruning
 from vr_jax.model_directory import GENERATION_FILE, read_config
 from vr_jax.path_text import PathText
 from vr_jax.sharding import make_mesh
@@ -48,10 +48,10 @@ class ProcessFlags(Flags):
         metavar="HOST:PORT",
         environment="JAX_COORDINATOR_ADDRESS",
     )
-    num_processes: Annotated[int, Range(1)] | None = flag(
+    num_processes: PositiveInt | None = flag(
         None, "Number of processes, with --coordinator.", environment="JAX_NUM_PROCESSES"
     )
-    process_id: Annotated[int, Range(0)] | None = flag(
+    process_id: NonNegativeInt | None = flag(
         None, "Number of this process, from 0, with --coordinator.", environment="JAX_PROCESS_ID"
     )
 
@@ -67,25 +67,34 @@ def start_processes(flags: ProcessFlags) -> None:
 class AnswerFlags(Flags):
     """Flags that say how a checkpoint is loaded and how it answers."""
 
+    no_effect: ClassVar = (
+        NoEffect(
+            ("top_p", "seed"),
+            "temperature",
+            lambda flags: flags.temperature == 0,
+            "greedy decoding draws nothing; set a temperature above 0",
+        ),
+    )
+
     checkpoint: PathText = flag(
         help="Model directory: what `train` and `convert` write, or its name on the hub.", metavar="DIR"
     )
-    max_new_tokens: Annotated[int, Range(1)] | None = flag(
+    max_new_tokens: PositiveInt | None = flag(
         None, f"Longest answer, in tokens. The default is that of generation_config.json, or {MAX_NEW_TOKENS}."
     )
-    temperature: Annotated[float, Range(0)] = flag(0.0, "Sampling temperature; 0 is greedy decoding.")
-    top_p: Annotated[float, Range(0, 1, open_low=True)] = flag(
+    temperature: Temperature = flag(0.0, "Sampling temperature; 0 is greedy decoding.")
+    top_p: PositiveFraction = flag(
         1.0, "Probability that the most probable tokens must reach together; the others are not drawn."
     )
-    seed: Annotated[int, Range(0, MAX_SEED)] = flag(0, "Seed of the random draws at a temperature above 0.")
-    repetition_penalty: Annotated[float, Range(0, open_low=True)] | None = flag(
+    seed: Seed = flag(0, "Seed of the random draws at a temperature above 0.")
+    repetition_penalty: PositiveFloat | None = flag(
         None, "Penalty for tokens that occurred; 1 is none. The default is that of generation_config.json."
     )
     dtype: DType | None = flag(None, DTYPE_HELP)
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )
-    tensor: Annotated[int, Range(1)] = flag(1, "Number of devices that the model is cut over.")
+    tensor: PositiveInt = flag(1, "Number of devices that the model is cut over.")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import CONFIG_HELP, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.path_text import FileVariantText, PathText
-from vr_jax.settings import load_config
+from vr_jax.settings import TRAINING, load_config
 from vr_jax.storage import as_path
 from vr_jax.training import export_newest, train
 
@@ -28,7 +28,7 @@ def run(flags: TrainFlags) -> None:
     """Trains or exports."""
     start_processes(flags)
     use_compilation_cache()
-    config = distributed.together(lambda: load_config(flags.config, flags.overrides))
+    config = distributed.together(lambda: load_config(flags.config, flags.overrides, sections=TRAINING))
     workdir = as_path(flags.workdir)
     if flags.export_only:
         export_newest(config, workdir)
@@ -43,8 +43,8 @@ COMMAND = Command(
     details="""The same command continues a run from its newest checkpoint. The final model is in WORKDIR/model, which
     chat, generate and eval read.
 
-    Exit codes: 0 done; 2 a mistake in the settings; 3 a loss or gradient that is not finite; 4 too many unusable
-    samples; 75 stopped by SIGTERM or SIGINT after saving, and the same command continues.""",
+    Exit codes: 0 done; 2 a mistake in the settings; 3 a loss, gradient or parameter that is not finite; 4 too many
+    unusable samples; 75 stopped by SIGTERM or SIGINT after saving, and the same command continues.""",
     examples=(
         "vr-jax train --config=configs/demo.py --workdir=runs/mine --config.optimizer.lr=1e-3",
         "vr-jax train --config=configs/llava_vr_qwen2_0_5b.py:phase1 --workdir=runs/phase1",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from vr_jax.fields import Config, PositiveInt, Range
+from vr_jax.fields import MAX_INT, Config, PositiveInt, Range
 from vr_jax.model.config import VlmConfig
 
 # The format version of efficiency.json.
@@ -33,7 +33,7 @@ class EfficiencySettings(Config):
 
     image: str = "anyres4"
     text_tokens: PositiveInt = 60
-    new_tokens: Annotated[int, Range(2)] = 64
+    new_tokens: Annotated[int, Range(2, MAX_INT)] = 64
     batch_size: PositiveInt = 1
     repeats: PositiveInt = 7
     warmup: PositiveInt = 2

@@ -7,13 +7,12 @@ from vr_jax.inference.generator import STOP_TOKENS, Generator, Program
 from vr_jax.inference.loading import Loaded, load_for_inference, load_processor, with_penalty, with_pruning
 from vr_jax.inference.memory import memory_errors
 from vr_jax.inference.prompts import PromptError, question, user_turn
-from vr_jax.inference.sampling import MAX_SEED, Sampling
+from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.state import DecodeState, PromptBatch, Reply, lay_out, on_devices
 from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.inference.unstacked import unstacked_model, unstacks
 
 __all__ = [
-    "MAX_SEED",
     "STOP_TOKENS",
     "Buckets",
     "Chat",

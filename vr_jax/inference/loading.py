@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from vr_jax.data.processor import Processor
-from vr_jax.errors import ConfigError, UserError
+from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.registry import PrunerConfig
+from vr_jax.model.registry import read_pruner
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import (
     GENERATION_FILE,
@@ -63,15 +62,9 @@ def with_pruning(config: VlmConfig, choice: str | Mapping[str, Any] | None) -> V
     Raises:
         ConfigError: The choice is none of these, or does not fit the model.
     """
-    if choice is None:
+    pruning = read_pruner(choice)
+    if pruning is None:
         return config
-    fields: Any = choice
-    if isinstance(choice, str):
-        try:
-            fields = json.loads(choice) if choice.lstrip().startswith("{") else {"name": choice}
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"pruning {choice!r} is no valid JSON object: {error}") from None
-    pruning = PrunerConfig.from_dict(dict(fields))
     return dataclasses.replace(config, pruning=pruning, image=pruning.adapt_image(config.image))
 
 

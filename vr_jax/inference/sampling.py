@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vr_jax.fields import Config, NonNegativeFloat, Range
+from vr_jax.fields import Config, PositiveFraction, Seed, Temperature, check
 
-MAX_SEED = 2**32 - 1
+# Logits that are divided by less are no longer told apart from infinity.
+MIN_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,17 @@ class Sampling(Config):
         ConfigError: A number is outside its range.
     """
 
-    temperature: NonNegativeFloat = 0.0
-    top_p: Annotated[float, Range(0, 1, open_low=True)] = 1.0
-    seed: Annotated[int, Range(0, MAX_SEED)] = 0
+    temperature: Temperature = 0.0
+    top_p: PositiveFraction = 1.0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        super().__post_init__()
+        check(
+            self.temperature == 0 or self.temperature >= MIN_TEMPERATURE,
+            f"Sampling.temperature = {self.temperature}: expected 0 for greedy decoding, or at least {MIN_TEMPERATURE}",
+        )
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> tuple[Float[Array, "B V"], Int[Array, "B V"]]:

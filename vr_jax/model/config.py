@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax.numpy as jnp
 
 from vr_jax.errors import ConfigError
-from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, Range, check
+from vr_jax.fields import (
+    MAX_FLOAT,
+    Config,
+    Distinct,
+    NoEffect,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    check,
+)
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
@@ -18,7 +28,7 @@ from vr_jax.model.spec import ModelSpec
 
 __all__ = ["ConfigError", "ImageConfig", "VlmConfig", "anyres4", "anyres9", "anyres9_all36", "single_tile"]
 
-Finite = Annotated[float, Range()]
+Finite = Annotated[float, Range(-MAX_FLOAT, MAX_FLOAT)]
 Rgb = tuple[Finite, Finite, Finite]
 Deviation = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -43,9 +53,22 @@ class ImageConfig(Config):
         resample: Pillow's filter that resizes images.
     """
 
+    no_effect: ClassVar = (
+        NoEffect(("grids",), "aspect_ratio", lambda own: not own.is_anyres, "an image is one tile"),
+        NoEffect(
+            ("max_tiles",),
+            "aspect_ratio",
+            lambda own: own.aspect_ratio != "anyres_max",
+            "only 'anyres_max' shrinks the vision tokens of large grids",
+        ),
+        NoEffect(("max_tiles",), "unpad", lambda own: not own.unpad, "without unpad no vision tokens are shrunk"),
+        NoEffect(("unpad_rounding",), "aspect_ratio", lambda own: not own.is_anyres, "no padding is dropped"),
+        NoEffect(("unpad_rounding",), "unpad", lambda own: not own.unpad, "no padding is dropped"),
+    )
+
     tile_size: PositiveInt = 384
     aspect_ratio: Literal["square", "pad", "anyres", "anyres_max"] = "anyres_max"
-    grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    grids: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Distinct()] = ()
     max_tiles: PositiveInt = 9
     unpad: bool = True
     unpad_rounding: Literal["truncate", "round7"] = "truncate"

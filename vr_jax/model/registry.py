@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -361,6 +362,28 @@ class PrunerConfig(MethodConfig, kind="pruning"):
         given, the hook cuts the rows of stage k to lengths[k] slots; otherwise dropped tokens stay as padding.
         """
         raise NotImplementedError
+
+
+def read_pruner(choice: str | Mapping[str, Any] | None, where: str = "pruning") -> PrunerConfig | None:
+    """Returns the pruner that a setting or a flag chooses.
+
+    Args:
+        choice: The name of a pruner, for its default settings; or its fields, `name` among them, as a mapping or as the
+            text of a JSON object. None chooses none.
+        where: What error messages call the setting.
+
+    Raises:
+        ConfigError: The choice is none of these.
+    """
+    if choice is None:
+        return None
+    fields: Any = choice
+    if isinstance(choice, str):
+        try:
+            fields = json.loads(choice) if choice.lstrip().startswith("{") else {"name": choice.strip()}
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} {choice[:200]!r} is no valid JSON object: {error}") from None
+    return PrunerConfig.from_dict(dict(fields), where)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofli
 from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
-from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, step_flops
+from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, raise_rows, step_flops
 
 # The samples of the paper's two phases (docs/design/methods.md#data-files): LLaVA-Pretrain and LLaVA-NeXT-Data.
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
@@ -33,11 +33,11 @@ def fit_rows(config: TrainConfig, shards: int, *, fixed: bool) -> tuple[TrainCon
         The settings, and a note about the change, or None if there is none.
     """
     pieces = shards * config.batch.accumulation
-    rows = -(-config.batch.rows // pieces) * pieces
-    if rows == config.batch.rows or fixed:
+    if config.batch.rows % pieces == 0 or fixed:
         return config, None
     old_rows, old_samples = config.batch.rows, config.samples_per_step
-    config = config.replace({"batch.rows": rows, "samples_per_step": round(old_samples * rows / old_rows)})
+    config = raise_rows(config, pieces)
+    rows = config.batch.rows
     return config, (
         f"rows {old_rows} -> {rows}, samples per update {old_samples} -> {config.samples_per_step}: the config's rows "
         f"do not divide over {pieces} pieces of the batch; vr-jax train needs --config.batch.rows={rows} "

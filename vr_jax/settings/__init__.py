@@ -3,6 +3,7 @@
 from vr_jax.settings.config_files import load_config, read_config_file, split_variant
 from vr_jax.settings.train_config import (
     DEMO,
+    TRAINING,
     BatchSettings,
     CheckpointSettings,
     DataSettings,
@@ -18,6 +19,7 @@ from vr_jax.settings.train_config import (
 
 __all__ = [
     "DEMO",
+    "TRAINING",
     "BatchSettings",
     "CheckpointSettings",
     "DataSettings",

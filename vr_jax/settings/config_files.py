@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from ml_collections import ConfigDict
 
+from vr_jax.effects import check_effects
 from vr_jax.errors import ConfigError
+from vr_jax.fields import check, field_types
 from vr_jax.settings.train_config import TrainConfig
 
 CONFIG_FOLDER = "configs"
@@ -28,26 +30,45 @@ _FILE_ERRORS = (
 )
 
 
-def load_config(spec: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+def load_config(
+    spec: str | Path, overrides: Iterable[str] = (), *, sections: Collection[str] | None = None
+) -> TrainConfig:
     """Reads a config file, applies overrides and checks the result.
 
     Args:
         spec: FILE or FILE:VARIANT, e.g. "configs/demo.py:uncompressed".
         overrides: Texts FIELD=VALUE, e.g. "optimizer.lr=1e-4" (`TrainConfig.override`).
+        sections: The fields of `TrainConfig` that the caller reads, so that an override of another one is refused. None
+            takes all.
 
     Returns:
         The settings of the run.
 
     Raises:
-        ConfigError: The file or the variant does not exist, or the settings cannot work. The message is one line.
+        ConfigError: The file or the variant does not exist, the settings cannot work, or one of them has no effect with
+            the others. The message is one line.
     """
     values = read_config_file(spec)
     try:
         config = TrainConfig.from_config_dict(values)
+        check_effects(config)
     except ConfigError as error:
         raise ConfigError(f"{spec}: {error}") from error
     overrides = list(overrides)
+    if sections is not None:
+        _check_sections(overrides, sections)
     return config.override(overrides) if overrides else config
+
+
+def _check_sections(overrides: Iterable[str], sections: Collection[str]) -> None:
+    """Raises ConfigError for an override of a setting that the command does not read."""
+    for override in overrides:
+        name = override.partition("=")[0]
+        section = name.partition(".")[0]
+        check(
+            section in sections or section not in field_types(TrainConfig),
+            f"config.{name} has no effect on this command: it reads nothing of config.{section}",
+        )
 
 
 def read_config_file(spec: str | Path) -> ConfigDict:
@@ -88,7 +109,7 @@ def read_config_file(spec: str | Path) -> ConfigDict:
 
 
 def split_variant(spec: str) -> tuple[str, str, str]:
-    """Splits FILE:VARIANT at its colon. A file that exists is never split, and a folder's name may hold a colon.
+    """Splits FILE:VARIANT at the colon behind ".py". A file that exists is never split; folders' names may hold colons.
 
     Returns:
         The file, the colon (empty where there is none), and the variant. A file that does not exist ends at the first

@@ -243,7 +243,9 @@ def _parse_tuple(hint: Any, arguments: tuple[Any, ...], text: str, where: str) -
         if not isinstance(value, tuple | list):
             raise ConfigError(f"{where} = {text!r}: expected {describe(hint)}")
         return _tuples(value)
-    parts = [part.strip() for part in stripped.split(",") if part.strip()]
+    parts = [part.strip() for part in stripped.removesuffix(",").split(",")] if stripped else []
+    if "" in parts:
+        raise ConfigError(f"{where} = {text!r}: an element between the commas is empty; expected {describe(hint)}")
     return tuple(parse_text(arguments[0], part, f"{where}[{i}]") for i, part in enumerate(parts))
 
 

@@ -2,34 +2,48 @@
 
 A config file (`configs/`) makes a ConfigDict with these fields; `TrainConfig.from_config_dict` turns it into a
 `TrainConfig` and refuses unknown names, wrong types, numbers outside their declared range and combinations that cannot
-work, before anything is opened. Inside the package only `TrainConfig` travels.
+work, before anything is opened. Settings that have no effect with others are declared in `no_effect` and refused by
+`load_config`, `override` and `replace` (docs/design/decisions.md#decision-30). Inside the package only `TrainConfig`
+travels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from ml_collections import ConfigDict
 
+from vr_jax.effects import check_effects
 from vr_jax.fields import (
+    MIN_FLOAT,
     Config,
+    Distinct,
     Fraction,
+    NoEffect,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Range,
+    Seed,
+    Text,
     check,
+    field_types,
 )
 from vr_jax.model.config import VlmConfig
+from vr_jax.model.registry import read_pruner
 from vr_jax.path_text import OptionalPathsText, OptionalPathText, PathsText, PathText
 from vr_jax.settings.overrides import change_fields, split_overrides
 
-Seed = Annotated[int, Range(0, 2**32 - 1)]
-AxisSize = Annotated[int, Range(-1)]
+AxisSize = Annotated[int, Range(-1, 2**20)]
+# The decay of a moment is below 1 in float32 too, where 1 - b ** t divides.
+Decay = Annotated[float, Range(0, 0.999999)]
+Workers = Annotated[int, Range(1, 1024)]
 BelowOne = Annotated[float, Range(0, 1, open_high=True)]
+Globs = Annotated[tuple[Text, ...], Distinct()]
 DEMO = "demo"  # the data format, and the tokenizer, that need no files
 
 
@@ -108,7 +122,7 @@ class DataSettings(Config):
     packing: bool = True
     shuffle: bool = True
     exif_rotation: bool = False
-    workers: NonNegativeInt = 4
+    workers: Annotated[int, Range(0, 1024)] = 4
     allow_changed: bool = False
     max_skipped: Fraction = 0.01
     max_pixels: Annotated[int, Range(1, 178_956_970)] = 89_478_485  # Pillow opens no larger image.
@@ -156,18 +170,22 @@ class BatchSettings(Config):
         tokens: Token slots of a row.
         tiles: Image tile slots of a row.
         accumulation: Micro-batches of an update. Their gradients are summed.
+        raise_rows: What is done where the mesh or `accumulation` does not divide `rows`. "refuse" is an error. The
+            others raise the rows to the next multiple and `samples_per_step` with them, and name the rule for the
+            learning rates: they are kept, multiplied by the factor of the samples, or by its square root.
     """
 
     rows: PositiveInt = 8
     tokens: PositiveInt = 2048
     tiles: PositiveInt = 10
     accumulation: PositiveInt = 1
+    raise_rows: Literal["refuse", "keep_lr", "linear_lr", "sqrt_lr"] = "refuse"
 
     def __post_init__(self) -> None:
         """Checks the fields, and that they go together."""
         super().__post_init__()
         check(
-            self.rows % self.accumulation == 0,
+            self.rows % self.accumulation == 0 or self.raise_rows != "refuse",
             f"config.batch.rows = {self.rows} is not divisible by config.batch.accumulation = {self.accumulation}",
         )
 
@@ -192,12 +210,33 @@ class OptimizerSettings(Config):
     lr: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: BelowOne = 0.03
-    b1: BelowOne = 0.9
-    b2: BelowOne = 0.999
+    b1: Decay = 0.9
+    b2: Decay = 0.999
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
-    lr_groups: tuple[tuple[str, NonNegativeFloat], ...] = ()
+    lr_groups: tuple[tuple[Text, NonNegativeFloat], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
+        super().__post_init__()
+        globs = [glob for glob, _ in self.lr_groups]
+        for i, glob in enumerate(globs):
+            check(glob not in globs[:i], f"config.optimizer.lr_groups has {glob!r} twice; drop one, the first counts")
+
+    def warmup_steps(self, total: int) -> int:
+        """Returns how many of the updates of a run belong to the warm-up. The only update of a run does not.
+
+        Raises:
+            ConfigError: All updates of a run of several would.
+        """
+        steps = math.ceil(total * self.warmup_ratio) if total > 1 else 0
+        check(
+            steps < total,
+            f"config.optimizer.warmup_ratio = {self.warmup_ratio} makes all {total} updates a warm-up, which never "
+            "reaches config.optimizer.lr; lower it, or train for more steps",
+        )
+        return steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,22 +271,13 @@ class CheckpointSettings(Config):
 
     Attributes:
         every: Steps from one checkpoint to the next. The last step is always saved.
-        keep_last: How many of the newest checkpoints are kept.
+        keep_last: How many of the newest checkpoints are kept. A run continues from the newest, so there is one.
         keep_best: How many of those with the lowest mean training loss are kept besides.
     """
 
     every: PositiveInt = 500
-    keep_last: NonNegativeInt = 3
+    keep_last: PositiveInt = 3
     keep_best: NonNegativeInt = 1
-
-    def __post_init__(self) -> None:
-        """Checks the fields, and that they go together."""
-        super().__post_init__()
-        check(
-            self.keep_last + self.keep_best > 0,
-            "config.checkpoint.keep_last = 0 and config.checkpoint.keep_best = 0: no checkpoint would be kept; "
-            "set one of them to 1 or more",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,20 +285,16 @@ class ProfileSettings(Config):
     """Which steps are traced by the profiler into `<workdir>/profile`.
 
     Attributes:
-        first_step: First traced step, counted from 1.
+        first_step: First traced step, counted from 1. With 0, it is the first one of each start of the run.
         steps: Number of traced steps. With 0, nothing is traced.
     """
 
+    no_effect: ClassVar = (
+        NoEffect(("first_step",), "steps", lambda own: own.steps == 0, "nothing is traced; set the number of steps"),
+    )
+
     first_step: NonNegativeInt = 0
     steps: NonNegativeInt = 0
-
-    def __post_init__(self) -> None:
-        """Checks the fields, and that they go together."""
-        super().__post_init__()
-        check(
-            self.steps == 0 or self.first_step >= 1,
-            f"config.profile.first_step = 0 with config.profile.steps = {self.steps}: steps are counted from 1",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,11 +319,11 @@ class EvaluationSettings(Config):
     """
 
     checkpoint: PathText | None = None
-    benchmark: str | None = None
+    benchmark: Text | None = None
     data: PathText | None = None
     output: PathText | None = None
-    split: str | None = None
-    profile: str = "default"
+    split: Text | None = None
+    profile: Text = "default"
     limit: PositiveInt | None = None
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt | None = None
@@ -305,7 +331,12 @@ class EvaluationSettings(Config):
     dtype: Literal["float32", "bfloat16"] | None = None
     overwrite: bool = False
     report_items: NonNegativeInt = 500
-    pruning: str | Mapping[str, Any] | None = None
+    pruning: Text | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields, those of the pruner among them."""
+        super().__post_init__()
+        read_pruner(self.pruning, "config.eval.pruning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,14 +370,14 @@ class ProbeSettings(Config):
     data: PathText | None = None
     output: PathText | None = None
     random: bool = False
-    layers: tuple[PositiveInt, ...] | None = None
-    question: str | None = None
+    layers: Annotated[tuple[PositiveInt, ...], Distinct()] | None = None
+    question: Text | None = None
     train_images: NonNegativeInt = 20_000
     val_images: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] | None = None
-    label: str | None = None
+    label: Text | None = None
     overwrite: bool = False
-    workers: PositiveInt = 8
+    workers: Workers = 8
     width: PositiveInt = 512
     heads: PositiveInt = 8
     lr: PositiveFloat = 1e-3
@@ -359,6 +390,7 @@ class ProbeSettings(Config):
     def __post_init__(self) -> None:
         """Checks the fields, and that they go together."""
         super().__post_init__()
+        check(self.layers != (), "config.probe.layers is empty: give layers, or None for 1, 4, 8, ... and the last")
         check(
             self.width % self.heads == 0,
             f"config.probe.width = {self.width} is not divisible by config.probe.heads = {self.heads}",
@@ -383,7 +415,7 @@ class TrainConfig(Config):
         samples_per_step: Samples that the rows of one update hold on average. It sets the number of updates of an
             epoch, and equals the batch size of a run without packing.
         epochs: Passes over the data.
-        steps: Number of updates. With 0, it is `epochs * samples / samples_per_step`.
+        steps: Number of updates. With 0, it is `epochs * samples / samples_per_step`, rounded up.
         trainable: Globs of parameter paths (docs/design/architecture.md#parameter-paths). All other parameters are
             frozen.
         frozen_dtype: Type of the frozen parameters.
@@ -398,17 +430,41 @@ class TrainConfig(Config):
         probe: Settings of the linear probe.
     """
 
+    no_effect: ClassVar = (
+        NoEffect(("epochs",), "steps", lambda run: run.steps > 0, "it sets the number of updates; give one of the two"),
+        NoEffect(
+            ("data.images", "data.follow_links", "data.max_pixels"),
+            "data.format",
+            lambda run: run.data.generated,
+            "its images are generated; for data of your own set data.path",
+        ),
+        NoEffect(
+            ("data.demo",),
+            "data.format",
+            lambda run: run.data.format != DEMO,
+            "only the format 'demo' generates images",
+        ),
+        NoEffect(("data.demo",), "data.path", lambda run: bool(run.data.path), "no images are generated"),
+        NoEffect(("data.demo",), "data.sources", lambda run: bool(run.data.sources), "no images are generated"),
+        NoEffect(
+            ("allow_unused", "allow_different"),
+            "init_from",
+            lambda run: not run.init_from,
+            "no parameters are read; name the model directories to read",
+        ),
+    )
+
     model: VlmConfig
     init_from: OptionalPathsText = ""
-    allow_unused: tuple[str, ...] = ()
-    allow_different: tuple[str, ...] = ()
+    allow_unused: Globs = ()
+    allow_different: Globs = ()
     tokenizer: OptionalPathText = ""
     data: DataSettings = field(default_factory=DataSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     samples_per_step: PositiveInt = 8
-    epochs: PositiveFloat = 1.0
+    epochs: Annotated[float, Range(MIN_FLOAT, 1e6)] = 1.0
     steps: NonNegativeInt = 0
-    trainable: tuple[str, ...] = ("*",)
+    trainable: Globs = ("*",)
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss_chunk: PositiveInt = 1024
@@ -424,6 +480,40 @@ class TrainConfig(Config):
         """Checks the fields, and that they go together."""
         super().__post_init__()
         check(bool(self.trainable), "config.trainable is empty: nothing would be trained")
+        if self.steps:
+            self.optimizer.warmup_steps(self.steps)
+            check(
+                self.profile.first_step <= self.steps,
+                f"config.profile.first_step = {self.profile.first_step} lies behind the last update: "
+                f"config.steps = {self.steps}",
+            )
+        names = [part.strip() for part in self.init_from.split(",")]
+        check(
+            not self.init_from or ("" not in names and len(set(names)) == len(names)),
+            f"config.init_from = {self.init_from!r}: expected directories, separated by single commas, none twice",
+        )
+        self._check_samples()
+
+    def _check_samples(self) -> None:
+        """Checks that the rows of a batch can hold samples, and as many as `samples_per_step` says."""
+        batch, image = self.batch, self.model.image
+        tiles = 1 + min(columns * rows for columns, rows in image.grids) if image.is_anyres else 1
+        check(
+            batch.tiles >= tiles,
+            f"config.batch.tiles = {batch.tiles} holds no image: one has {tiles} tiles or more "
+            f"(config.model.image.aspect_ratio = {image.aspect_ratio!r}); set at least {image.max_tiles_per_image}, "
+            "the tiles of the largest grid",
+        )
+        check(
+            batch.tokens > self.model.cells_per_tile,
+            f"config.batch.tokens = {batch.tokens} holds no image and its text: a tile has "
+            f"{self.model.cells_per_tile} vision tokens; raise it",
+        )
+        check(
+            self.data.packing or self.samples_per_step == batch.rows,
+            f"config.samples_per_step = {self.samples_per_step} with config.data.packing = False: a row holds one "
+            f"sample, so an update has config.batch.rows = {batch.rows}; set both to the same number",
+        )
 
     @classmethod
     def from_config_dict(cls, values: ConfigDict | Mapping[str, Any]) -> Self:
@@ -451,9 +541,9 @@ class TrainConfig(Config):
             changes: Values by dotted field name, e.g. {"batch.rows": 16, "model.remat": "full"}.
 
         Raises:
-            ConfigError: A name is unknown, or a value cannot be.
+            ConfigError: A name is unknown, a value cannot be, or a changed setting has no effect with the others.
         """
-        return self._changed(changes.items())
+        return self._changed(list(changes.items()))
 
     def override(self, overrides: Iterable[str]) -> Self:
         """Returns the settings with some fields changed by the texts of a command line, checked again.
@@ -465,9 +555,23 @@ class TrainConfig(Config):
             overrides: Texts FIELD=VALUE, e.g. "optimizer.lr=1e-4"; the type of the field says how the value is read.
 
         Raises:
-            ConfigError: A name is unknown, or a value cannot be.
+            ConfigError: A name is unknown, a value cannot be, or a changed setting has no effect with the others.
         """
         return self._changed(split_overrides(overrides))
 
-    def _changed(self, changes: Iterable[tuple[str, Any]]) -> Self:
-        return type(self).from_config_dict(change_fields(type(self), self.to_dict(), changes))
+    def _changed(self, changes: list[tuple[str, Any]]) -> Self:
+        config = type(self).from_config_dict(change_fields(type(self), self.to_dict(), changes))
+        names = [name for name, _ in changes]
+        check_effects(config, given=names)
+        before, rows = self.batch.rows, config.batch.rows
+        held = round(self.samples_per_step * rows / before)
+        check(
+            rows == before or config.steps > 0 or "samples_per_step" in names or held == config.samples_per_step,
+            f"config.batch.rows = {rows} without config.samples_per_step: {before} rows held {self.samples_per_step} "
+            f"samples, so these hold about {held}; give both, because samples_per_step sets the number of updates",
+        )
+        return config
+
+
+# The fields that training reads.
+TRAINING = tuple(name for name in field_types(TrainConfig) if name not in ("eval", "probe"))

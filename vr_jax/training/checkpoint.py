@@ -220,6 +220,11 @@ class Checkpoints:
         step: int | None = self._manager.best_step()
         return step
 
+    def newest_complete(self) -> int | None:
+        """Returns the step of the newest checkpoint, after the save that is under way; None if there is none."""
+        self.wait()
+        return max(self.steps(), default=None)
+
     def restore_newest(self, abstract: TrainState) -> Restored | None:
         """Restores the newest checkpoint that is complete and undamaged.
 

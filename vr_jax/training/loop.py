@@ -14,19 +14,22 @@ from jax.sharding import Mesh
 
 from vr_jax import distributed, sharding
 from vr_jax.data.skips import SkipStatistics
-from vr_jax.errors import UserError
+from vr_jax.errors import ConfigError, UserError
 from vr_jax.failures import first_error_kept
 from vr_jax.model_directory import generation_of_chat, save_model, stored_params, warm_start
-from vr_jax.settings import DEMO, ProfileSettings, TrainConfig
+from vr_jax.settings import DEMO, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
+from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room
 from vr_jax.training.flops import step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
-from vr_jax.training.optimizer import Params
-from vr_jax.training.program import TrainProgram, build_program, total_steps
+from vr_jax.training.not_finite import FiniteWatch
+from vr_jax.training.profiling import Profiler
+from vr_jax.training.program import TrainProgram, build_program, check_globs, total_steps
 from vr_jax.training.recorder import Recorder
-from vr_jax.training.run_record import EXPORT_FOLDER, PROFILE_FOLDER, check_data, claim, write_run_record
+from vr_jax.training.run_record import EXPORT_FOLDER, check_data, claim, write_run_record
+from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
 
@@ -52,11 +55,13 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
 
     Raises:
         UserError: The settings, data, weights or checkpoints cannot be used. Of its subclasses, `TooManySkips`,
-            `NonFiniteLoss` and `Preempted` end a run that has begun.
+            `NotFinite` and `Preempted` end a run that has begun.
     """
     # Of several processes one may lack a file or have other settings. Each part of the start that needs no other
     # process is done in `together`, so that all of them end with the error of one.
     workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
+    fit = distributed.together(lambda: fit_batch(config, mesh.shape["replica"], mesh.shape["fsdp"]))
+    config = fit.config
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
 
     with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR), distributed.told():
@@ -75,23 +80,34 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
             restored = checkpoints.restore_newest(program.abstract)
             start = restored.step if restored is not None else 0
+            watch = FiniteWatch(config, workdir, mesh, start=start, newest_checkpoint=checkpoints.newest_complete)
+            _check_end(start, total, config, data.samples, checkpoints.directory)
             distributed.together(lambda: _check_start(workdir, config, program, data, start, total))
             if restored is not None:
                 state = restored.state
                 distributed.together(lambda: _resume(restored, config, data.iterator, skip_statistics))
             else:
                 state = _initial_state(config, program)
-            write_run_record(workdir, config, program, step=start, total_steps=total, run=run, data=data.data)
-            _log_summary(config, program, data.samples, start, total)
+                watch.parameters(0, {**state.params, **state.frozen}, "trained")
+            if start == total:
+                logger.info("finished: step %d is the last of the run, nothing is left to train", start)
+                watch.parameters(start, state.params, "exported")
+                export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
+                return
+            write_run_record(
+                workdir, config, program, step=start, total_steps=total, batch=fit.rule, run=run, data=data.data
+            )
+            log_start(config, program, samples=data.samples, start=start, total=total, rule=fit.rule)
 
             first = distributed.is_first()
             with (
                 MetricsWriter(workdir, resume_step=start, tensorboard=config.tensorboard, active=first) as writer,
                 Progress(start=start, total=total, active=first) as progress,
+                Profiler(config.profile, workdir, start=start, total=total) as profiler,
             ):
-                recorder = Recorder(step_flops(program.model, program.trainable), workdir, writer, progress)
+                recorder = Recorder(config, step_flops(program.model, program.trainable), watch, writer, progress)
                 for step in range(start + 1, total + 1):
-                    _start_profile(config.profile, step, workdir)
+                    profiler.before(step)
                     waited = time.perf_counter()
                     host_batch = next(data.iterator)
                     waited = time.perf_counter() - waited
@@ -103,13 +119,14 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     state, metrics = program.step(state, batch)
                     recorder.push(step, metrics, host_batch.record_ids, waited)
 
-                    _stop_profile(config.profile, step, workdir, metrics)
+                    profiler.after(step, metrics)
                     checkpoints.poll()
                     stop = preemption.reached(step)
                     if stop or step == total or step % saved.every == 0:
-                        # A state after a step that was not finite is never saved. Of several processes one may have
-                        # too many unusable samples: all learn it here, since none may leave the others waiting.
+                        # A state that is not finite is never saved, and so never exported. Of several processes one may
+                        # have too many unusable samples: all learn it here, since none may leave the others waiting.
                         recorder.flush()
+                        watch.parameters(step, state.params, "saved or exported")
                         distributed.together(skip_statistics.check)
                         checkpoints.save(
                             step,
@@ -122,8 +139,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     if stop and step < total:
                         checkpoints.wait()
                         raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
-            if start < total:
-                distributed.together(lambda: skip_statistics.check(final=True))
+            distributed.together(lambda: skip_statistics.check(final=True))
             checkpoints.wait()
             export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
 
@@ -134,7 +150,7 @@ def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
     refuse_buckets(config, unless=("config.eval.", "config.probe."))
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
-    tree.trainable(config.trainable)
+    check_globs(config, tree)
     for line in sharding.unsharded(tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
     return workdir, mesh, tree
@@ -208,35 +224,18 @@ def _resume(
     logger.info("continuing from step %d", restored.step)
 
 
-def _log_summary(config: TrainConfig, program: TrainProgram, samples: int, start: int, total: int) -> None:
-    def millions(params: Params) -> float:
-        return sum(math.prod(leaf.shape) for leaf in params.values()) / 1e6
-
-    logger.info(
-        "%.2f M parameters trained, %.2f M frozen; mesh %s on %s; steps %d..%d, %d samples, about %g per step",
-        millions(program.abstract.params),
-        millions(program.abstract.frozen),
-        " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items()),
-        program.mesh.devices.flat[0].device_kind,
-        start + 1,
-        total,
-        samples,
-        config.samples_per_step,
+def _check_end(step: int, total: int, config: TrainConfig, samples: int, folder: Path) -> None:
+    """Raises ConfigError where a run would end before the checkpoint that it continues from."""
+    if step <= total:
+        return
+    if config.steps:
+        found = f"config.steps = {config.steps}"
+    else:
+        found = f"config.epochs = {config.epochs:g} of {samples} samples, which are {total} updates"
+    raise ConfigError(
+        f"{found}: the checkpoint in {folder} is at step {step}, beyond the end of the run; raise it to {step} or "
+        "more, or use another workdir"
     )
-
-
-def _start_profile(profile: ProfileSettings, step: int, workdir: Path) -> None:
-    """Starts the profiler's trace before its first step."""
-    if profile.steps and step == profile.first_step:
-        jax.profiler.start_trace(str(workdir / PROFILE_FOLDER))
-
-
-def _stop_profile(profile: ProfileSettings, step: int, workdir: Path, result: Any) -> None:
-    """Ends the trace after its last step, once the devices have computed it."""
-    if profile.steps and step == profile.first_step + profile.steps - 1:
-        jax.block_until_ready(result)
-        jax.profiler.stop_trace()
-        logger.info("profiler trace of steps %d..%d in %s", profile.first_step, step, workdir / PROFILE_FOLDER)
 
 
 def export_state(
@@ -287,6 +286,8 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
         if restored is None:
             raise UserError(f"{workdir} has no checkpoint to export")
         logger.info("exporting step %d", restored.step)
+        watch = FiniteWatch(config, workdir, mesh, start=restored.step, newest_checkpoint=checkpoints.newest_complete)
+        watch.parameters(restored.step, restored.state.params, "exported")
         tokenizer = distributed.together(lambda: inputs.tokenizer_directory(config, workdir))
         export_state(workdir, program.tree, restored.state, tokenizer, owner=run)
 

@@ -5,9 +5,9 @@ The defaults follow LLaVA-NeXT's scripts, that is Hugging Face's Trainer (docs/d
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import optax
@@ -42,8 +42,11 @@ def make_schedule(settings: OptimizerSettings, total_steps: int) -> Schedule:
 
     Returns:
         A function from the number of an update, 0 for the first, to its learning rate.
+
+    Raises:
+        ConfigError: All updates would be warm-up.
     """
-    warmup = math.ceil(total_steps * settings.warmup_ratio)
+    warmup = settings.warmup_steps(total_steps)
     decay: Schedule
     if settings.schedule == "constant":
         decay = optax.constant_schedule(settings.lr)
@@ -66,15 +69,10 @@ def make_optimizer(
         paths: The paths of the trained parameters. The optimizer works on a dictionary with these keys.
 
     Raises:
-        ConfigError: A group of `lr_groups` matches no trained parameter.
+        ConfigError: A group of `lr_groups` has no effect, or all learning rates are 0.
     """
     paths = list(paths)
-    for glob, _ in settings.lr_groups:
-        if not any(matches(path, [glob]) for path in paths):
-            raise ConfigError(
-                f"config.optimizer.lr_groups: {glob!r} matches no trained parameter; "
-                "correct the glob, or add what it should match to config.trainable"
-            )
+    check_groups(settings, paths, [])
     # The schedule is that of `lr`; a group's updates are scaled by the ratio of the two learning rates.
     factors = {
         path: next((lr for glob, lr in settings.lr_groups if matches(path, [glob])), settings.lr) / settings.lr
@@ -95,6 +93,50 @@ def make_optimizer(
         optax.stateless(scale_groups),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def no_match(field: str, glob: str, paths: Sequence[str]) -> ConfigError:
+    """Returns the error of a glob that matches none of the model's parameters, with the nearest names."""
+    parts = [path.split(".") for path in paths]
+    beginnings = dict.fromkeys(".".join(part[:length]) for part in parts for length in range(1, len(part)))
+    known = [*(f"{begin}.*" for begin in beginnings), *paths]
+    near = difflib.get_close_matches(glob, known, 3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    tops = sorted({".".join(part[:2]) for part in parts})
+    return ConfigError(f"{field}: {glob!r} matches no parameter; {hint}there are {', '.join(tops)}")
+
+
+def check_groups(settings: OptimizerSettings, trained: list[str], frozen: list[str]) -> None:
+    """Checks that every group of `lr_groups` has an effect and that something is trained.
+
+    Args:
+        settings: The learning rates.
+        trained: The paths of the trained parameters.
+        frozen: The paths of the other parameters.
+
+    Raises:
+        ConfigError: A group has no effect, or all learning rates are 0.
+    """
+    left = trained
+    for glob, _ in settings.lr_groups:
+        where = "config.optimizer.lr_groups"
+        if not any(matches(path, [glob]) for path in [*trained, *frozen]):
+            raise no_match(where, glob, [*trained, *frozen])
+        if not any(matches(path, [glob]) for path in trained):
+            raise ConfigError(
+                f"{where}: {glob!r} matches frozen parameters only; add what it should match to config.trainable, or "
+                "drop it"
+            )
+        if not any(matches(path, [glob]) for path in left):
+            raise ConfigError(
+                f"{where}: {glob!r} has no effect, because globs before it match all its parameters and the first "
+                "match counts; put it before them"
+            )
+        left = [path for path in left if not matches(path, [glob])]
+    if not left and not any(lr for _, lr in settings.lr_groups):
+        raise ConfigError(
+            "config.optimizer.lr_groups gives every trained parameter the learning rate 0: nothing would be trained"
+        )
 
 
 def optimizer_shardings(

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import optax
 from jax.sharding import Mesh
 
+from vr_jax.errors import ConfigError
+from vr_jax.fields import MAX_INT
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.settings import TrainConfig
 from vr_jax.sharding import batch_sharding
-from vr_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from vr_jax.training.optimizer import Schedule, check_groups, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state
 from vr_jax.training.step import TrainStep, make_train_step
 
@@ -61,6 +63,7 @@ def build_program(config: TrainConfig, mesh: Mesh, total_steps: int, tree: Model
     """
     tree = tree or ModelTree(config.model)
     trainable = tree.trainable(config.trainable)
+    check_globs(config, tree)
     schedule = make_schedule(config.optimizer, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule, trainable)
     abstract = abstract_state(tree, optimizer, trainable, mesh, config.frozen_dtype)
@@ -75,9 +78,30 @@ def build_program(config: TrainConfig, mesh: Mesh, total_steps: int, tree: Model
     return TrainProgram(config.model, mesh, tree, trainable, schedule, optimizer, abstract, step)
 
 
+def check_globs(config: TrainConfig, tree: ModelTree) -> None:
+    """Checks that every glob of the settings stands for parameters of the model.
+
+    Raises:
+        ConfigError: A glob matches none, or has no effect.
+    """
+    trainable = set(tree.trainable(config.trainable))
+    trained = [path for path in tree.shapes if path in trainable]
+    check_groups(config.optimizer, trained, [path for path in tree.shapes if path not in trainable])
+
+
 def total_steps(config: TrainConfig, samples: int) -> int:
-    """Returns the number of updates of a run whose epoch has the given number of samples."""
-    return config.steps or max(1, math.ceil(config.epochs * samples / config.samples_per_step))
+    """Returns the number of updates of a run whose epoch has the given number of samples.
+
+    Raises:
+        ConfigError: There would be none, or more than can be counted.
+    """
+    total = config.steps or math.ceil(config.epochs * samples / config.samples_per_step)
+    if not 1 <= total <= MAX_INT:
+        raise ConfigError(
+            f"config.epochs = {config.epochs:g} of {samples} samples at config.samples_per_step = "
+            f"{config.samples_per_step} are {total} updates: expected 1..{MAX_INT}"
+        )
+    return total
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:

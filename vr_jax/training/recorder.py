@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
-from vr_jax import distributed
+from vr_jax.settings import TrainConfig
 from vr_jax.training.flops import StepFlops, peak_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
+from vr_jax.training.not_finite import FiniteWatch
 from vr_jax.training.step import Metrics
-from vr_jax.training.stopping import stop_not_finite
+
+_STEPS_TO_AVERAGE = 20  # after so many steps the samples of an update are compared with what the config says
+_FAR = 1.25  # a factor by which they may differ
+
+logger = logging.getLogger("vr_jax.training")
 
 
 @dataclass
@@ -32,16 +36,20 @@ class Recorder:
     The time of a step is that from the completion of the one before it to its own.
     """
 
-    def __init__(self, flops: StepFlops, workdir: Path, writer: MetricsWriter, progress: Progress):
+    def __init__(
+        self, config: TrainConfig, flops: StepFlops, watch: FiniteWatch, writer: MetricsWriter, progress: Progress
+    ):
         """Starts the clock.
 
         Args:
+            config: The settings of the run.
             flops: The operations of a step per unit of work.
-            workdir: Folder of the run.
+            watch: What ends the run on a number that is not finite.
             writer: Where the records go.
             progress: The progress bar.
         """
-        self._flops, self._workdir = flops, workdir
+        self._config, self._flops, self._watch = config, flops, watch
+        self._samples: list[float] = []
         self._writer, self._progress = writer, progress
         peak = peak_flops(jax.devices()[0])
         self._peak = peak * jax.device_count() if peak else None
@@ -59,7 +67,7 @@ class Recorder:
             waited: Seconds that the loop waited for the batch.
 
         Raises:
-            NonFiniteLoss: The step before has a loss or a gradient that is not finite.
+            NotFinite: The step before has a loss or a gradient that is not finite.
         """
         self.flush()
         self._pending = _Pending(step, metrics, [name for row in record_ids for name in row], waited)
@@ -68,7 +76,7 @@ class Recorder:
         """Writes the step that is still pending.
 
         Raises:
-            NonFiniteLoss: It has a loss or a gradient that is not finite.
+            NotFinite: It has a loss or a gradient that is not finite.
         """
         if self._pending is None:
             return
@@ -76,10 +84,8 @@ class Recorder:
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         seconds = time.perf_counter() - self._completed
         self._completed += seconds
-        loss, grad_norm = values["loss"], values["grad_norm"]
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            ids = [name for part in distributed.gather(done.record_ids) for name in part]
-            stop_not_finite(done.step, loss, grad_norm, ids, self._workdir)
+        self._watch.step(done.step, values["loss"], values["grad_norm"], done.record_ids)
+        self._compare_samples(values["samples"])
         work = self._flops.total(**{unit: values[unit] for unit in ("tiles", "tokens", "pairs", "targets")})
         numbers: dict[str, float | None] = {
             **{name: values[name] for name in ("loss", "lr", "grad_norm", "samples", "tokens", "targets", "tiles")},
@@ -89,9 +95,27 @@ class Recorder:
             "data_wait": min(1.0, done.waited / seconds),
             "mfu": work / seconds / self._peak if self._peak else None,
         }
-        self._losses.append(loss)
+        self._losses.append(values["loss"])
         self._writer.write(done.step, numbers)
         self._progress.update(done.step, numbers)
+
+    def _compare_samples(self, samples: float) -> None:
+        """Says once whether updates hold as many samples as the settings say, where those set the number of updates."""
+        if self._config.steps or len(self._samples) == _STEPS_TO_AVERAGE:
+            return
+        self._samples.append(samples)
+        if len(self._samples) < _STEPS_TO_AVERAGE:
+            return
+        found, expected = sum(self._samples) / _STEPS_TO_AVERAGE, self._config.samples_per_step
+        if not expected / _FAR <= found <= expected * _FAR:
+            logger.warning(
+                "an update holds %.1f samples where config.samples_per_step = %d: the run will see %.2f epochs of its "
+                "data where config.epochs = %g",
+                found,
+                expected,
+                self._config.epochs * found / expected,
+                self._config.epochs,
+            )
 
     def mean_loss_since_last_save(self) -> float:
         """Returns the mean loss of the steps written since the last call."""

@@ -95,6 +95,7 @@ def write_run_record(
     *,
     step: int,
     total_steps: int,
+    batch: str = "",
     run: str = "",
     data: Mapping[str, Any] | None = None,
 ) -> None:
@@ -106,6 +107,7 @@ def write_run_record(
         program: The computation of the run.
         step: Number of updates done before this start.
         total_steps: Number of updates of the run.
+        batch: A sentence that tells the samples of an update and the rule for the learning rate.
         run: The identity of the run (`claim`).
         data: What tells the data apart (`vr_jax.data.fingerprint`).
 
@@ -123,6 +125,7 @@ def write_run_record(
             "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "first_step": step + 1,
             "total_steps": total_steps,
+            "batch": batch,
             "config": config.to_dict(),
             "versions": versions(),
             "git": git_commit(),

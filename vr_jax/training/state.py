@@ -18,7 +18,7 @@ from vr_jax.errors import ConfigError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.pytree import array_dataclass
-from vr_jax.training.optimizer import Params, matches, optimizer_shardings
+from vr_jax.training.optimizer import Params, matches, no_match, optimizer_shardings
 
 
 @array_dataclass
@@ -86,8 +86,7 @@ class ModelTree:
         globs = list(globs)
         for glob in globs:
             if not any(matches(path, [glob]) for path in self.shapes):
-                tops = sorted({".".join(path.split(".")[:2]) for path in self.shapes})
-                raise ConfigError(f"config.trainable: {glob!r} matches no parameter; there are {', '.join(tops)}")
+                raise no_match("config.trainable", glob, list(self.shapes))
         return tuple(path for path in self.shapes if matches(path, globs))
 
 

@@ -1,23 +1,15 @@
-"""Ends a run before its last step: on a signal that asks for it, or on a loss that is not finite."""
+"""Ends a run before its last step on a signal that asks for it."""
 
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
 
-from vr_jax.errors import EXIT_NOT_FINITE, EXIT_PREEMPTED, UserError
-from vr_jax.storage import write_json
-
-
-class NonFiniteLoss(UserError):
-    """The loss or the gradient is NaN or infinite; the message names the step and the samples of its batch."""
-
-    exit_code = EXIT_NOT_FINITE
+from vr_jax.errors import EXIT_PREEMPTED, UserError
 
 
 class Preempted(UserError):
@@ -62,26 +54,3 @@ class Preemption:
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._asked
-
-
-def stop_not_finite(step: int, loss: float, grad_norm: float, record_ids: list[str], workdir: Path) -> NoReturn:
-    """Writes the samples of a bad batch to `<workdir>/non_finite_batch.json` and ends the run.
-
-    Args:
-        step: The step of the batch.
-        loss: Its loss.
-        grad_norm: The norm of its gradient.
-        record_ids: Its samples on all processes.
-        workdir: Folder of the run.
-
-    Raises:
-        NonFiniteLoss: Always.
-    """
-    path = workdir / "non_finite_batch.json"
-    if jax.process_index() == 0:
-        found = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "record_ids": record_ids}
-        write_json(path, found)
-    raise NonFiniteLoss(
-        f"step {step}: loss {loss}, gradient norm {grad_norm}; this step was not saved, the last checkpoint is good. "
-        f"Samples of the batch (also in {path}): {', '.join(record_ids)}"
-    )

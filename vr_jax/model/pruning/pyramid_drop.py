@@ -9,12 +9,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from vr_jax.fields import Fraction, PositiveInt, Range, check, check_increasing
+from vr_jax.fields import Fraction, NoEffect, PositiveFraction, PositiveInt, check, check_increasing
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
 from vr_jax.model.pruning.dropping import compact, counts, drop, row_length, strongest, vision_tokens
 from vr_jax.model.registry import ForwardPass, PrunerConfig
@@ -35,9 +35,18 @@ class PyramidDropConfig(PrunerConfig, name="pyramid_drop"):
         budget: The mean fraction of vision tokens over all layers, where `ratios` is None.
     """
 
+    no_effect: ClassVar = (
+        NoEffect(
+            ("budget",),
+            "ratios",
+            lambda own: own.ratios is not None and own.layers is not None,
+            "layers and ratios are given",
+        ),
+    )
+
     layers: tuple[PositiveInt, ...] | None = None
     ratios: tuple[Fraction, ...] | None = None
-    budget: Annotated[float, Range(0, 1, open_low=True)] = 1 / 9
+    budget: PositiveFraction = 1 / 9
 
     def __post_init__(self) -> None:
         """Checks the fields."""

@@ -21,7 +21,7 @@ from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from vr_jax.fields import NonNegativeInt, PositiveInt, check
+from vr_jax.fields import NoEffect, NonNegativeInt, PositiveInt, check
 from vr_jax.kernels.attention import attention
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import (
@@ -87,6 +87,36 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
         (r".+\.output\.kernel", P("tensor", "fsdp")),
         (r".+\.output\.bias", P(None)),
         (r".+\.level_embed", P()),
+    )
+
+    no_effect: ClassVar = (
+        NoEffect(
+            ("points",),
+            "interaction",
+            lambda own: own.interaction != "deformable",
+            "only the deformable interaction samples points",
+        ),
+        NoEffect(
+            ("cross_attention",),
+            "interaction",
+            lambda own: own.interaction == "deformable",
+            "the deformable interaction has one way to be computed",
+        ),
+        NoEffect(
+            ("kernel",), "interaction", lambda own: own.interaction != "local", "only the local interaction has kernels"
+        ),
+        NoEffect(
+            ("kernel",),
+            "cross_attention",
+            lambda own: own.cross_attention == "plain",
+            "only the absorbed attention has kernels",
+        ),
+        NoEffect(
+            ("self_heads", "self_scope", "newline_in_self", "self_positions", "text_pool", "order"),
+            "self_attention",
+            lambda own: not own.self_attention,
+            "there is no self-attention",
+        ),
     )
 
     interaction: Literal["local", "deformable", "global"] = "local"
