@@ -114,7 +114,7 @@ def test_operations_in_the_compiled_program_are_those_asked_for(plan):
 def test_operations_of_the_paper_s_config_are_the_analytic_ones():
     """Phase 2 at 0.5B, one full row: the formula of vr_jax/training/flops.py, what remat repeats, and nothing else."""
     topology = open_topology("cpu:1")
-    config = load_config(f"{CONFIG_FILE}:phase2", ["batch.rows=1", "model.attention=xla"])
+    config = load_config(f"{CONFIG_FILE}:phase2", ["batch.rows=1", "samples_per_step=4", "model.attention=xla"])
     program = build_program(config, sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices), 1000)
     found = matmul_flops(trace_step(topology, config, program).jaxpr.jaxpr)
     tokens, tiles = config.batch.tokens, config.batch.tiles
