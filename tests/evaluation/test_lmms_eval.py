@@ -106,9 +106,9 @@ def test_equal_settings_share_batches():
 
 def test_arguments_of_lmms_eval():
     options = Options.of(
-        {"pretrained": "a/b", "batch_size": "8", "fsdp": -1.0, "max_batch_size": None, "dtype": "auto"}
+        {"pretrained": "models/", "batch_size": "8", "fsdp": -1.0, "max_batch_size": None, "dtype": "auto"}
     )
-    assert (str(options.checkpoint), options.batch_size, options.fsdp, options.dtype) == ("a/b", 8, -1, None)
+    assert (str(options.checkpoint), options.batch_size, options.fsdp, options.dtype) == ("models", 8, -1, None)
     assert Options.of({"checkpoint": 12, "batch_size": "auto:4"}).batch_size == 16
 
 
