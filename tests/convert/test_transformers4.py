@@ -35,7 +35,8 @@ from PIL import Image
 folder, image, question, new_tokens = sys.argv[1:]
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
-processor = transformers.AutoProcessor.from_pretrained(folder, **OPTIONS)
+processor = transformers.AutoProcessor.from_pretrained(folder)
+processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, **OPTIONS)
 messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = processor(images=[Image.open(image).convert("RGB")], text=prompt, return_tensors="pt")
