@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from etils import epath
 
@@ -98,7 +98,8 @@ def snapshot(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     # The first base is the error of the hub's HTTP client (httpx or httpx2), from which its timeouts derive, too.
-    network_errors = HfHubHTTPError.__bases__
+    network_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
+    errors: tuple[type[Exception], ...] = (LocalEntryNotFoundError, HFValidationError, OSError, *network_errors)
 
     try:
         return Path(
@@ -109,7 +110,7 @@ def snapshot(
                 ignore_patterns=None if ignore is None else list(ignore),
             )
         )
-    except (LocalEntryNotFoundError, HFValidationError, OSError, *network_errors) as error:
+    except errors as error:
         raise HubError(_reason(error)) from error
 
 

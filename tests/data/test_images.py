@@ -11,7 +11,7 @@ from tests.data.samples import chat, png, small_config
 from vr_jax.data.images import FORMATS, MAX_PIXELS, decode_rgb, open_image, size_of
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
-from vr_jax.settings.train_config import DataSettings
+from vr_jax.settings import DataSettings
 
 GREY = np.linspace(0, 1, 64).reshape(8, 8)
 EIGHT_BITS = np.rint(GREY * 255)

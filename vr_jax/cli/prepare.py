@@ -80,9 +80,9 @@ def _check_flags(flags: PrepareFlags) -> None:
     else:
         if flags.to is None:
             raise UsageError("--to is missing: Folder that the prepared set is written to.")
-        for name, given in {"config": flags.config, "page": flags.page, "config.FIELD": flags.overrides}.items():
-            if given:
-                raise UsageError(f"--{name} has no effect without --check")
+        checked = {"config": flags.config, "page": flags.page, "config.FIELD": flags.overrides}
+        for name in (name for name, value in checked.items() if value):
+            raise UsageError(f"--{name} has no effect without --check")
 
 
 def _open(flags: PrepareFlags, *, split: str = "train") -> Source:

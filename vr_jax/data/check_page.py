@@ -78,7 +78,8 @@ def pieces_of(example: Example, tokenizer: Any) -> list[Piece]:
 
 
 def _shortened(pieces: list[Piece]) -> list[Piece]:
-    kept, left = [], CHARACTERS
+    kept: list[Piece] = []
+    left = CHARACTERS
     for piece in pieces:
         if len(piece.text) > left:
             return [*kept, Piece(piece.kind, piece.text[:left]), Piece("text", " ... (the rest is not shown)")]

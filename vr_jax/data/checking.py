@@ -92,7 +92,7 @@ class DataReport:
 
 
 def _percentile(value: float) -> str:
-    return {0: "min", 100: "max"}.get(value, f"{value:g} %")
+    return "min" if value == 0 else "max" if value == 100 else f"{value:g} %"
 
 
 @dataclass(frozen=True)

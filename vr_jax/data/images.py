@@ -220,13 +220,11 @@ def _converted(image: Image.Image, name: str) -> Image.Image:
 def _scaled_integers(image: Image.Image, name: str, tags: Mapping[int, Any]) -> UInt8[np.ndarray, "H W"]:
     """Scales integers of more than 8 bits by their depth."""
     values = np.asarray(image)
-    bits = 16
-    if image.mode.startswith("I;16"):
-        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    elif image.format not in ("PNG", "PPM"):  # These have at most 16 bits, which Pillow may hold in 32.
-        values = None
-    white = (1 << bits) - 1
-    if values is None or values.min(initial=0) < 0 or values.max(initial=0) > white:
+    short = image.mode.startswith("I;16")
+    white = (1 << (tags.get(_BITS_PER_SAMPLE, (16,))[0] if short else 16)) - 1
+    # PNG and PPM have at most 16 bits, which Pillow may hold in 32.
+    known = short or image.format in ("PNG", "PPM")
+    if not known or values.min(initial=0) < 0 or values.max(initial=0) > white:
         raise SkipRecord(
             "image_mode",
             f"{name} has signed integers or integers of 32 bits, of which no value is known to be white; convert it to "

@@ -1,21 +1,16 @@
 """The settings of a run: `TrainConfig`, and `load_config`, which reads it from a config file."""
 
+from vr_jax.settings.command_settings import EvaluationSettings, ProbeSettings
 from vr_jax.settings.config_files import load_config, read_config_file, split_variant
-from vr_jax.settings.train_config import (
-    DEMO,
-    TRAINING,
+from vr_jax.settings.data_settings import DEMO, DataSettings, DemoDataSettings, SourceSettings
+from vr_jax.settings.run_settings import (
     BatchSettings,
     CheckpointSettings,
-    DataSettings,
-    DemoDataSettings,
-    EvaluationSettings,
     MeshSettings,
     OptimizerSettings,
-    ProbeSettings,
     ProfileSettings,
-    SourceSettings,
-    TrainConfig,
 )
+from vr_jax.settings.train_config import TRAINING, TrainConfig
 
 __all__ = [
     "DEMO",

@@ -1,0 +1,126 @@
+"""The settings of the training data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal
+
+from vr_jax.fields import Config, Fraction, PositiveInt, Range, Seed, check
+from vr_jax.path_text import OptionalPathsText, OptionalPathText, PathsText
+
+# The name of the data format, and of the tokenizer, that need no files.
+DEMO: Final = "demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoDataSettings(Config):
+    """The generated images of the format "demo".
+
+    Attributes:
+        size: Number of images.
+        seed: Seed of all images.
+        turns: Questions about an image, as far as it has that many.
+    """
+
+    size: PositiveInt = 10_000
+    seed: Seed = 0
+    turns: PositiveInt = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings(Config):
+    """One of several places that the samples of a run come from (docs/data.md#several-sources).
+
+    Attributes:
+        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub; several with commas between.
+        images: Folder that image paths are relative to. When empty, it is the folder of each data file.
+        format: Name of the file format. When empty, it follows from the file's name.
+        split: Split to read where a folder has several.
+        follow_links: Whether symbolic links inside the image folder may lead out of it.
+    """
+
+    path: PathsText
+    images: OptionalPathText = ""
+    format: Literal["", "llava_json", "llava_parquet", "array_record"] = ""
+    split: str = "train"
+    follow_links: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Config):
+    """Which samples a run reads, and how they become batches (docs/data.md).
+
+    The fields from `path` to `follow_links` describe one source, as those of `SourceSettings` do. `sources` takes their
+    place where there are several.
+
+    Attributes:
+        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub; several with commas between.
+        images: Folder that image paths are relative to. When empty, it is the folder of each data file.
+        format: Name of the file format. When empty, it follows from the file's name. "demo" generates images as long as
+            `path` and `sources` are empty.
+        split: Split to read where a folder has several.
+        follow_links: Whether symbolic links inside the image folder may lead out of it.
+        sources: Several sources, which follow one another as one. Each has its own images, format and split.
+        demo: The generated images of the format "demo".
+        template: Name of the conversation template.
+        label_quirk: Whether the targets are exactly those of LLaVA's code, with its known oddities
+            (docs/design/methods.md#labels), rather than the answers only.
+        packing: Whether several samples share a row.
+        shuffle: Whether the order of the samples is drawn anew for each epoch.
+        exif_rotation: Whether images are turned as their EXIF orientation says, which LLaVA does not.
+        workers: Processes that decode images and tokenise. With 0, threads of the training process do it.
+        allow_changed: Whether a run may continue although the data files changed since its last start.
+        max_skipped: Share of unusable samples above which training stops.
+        max_pixels: Largest number of pixels of an image. A larger one makes its sample unusable, because it may be a
+            small file that fills the memory.
+    """
+
+    path: OptionalPathsText = ""
+    images: OptionalPathText = ""
+    format: Literal["", "llava_json", "llava_parquet", "array_record", "demo"] = ""
+    split: str = "train"
+    follow_links: bool = False
+    sources: tuple[SourceSettings, ...] = ()
+    demo: DemoDataSettings = field(default_factory=DemoDataSettings)
+    template: Literal["qwen_1_5", "plain"] = "qwen_1_5"
+    label_quirk: bool = True
+    packing: bool = True
+    shuffle: bool = True
+    exif_rotation: bool = False
+    workers: Annotated[int, Range(0, 1024)] = 4
+    allow_changed: bool = False
+    max_skipped: Fraction = 0.01
+    max_pixels: Annotated[int, Range(1, 178_956_970)] = 89_478_485  # Pillow opens no larger image.
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that one source and several are not both given."""
+        super().__post_init__()
+        one = {"path": self.path, "images": self.images, "follow_links": self.follow_links}
+        one["format"] = "" if self.format == DEMO else self.format
+        given = [f"config.data.{name} = {value!r}" for name, value in one.items() if value]
+        given += [f"config.data.split = {self.split!r}"] * (self.split != "train")
+        check(
+            not (self.sources and given),
+            f"config.data.sources and {', '.join(given)} are both set; give the fields of each source in "
+            "config.data.sources, or leave it empty",
+        )
+
+    @property
+    def generated(self) -> bool:
+        """Whether the samples are the demo's generated images."""
+        return self.format == DEMO and not self.path and not self.sources
+
+    @property
+    def all_sources(self) -> tuple[SourceSettings, ...]:
+        """The sources of the samples; empty if there is none, or if the samples are generated."""
+        if self.sources or not self.path:
+            return self.sources
+        return (
+            SourceSettings(
+                path=self.path,
+                images=self.images,
+                format="" if self.format == DEMO else self.format,
+                split=self.split,
+                follow_links=self.follow_links,
+            ),
+        )

@@ -1,0 +1,160 @@
+"""The settings of the batch, the optimizer, the mesh, the checkpoints and the profiler."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from vr_jax.fields import (
+    Config,
+    NoEffect,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Text,
+    check,
+)
+
+AxisSize = Annotated[int, Range(-1, 2**20)]
+# The decay of a moment is below 1 in float32 too, where 1 - b ** t divides.
+Decay = Annotated[float, Range(0, 0.999999)]
+BelowOne = Annotated[float, Range(0, 1, open_high=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(Config):
+    """The static shapes of the global batch of one update.
+
+    Attributes:
+        rows: Rows of the batch, over all devices and micro-batches.
+        tokens: Token slots of a row.
+        tiles: Image tile slots of a row.
+        accumulation: Micro-batches of an update. Their gradients are summed.
+        raise_rows: What is done where the mesh or `accumulation` does not divide `rows`. "refuse" is an error. The
+            others raise the rows to the next multiple and `samples_per_step` with them, and name the rule for the
+            learning rates: they are kept, multiplied by the factor of the samples, or by its square root.
+    """
+
+    rows: PositiveInt = 8
+    tokens: PositiveInt = 2048
+    tiles: PositiveInt = 10
+    accumulation: PositiveInt = 1
+    raise_rows: Literal["refuse", "keep_lr", "linear_lr", "sqrt_lr"] = "refuse"
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
+        super().__post_init__()
+        check(
+            self.rows % self.accumulation == 0 or self.raise_rows != "refuse",
+            f"config.batch.rows = {self.rows} is not divisible by config.batch.accumulation = {self.accumulation}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Config):
+    """AdamW and its learning rate; the defaults are those of LLaVA-NeXT's scripts (Hugging Face's Trainer).
+
+    Attributes:
+        lr: Learning rate at the end of the warm-up.
+        schedule: "cosine" decays the learning rate to 0 at the last step, "constant" keeps it.
+        warmup_ratio: Share of all steps, rounded up, in which the learning rate rises linearly from 0.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay. Biases and norm scales are never decayed.
+        clip_norm: Largest norm of the gradient of all trained parameters together; a longer one is scaled down.
+        lr_groups: Pairs of a glob of parameter paths and the learning rate of what it matches, e.g.
+            (("encoder.*", 2e-6),). The first match counts; all other parameters have `lr`.
+    """
+
+    lr: PositiveFloat = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: BelowOne = 0.03
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat = 1.0
+    lr_groups: tuple[tuple[Text, NonNegativeFloat], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
+        super().__post_init__()
+        globs = [glob for glob, _ in self.lr_groups]
+        for i, glob in enumerate(globs):
+            check(glob not in globs[:i], f"config.optimizer.lr_groups has {glob!r} twice; drop one, the first counts")
+
+    def warmup_steps(self, total: int) -> int:
+        """Returns how many of the updates of a run belong to the warm-up. The only update of a run does not.
+
+        Raises:
+            ConfigError: All updates of a run of several would.
+        """
+        steps = math.ceil(total * self.warmup_ratio) if total > 1 else 0
+        check(
+            steps < total,
+            f"config.optimizer.warmup_ratio = {self.warmup_ratio} makes all {total} updates a warm-up, which never "
+            "reaches config.optimizer.lr; lower it, or train for more steps",
+        )
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshSettings(Config):
+    """Sizes of the device mesh's axes. One of them may be -1: it takes the remaining devices.
+
+    Attributes:
+        replica: Copies of the parameters; each computes its own part of the batch.
+        fsdp: Devices that share the parameters of a copy and its part of the batch.
+        tensor: Devices that share each layer's computation.
+    """
+
+    replica: AxisSize = 1
+    fsdp: AxisSize = -1
+    tensor: AxisSize = 1
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that they go together."""
+        super().__post_init__()
+        sizes = {"replica": self.replica, "fsdp": self.fsdp, "tensor": self.tensor}
+        for axis, size in sizes.items():
+            check(size != 0, f"config.mesh.{axis} = 0: expected a positive number, or -1 for the remaining devices")
+        check(
+            list(sizes.values()).count(-1) <= 1,
+            f"config.mesh = {sizes}: at most one axis may be -1, which takes the remaining devices",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Config):
+    """When checkpoints are written and which are kept (docs/checkpoints.md).
+
+    Attributes:
+        every: Steps from one checkpoint to the next. The last step is always saved.
+        keep_last: How many of the newest checkpoints are kept. A run continues from the newest, so there is one.
+        keep_best: How many of those with the lowest mean training loss are kept besides.
+    """
+
+    every: PositiveInt = 500
+    keep_last: PositiveInt = 3
+    keep_best: NonNegativeInt = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings(Config):
+    """Which steps are traced by the profiler into `<workdir>/profile`.
+
+    Attributes:
+        first_step: First traced step, counted from 1. With 0, it is the first one of each start of the run.
+        steps: Number of traced steps. With 0, nothing is traced.
+    """
+
+    no_effect: ClassVar = (
+        NoEffect(("first_step",), "steps", lambda own: own.steps == 0, "nothing is traced; set the number of steps"),
+    )
+
+    first_step: NonNegativeInt = 0
+    steps: NonNegativeInt = 0
