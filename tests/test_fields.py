@@ -158,7 +158,7 @@ def test_messages_name_the_path_of_a_nested_field():
         Outer.from_dict({"many": [{}, {"high": "a"}]}, "config")
     with pytest.raises(ConfigError, match=r"^Outer\.maybe has no field 'lo'; did you mean 'low'\? it has high, low$"):
         Outer.from_dict({"maybe": {"lo": 1}})
-    with pytest.raises(ConfigError, match=r"Inner\.low = 3 is above Inner\.high = 2"):
+    with pytest.raises(ConfigError, match=r"^Outer\.inner\.low = 3 is above Outer\.inner\.high = 2"):
         Outer.from_dict({"inner": {"low": 3, "high": 2}})
 
 

@@ -171,7 +171,14 @@ class Config:
             check_value(hints[name], parsed[name], f"{where}.{name}")
         absent = [name for name in _required(cls) if name not in parsed]
         check(not absent, f"{where} lacks {', '.join(absent)}: a field without a default has to be given")
-        return cls(**parsed)
+        try:
+            return cls(**parsed)
+        except ConfigError as error:
+            # The class does not know where its values stand.
+            own = f"{cls.__name__}."
+            if where == cls.__name__ or not str(error).startswith(own):
+                raise
+            raise ConfigError(str(error).replace(own, f"{where}.")) from error
 
     @classmethod
     def parse_field(cls, name: str, value: Any, where: str) -> Any:

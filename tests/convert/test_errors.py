@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tests.convert.conftest import TEXT, llava_layout, torch, write_checkpoint
 from tests.model_directory.conftest import abstract
 from tests.tiny import randomized, tiny_config
-from vr_jax.model_directory import save_model
+from vr_jax.model_directory import read_config, save_model
 
 
 @pytest.fixture
@@ -104,6 +104,8 @@ def test_missing_shard_and_wrong_index(hf_dirs, tmp_path, refused):
 def test_no_weights_no_config_no_directory(checkpoint, refused, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     assert "holds no weights: expected one of model.safetensors" in refused(checkpoint)
+    (checkpoint / "model-00001-of-00002.safetensors").write_bytes(b"")
+    assert "mm_projector.bin, found model-00001-of-00002.safetensors" in refused(checkpoint)
     (checkpoint / "config.json").unlink()
     assert "config.json is missing" in refused(checkpoint)
     assert "nowhere is not a folder of a checkpoint" in refused(tmp_path / "nowhere")
@@ -126,6 +128,7 @@ def test_corrupt_config(text, checkpoint, refused):
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "big"}, "is no valid Qwen2Config"),
         ({"num_attention_heads": 5}, "hidden_size = 24 is not divisible by num_heads = 5"),
+        ({"model_type": "llama"}, "model_type = 'llama' does not fit architectures = ['Qwen2ForCausalLM']"),
     ],
 )
 def test_a_config_that_our_decoder_does_not_support(change, message, checkpoint, refused):
@@ -140,7 +143,10 @@ def test_a_config_that_our_decoder_does_not_support(change, message, checkpoint,
         ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy = 'default' is not supported"),
         ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer = [-2, -1] is not supported"),
         ({"image_grid_pinpoints": [[24, 30]]}, "[(30, 24)] are no multiples of the tile size 24"),
-        ({"vision_aspect_ratio": "odd"}, "image aspect ratio 'odd'"),
+        ({"vision_aspect_ratio": "odd"}, "vision_aspect_ratio = 'odd' is not supported, expected 'anyres_max_N'"),
+        ({"vision_aspect_ratio": "pad"}, "vision_aspect_ratio = 'pad' is not supported, expected 'anyres_max_N'"),
+        ({"model_type": "llava_next"}, "model_type = 'llava_next' does not fit architectures"),
+        ({"architectures": ["LlavaNextForConditionalGeneration"]}, "whose model_type is 'llava_next'"),
         ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config.model_type is 'clip_vision_model'"),
     ],
 )
@@ -149,6 +155,41 @@ def test_a_llava_config_that_our_model_does_not_support(change, message, hf_dirs
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | change))
     assert message in refused(tmp_path / "hf")
+
+
+def test_the_class_tells_a_onevision_whose_model_type_is_absent(hf_dirs, tmp_path, converted):
+    shutil.copytree(hf_dirs("onevision")[1], tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["model_type"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    converted("import", "--from", tmp_path / "hf", "--to", tmp_path / "out")
+    assert read_config(tmp_path / "out").image.aspect_ratio == "anyres_max"
+
+
+def test_a_field_that_next_leaves_out_has_to_be_written(hf_dirs, tmp_path, refused):
+    """The default of the class is not computed here, and `--ignore` cannot change it."""
+    shutil.copytree(hf_dirs("next")[1], tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["vision_feature_select_strategy"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    message = refused(tmp_path / "hf")
+    assert "vision_feature_select_strategy is absent, and its class takes 'default', but only 'full'" in message
+    assert "write it into the file" in message
+
+
+def test_a_damaged_tokenizer_is_refused_and_an_absent_one_is_told(checkpoint, refused, converted, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    (checkpoint / "tokenizer.json").write_text(pointer)
+    assert "tokenizer.json is not valid JSON" in refused(checkpoint)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (checkpoint / name).unlink(missing_ok=True)
+    out = converted("import", "--from", checkpoint, "--to", tmp_path / "out")
+    assert "has no tokenizer; copy tokenizer.json" in out
+
+
+def test_ignoring_what_is_not_there_is_refused(checkpoint, refused):
+    message = refused(checkpoint, "--ignore=quantization")
+    assert f"--ignore=quantization: no file of {checkpoint} has this field or name" in message
 
 
 class Bomb:

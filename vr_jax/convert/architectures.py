@@ -25,6 +25,7 @@ from vr_jax.convert.tables import (
 )
 from vr_jax.convert.weights import PROJECTOR_FILE, Tensor
 from vr_jax.errors import UserError
+from vr_jax.model_directory import shown
 
 # The sections of a VlmConfig that own parameters, by the beginning of their merged paths (first match counts).
 SECTION_OF = (
@@ -47,7 +48,8 @@ class Architecture:
 
     Attributes:
         name: The name of the format in messages.
-        classes: Values of `architectures` in config.json by which it is recognised.
+        classes: Values of `architectures` in config.json by which it is recognised, each with the values that
+            `model_type` may have beside it; any may where there are none.
         model_types: Values of `model_type` by which it is recognised where `architectures` is absent.
         tables: Rules by section, with the names that export writes.
         methods: Further rules by section and by name of the method that the section chooses.
@@ -57,7 +59,7 @@ class Architecture:
     """
 
     name: str
-    classes: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]]
     model_types: tuple[str, ...]
     tables: Mapping[str, Table]
     methods: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
@@ -84,7 +86,7 @@ _HEAD = (r"(.*\.)?vision_model\.head\..*", "SigLIP's pooling head; LLaVA takes h
 
 SIGLIP = Architecture(
     name="SigLIP",
-    classes=("SiglipModel", "SiglipVisionModel"),
+    classes=dict.fromkeys(("SiglipModel", "SiglipVisionModel"), ("siglip", "siglip_vision_model")),
     model_types=("siglip", "siglip_vision_model"),
     tables={"encoder": prefixed("vision_model.", VISION)},
     renames=((r"^(embeddings|encoder|post_layernorm|head)\.", r"vision_model.\1."),),
@@ -97,14 +99,17 @@ SIGLIP = Architecture(
 )
 QWEN2 = Architecture(
     name="Qwen2",
-    classes=("Qwen2ForCausalLM",),
+    classes={"Qwen2ForCausalLM": ("qwen2",)},
     model_types=("qwen2",),
     tables={"decoder": (*prefixed("model.", TEXT), *HEAD)},
     ignored=(_BUFFERS,),
 )
 HF_LLAVA = Architecture(
     name="LLaVA-OneVision / LLaVA-NeXT (Hugging Face layout)",
-    classes=("LlavaOnevisionForConditionalGeneration", "LlavaNextForConditionalGeneration"),
+    classes={
+        "LlavaOnevisionForConditionalGeneration": ("llava_onevision",),
+        "LlavaNextForConditionalGeneration": ("llava_next",),
+    },
     model_types=("llava_onevision", "llava_next"),
     tables={
         "encoder": prefixed("vision_tower.vision_model.", VISION),
@@ -126,7 +131,7 @@ HF_LLAVA = Architecture(
 _TOWER = "model.vision_tower.vision_tower."
 LLAVA = Architecture(
     name="LLaVA's own layout",
-    classes=("LlavaQwenForCausalLM",),
+    classes={"LlavaQwenForCausalLM": ()},
     model_types=("llava_qwen",),
     tables={
         "encoder": prefixed(f"{_TOWER}vision_model.", VISION),
@@ -184,6 +189,7 @@ def recognise(folder: ForeignFolder) -> Architecture:
     if found is QWEN2 and (_is_llava(values) or [file.name for file in folder.checkpoint.files] == [PROJECTOR_FILE]):
         return LLAVA
     if found is not None:
+        _check_model_type(found, classes, values.get("model_type"), where)
         return found
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     what = f"architecture {', '.join(classes)}" if classes else f"model_type {values.get('model_type')!r}"
@@ -191,6 +197,16 @@ def recognise(folder: ForeignFolder) -> Architecture:
     if "LlavaForConditionalGeneration" in classes or values.get("model_type") == "llava":
         later = "; LlavaForConditionalGeneration, LLaVA 1.5 with one tile and no newline, is not read yet"
     raise UserError(f"{where}: {what} is not known; known architectures: {known}{later}")
+
+
+def _check_model_type(found: Architecture, classes: list[str], model_type: Any, where: str) -> None:
+    """Raises UserError if `model_type`, by which transformers chooses a class, contradicts `architectures`."""
+    allowed = {one for name in classes for one in found.classes.get(name, ())}
+    if model_type is not None and allowed and model_type not in allowed:
+        raise UserError(
+            f"{where}: model_type = {shown(model_type)} does not fit architectures = {shown(classes)}, whose "
+            f"model_type is {' or '.join(sorted(map(repr, allowed)))}; write the one that the weights belong to"
+        )
 
 
 def _is_llava(values: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ import jinja2.sandbox
 from etils import epath
 
 from vr_jax.convert.processor_export import CHAT_TEMPLATE
+from vr_jax.errors import UserError
 from vr_jax.model_directory import read_json
 
 # In the order of transformers: the first file that exists counts.
@@ -20,12 +21,25 @@ _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", 
 
 
 def find_template(directory: epath.Path) -> tuple[str, str] | None:
-    """Returns the chat template that transformers takes, and the path of its file; None where there is none."""
+    """Returns the chat template that transformers takes, and the path of its file; None where there is none.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
     for name in _FILES:
         path = directory / name
         if not path.exists():
             continue
-        template: Any = path.read_text() if name.endswith(".jinja") else read_json(path).get("chat_template")
+        if name.endswith(".jinja"):
+            try:
+                template: Any = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        else:
+            template = read_json(path).get("chat_template")
+        if isinstance(template, list):  # several templates by name, of which transformers takes the default one
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
         if isinstance(template, str) and template.strip():
             return template, str(path)
     return None

@@ -147,7 +147,8 @@ def read_hf_llava(values: Mapping[str, Any], file: PathLike) -> VlmConfig:
     """
     from transformers import LlavaNextConfig, LlavaOnevisionConfig
 
-    onevision = values.get("model_type") == "llava_onevision"
+    kind = values.get("model_type") or str(values.get("architectures"))
+    onevision = kind == "llava_onevision" or "LlavaOnevisionForConditionalGeneration" in kind
     for section, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
         default = expected if onevision else "absent"
         found = _section(values, section, file).get("model_type", default)
@@ -163,12 +164,20 @@ def read_hf_llava(values: Mapping[str, Any], file: PathLike) -> VlmConfig:
         *("vision_aspect_ratio", "image_token_index", "image_token_id", *_HF_LLAVA_FIXED),
     )
     full = _with_defaults(config_class, values, names, file)
-    table.check({name: getattr(full, name, None) for name in _HF_LLAVA_FIXED}, str(file))
+    for name in _HF_LLAVA_FIXED:
+        value, fixed = getattr(full, name, None), table.fixed[name]
+        if value is not None and value not in fixed:  # The file says nothing, since what it says was checked above.
+            raise UserError(
+                f"{file}: {name} is absent, and its class takes {value!r}, but only {fixed[0]!r} is supported; write "
+                "it into the file if the model was trained so"
+            )
     vision = read_siglip(_known(full.vision_config.to_dict(), SIGLIP_FIELDS), f"{file}: vision_config")
     text = _known(full.text_config.to_dict(), QWEN2_FIELDS)
     # The inner field ties the embeddings in transformers 4, the outer one in transformers 5.
     text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings")) or full.tie_word_embeddings
     aspect = full.vision_aspect_ratio if onevision else "anyres"
+    if onevision and not re.fullmatch(r"anyres_max_\d+", aspect):
+        raise UserError(f"{file}: vision_aspect_ratio = {shown(aspect)} is not supported, expected 'anyres_max_N'")
     pinpoints = [(width, height) for height, width in _sizes(full.image_grid_pinpoints, file)]
     image = _image_config(aspect, pinpoints, vision.image_size, unpad=True, rounding="round7", file=file)
     return _built(

@@ -53,7 +53,7 @@ class ForeignFolder:
         processor: processor_config.json, or None.
         generation: generation_config.json, or None.
         checkpoint: The weight files that transformers would take.
-        ignored: Fields and files that are left out of consideration, because the user said so.
+        ignored: Names of fields and files that are there and are left out of consideration, because the user said so.
     """
 
     directory: epath.Path
@@ -77,11 +77,15 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder of a checkpoint")
-    config = JsonFile(_without(read_json(directory / CONFIG_FILE), ignored), str(directory / CONFIG_FILE))
+    found: set[str] = set()
+    config = JsonFile(_without(read_json(directory / CONFIG_FILE), ignored, found), str(directory / CONFIG_FILE))
     if config.values.get("format") == FORMAT:
         raise UserError(f"{directory} is a model directory of vr_jax already; it needs no import")
     for name in _ADAPTER_FILES:
-        if (directory / name).exists() and name not in ignored:
+        if not (directory / name).exists():
+            continue
+        found.add(name)
+        if name not in ignored:
             raise UserError(
                 f"{directory / name} is an adapter, which transformers adds to the weights; merge it first (peft's "
                 f"merge_and_unload), or leave it out with `--ignore={name}`"
@@ -89,25 +93,27 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
 
     def optional(name: str) -> JsonFile | None:
         path = directory / name
-        return JsonFile(_without(read_json(path), ignored), str(path)) if path.exists() else None
+        return JsonFile(_without(read_json(path), ignored, found), str(path)) if path.exists() else None
 
     processor = optional(PROCESSOR_FILE)
     nested = processor is not None and processor.values.get("image_processor") is not None
     image_processor = processor.section("image_processor") if processor and nested else optional(IMAGE_PROCESSOR_FILE)
+    generation = optional(GENERATION_FILE)
     return ForeignFolder(
         directory=directory,
         config=config,
         image_processor=image_processor,
         processor=processor,
-        generation=optional(GENERATION_FILE),
+        generation=generation,
         checkpoint=Checkpoint(directory),
-        ignored=frozenset(ignored),
+        ignored=frozenset(found.intersection(ignored)),
     )
 
 
-def _without(values: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
-    """The fields of an object and of the objects in it that are not to be ignored."""
+def _without(values: Mapping[str, Any], ignored: Collection[str], found: set[str]) -> dict[str, Any]:
+    """The fields of an object and of the objects in it that are not to be ignored; `found` receives all names."""
+    found.update(values)
     return {
-        name: _without(value, ignored) if isinstance(value, Mapping) else value
+        name: _without(value, ignored, found) if isinstance(value, Mapping) else value
         for name, value in kept_fields(values, ignored).items()
     }

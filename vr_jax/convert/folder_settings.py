@@ -19,7 +19,7 @@ from vr_jax.convert.preprocessing import (
 )
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model_directory import GenerationSettings, read_json
+from vr_jax.model_directory import TOKENIZER_JSON_FILES, GenerationSettings, has_tokenizer, read_json
 
 _TOKENIZER_FILE, _IMAGE = "tokenizer.json", "<image>"
 
@@ -118,6 +118,22 @@ def generation_fields(part: Source, sections: Mapping[str, Any]) -> dict[str, An
             GenerationSettings.from_foreign(fields, place.where)
             return fields
     return None
+
+
+def check_tokenizer(folder: ForeignFolder, report: Callable[[str], None]) -> None:
+    """Reads the tokenizer's JSON files of a decoder's folder, and reports that there are none.
+
+    Raises:
+        UserError: One is no JSON object, e.g. since a download left a pointer in its place.
+    """
+    for name in TOKENIZER_JSON_FILES:
+        if (folder.directory / name).exists():
+            read_json(folder.directory / name)
+    if not has_tokenizer(folder.directory):
+        report(
+            f"{folder.directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json of the language model "
+            "into the result, or set config.tokenizer"
+        )
 
 
 def _without_processor(folder: ForeignFolder) -> str:

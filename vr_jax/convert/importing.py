@@ -15,7 +15,13 @@ from flax import nnx
 from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture, Source, section_of
 from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
 from vr_jax.convert.folder import read_folder
-from vr_jax.convert.folder_settings import check_llava_pixels, encoder_pixels, generation_fields, with_processor
+from vr_jax.convert.folder_settings import (
+    check_llava_pixels,
+    check_tokenizer,
+    encoder_pixels,
+    generation_fields,
+    with_processor,
+)
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError, message_list
@@ -120,6 +126,7 @@ def _planned(sources: Mapping[str, Source], report: Callable[[str], None]) -> tu
     sections, providers = _sections(sources, report)
     generation = generation_fields(providers["decoder"], sections) if "decoder" in sections else None
     if "decoder" in sections:
+        check_tokenizer(providers["decoder"].folder, report)
         _resolve_tie(sections, providers["decoder"], report)
     shapes = abstract_params(sections)
     if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
@@ -159,6 +166,10 @@ def _open(
     sources = {role: Source(read_folder(as_path(path), ignore)) for role, path in paths.items() if path is not None}
     if not sources:
         raise UserError("nothing to import: give --from, or --encoder and --decoder")
+    absent = [name for name in ignore if not any(name in one.folder.ignored for one in sources.values())]
+    if absent:
+        folders = ", ".join(str(one.directory) for one in sources.values())
+        raise UserError(f"--ignore={absent[0]}: no file of {folders} has this field or name; leave the flag out")
     for role, expected in (("encoder", SIGLIP), ("decoder", QWEN2)):
         if role in sources and sources[role].architecture is not expected:
             found = sources[role]

@@ -32,6 +32,8 @@ INDEX_FILE = "model.safetensors.index.json"
 PROJECTOR_FILE = "mm_projector.bin"  # all that the first stage of LLaVA writes
 # The first that exists is taken, which is transformers' order (`_get_resolved_checkpoint_files` of modeling_utils.py).
 _WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json", PROJECTOR_FILE)
+# Files that a message names where none of those exists.
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ def _weight_files(directory: epath.Path) -> tuple[list[epath.Path], dict[str, ep
         if absent:
             raise UserError(f"{directory} lacks {', '.join(absent)}, which {name} lists; download it again")
         return files, {tensor: directory / file for tensor, file in listed.items()}
-    raise UserError(f"{directory} holds no weights: expected one of {', '.join(_WEIGHT_FILES)}")
+    others = [path.name for path in sorted(directory.iterdir()) if path.suffix in _OTHER_WEIGHTS]
+    found = f", found {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
+    raise UserError(f"{directory} holds no weights: expected one of {', '.join(_WEIGHT_FILES)}{found}")
 
 
 def _open_safetensors(file: epath.Path) -> Any:

@@ -36,7 +36,7 @@ from vr_jax.model_directory.layout import (
     read_sections,
 )
 from vr_jax.model_directory.reading import WarmStart, load_model, load_params, stored_params, warm_start
-from vr_jax.model_directory.tokenizer import load_tokenizer
+from vr_jax.model_directory.tokenizer import TOKENIZER_JSON_FILES, load_tokenizer
 from vr_jax.model_directory.writing import save_model, save_params
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "GENERATION_TABLE",
     "PIXELS",
     "SIDE_FILES",
+    "TOKENIZER_JSON_FILES",
     "VERSION",
     "WAY_OUT",
     "FieldTable",

@@ -8,7 +8,7 @@ from vr_jax.errors import UserError
 from vr_jax.model_directory.json_files import read_json
 from vr_jax.storage import PathLike, as_path
 
-_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(directory: PathLike) -> Any:
@@ -23,7 +23,7 @@ def load_tokenizer(directory: PathLike) -> Any:
     # transformers takes seconds to import, and it imports torch where that is installed.
     from transformers import AutoTokenizer, PreTrainedConfig
 
-    for name in _JSON_FILES:
+    for name in TOKENIZER_JSON_FILES:
         path = as_path(directory) / name
         if path.exists():
             read_json(path)
