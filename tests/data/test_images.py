@@ -140,6 +140,25 @@ def test_photographs_are_turned_on_request_only(orientation):
             assert size_of(opened) == (32, 16)
 
 
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pillow_turns_a_tiff_which_is_not_turned_again(orientation, rotate):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8))
+    data = saved(image, "TIFF", tiffinfo={ExifTags.Base.Orientation: orientation})
+    with Image.open(io.BytesIO(data)) as plain:
+        expected = np.asarray(ImageOps.exif_transpose(plain).convert("RGB"))
+    found = decoded(data, rotate=rotate)
+    np.testing.assert_array_equal(found, expected)
+    with open_image(data) as opened:
+        assert size_of(opened, rotate=rotate) == found.shape[1::-1]
+
+
+def test_signed_integers_of_8_bits_are_refused():
+    data = saved(Image.new("L", (4, 3), 255), "TIFF", tiffinfo={339: 2})
+    with pytest.raises(SkipRecord, match="has signed integers"):
+        decoded(data)
+
+
 def test_a_processor_that_turns_images_lays_them_out_turned(tokenizer):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

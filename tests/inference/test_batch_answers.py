@@ -129,6 +129,7 @@ def test_messages_place_their_images(tmp_path):
         ('{"question": 1}', ":2: question = 1: expected a text"),
         ('{"question": "a", "image": "b", "images": []}', ":2: it has both 'image' and 'images'"),
         ('{"question": "a", "image": 1}', "found [1]"),
+        ('{"question": null, "image": "b"}', ":2: expected one of 'question' and 'turns'"),
         ('{"turns": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]}', ":2: 'turns' is a list of"),
         ('{"turns": [{"role": "assistant", "text": "a"}]}', ":2: turn 1: 'turns' is a list of"),
     ],
@@ -143,6 +144,14 @@ def test_malformed_lines_are_named(tmp_path, capsys, line, message):
     assert error.startswith(f"vr-jax generate: {path}")
     assert error.count("\n") == 1
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_null_is_as_good_as_absent(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"id": null, "question": "a", "turns": null, "image": null, "images": null}\n')
+    [question] = read_questions(path)
+    assert question.id == 1
+    assert question.conversation.images == ()
 
 
 def test_a_file_without_questions(tmp_path):

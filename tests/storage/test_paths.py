@@ -62,7 +62,7 @@ def test_a_target_is_apart_from_what_is_read(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for target, source in (("a", "a"), ("a", "a/b"), ("link", "a"), ("a", "link"), ("file", "file")):
-        with pytest.raises(UserError, match=r"--to = .* would replace what --from = .* reads; choose another --to"):
+        with pytest.raises(UserError, match=r"--to = .* would replace what --from = .* reads; choose another place"):
             check_apart(tmp_path / target, [tmp_path / source], where="--to", source="--from")
     check_apart(tmp_path / "a" / "b", [tmp_path / "a"], where="--to", source="--from")
     check_apart(tmp_path / "new", [tmp_path / "a", tmp_path / "file"], where="--to", source="--from")

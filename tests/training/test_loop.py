@@ -306,6 +306,7 @@ def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0, atol=1e-19), after, before)
     with pytest.raises(UserError, match="/nowhere is not a model directory"):
         loop.train(tiny_run(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
+    assert not (tmp_path / "other").exists()
 
 
 def test_export_only_writes_the_newest_checkpoint(whole, copy):

@@ -39,7 +39,12 @@ _ON_THE_SIDE = frozenset(_TURNS[value] for value in (5, 6, 7, 8))
 # The modes whose colours are multiplied by their alpha, with the modes in which they are not.
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 # Tags of TIFF.
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_SIGNED = 2  # a value of _SAMPLE_FORMAT
+_SIGNED_MESSAGE = (
+    "{name} has signed integers or integers of 32 bits, of which no value is known to be white; convert it to 8 or 16 "
+    "bits."
+)
 # The characters of a path that a message repeats.
 LONGEST_NAME = 200
 # Pillow warns of a possible decompression bomb above this number of pixels (89 million).
@@ -193,6 +198,8 @@ def size_of(image: Image.Image, *, rotate: bool = False) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation of an opened image, which is 1 for one that is upright or says nothing."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns such an image itself when it decodes it, and states the size that it then has.
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode the whole image to look behind it.
     try:
@@ -208,9 +215,11 @@ def _converted(image: Image.Image, name: str) -> Image.Image:
         return image
     if image.mode in _PREMULTIPLIED:
         return image.convert(_PREMULTIPLIED[image.mode]).convert("RGB")
-    if image.mode != "F" and image.mode[:1] != "I":
-        return image.convert("RGB")
     tags = getattr(image, "tag_v2", {})
+    if image.mode != "F" and image.mode[:1] != "I":
+        if tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:  # Pillow would take -1 for 255.
+            raise SkipRecord("image_mode", _SIGNED_MESSAGE.format(name=name))
+        return image.convert("RGB")
     grey = _scaled_floats(image, name) if image.mode == "F" else _scaled_integers(image, name, tags)
     if tags.get(_PHOTOMETRIC) == 0:  # White is stored as 0, which Pillow leaves as it is in these modes.
         grey = 255 - grey
@@ -225,11 +234,7 @@ def _scaled_integers(image: Image.Image, name: str, tags: Mapping[int, Any]) -> 
     # PNG and PPM have at most 16 bits, which Pillow may hold in 32.
     known = short or image.format in ("PNG", "PPM")
     if not known or values.min(initial=0) < 0 or values.max(initial=0) > white:
-        raise SkipRecord(
-            "image_mode",
-            f"{name} has signed integers or integers of 32 bits, of which no value is known to be white; convert it to "
-            "8 or 16 bits.",
-        )
+        raise SkipRecord("image_mode", _SIGNED_MESSAGE.format(name=name))
     return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
 
 

@@ -197,6 +197,7 @@ def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with the fields {', '.join(FIELDS)}")
+    record = {name: value for name, value in record.items() if value is not None}  # null is as good as absent
     for name in record:
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, 1)

@@ -96,4 +96,4 @@ def check_apart(target: PathLike, sources: Iterable[PathLike], *, where: str, so
     for one in sources:
         read = Path(os.path.realpath(os.path.expanduser(os.fspath(one))))
         if written == read or read.is_relative_to(written) or (written.is_relative_to(read) and read.is_file()):
-            raise UserError(f"{where} = {target} would replace what {source} = {one} reads; choose another {where}")
+            raise UserError(f"{where} = {target} would replace what {source} = {one} reads; choose another place")

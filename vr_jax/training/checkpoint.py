@@ -284,6 +284,12 @@ class Checkpoints:
         )
 
 
+def has_checkpoints(workdir: Path) -> bool:
+    """Returns whether a run's folder has the folder of a checkpoint, finished or not."""
+    folder = workdir / FOLDER
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
 def _read_run(folder: Path) -> dict[str, Any]:
     """Reads what a checkpoint holds beside the state, and makes sure that this run can continue from it."""
     path = folder / "run" / "metadata"  # the file of Orbax's JsonCheckpointHandler

@@ -21,7 +21,7 @@ from vr_jax.settings import DEMO, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
-from vr_jax.training.checkpoint import Checkpoints, Restored, check_room
+from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
 from vr_jax.training.flops import step_flops
 from vr_jax.training.metrics import MetricsWriter, Progress
 from vr_jax.training.not_finite import FiniteWatch
@@ -145,12 +145,15 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
 
 
 def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
-    """What can be refused before anything is opened: paths, devices, and globs that match no parameter."""
+    """What can be refused before anything is written: paths, devices, model directories, globs without a match."""
     workdir = local_path(workdir, "workdir").absolute()
     refuse_buckets(config, unless=("config.eval.", "config.probe."))
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
     check_globs(config, tree)
+    if not has_checkpoints(workdir):  # A run that continues does not read them.
+        for directory in inputs.init_directories(config):
+            stored_params(directory)
     for line in sharding.unsharded(tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
     return workdir, mesh, tree
@@ -218,7 +221,8 @@ def _resume(
             iterator.set_state(restored.data)
     except UserError as error:
         raise UserError(
-            f"cannot continue from step {restored.step}: {error}. Use the data settings of the run, or start a new one"
+            f"cannot continue from step {restored.step}: {str(error).removesuffix('.')}. Use the data settings of the "
+            "run, or start a new one"
         ) from error
     skip_statistics.set_state(restored.skip_statistics)
     logger.info("continuing from step %d", restored.step)

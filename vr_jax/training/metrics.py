@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from vr_jax.errors import UserError
 from vr_jax.failures import close_after
 from vr_jax.storage import AppendedFile, file_errors, make_folder, write_text
 
@@ -132,11 +133,22 @@ class EventFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the records of a metrics file, without a last line that a kill cut short."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    """Yields the records of a metrics file, without a last line that a kill cut short.
+
+    Raises:
+        UserError: A line is no record; the message names it.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:  # of JSON and of UTF-8
+                raise UserError(f"{path}, line {number}: not valid JSON ({error}); move the file away") from None
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise UserError(f"{path}, line {number}: expected an object with the field 'step'; move the file away")
+            yield record
 
 
 def _truncate(path: Path, last_step: int) -> None:
