@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -32,7 +33,7 @@ RECORDS = [
     {"id": "wide", "question": "What is the word?", "image": "images/wide.png"},
     {"id": 7, "question": "Which?", "images": ["images/wide.png", "images/tall.png"]},
     {"question": "What?"},
-    {"id": "gone", "question": "What?", "image": "images/gone.png"},
+    {"id": "gone\ud800", "question": "What?", "image": "images/gone.png"},
     {"id": "broken", "question": "What?", "image": "images/text.png"},
     {"id": "literal", "question": "What does <image> mean?", "image": "images/wide.png"},
     {"id": "long", "question": "x" * 40000},
@@ -56,8 +57,8 @@ def test_the_command_writes_a_line_for_every_question(folder, tmp_path, capsys):
     assert f"wrote 5 answers to {output}" in out
     assert "3 of 8 questions could not be asked (broken_image 1, missing_image 1, too_long 1)" in out
     found = {line["id"]: line for line in map(json.loads, output.read_text().splitlines())}
-    assert list(found) == ["wide", 7, 3, "gone", "broken", "literal", "long", "turns"]
-    assert found["gone"]["error"].startswith("missing_image: ")
+    assert list(found) == ["wide", 7, 3, "gone\ud800", "broken", "literal", "long", "turns"]
+    assert found["gone\ud800"]["error"].startswith("missing_image: ")
     assert found["literal"]["tokens"] > 0
 
     loaded = load_for_inference(folder / "model")
@@ -129,6 +130,8 @@ def test_messages_place_their_images(tmp_path):
         ('{"question": 1}', ":2: question = 1: expected a text"),
         ('{"question": "a", "image": "b", "images": []}', ":2: it has both 'image' and 'images'"),
         ('{"question": "a", "image": 1}', "found [1]"),
+        ('{"question": "a", "image": "https://a.b/c.png"}', ":2: The field 'image' contains the address"),
+        ('{"question": "a", "image": "\\ud800.png"}', ":2: An image is not valid Unicode"),
         ('{"question": null, "image": "b"}', ":2: expected one of 'question' and 'turns'"),
         ('{"turns": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]}', ":2: 'turns' is a list of"),
         ('{"turns": [{"role": "assistant", "text": "a"}]}', ":2: turn 1: 'turns' is a list of"),
@@ -152,6 +155,15 @@ def test_null_is_as_good_as_absent(tmp_path):
     [question] = read_questions(path)
     assert question.id == 1
     assert question.conversation.images == ()
+
+
+def test_an_image_may_stand_in_the_line_itself(tmp_path):
+    encoded = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(60)).decode()
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "a", "images": [f"data:image/png;base64,{encoded}", encoded, "c.png"]}))
+    [question] = read_questions(path)
+    inside = base64.b64decode(encoded)
+    assert question.conversation.images == (inside, inside, tmp_path / "c.png")
 
 
 def test_a_file_without_questions(tmp_path):

@@ -54,7 +54,8 @@ COMMAND = Command(
     run=run,
     details="""A line of the input is {"id": ..., "question": ..., "image": PATH}. Several images are "images": [PATH,
     ...], and a conversation is "turns": [{"role": "user", "text": ...}, {"role": "assistant", "text": ...}, ...] in
-    place of the question. Paths are relative to the folder of the file.
+    place of the question. Paths are relative to the folder of the file; an image may
+    also be a data URI or base64.
 
     A line of the output is {"id": ..., "answer": ..., "finish": "stop" or "length", "tokens": ...}, or {"id": ...,
     "error": ...} where the question could not be asked, e.g. because its image is missing. A malformed line of the

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from vr_jax.data.image_values import image_of
 from vr_jax.data.messages import turns_and_images
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
@@ -91,7 +92,7 @@ def answer_file(
     """
     questions = read_questions(source)
     errors: Counter[str] = Counter()
-    with atomic_write(target) as temporary, temporary.open("w") as file:
+    with atomic_write(target) as temporary, temporary.open("wb") as file:
         for question, answer in answers(
             generator,
             processor,
@@ -107,7 +108,8 @@ def answer_file(
             else:
                 record["error"] = answer
                 errors[answer.partition(":")[0]] += 1
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            # Half a surrogate pair, which an id may have and UTF-8 has not, becomes the escape that JSON has for it.
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
     return Summary(len(questions) - errors.total(), errors)
 
 
@@ -165,8 +167,9 @@ def read_questions(path: PathLike) -> list[Question]:
 
     A line is an object with "question", or "turns" ({"role": "user" or "assistant", "text": ...}, ending with the
     user's), or "messages" as in `vr_jax.data.schema.Record`, whose parts can place the images. It may have "id", and
-    "image" or "images": paths relative to the folder of the file. Images without a place stand in front of the user's
-    first turn. A question that reads `<image>` is text. Empty lines are ignored.
+    "image" or "images": paths relative to the folder of the file, data URIs or base64. Images without a place stand in
+    front of the user's first turn. A question that reads `<image>` is text. Empty lines are ignored, and a null means
+    the same as an absent key.
 
     Raises:
         UserError: The file cannot be read, has no question, or has a malformed line; the message names file and line.
@@ -210,7 +213,7 @@ def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
     if record.get("messages") is not None:
         turns, files = _messages(record, images, where, folder)
     else:
-        turns, files = _turns(record, where), tuple(folder / image for image in images)
+        turns, files = _turns(record, where), _image_files(images, where, folder)
     try:
         if not any(turn.images for turn in turns):
             first = next(k for k, turn in enumerate(turns) if turn.role == "user")
@@ -227,6 +230,14 @@ def _images(record: dict[str, Any], where: str) -> list[str]:
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise UserError(f"{where}: 'image' is a path and 'images' a list of paths, found {images!r}")
     return images
+
+
+def _image_files(images: list[str], where: str, folder: Path) -> tuple[Path | bytes, ...]:
+    """The paths that the names of images stand for, or the images themselves where the texts contain them."""
+    try:
+        return tuple(image_of(image, "image", lambda name: folder / check_text(name, "An image")) for image in images)
+    except SkipRecord as error:
+        raise UserError(f"{where}: {error.detail}") from None
 
 
 def _messages(
