@@ -125,6 +125,13 @@ def test_real_chartqa(chartqa):
     assert perfect == {"relaxed_overall": 1, "relaxed_human_split": 1, "relaxed_augmented_split": 1}
 
 
+def test_demo_has_two_splits():
+    demo = DemoHeldOut(size=3)
+    assert demo.items(split="held_out")[0] == demo.items()[0] != demo.items(split="train")[0]
+    with pytest.raises(UserError, match="demo has no split 'test'; it has 'held_out', the default, and 'train'"):
+        demo.items(split="test")
+
+
 def test_demo_items_are_the_held_out_questions():
     benchmark = DemoHeldOut(size=30, seed=5)
     items = benchmark.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import override
 
 from vr_jax.data.demo.source import DemoSource
+from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import Benchmark, Item, mean_by_category
 
 
@@ -30,7 +31,10 @@ class DemoHeldOut(Benchmark):
 
     @override
     def items(self, data: Path | None = None, split: str | None = None) -> list[Item]:
-        source = DemoSource("held_out", self.size, seed=self.seed)
+        chosen = "train" if split == "train" else "held_out"
+        if split not in (None, chosen):
+            raise UserError(f"the benchmark demo has no split {split!r}; it has 'held_out', the default, and 'train'")
+        source = DemoSource(chosen, self.size, seed=self.seed)
         return [
             Item(sample.id, question.text, (question.answer,), question.kind, (sample.png,))
             for sample in map(source.sample, range(self.size))
