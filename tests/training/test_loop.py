@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from vr_jax.training.metrics import read_metrics
 from vr_jax.training.not_finite import NotFinite
 from vr_jax.training.optimizer import make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, abstract_state
+from vr_jax.training.stopping import Preempted
 
 STEPS = 20
 
@@ -36,19 +39,27 @@ class Crash(BaseException):
     """Not an Exception, so nothing may handle it: the nearest thing to a kill within one process."""
 
 
-class CrashingIterator(NoiseIterator):
-    def __init__(self, *args, crash_at):
+def crash():
+    raise Crash
+
+
+class InterruptedIterator(NoiseIterator):
+    """Batches of noise; something happens before one of them."""
+
+    def __init__(self, *args, number, happening):
         super().__init__(*args)
-        self.crash_at = crash_at
+        self.chosen, self.happening = number, happening
 
     def __next__(self):
-        if self.number == self.crash_at:
-            raise Crash
+        if self.number == self.chosen:
+            self.happening()
         return super().__next__()
 
 
-def crashing_inputs(at):
-    return lambda config, mesh, workdir: Inputs(CrashingIterator(config.batch.rows, crash_at=at), 1000, None)
+def interrupted_inputs(number, happening):
+    return lambda config, mesh, workdir: Inputs(
+        InterruptedIterator(config.batch.rows, number=number, happening=happening), 1000, None
+    )
 
 
 def series(workdir):
@@ -89,15 +100,18 @@ def test_every_step_is_written(whole):
     assert all(0 <= r["data_wait"] <= 1 for r in records)
 
 
-def test_a_crash_loses_at_most_the_steps_since_the_last_save(whole, tmp_path):
-    """Bit for bit: losses, gradient norms and all parameters."""
+def test_a_run_that_was_asked_to_stop_and_crashed_continues_bit_for_bit(whole, tmp_path):
+    """SIGTERM saves the step that it reaches; a crash loses at most the steps since the last save."""
     config = tiny_run()
-    for crash_at in (6, 11, 12):
-        with pytest.raises(Crash):
-            loop.train(config, tmp_path, open_inputs=crashing_inputs(crash_at))
-        saved = crash_at // 4 * 4
-        with Checkpoints(tmp_path) as checkpoints:
-            assert checkpoints.steps()[-1] == saved
+    asking = interrupted_inputs(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="saved step (6|7) of 20; the same command continues"):
+        loop.train(config, tmp_path, open_inputs=asking)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps()[-1] in (6, 7)
+    with pytest.raises(Crash):
+        loop.train(config, tmp_path, open_inputs=interrupted_inputs(12, crash))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps()[-1] == 12
     loop.train(config, tmp_path, open_inputs=noise_inputs())
     assert series(tmp_path) == series(whole)
     jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), arrays(whole))

@@ -77,6 +77,7 @@ def saving(workdir, step):
     return any(folders) and not (workdir / "checkpoints" / str(step) / "commit_success.txt").exists()
 
 
+@pytest.mark.slow  # Three processes train. test_loop.py does so within one process, bit for bit.
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path):
     """kill -9 between two saves, and in the middle of a save; then to the end."""
     moments = {
@@ -97,6 +98,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), arrays(whole))
 
 
+@pytest.mark.slow  # Two processes train. test_loop.py tests the signal within one process.
 def test_sigterm_saves_and_exits_with_its_code(whole, tmp_path):
     process = start(tmp_path, "--delay=0.05", "--set=checkpoint.every=1000")
     wait_for(lambda: len(written(tmp_path)) >= 5, process)
