@@ -1,5 +1,6 @@
 """The program as a whole: its overview, its help texts, unknown names, and how errors leave it."""
 
+import dataclasses
 import errno
 import importlib
 import re
@@ -55,10 +56,10 @@ def test_every_command_has_help_and_one_summary(capsys):
         assert text.startswith(f"{command.summary}\n")
         if len(words) == 1:
             assert command.summary == COMMANDS[words[0]]
-        for name, field in command.flags.__dataclass_fields__.items():
+        for field in dataclasses.fields(command.flags):
             help = field.metadata["flag"].help
-            assert help[:1].isupper(), f"{words}: {name}: {help!r}"
-            assert help.endswith("."), f"{words}: {name}: {help!r}"
+            assert help[:1].isupper(), f"{words}: {field.name}: {help!r}"
+            assert help.endswith("."), f"{words}: {field.name}: {help!r}"
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,6 @@ def test_tensorboard_has_the_numbers(tmp_path):
 
 
 def test_frozen_parameters_are_exported_in_their_own_precision(whole):
-    vision = arrays(whole)["encoder.patch_embed.kernel"]
-    assert vision.dtype == jnp.float32
-    np.testing.assert_array_equal(vision, vision.astype(jnp.bfloat16).astype(jnp.float32))
+    exported = arrays(whole)
+    assert exported["encoder.patch_embed.kernel"].dtype == jnp.bfloat16
+    assert exported["projector.fc1.kernel"].dtype == jnp.float32
