@@ -105,7 +105,7 @@ def test_a_run_that_was_asked_to_stop_and_crashed_continues_bit_for_bit(whole, t
     """SIGTERM saves the step that it reaches; a crash loses at most the steps since the last save."""
     config = tiny_run()
     asking = interrupted_inputs(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Preempted, match="saved step (6|7) of 20; the same command continues"):
+    with pytest.raises(Preempted, match=r"saved step (6|7) of 20; the same command continues"):
         loop.train(config, tmp_path, open_inputs=asking)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps()[-1] in (6, 7)
