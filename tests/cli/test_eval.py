@@ -53,6 +53,7 @@ def whole(folder):
     )
 
 
+@pytest.mark.slow  # Three processes. test_runner.py interrupts and continues within one process.
 def test_killed_and_continued_equals_uninterrupted(folder, whole, tmp_path):
     """The real program, killed with SIGKILL while it writes, then the same command again."""
     command = [

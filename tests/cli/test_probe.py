@@ -19,6 +19,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # It compiles a model of its own; test_run.py trains heads on a stored one.
 def test_random_weights_of_a_config(data, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     status = main(

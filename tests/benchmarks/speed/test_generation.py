@@ -6,6 +6,7 @@ import pytest
 from benchmarks.speed import generation
 
 
+@pytest.mark.slow  # Both sides run in processes of their own; parity with transformers is tested in tests/model.
 def test_both_sides_agree_and_an_error_shows(plain_children):
     """In float32 the logits and tokens are those of transformers, and with doubled value kernels they are not."""
     common = {"size": "tiny", "dtype": "float32", "batch_size": 2, "new_tokens": 4, "logits": True}
