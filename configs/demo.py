@@ -92,7 +92,9 @@ CONFIG = {
         "label_quirk": False,  # the targets are the answers only
         "packing": True,
         "shuffle": True,
+        "exif_rotation": False,
         "workers": 0,
+        "allow_changed": False,
         "max_skipped": 0.01,
         "max_pixels": 89_478_485,
     },

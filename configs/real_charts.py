@@ -98,7 +98,9 @@ PHASE1 = {
         "label_quirk": False,  # the targets are the captions only
         "packing": True,
         "shuffle": True,
+        "exif_rotation": False,
         "workers": 0,
+        "allow_changed": False,
         "max_skipped": 0.01,
         "max_pixels": 89_478_485,
     },
@@ -158,7 +160,9 @@ PHASE2 = {
         "label_quirk": False,  # the targets are the answers only
         "packing": True,
         "shuffle": True,
+        "exif_rotation": False,
         "workers": 0,
+        "allow_changed": False,
         "max_skipped": 0.01,
         "max_pixels": 89_478_485,
     },

@@ -215,7 +215,7 @@ def hosted(tmp_path_factory):
     words = [
         {"question": "What is it?", "images": names[:1]},
         {"question": "What is the word?", "images": []},
-        {"question": "Too many <image> <image>?", "images": names[:1]},
+        {"question": "<image> <image> Too many?", "images": names[:1]},
         {"question": "Which is larger?", "images": names[1:3]},
         {"question": "Look: <image> then <image>. Which?", "images": names[3:5]},
         {"question": "word " * 40_000, "images": names[:1]},
@@ -367,7 +367,7 @@ def test_mistakes_are_one_line(hosted):
         "nowhere": ("SystemExit", "nowhere is not a model directory"),
         "unknown": ("SystemExit", "model_args has the unknown names ['size']"),
         "mesh": ("SystemExit", "mesh replica=1 x fsdp=-1 x tensor=3"),
-        "pruning": ("SystemExit", "pruning 'fastv' with refusion"),
+        "pruning": ("SystemExit", "pruning 'fastv' with re-fusion block"),
         "rounds": ("NotImplementedError", "vr_jax does not answer tasks of several rounds (talk)"),
         "world": ("SystemExit", "start lmms_eval with python, not with torchrun or accelerate launch"),
     }
