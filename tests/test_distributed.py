@@ -228,8 +228,8 @@ def test_errors_of_one_process_stay_as_they_are():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localhost:1", 2, None), "process_id is missing: give coordinator, num_processes and process_id together"),
-        ((None, 2, 0), "coordinator is missing"),
+        (("localhost:1", 2, None), "there is no --process_id: give --coordinator, --num_processes and --process_id together"),
+        ((None, 2, 0), "there is no --coordinator"),
         (("localhost:1", 2, 2), r"process_id = 2: expected 0\.\.1 for 2 processes"),
     ],
 )

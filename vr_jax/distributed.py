@@ -73,8 +73,8 @@ def initialize(
         if len(missing) == len(given):
             return
         if missing:
-            lacking = " and ".join(missing)
-            raise UserError(f"{lacking} is missing: give coordinator, num_processes and process_id together")
+            lacking = " and ".join(f"--{name}" for name in missing)
+            raise UserError(f"there is no {lacking}: give --coordinator, --num_processes and --process_id together")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"process_id = {process_id}: expected 0..{num_processes - 1} for {num_processes} processes")
     global _watch

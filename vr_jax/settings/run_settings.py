@@ -39,7 +39,7 @@ class BatchSettings(Config):
     """
 
     rows: PositiveInt = 8
-    tokens: PositiveInt = 2048
+    tokens: Annotated[int, Range(1, 2**20)] = 2048  # Longer rows fit into no memory.
     tiles: PositiveInt = 10
     accumulation: PositiveInt = 1
     raise_rows: Literal["refuse", "keep_lr", "linear_lr", "sqrt_lr"] = "refuse"
