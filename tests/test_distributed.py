@@ -228,7 +228,7 @@ def test_errors_of_one_process_stay_as_they_are():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localhost:1", 2, None), "there is no --process_id: give --coordinator, --num_processes and --process_id together"),
+        (("localhost:1", 2, None), "no --process_id: give --coordinator, --num_processes and --process_id together"),
         ((None, 2, 0), "there is no --coordinator"),
         (("localhost:1", 2, 2), r"process_id = 2: expected 0\.\.1 for 2 processes"),
     ],

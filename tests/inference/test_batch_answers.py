@@ -67,6 +67,7 @@ def test_the_command_writes_a_line_for_every_question(folder, tmp_path, capsys):
     assert found["wide"] == {"id": "wide", "answer": alone.text, "finish": alone.finish, "tokens": len(alone.tokens)}
 
 
+@pytest.mark.slow  # It compiles programs of two batch sizes; test_sampling.py tests the draws themselves.
 def test_draws_depend_on_the_place_in_the_file_alone(folder):
     loaded = load_for_inference(folder / "model")
     generator = Generator(loaded.model, loaded.tokenizer)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.inference import tiny
+from tests.tiny import quick
 from vr_jax.data.collate import collate
 from vr_jax.errors import UserError
 from vr_jax.inference import Buckets, Generator, PromptTooLong, Sampling
@@ -261,7 +262,7 @@ def test_streaming_stops(stopping, prompts):
     assert "".join(generator.stream(prompts[1], max_new_tokens=NEW_TOKENS, chunk=2)) == whole.text
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=["fsdp8", "replica2_fsdp2_tensor2"])
+@pytest.mark.parametrize("sizes", quick([(1, 8, 1), (2, 2, 2)], (2, 2, 2)), ids=["fsdp8", "replica2_fsdp2_tensor2"])
 def test_eight_devices_equal_one(model, prompts, replies, sizes):
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
