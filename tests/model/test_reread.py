@@ -72,7 +72,7 @@ def test_weights_and_updates_match_torch(name: str):
     found = run(block, hidden, levels)
     assert found.weights.dtype == found.update.dtype == jnp.float32
     weights, update = np.zeros(found.weights.shape[1:]), np.zeros(found.update.shape[1:])
-    reference, begin, first = Reference(config, params_of(block)), 0, 0
+    reference, begin, first = Reference(config, params_of(block), torch.float64), 0, 0
     for one in samples(config):
         at, tiles = slice(begin, begin + len(one.tokens)), slice(first, first + len(one.tile_image))
         x = torch.from_numpy(hidden[0, at]).double()

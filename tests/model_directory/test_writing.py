@@ -22,10 +22,10 @@ def test_existing_directories_are_refused_or_replaced_whole(tmp_path):
     save_params(target, {}, {"image_newline": jnp.zeros(2)})  # an empty folder is no directory yet
     with pytest.raises(UserError, match="exists"):
         save_params(target, {}, {"image_newline": jnp.ones(2)})
-    (target / "stale").write_text("")
+    (target / "notes").write_text("written by somebody else")
     save_params(target, {}, {"image_newline": jnp.ones(2)}, overwrite=True)
     np.testing.assert_array_equal(load_params(target)["image_newline"], np.ones(2))
-    assert sorted(os.listdir(target)) == ["_COMPLETE", "config.json", "params"]
+    assert sorted(os.listdir(target)) == ["_COMPLETE", "config.json", "notes", "params"]
     assert os.listdir(tmp_path) == ["model"]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import params_of, random_model
+from tests.tiny import params_of, quick, random_model
 from tests.training.tiny import noise_batch, tiny_config
 from vr_jax import sharding
 from vr_jax.model.refusion.deepstack import DeepStackConfig
@@ -23,7 +23,7 @@ REFUSION = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSION)
+@pytest.mark.parametrize("name", quick(REFUSION, "deformable", "sva"))
 def test_eight_devices_equal_one(name: str):
     """The mesh has all three axes, because XLA has partitioned two products in a row wrongly on such a mesh."""
     config = tiny_config(refusion=REFUSION[name])
