@@ -93,7 +93,7 @@ def test_flags_win_over_the_config():
 
 
 def test_results_lie_beside_the_checkpoint_by_default():
-    assert str(output_folder(ProbeSettings(checkpoint="run/model"))) == "run/model/probe"
+    assert str(output_folder(ProbeSettings(checkpoint="/run/model"))) == "/run/model/probe"
     assert str(output_folder(ProbeSettings(checkpoint="run/model", output="out"))) == "out"
     with pytest.raises(UserError, match="no output folder"):
         output_folder(ProbeSettings())
