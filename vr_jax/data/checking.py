@@ -1,4 +1,4 @@
-"""A look at a whole data set without training: what can be used, why not, how long the samples are, how rows fill."""
+"""Checks a whole data set without training: which records can be used, how long they are, and how full rows become."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from vr_jax.data.images import decode_rgb, open_image
 from vr_jax.data.packing import CANDIDATES, fill_row
 from vr_jax.data.pipeline import reading
-from vr_jax.data.processor import Processor
+from vr_jax.data.processor import Processor, check_room
 from vr_jax.data.skips import SkipRecord, SkipStatistics, summary
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, Skip
@@ -26,7 +26,7 @@ PACKED = 20_000  # samples that the filling of rows is estimated from, drawn at 
 
 @dataclass(frozen=True)
 class Filling:
-    """How full the rows of the batches are, estimated by packing samples in random order.
+    """An estimate of how full the rows of the batches are, from samples packed in random order.
 
     Attributes:
         tokens: The share of the token slots that samples use.
@@ -41,7 +41,7 @@ class Filling:
 
 @dataclass
 class DataReport:
-    """What a data set holds.
+    """The result of a check: the counts and lengths of the records of a data set.
 
     Attributes:
         source: The source in words.
@@ -174,14 +174,12 @@ def check_source(
 
 
 def _unfit(source: Source, index: int, tokens: int, tiles: int, shape: BatchShape) -> Skip | None:
-    """Returns the Skip of a sample that does not fit into a row, as the training's processor makes it."""
-    if tokens > shape.tokens:
-        error = SkipRecord("too_long", f"The sample has {tokens} tokens, but a row has room for {shape.tokens}.")
-    elif tiles > shape.tiles:
-        error = SkipRecord("too_many_tiles", f"The sample has {tiles} tiles, but a row has room for {shape.tiles}.")
-    else:
-        return None
-    return error.as_skip(source[index].id)
+    """Returns the Skip of a sample that does not fit into a row, or None."""
+    try:
+        check_room(tokens, tiles, shape.tokens, shape.tiles)
+    except SkipRecord as error:
+        return error.as_skip(source[index].id)
+    return None
 
 
 def filling_of(sizes: list[tuple[int, int]], shape: BatchShape, *, packing: bool = True) -> Filling:

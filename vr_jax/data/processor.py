@@ -146,13 +146,25 @@ class Processor:
 
     def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:
         """Checks that the sample fits into a row."""
-        length = _length(text, layouts)
-        tiles = sum(one.tiles for one in layouts)
-        if self.max_tokens is not None and length > self.max_tokens:
-            raise SkipRecord("too_long", f"The sample has {length} tokens, but a row has room for {self.max_tokens}.")
-        if self.max_tiles is not None and tiles > self.max_tiles:
-            detail = f"The sample has {tiles} tiles, but a row has room for {self.max_tiles}."
-            raise SkipRecord("too_many_tiles", detail)
+        check_room(_length(text, layouts), sum(one.tiles for one in layouts), self.max_tokens, self.max_tiles)
+
+
+def check_room(tokens: int, tiles: int, max_tokens: int | None, max_tiles: int | None) -> None:
+    """Checks that a sample fits into a row.
+
+    Args:
+        tokens: The number of tokens of the sample.
+        tiles: The number of its tiles.
+        max_tokens: The largest number of tokens; None allows any number.
+        max_tiles: The largest number of tiles; None allows any number.
+
+    Raises:
+        SkipRecord: "too_long" or "too_many_tiles".
+    """
+    if max_tokens is not None and tokens > max_tokens:
+        raise SkipRecord("too_long", f"The sample has {tokens} tokens, but a row has room for {max_tokens}.")
+    if max_tiles is not None and tiles > max_tiles:
+        raise SkipRecord("too_many_tiles", f"The sample has {tiles} tiles, but a row has room for {max_tiles}.")
 
 
 def _length(text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> int:

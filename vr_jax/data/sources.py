@@ -7,10 +7,8 @@ cannot be read is a `UserError` when the source is opened; a record that cannot 
 
 from __future__ import annotations
 
-import glob
 import itertools
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -25,6 +23,7 @@ from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 from vr_jax.fields import check_value
 from vr_jax.hub import local_folder
+from vr_jax.storage import local_path, matching_paths, split_paths
 
 Format = Literal["llava_json", "llava_parquet", "array_record"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -157,20 +156,16 @@ def _expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """Replaces lists by their parts, patterns by the paths that match them, and names on the hub by downloads."""
     if not isinstance(path, str | Path):
         return [one for part in path for one in _expand(part)]
-    if not str(path).strip():
-        return []
-    text = str(Path(str(path).strip()).expanduser())
-    if os.path.exists(text):
-        return [Path(text)]
-    if "," in text:
-        return [one for part in str(path).split(",") for one in _expand(part)]
-    if not glob.has_magic(text):
+    return [one for part in split_paths(str(path).strip()) for one in _matching(part)]
+
+
+def _matching(text: str) -> list[Path]:
+    """Returns what one path, pattern or name on the hub stands for."""
+    found = matching_paths(text, "the data path")
+    if found == [local_path(text)]:  # It exists, or it is no pattern.
         return [Path(local_folder(text, "dataset"))]
-    found = [Path(one) for one in sorted(glob.glob(text, recursive=True))]
     # A recursive pattern also matches the folders on the way to the files.
     found = [one for one in found if one.is_file()] or found
-    if not found:
-        raise UserError(f"{text}: no file matches this pattern.")
     for name, (missing, count) in missing_numbers(found).items():
         logger.warning("%s: only %d of %d files match the pattern %s", name, count - len(missing), count, text)
     return found
@@ -185,9 +180,20 @@ def _files_of(path: Path, format: str | None, split: str) -> list[tuple[str, Pat
 
 def _files_in(folder: Path, format: str | None, split: str) -> list[tuple[str, Path]]:
     """Returns the data files of a folder: parquet shards at any depth, a JSON file, or the folder of a prepared set."""
-    if format == "array_record" or (format is None and any(folder.glob("**/dataset_info.json")) and _prepared(folder)):
+    if format == "array_record":
         return [("array_record", folder)]
-    if format != "llava_json" and (shards := files_below(folder, [".parquet"])):
+    # The folder may hold many images, so it is looked through once.
+    found = files_below(folder, (".parquet", *JSON_SUFFIXES, *PACKED_SUFFIXES))
+    shards, jsons, packed = (
+        [one for one in found if one.suffix.lower() in suffixes]
+        for suffixes in ((".parquet",), JSON_SUFFIXES, PACKED_SUFFIXES)
+    )
+    # Other programs write a dataset_info.json, too.
+    if format is None and any(one.name == "dataset_info.json" for one in jsons):
+        others = shards or any(one.suffix.lower() == ".jsonl" for one in jsons)
+        if not others or any(folder.rglob("*.array_record*")):
+            return [("array_record", folder)]
+    if format != "llava_json" and shards:
         chosen = of_split(shards, split, folder)
         require_complete(chosen)
         folders = {one.parent for one in chosen}
@@ -199,7 +205,7 @@ def _files_in(folder: Path, format: str | None, split: str) -> list[tuple[str, P
         return [("llava_parquet", one) for one in chosen]
     if format == "llava_parquet":
         raise UserError(f"{folder}: there is no parquet file in the folder or below it; check the path of the data.")
-    texts = [one for one in files_below(folder, JSON_SUFFIXES) if one.parent == folder]
+    texts = [one for one in jsons if one.parent == folder]
     if texts:
         chosen = of_split(texts, split, folder)
         require_complete(chosen)
@@ -210,22 +216,15 @@ def _files_in(folder: Path, format: str | None, split: str) -> list[tuple[str, P
                 f"between, or all of them as {folder}/*{chosen[0].suffix}."
             )
         return [("llava_json", one) for one in chosen]
-    below = files_below(folder, JSON_SUFFIXES)
-    packed = files_below(folder, PACKED_SUFFIXES)
     hint = ""
-    if below:
-        hint = f" Below it is {below[0].relative_to(folder)}: give this file, or a pattern such as {folder}/**/*.json."
+    if jsons:
+        hint = f" Below it is {jsons[0].relative_to(folder)}: give this file, or a pattern such as {folder}/**/*.json."
     elif packed:
         hint = f" It has {packed[0].relative_to(folder)}, which must be unpacked first."
     raise UserError(
         f"{folder}: the folder has no data that are known: expected .parquet files at any depth, one .json or .jsonl "
         f"file, or a prepared set.{hint}"
     )
-
-
-def _prepared(folder: Path) -> bool:
-    """Returns whether a folder has array_record files; other programs write a dataset_info.json, too."""
-    return any(folder.rglob("*.array_record*")) or not files_below(folder, [".parquet", *JSON_SUFFIXES[1:]])
 
 
 def _format_of_file(path: Path) -> str:
