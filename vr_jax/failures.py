@@ -55,7 +55,7 @@ _NUMBERS = (
     re.compile(r"\[Errno (\d+)\]"),
     re.compile(r"\[OS error (\d+):"),
 )
-# Errors whose words are understood without their number, since they say nothing else in any language of a program.
+# Errors that are recognised by their words where a library quotes no number. These words have no other meaning.
 _WORDS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE),
     *(errno.ENAMETOOLONG, errno.ENOTCONN, errno.EREMOTEIO),

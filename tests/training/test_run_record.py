@@ -130,3 +130,10 @@ def test_the_newest_start_counts(tmp_path):
     write_json(tmp_path / RUN_FILE, [{"run": "mine", "data": DATA}, {"run": "mine", "data": DATA | {"records": 5}}])
     check_data(tmp_path, tiny_run(), DATA | {"records": 5}, 3)
     assert json.loads((tmp_path / RUN_FILE).read_text())[0]["data"] == DATA
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "[null]", '[{"run": "a"}, []]'])
+def test_a_record_of_another_form_is_refused(tmp_path, content):
+    (tmp_path / RUN_FILE).write_text(content)
+    with pytest.raises(UserError, match="is no list of objects"):
+        claim(tmp_path, ())

@@ -282,7 +282,7 @@ def _overrides(options: Iterable[_Option]) -> _Option | None:
 
 
 def _label(option: _Option) -> str:
-    """What a user writes for a flag, for messages."""
+    """Returns the name of a flag as a user writes it."""
     if option.info.positional:
         return option.field.upper()
     return f"--{OVERRIDE}FIELD" if option.info.overrides else f"--{option.names[0]}"

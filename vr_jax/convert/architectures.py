@@ -25,7 +25,7 @@ from vr_jax.convert.tables import (
 )
 from vr_jax.convert.weights import PROJECTOR_FILE, Tensor
 from vr_jax.errors import UserError
-from vr_jax.model_directory import shown
+from vr_jax.fields import shown
 
 # The sections of a VlmConfig that own parameters, by the beginning of their merged paths (first match counts).
 SECTION_OF = (
@@ -210,7 +210,7 @@ def _check_model_type(found: Architecture, classes: list[str], model_type: Any, 
 
 
 def _is_llava(values: Mapping[str, Any]) -> bool:
-    """Whether a config.json has fields that only LLaVA's own code writes."""
+    """Returns whether a config.json has fields that only LLaVA's own code writes."""
     return any(name in values for name in ("mm_projector_type", "mm_vision_tower", "mm_vision_select_layer"))
 
 

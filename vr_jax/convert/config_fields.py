@@ -1,4 +1,4 @@
-"""What is done with each field of config.json, for each class of transformers and for LLaVA's own layout."""
+"""Tables that settle each field of config.json, for each class of transformers and for LLaVA's own layout."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ from vr_jax.convert.config_fields import (
     SIGLIP_WHOLE_FIELDS,
 )
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.fields import Config
+from vr_jax.fields import Config, shown
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model_directory import FieldTable, shown
+from vr_jax.model_directory import FieldTable
 from vr_jax.storage import PathLike
 
 # The fields of transformers' configs, by our names.

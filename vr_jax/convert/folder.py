@@ -10,7 +10,8 @@ from etils import epath
 
 from vr_jax.convert.weights import Checkpoint
 from vr_jax.errors import UserError
-from vr_jax.model_directory import FORMAT, GENERATION_FILE, kept_fields, read_json, shown
+from vr_jax.fields import shown
+from vr_jax.model_directory import FORMAT, GENERATION_FILE, kept_fields, read_json
 
 CONFIG_FILE = "config.json"
 IMAGE_PROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"

@@ -1,4 +1,4 @@
-"""What the files beside config.json and the weights add to an imported model: pixels, prompts and generation."""
+"""Reads the settings of pixels, prompts and generation that stand beside config.json and the weights."""
 
 from __future__ import annotations
 

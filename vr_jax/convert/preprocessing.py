@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.fields import check_value
+from vr_jax.fields import check_value, shown
 from vr_jax.model.config import Deviation, ImageConfig, Rgb
-from vr_jax.model_directory import WAY_OUT, FieldTable, shown
+from vr_jax.model_directory import WAY_OUT, FieldTable
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,7 +27,7 @@ _SIDES = {384 * k for k in range(1, 7)}
 
 @dataclass(frozen=True)
 class ProcessorClass:
-    """What an image processor of transformers does where its file does not say.
+    """The defaults of a class of image processors of transformers, which apply where its file does not say.
 
     Attributes:
         name: Its name, without the ending that chooses a backend.

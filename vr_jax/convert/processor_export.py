@@ -1,4 +1,4 @@
-"""What an exported LLaVA has beside its weights, so that AutoProcessor and `generate` of transformers work on it."""
+"""Writes the files beside the weights of an exported LLaVA that AutoProcessor and `generate` of transformers read."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vr_jax.errors import UserError
-from vr_jax.model_directory import read_json, shown
+from vr_jax.fields import shown
+from vr_jax.model_directory import read_json
 
 # The types that are read, by their names in safetensors.
 DTYPES: dict[str, np.dtype] = {

@@ -14,7 +14,7 @@ A model directory holds:
 Such a directory depends neither on the mesh and the number of devices, nor on the places of the re-fusion blocks.
 """
 
-from vr_jax.model_directory.field_table import WAY_OUT, FieldTable, shown
+from vr_jax.model_directory.field_table import WAY_OUT, FieldTable
 from vr_jax.model_directory.generation import (
     GENERATION_FILE,
     GENERATION_TABLE,
@@ -64,7 +64,6 @@ __all__ = [
     "read_sections",
     "save_model",
     "save_params",
-    "shown",
     "stored_params",
     "token_ids",
     "warm_start",

@@ -8,11 +8,12 @@ refused by its name (docs/design/decisions.md#decision-28).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vr_jax.errors import UserError
+from vr_jax.fields import shown
 
 WAY_OUT = "leave it out with `--ignore={name}` if that does not matter to you"
 
@@ -23,8 +24,8 @@ class FieldTable:
 
     Attributes:
         honoured: The fields that are read.
-        fixed: Fields that may have certain values only, which are those that are computed here; an absent field or None
-            stands for the default of the file's class and is among them unless `required` names the field.
+        fixed: Fields that may have certain values only, which are those that are computed here. An absent field or None
+            stands for the default of the file's class and is accepted.
         without_meaning: Fields that change nothing here, each with the reason.
     """
 
@@ -62,16 +63,11 @@ class FieldTable:
         """All fields of the table."""
         return (*sorted(self.honoured), *self.fixed, *self.without_meaning)
 
-    def extended(self, *others: FieldTable, without: Collection[str] = ()) -> FieldTable:
-        """Returns a table with the fields of several ones; what this one says of a field counts.
-
-        Args:
-            others: Further tables.
-            without: Fields of theirs that are left out.
-        """
+    def extended(self, *others: FieldTable) -> FieldTable:
+        """Returns a table with the fields of several ones; what this one says of a field counts."""
         fixed, without_meaning, honoured = dict(self.fixed), dict(self.without_meaning), set(self.honoured)
         for other in others:
-            known = {*fixed, *without_meaning, *honoured, *without}
+            known = {*fixed, *without_meaning, *honoured}
             fixed |= {name: value for name, value in other.fixed.items() if name not in known}
             without_meaning |= {name: why for name, why in other.without_meaning.items() if name not in known}
             honoured |= other.honoured - known
@@ -81,12 +77,6 @@ class FieldTable:
 def same(value: Any, other: Any) -> bool:
     """Returns whether two JSON values are equal; True and 1 are not."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other
-
-
-def shown(value: Any) -> str:
-    """Returns a value as messages show it, cut to a few words."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def _empty(value: Any) -> bool:

@@ -168,9 +168,11 @@ def _sources(config: TrainConfig) -> list[Path]:
 def _check_start(
     workdir: Path, config: TrainConfig, program: TrainProgram, data: inputs.Inputs, start: int, total: int
 ) -> None:
-    """Makes sure that the disk has room for the run and that its data are those that it began with."""
+    """Makes sure that the run can be written to its end, and that its data are those that it began with."""
     if not distributed.is_first():
         return
+    if data.tokenizer_dir is not None:
+        generation_of_chat(data.tokenizer_dir)  # Its settings are exported; one that is refused is found now.
     if start:
         check_data(workdir, config, data.data, start)
     exported = sum(4 * math.prod(leaf.shape) for leaf in program.tree.shapes.values())  # it holds float32

@@ -155,8 +155,8 @@ def read_run_record(workdir: Path) -> list[dict[str, Any]]:
             starts = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); move it away to continue the run") from None
-    if not isinstance(starts, list):
-        raise UserError(f"{path} holds no list of starts; move it away to continue the run")
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise UserError(f"{path} is no list of objects, one for each start of a run; move it away to continue the run")
     return starts
 
 
