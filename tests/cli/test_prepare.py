@@ -195,11 +195,20 @@ def test_a_text_that_reads_as_a_placeholder_stays_text(folder):
         ([], "--from is missing"),
         (["--check"], "--from is missing"),
         (["--from=a.json"], "--to is missing"),
-        (["--check", "--from=a.json", "--to=b"], "--to has no effect with --check"),
-        (["--check", "--from=a.json", "--beam"], "--beam has no effect with --check"),
-        (["--from=a.json", "--to=b", "--page=c.html"], "--page has no effect without --check"),
-        (["--from=a.json", "--to=b", "--config=configs/demo.py"], "--config has no effect without --check"),
-        (["--check", "--from=a.json", "--config.seed=1"], "--config.FIELD=VALUE needs --config"),
+        (["--check", "--from=a.json", "--to=b"], "--to = 'b' has no effect with --check = True: no set is written"),
+        (["--check", "--from=a.json", "--beam"], "--beam = True has no effect with --check = True: no set is written"),
+        (
+            ["--from=a.json", "--to=b", "--page=c.html"],
+            "--page = 'c.html' has no effect with --check = False: only a check reads them",
+        ),
+        (
+            ["--from=a.json", "--to=b", "--config=configs/demo.py"],
+            "--config = 'configs/demo.py' has no effect with --check = False: only a check reads them",
+        ),
+        (
+            ["--check", "--from=a.json", "--config.seed=1"],
+            "--config.FIELD = ('seed=1',) has no effect with --config = None: it sets a field",
+        ),
         (["--check", "--config=configs/llava_vr_qwen2_0_5b.py:phase1"], "config.data.path is not set"),
     ],
 )

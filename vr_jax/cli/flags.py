@@ -113,8 +113,7 @@ class Flags(Config):
         for option in _options(type(self)):
             for _, path in field_paths(self, option.field):
                 if is_bucket(path):
-                    shown = option.field.upper() if option.info.positional else f"--{option.names[0]}"
-                    raise UsageError(bucket_refused(shown, path))
+                    raise UsageError(bucket_refused(_label(option), path))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ class PrepareFlags(Flags):
 
     no_effect: ClassVar = (
         NoEffect(("beam_options",), "beam", lambda flags: not (flags.beam or flags.check), "Apache Beam reads them"),
-        NoEffect(("records_per_shard",), "check", lambda flags: flags.check, "no set is written"),
+        NoEffect(
+            ("to", "records_per_shard", "beam", "beam_options"), "check", lambda flags: flags.check, "no set is written"
+        ),
+        NoEffect(("config", "overrides", "page"), "check", lambda flags: not flags.check, "only a check reads them"),
+        NoEffect(("overrides",), "config", lambda flags: flags.config is None, "it sets a field of a config; give one"),
     )
 
     source: tuple[PathsText, ...] = flag(
@@ -58,31 +62,11 @@ class PrepareFlags(Flags):
 
 def run(flags: PrepareFlags) -> int:
     """Writes the prepared set and says what was left out, or checks the data."""
-    _check_flags(flags)
-    return _check(flags) if flags.check else _write(flags)
-
-
-def _check_flags(flags: PrepareFlags) -> None:
-    """Checks which flags go together.
-
-    Raises:
-        UsageError: A flag is missing, or has no effect.
-    """
     if not flags.source and not (flags.check and flags.config):
         raise UsageError("--from is missing: LLaVA data: a file, a folder, a quoted pattern, or a name on the hub.")
-    if flags.check:
-        written = {"to": flags.to is not None, "beam": flags.beam, "beam_options": bool(flags.beam_options)}
-        for name, given in written.items():
-            if given:
-                raise UsageError(f"--{name} has no effect with --check, which writes no set; leave one of them out")
-        if flags.overrides and flags.config is None:
-            raise UsageError("--config.FIELD=VALUE needs --config=FILE")
-    else:
-        if flags.to is None:
-            raise UsageError("--to is missing: Folder that the prepared set is written to.")
-        checked = {"config": flags.config, "page": flags.page, "config.FIELD": flags.overrides}
-        for name in (name for name, value in checked.items() if value):
-            raise UsageError(f"--{name} has no effect without --check")
+    if flags.to is None and not flags.check:
+        raise UsageError("--to is missing: Folder that the prepared set is written to.")
+    return _check(flags) if flags.check else _write(flags)
 
 
 def _open(flags: PrepareFlags, *, split: str = "train") -> Source:

@@ -42,7 +42,6 @@ from vr_jax.settings.run_settings import (
     ProfileSettings,
 )
 
-# The decay of a moment is below 1 in float32 too, where 1 - b ** t divides.
 Globs = Annotated[tuple[Text, ...], Distinct()]
 
 
