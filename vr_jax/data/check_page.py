@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
@@ -21,6 +19,7 @@ from vr_jax.data.skips import REMEDIES, SkipRecord
 from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, Example, Skip
 from vr_jax.model.batch import NO_CELL
+from vr_jax.pages import page_environment
 from vr_jax.storage import PathLike, write_bytes
 
 SIDE = 256  # pixels of the longer side of a shown image
@@ -28,7 +27,6 @@ IMAGES = 4  # images that are shown of a sample
 CHARACTERS = 4000  # of a sample that are shown
 BINS = 30
 Kind = Literal["text", "target", "pooled", "vision"]
-_UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -134,14 +132,6 @@ def write_check_page(path: PathLike, report: DataReport, source: Source, process
         UserError: The file cannot be written.
     """
     records = [source[index] for index in report.first]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vr_jax.data"),
-        autoescape=True,
-        finalize=_showable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     examples: dict[str, list[Skip]] = {}
     for skip in report.statistics.examples.values():
         examples.setdefault(skip.reason, []).append(skip)
@@ -155,10 +145,5 @@ def write_check_page(path: PathLike, report: DataReport, source: Source, process
         "samples": [_shown(one, processor) for one in records if isinstance(one, Conversation)],
         "has_tokens": processor is not None,
     }
-    page = environment.get_template("check.html").render(values)
+    page = page_environment("vr_jax.data").get_template("check.html").render(values)
     write_bytes(path, page.encode())
-
-
-def _showable(value: Any) -> Any:
-    """Replaces the characters of a text that an HTML page in UTF-8 cannot hold."""
-    return _UNSHOWABLE.sub("\ufffd", value) if type(value) is str else value

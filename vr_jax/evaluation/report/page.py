@@ -21,7 +21,8 @@ from vr_jax.evaluation.report.heat import GRADIENT
 from vr_jax.evaluation.report.images import IMAGE_LEVELS, MAP_LEVELS, Embedded, Source, embed, key_of
 from vr_jax.evaluation.report.items import ReportItem
 from vr_jax.evaluation.report.scores import RunScores
-from vr_jax.evaluation.report.text import NAME, SHOWN, showable, thousands
+from vr_jax.evaluation.report.text import NAME, SHOWN, thousands
+from vr_jax.pages import page_environment
 from vr_jax.storage import write_bytes
 
 MAX_BYTES = 29_000_000  # The size of the page. Before it is exceeded, texts become shorter and images smaller.
@@ -130,14 +131,7 @@ class _Page:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vr_jax.evaluation.report"),
-        autoescape=True,
-        finalize=showable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = page_environment("vr_jax.evaluation.report")
     environment.filters["thousands"] = thousands
     environment.globals["name_length"] = NAME
     return environment.get_template("page.html")
