@@ -23,7 +23,7 @@ from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.registry import ProjectorConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.sharding import path_of
 
 # The fields that a projector of tiny widths needs beside its stride.
@@ -75,11 +75,6 @@ def tiny_config(**changes: Any) -> VlmConfig:
         "vision_feature_layer": 3,
     }
     return VlmConfig(**base | changes)
-
-
-def abstract_model(config: VlmConfig) -> VisionLanguageModel:
-    """A model with the shapes of its parameters in place of arrays."""
-    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 def random_model(config: VlmConfig, seed: int = 0, scale: float = 0.3) -> VisionLanguageModel:

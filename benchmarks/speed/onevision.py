@@ -157,15 +157,14 @@ def our_model(config: VlmConfig, wrong: bool = False) -> Any:
         wrong: Whether the decoder's value kernels are doubled, for the test that this is noticed.
     """
     import jax.numpy as jnp
-    from flax import nnx
 
     from vr_jax.model.parameters import split_stages, unflatten_params
-    from vr_jax.model.vlm import VisionLanguageModel
+    from vr_jax.model.vlm import abstract_model
 
     values = weights(config)
     if wrong:
         values[next(path for path in values if path.startswith("decoder.") and path.endswith("attn.v.kernel"))] *= 2
-    abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(config)
     staged = split_stages({path: values.pop(path).astype(config.dtype) for path in list(values)}, config)
     return unflatten_params(abstract, {path: jnp.asarray(value) for path, value in staged.items()})
 

@@ -28,7 +28,6 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from vr_jax import experiments, sharding
@@ -37,7 +36,7 @@ from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.stages import KVCache
 from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.plan.hlo_costs import program_costs
 from vr_jax.settings import load_config
 from vr_jax.training import abstract_batch, build_program
@@ -55,11 +54,6 @@ def abstract_prompt(config: VlmConfig) -> Batch:
         rows=1, tokens=len(layout.cell) + TEXT_TOKENS, tiles=layout.tiles, tile_size=config.image.tile_size
     )
     return batch_structs(shape, SingleDeviceSharding(jax.devices()[0]), weighted_cells=False)
-
-
-def abstract_model(config: VlmConfig) -> VisionLanguageModel:
-    """The model with shapes in the place of arrays."""
-    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
 
 
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:

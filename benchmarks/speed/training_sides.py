@@ -25,10 +25,9 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
         The losses of the first updates, the seconds of the timed ones, memory, FLOPs and versions.
     """
     import jax
-    from flax import nnx
 
     from vr_jax.model.parameters import split_stages, unflatten_params
-    from vr_jax.model.vlm import VisionLanguageModel
+    from vr_jax.model.vlm import abstract_model
     from vr_jax.settings import OptimizerSettings
     from vr_jax.sharding import batch_sharding, make_mesh
     from vr_jax.training import (
@@ -51,7 +50,7 @@ def run_vr_jax(work: Work, rounds: int) -> dict[str, Any]:
     schedule = make_schedule(settings, 1)
     optimizer = make_optimizer(settings, schedule, trainable)
     abstract = abstract_state(tree, optimizer, trainable, mesh, work.config.dtype)
-    model = nnx.eval_shape(lambda: VisionLanguageModel(work.config, rngs=nnx.Rngs(0)))
+    model = abstract_model(work.config)
     model = unflatten_params(model, split_stages(weights(work.config), work.config))
     with jax.set_mesh(mesh):
         state = create_state(tree, optimizer, abstract, model)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import nnx
 
 from vr_jax import experiments
 from vr_jax.model.config import VlmConfig, anyres9
@@ -16,7 +15,7 @@ from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.pool import PoolConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 
 LEARNING_RATE, CLIP = 1e-4, 1.0
 COMPARED = 3  # Updates whose losses are compared.
@@ -106,7 +105,7 @@ def weights(config: VlmConfig) -> dict[str, np.ndarray]:
 
     Each is drawn from a seed that depends on its path, so that two processes have the same.
     """
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     drawn = {}
     for path, leaf in jax.eval_shape(lambda model: merge_stages(flatten_params(model)), model).items():
         if path.endswith("scale"):

@@ -54,6 +54,7 @@ def test_a_question_about_a_image(folder, generator, loaded, capsys):
     assert err == ""
 
 
+@pytest.mark.slow  # A second prompt length is compiled; the tests below have several turns.
 def test_several_images_and_turns_from_standard_input(folder, generator, loaded, capsys, monkeypatch):
     """A question that cannot be asked is reported and leaves the conversation as it was."""
     too_long = "x" * 40000

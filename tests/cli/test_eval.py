@@ -98,6 +98,7 @@ def test_results_lie_below_the_checkpoint_unless_told(folder, whole):
     assert whole.summary["average"] is None
 
 
+@pytest.mark.slow  # It compiles for a mesh.
 def test_a_limit_and_a_config(folder, whole, tmp_path, caplog):
     config = TrainConfig.from_config_dict(
         {

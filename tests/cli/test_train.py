@@ -27,6 +27,7 @@ def train(*arguments, devices=1):
     )
 
 
+@pytest.mark.slow  # It compiles the demo's model in a process; .ci/run trains the demo.
 def test_the_demo_trains_and_fields_can_be_set(tmp_path):
     done = train(
         *("--config=configs/demo.py", f"--workdir={tmp_path}", "--config.steps=2", "--config.optimizer.lr=0.5"),

@@ -292,6 +292,7 @@ def test_full_disk_found_before(checkpoint, refused, monkeypatch):
     assert " are needed, 100 bytes are free on its disk" in message
 
 
+@pytest.mark.slow  # Each converts until the disk is full; model_directory/test_writing.py has the writer's.
 @pytest.mark.parametrize("command", ["import", "export"])
 def test_disk_that_fills_up(command, checkpoint, converted, tmp_path):
     """A real process under a limit of 4 kB per file: no traceback, exit status 2, nothing left."""

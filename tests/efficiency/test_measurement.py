@@ -9,13 +9,14 @@ import pytest
 
 from tests.efficiency.conftest import SETTINGS
 from tests.inference import tiny
-from tests.tiny import abstract_model, params_of
+from tests.tiny import params_of
 from vr_jax.efficiency import EfficiencySettings, Source, System, measure, read_systems
 from vr_jax.efficiency.measurement import load, random_model
 from vr_jax.efficiency.systems import is_vision, prompt
 from vr_jax.errors import UserError
 from vr_jax.inference import Buckets, Generator
 from vr_jax.model.config import VlmConfig, anyres4
+from vr_jax.model.vlm import abstract_model
 
 
 def test_numbers_are_those_of_the_repeats(found):

@@ -2,10 +2,13 @@
 
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
 from vr_jax.efficiency import JSON, MARKDOWN, PLOT, text
 from vr_jax.efficiency.plot import draw
 
 
+@pytest.mark.slow  # It measures a model; test_measurement.py does so too.
 def test_the_files_of_a_run(run, found):
     output, _ = run
     page = (output / MARKDOWN).read_text()

@@ -6,7 +6,6 @@ import io
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from tests.inference import tiny
@@ -22,7 +21,7 @@ from vr_jax.inference import Generator
 from vr_jax.model.config import ImageConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import Reread
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.model.windows import to_windows
 from vr_jax.sharding import make_mesh, param_shardings
 
@@ -205,9 +204,10 @@ def model() -> VisionLanguageModel:
 
 
 def random_model(config) -> VisionLanguageModel:
-    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    return randomized(abstract_model(config))
 
 
+@pytest.mark.slow  # It compiles generation with weights; model/test_reread.py compares the weights.
 def test_every_item_that_can_be_asked_has_its_maps(model):
     """The maps in batches of two equal those of each item alone, and eight devices compute the same weights."""
     generator, processor = Generator(model, tiny.TOKENIZER, tiny.BUCKETS), Processor(tiny.TOKENIZER, tiny.config())

@@ -336,6 +336,7 @@ def test_likelihoods_are_those_of_decoding_token_by_token(generator, processor, 
         assert score.greedy == (rows.argmax(axis=-1)[:-1].tolist() == tokens[:-1])
 
 
+@pytest.mark.slow  # Another bucket is compiled.
 def test_a_reply_that_fills_the_largest_bucket(generator, processor, answerer):
     """The next power of two after its length would not fit."""
     most = generator.buckets.max_tokens

@@ -223,6 +223,7 @@ def test_another_run_is_refused(generator, processor, items, tmp_path):
         open_run(settings={"checkpoint": {"sha256": "2"}}, overwrite=True)
 
 
+@pytest.mark.slow  # It compiles again for a mesh; inference/test_generate.py does so too.
 def test_eight_devices_give_the_same(generator, processor, items, finished, tmp_path):
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
@@ -296,6 +297,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.slow  # Two processes compile; test_distributed.py has two short ones.
 def test_two_processes_give_the_same(finished, tmp_path):
     """Each prepares its share of every batch; the first writes; both know all results; a refusal stops both."""
     with socket.socket() as free:

@@ -26,7 +26,7 @@ from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig, select, selected
 from vr_jax.model.registry import PrunerConfig
 from vr_jax.model.spec import PromptSize
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 KINDS = ("vispruner", "siglip", "vispruner_pack", "fastv", "pdrop")
 
@@ -169,7 +169,7 @@ def recorded_model(case: Case, pruning: PrunerConfig | None) -> VisionLanguageMo
         image=ImageConfig(tile_size=vision.image_size, aspect_ratio="square"),
         vision_feature_layer=1,
     )
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     weights = {name.removeprefix("model."): value for name, value in case.weights.items()}
     model.decoder = torch_weights.load(model.decoder, TEXT, weights, "decoder.")
     model.encoder = model.projector = model.image_newline = None
@@ -213,8 +213,20 @@ def prefill(model: VisionLanguageModel, embeds, batch: Batch, lengths, steps: in
     return model.logits(hidden), cache, found
 
 
-@pytest.mark.parametrize("compaction", [True, False], ids=["compacted", "masked"])
-@pytest.mark.parametrize("case", of_kind("fastv", "pdrop"))
+# Each recorded case runs in one of the two forms with the ordinary tests, and in the other with the slow ones.
+@pytest.mark.parametrize(
+    ("case", "compaction"),
+    [
+        pytest.param(
+            *parameter.values,
+            compaction,
+            id=f"{parameter.id}-{'compacted' if compaction else 'masked'}",
+            marks=[*parameter.marks, *([] if compaction == (number % 3 == 0) else [pytest.mark.slow])],
+        )
+        for number, parameter in enumerate(of_kind("fastv", "pdrop"))
+        for compaction in (True, False)
+    ],
+)
 def test_decoder(case: Case, compaction: bool):
     pruning = pruner_of(case)
     model, batch = recorded_model(case, pruning), batch_of(case)

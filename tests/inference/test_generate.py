@@ -217,6 +217,7 @@ def test_programs_are_those_that_run(model, prompts):
     assert programs["decode"].argument_bytes == parameters + state_bytes + key + scalar
 
 
+@pytest.mark.slow  # Another number of new tokens is another program.
 def test_ignoring_the_stop_token(stopping, model, prompts, replies):
     _, stop = stopping
     ends = {"<|im_end|>": stop, "<|endoftext|>": stopping[0].pad_id}
@@ -233,6 +234,7 @@ def test_real_stop_tokens(generator):
     assert names == ["<|im_end|>", "<|endoftext|>"]
 
 
+@pytest.mark.slow  # It compiles sampling for two batch sizes; test_sampling.py tests the draws.
 def test_sampling_depends_on_seed_and_row_alone(generator, prompts):
     def drawn(prompts, seed, **settings):
         sampling = Sampling(temperature=1.5, seed=seed, **settings)
@@ -277,6 +279,7 @@ def test_eight_devices_equal_one(model, prompts, replies, sizes):
         assert names == []
 
 
+@pytest.mark.slow  # It compiles again for another mesh.
 def test_one_prompt_on_a_mesh_for_many(model, prompts, replies):
     mesh = make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):

@@ -14,6 +14,7 @@ import pytest
 from tests.commands import run
 from tests.inference import tiny
 from tests.inference.test_generate import compilations
+from tests.tiny import quick
 from vr_jax.data.collate import collate
 from vr_jax.errors import ConfigError
 from vr_jax.inference import Buckets, Chat, Generator, Sampling, load_for_inference, with_pruning
@@ -34,7 +35,8 @@ def uncompressed():
     return dataclasses.replace(tiny.config(vision_remember=False), projector=MlpConfig())
 
 
-@pytest.fixture(scope="module", params=PRUNINGS)
+# The other pruners are compared with recorded outputs in tests/golden/test_pruning.py.
+@pytest.fixture(scope="module", params=quick(PRUNINGS, "pyramid_drop"))
 def model(request):
     return tiny.model(with_pruning(uncompressed(), PRUNINGS[request.param]))
 
@@ -150,6 +152,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # Two commands compile the pruned model.
 def test_eval_and_chat_take_the_flag(folder, capsys):
     """Both answer as a model that was loaded with the pruner; the summary names it."""
     choice = json.dumps({"name": "fastv", "layer": 1, "keep": 0.1})

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from tests.tiny import pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import IMAGE, Conversation, Turn
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 TEXT = tiny_decoder(vocab_size=320)
 
@@ -86,7 +85,7 @@ def dependence():
     """text_pool -> Dependence. One model and one compilation: the text-guided token's text is a matter of the data."""
     refusion = tiny_refusion(levels=(2, 3), insert_after=(1, 2))
     config = tiny_config(decoder=dataclasses.replace(TEXT, num_layers=3), refusion=refusion)
-    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    model = randomized(abstract_model(config))
     original = VisionLanguageModel.embed
 
     @jax.jit

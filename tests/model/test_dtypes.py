@@ -20,7 +20,7 @@ from tests.tiny import (
     with_params,
 )
 from vr_jax.model.layers import Embedding
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 FULL = tiny_config(refusion=tiny_refusion(ffn_multiplier=1, self_positions="rope"))
 HALF = dataclasses.replace(FULL, dtype="bfloat16")
@@ -39,7 +39,7 @@ def equations(jaxpr):
 
 @pytest.fixture(scope="module")
 def model() -> VisionLanguageModel:
-    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(HALF, rngs=nnx.Rngs(0))), scale=0.15)
+    return randomized(abstract_model(HALF), scale=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,7 @@ def test_activations_cache_and_logits(model, batch):
     assert {level.dtype for level in levels.values()} == {NARROW}
 
 
+@pytest.mark.slow  # The gradient of the whole model is compiled in bfloat16.
 def test_parameters_and_gradients_stay_float32(model, batch):
     def loss(model, batch):
         return jnp.mean(jax.nn.logsumexp(model.logits(model(batch)[0]), axis=-1))
@@ -110,7 +111,7 @@ def test_gradients_of_a_repeated_token_add_up_in_float32():
 
 def test_close_to_float32(model, batch):
     run = jax.jit(lambda model, batch: model(batch)[0])
-    exact = with_params(nnx.eval_shape(lambda: VisionLanguageModel(FULL, rngs=nnx.Rngs(0))), params_of(model))
+    exact = with_params(abstract_model(FULL), params_of(model))
     half, full = np.asarray(run(model, batch), np.float32), np.asarray(run(exact, batch))
     error = np.sqrt(np.mean((half - full) ** 2) / np.mean(full**2))
     assert 1e-4 < error < 0.03

@@ -16,7 +16,7 @@ from tests import torch_weights
 from tests.model.decoders.test_qwen2 import LENGTH, build, stream_of
 from tests.tiny import SampleImage, Text, example, pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.model.pruning.fastv import FastVConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def by_hand(model, batch):
 def test_vision_tokens_around_vision_remember():
     """The states agree with those of single layers and blocks, and the last one, normed, with the forward pass."""
     config = tiny_config(refusion=tiny_refusion(insert_after=(1, 3)))
-    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    model = randomized(abstract_model(config))
     batch = pack(
         config, [[example(config, Text(3), SampleImage(), Text(4, text_token=True), seed=row)] for row in range(2)]
     )
@@ -138,6 +138,6 @@ def test_vision_tokens_around_vision_remember():
 
 def test_a_pruner_is_refused():
     config = tiny_config(refusion=None, pruning=FastVConfig(layer=2))
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     with pytest.raises(ValueError, match="pruner 'fastv' drops vision tokens"):
         model.hidden_states({}, None, (1,))

@@ -6,12 +6,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.noise import assert_within_noise, float64_config, float64_model
-from tests.tiny import SampleImage, Text, example, pack, params_of, randomized, tiny_config, with_params
+from tests.tiny import SampleImage, Text, example, pack, params_of, quick, randomized, tiny_config, with_params
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 VR = tiny_config()
 CONFIGS = {"baseline": dataclasses.replace(VR, refusion=None), "vision_remember": VR}
@@ -67,7 +66,7 @@ def unpacked(batch, values) -> dict[bytes, np.ndarray]:
 
 
 def build(config: VlmConfig) -> VisionLanguageModel:
-    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    return abstract_model(config)
 
 
 class Alone(NamedTuple):
@@ -92,7 +91,7 @@ class Alone(NamedTuple):
         assert_within_noise(found, self.exact, self.plain)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=quick(CONFIGS, "vision_remember"))
 def alone(request) -> Alone:
     config = CONFIGS[request.param]
     model = randomized(build(config))

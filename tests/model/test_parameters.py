@@ -6,11 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.tiny import params_of, randomized, tiny_config
 from vr_jax.model.parameters import flatten_params, merge_stages, split_stages
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 
 CONFIG = tiny_config()
 
@@ -18,7 +17,7 @@ CONFIG = tiny_config()
 @pytest.fixture(scope="module")
 def model():
     """A model with random values everywhere."""
-    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0))))
+    return randomized(abstract_model(CONFIG))
 
 
 def test_merge_and_split_are_inverse_and_number_layers_across_stages(model):

@@ -27,7 +27,7 @@ from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.vision_remember import Block, Features
 from vr_jax.model.reread import reread, reread_refusal
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.sharding import batch_sharding, make_mesh, param_shardings
 
 CONFIG = tiny_config()
@@ -96,7 +96,7 @@ def test_weights_and_updates_match_torch(name: str):
 
 @pytest.fixture(scope="module")
 def model() -> VisionLanguageModel:
-    return randomized(nnx.eval_shape(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0))))
+    return randomized(abstract_model(CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +157,7 @@ def test_plain_equals_absorbed_and_later_layers_do_not_run(model, batch, found):
     for name, value in params.items():
         if name.startswith(f"decoder.stages.{len(found)}."):
             params[name] = np.full_like(value, np.nan)
-    other = jax.jit(reread)(
-        with_params(nnx.eval_shape(lambda: VisionLanguageModel(plain, rngs=nnx.Rngs(0))), params), batch
-    )
+    other = jax.jit(reread)(with_params(abstract_model(plain), params), batch)
     for one, two in zip(found, other, strict=True):
         np.testing.assert_allclose(one.weights, two.weights, atol=1e-5)
         np.testing.assert_allclose(one.update, two.update, rtol=1e-4)
@@ -186,6 +184,7 @@ def test_a_patch_moves_the_weights_of_its_own_cell_only(model, batch):
         assert [tuple(map(int, at)) for at in np.argwhere(changed)] == [patch[:3]]
 
 
+@pytest.mark.slow  # It compiles again for a mesh.
 def test_eight_devices_equal_one(model, batch, found):
     mesh = make_mesh(replica=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
@@ -211,4 +210,4 @@ def test_others_are_refused(refusion, reason: str, batch):
     config = dataclasses.replace(CONFIG, refusion=refusion)
     assert reason in reread_refusal(config)
     with pytest.raises(ConfigError, match=reason):
-        jax.eval_shape(reread, nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))), batch)
+        jax.eval_shape(reread, abstract_model(config), batch)

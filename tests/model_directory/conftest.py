@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from flax import nnx
 
 from tests.tiny import randomized, tiny_config
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 from vr_jax.model_directory import save_model
 
 
 def abstract(config):
     """The model of a config with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    return abstract_model(config)
 
 
 @pytest.fixture(scope="package")

@@ -111,6 +111,7 @@ def test_operations_in_the_compiled_program_are_those_asked_for(plan):
     assert plan.work.collective_bytes["all-gather"] > 0
 
 
+@pytest.mark.slow  # It traces the paper's model; training/test_flops.py compares smaller ones.
 def test_operations_of_the_paper_s_config_are_the_analytic_ones():
     """Phase 2 at 0.5B, one full row: the formula of vr_jax/training/flops.py, what remat repeats, and nothing else."""
     topology = open_topology("cpu:1")
@@ -344,6 +345,7 @@ def test_search_plans_the_config_first_and_gives_flags(config, topology, plan, m
     assert config.batch.rows % (config.mesh.replica * config.mesh.fsdp * config.batch.accumulation) == 0
 
 
+@pytest.mark.slow  # The TPU's compiler takes a minute; test_pallas_tpu.py compiles a kernel with it.
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'vr-jax[tpu]'")
 def test_a_plan_for_tpu():
     """In its own process, whose environment must be set before the compiler is loaded."""

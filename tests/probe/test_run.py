@@ -59,6 +59,7 @@ def test_unreadable_images_are_named_and_count_as_wrong_in_validation(result, se
             assert accuracy * 64 == pytest.approx(round(accuracy * 64), abs=1e-9), message
 
 
+@pytest.mark.slow  # Everything is compiled again for one device.
 def test_one_device_agrees_with_eight(result, setting):
     """Two taps are enough, because their values depend on everything between them."""
     found, _ = result

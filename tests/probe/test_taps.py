@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from PIL import Image
 
 from tests.inference import tiny
@@ -19,7 +18,7 @@ from vr_jax.errors import UserError
 from vr_jax.inference import user_turn
 from vr_jax.model import registry
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 from vr_jax.model.windows import to_raster
 from vr_jax.probe.head import make_heads
 from vr_jax.probe.taps import QUESTION, default_layers, one_tile, prompt_batch, tapped_tokens, taps_of
@@ -92,6 +91,7 @@ def test_the_last_layer_is_the_forward_pass_before_its_norm(tapped):
     assert np.abs(tapped["tokens"]["layer 1"] - tapped["tokens"]["layer 1 + vision_remember"]).max() > 0.1
 
 
+@pytest.mark.slow  # The gradient through every tap is compiled.
 def test_no_gradient_reaches_the_model():
     model, prompt = tiny.model(CONFIG), prompt_batch(Processor(tiny.TOKENIZER, CONFIG), QUESTION)
     taps, _ = taps_of(CONFIG, (1,))
@@ -116,7 +116,7 @@ def test_other_projectors_name_what_stands_for_the_compressor(projector, width):
         CONFIG, projector=registry.method("projector", projector, "projector")(stride=2), refusion=None
     )
     taps, left_out = taps_of(config, (1,))
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     prompt = prompt_batch(Processor(tiny.TOKENIZER, config), QUESTION)
     shapes = jax.eval_shape(lambda model: tapped_tokens(model, prompt, PIXELS, taps), model)
     assert shapes["compressor"].shape == (2, 9, width)

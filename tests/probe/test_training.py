@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from vr_jax.model.config import single_tile
 from vr_jax.probe import tiny_imagenet
@@ -14,6 +15,7 @@ from vr_jax.probe.training import count_correct, loss_of
 FEATURES, WIDTH, HEADS, CLASSES = 10, 16, 4, 5
 
 
+@pytest.mark.slow  # Two sets of heads are compiled.
 def test_a_head_depends_on_its_own_seed_only():
     """Its weights, and what training makes of them, do not change with the number of other heads."""
     tokens = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(6, 3, FEATURES)), jnp.float32)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import quick
-from tests.training.tiny import NoiseIterator, noise_inputs, tiny_config, tiny_run
+from tests.training.tiny import NoiseIterator, noise_inputs, plain_run, tiny_config, tiny_run
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips
 from vr_jax.data.types import Skip
@@ -199,11 +199,10 @@ def test_the_run_is_described_at_every_start(whole, copy):
     assert table.strip().endswith(f"{total:.0f} in all")
 
     shutil.rmtree(copy / "checkpoints" / "20")
-    # The mesh is that of another test, so that they share the compiled update.
-    loop.train(tiny_run(**OTHER_MESH), copy, open_inputs=noise_inputs())
+    loop.train(tiny_run(**{"checkpoint.every": 5}), copy, open_inputs=noise_inputs())
     starts = json.loads((copy / "run.json").read_text())
     assert starts[0] == first
-    assert (starts[1]["first_step"], starts[1]["mesh"]["replica"]) == (17, 2)
+    assert (starts[1]["first_step"], starts[1]["config"]["checkpoint"]["every"]) == (17, 5)
     assert starts[1]["parameters"] == first["parameters"], "the axes of the shardings are the same"
     assert (copy / "parameters.txt").read_text() == table
 
@@ -235,6 +234,7 @@ def test_restores_from_eight_devices_onto_fewer(whole, devices):
     assert int(fewer.step) == STEPS
 
 
+@pytest.mark.slow  # It compiles for another mesh; test_step.py compares meshes.
 def test_another_mesh_continues_with_the_same_losses(whole, copy):
     """8 devices wrote step 16; replica 2 x fsdp 2 x tensor 2 continues."""
     shutil.rmtree(copy / "checkpoints" / "20")
@@ -260,7 +260,7 @@ def nan_from(step):
 
 
 def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path):
-    config = tiny_run(**{"checkpoint.every": 2, "steps": 12})
+    config = plain_run(steps=12)
     with pytest.raises(NotFinite) as stop:
         loop.train(config, tmp_path, open_inputs=nan_from(6))
     assert stop.value.exit_code == 3
@@ -288,7 +288,7 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path):
         return Inputs(Skipping(config.batch.rows), 1000, None)
 
     with pytest.raises(TooManySkips) as stop:
-        loop.train(tiny_run(), tmp_path, open_inputs=inputs)
+        loop.train(plain_run(), tmp_path, open_inputs=inputs)
     message = str(stop.value)
     assert "bad/1/0: cut off" in message
     assert "at most 1.00% are allowed" in message
@@ -369,7 +369,7 @@ def test_a_finished_run_says_so_and_exports_its_model(whole, copy, caplog):
 
 def test_a_last_update_that_breaks_the_parameters_exports_nothing(tmp_path):
     """Loss and gradient of the only step are finite; the update overflows."""
-    config = tiny_run(**{"steps": 1, "optimizer.lr": 1e30, "optimizer.weight_decay": 1e30})
+    config = plain_run(**{"steps": 1, "optimizer.lr": 1e30, "optimizer.weight_decay": 1e30})
     with pytest.raises(
         NotFinite, match=r"^step 1: the parameters .* are not finite; nothing is saved or exported"
     ) as stop:
@@ -383,7 +383,7 @@ def test_a_last_update_that_breaks_the_parameters_exports_nothing(tmp_path):
 
 
 def test_a_run_begins_with_what_a_reader_of_the_log_asks_for(tmp_path, caplog):
-    config = tiny_run(**{"steps": 1, "batch.rows": 4, "samples_per_step": 8, "batch.raise_rows": "linear_lr"})
+    config = plain_run(**{"steps": 1, "batch.rows": 4, "samples_per_step": 8, "batch.raise_rows": "linear_lr"})
     loop.train(config, tmp_path, open_inputs=noise_inputs())
     assert "devices: 8 x cpu; mesh replica 1 x fsdp 8 x tensor 1" in caplog.text
     assert "parameters: 0.03 M trained, kept in float32; 0.01 M frozen, kept in bfloat16" in caplog.text
@@ -398,24 +398,25 @@ def test_a_run_begins_with_what_a_reader_of_the_log_asks_for(tmp_path, caplog):
 
 def test_updates_that_hold_other_samples_than_the_settings_say_are_reported_once(tmp_path, caplog):
     """1000 samples at 40 per update would be 25 updates; the rows hold 16."""
-    loop.train(tiny_run(steps=0, samples_per_step=40, **{"checkpoint.every": 50}), tmp_path, open_inputs=noise_inputs())
+    config = plain_run(steps=0, samples_per_step=40, **{"checkpoint.every": 50})
+    loop.train(config, tmp_path, open_inputs=noise_inputs())
     (record,) = (one for one in caplog.records if "an update holds" in one.getMessage())
     assert "16.0 samples where config.samples_per_step = 40: the run will see 0.40 epochs" in record.getMessage()
 
 
 @pytest.mark.slow
 def test_a_profile_of_chosen_steps(tmp_path):
-    config = tiny_run(steps=3, **{"profile.first_step": 2, "profile.steps": 1})
+    config = plain_run(**{"profile.first_step": 2, "profile.steps": 1})
     loop.train(config, tmp_path, open_inputs=noise_inputs())
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_tensorboard_has_the_numbers(tmp_path):
-    loop.train(tiny_run(steps=2, tensorboard=True), tmp_path, open_inputs=noise_inputs())
+    loop.train(plain_run(tensorboard=True), tmp_path, open_inputs=noise_inputs())
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     for name in (b"train/loss", b"train/lr", b"train/grad_norm", b"train/tokens_per_s", b"train/data_wait"):
-        assert content.count(name) == 2
+        assert content.count(name) == 4
 
 
 def test_frozen_parameters_are_exported_in_their_own_precision(whole):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.compilations import compilations
-from tests.training.tiny import CELLS, TILE, VOCABULARY, noise_batch, tiny_run
+from tests.training.tiny import CELLS, TILE, VOCABULARY, noise_batch, plain_run
 from vr_jax.data.collate import collate
 from vr_jax.data.packing import IndexedExample, RowPacker
 from vr_jax.data.types import Example
@@ -58,9 +58,8 @@ class PackedNoise:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A whole run with checkpoints in between, its steps under guard, and what it compiled. The config is that of
-    test_loop.py, so that one of the two finds its program in the tests' cache."""
-    config = tiny_run()
+    """A whole run with checkpoints in between, its steps under guard, and what it compiled."""
+    config = plain_run(**{"steps": 12, "checkpoint.every": 4})
     found = []
 
     def open_inputs(*_):

@@ -89,6 +89,7 @@ def test_losses_on_eight_devices_equal_those_on_one(single, mesh_shape):
     assert len(set(column(sharded, "loss"))) == STEPS
 
 
+@pytest.mark.slow  # Initial values are compiled for a second mesh.
 def test_initial_parameters_do_not_depend_on_the_mesh(single):
     start = run((1, 4, 2), batches=0).start
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), start, single.start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import jax
@@ -20,20 +21,18 @@ from vr_jax.training.inputs import Inputs
 TILE, CELLS, VOCABULARY = 16, 4, 64
 
 
+# Every width is a multiple of 8, so that each mesh of 8 devices divides it.
+ENCODER = SiglipConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, image_size=TILE, patch_size=4)
+DECODER = Qwen2Config(
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2
+)
+
+
 def tiny_config(**changes) -> VlmConfig:
-    """Every width is a multiple of 8, so that each mesh of 8 devices divides it."""
+    """A model of two layers each, with a Vision Remember block after the first."""
     fields = {
-        "encoder": SiglipConfig(
-            hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, image_size=TILE, patch_size=4
-        ),
-        "decoder": Qwen2Config(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=2,
-        ),
+        "encoder": ENCODER,
+        "decoder": DECODER,
         "projector": PoolConfig(stride=2),
         "refusion": VisionRememberConfig(insert_after=(1,), levels=(1, 2), init="torch_default"),
         "image": single_tile(TILE),
@@ -121,3 +120,11 @@ def tiny_run(**changes) -> TrainConfig:
         "tensorboard": False,
     }
     return TrainConfig(model=tiny_config()).replace(fields | changes)
+
+
+def plain_run(**changes) -> TrainConfig:
+    """4 updates of a model that compiles fast, for tests of what does not depend on the model."""
+    encoder, decoder = (dataclasses.replace(part, num_layers=1) for part in (ENCODER, DECODER))
+    model = tiny_config(encoder=encoder, decoder=decoder, vision_feature_layer=1, refusion=None)
+    fields = {"model": model, "trainable": ("decoder.*", "projector.*"), "steps": 4, "checkpoint.every": 2}
+    return tiny_run(**fields | changes)

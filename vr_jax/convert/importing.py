@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture, Source, section_of
 from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
@@ -31,7 +30,7 @@ from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 from vr_jax.model_directory import PIXELS, save_params
 from vr_jax.storage import PathLike, as_path, check_target
 
@@ -153,7 +152,7 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
             image=single_tile(encoder.image_size),
             vision_feature_layer=encoder.num_layers,
         )
-    staged = flatten_params(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    staged = flatten_params(abstract_model(config))
     merged = jax.eval_shape(merge_stages, staged)
     return {path: leaf for path, leaf in sorted(merged.items()) if sections.get(section_of(path)) is not None}
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.demo.tokenizer import demo_tokenizer
@@ -28,7 +27,7 @@ from vr_jax.errors import UserError
 from vr_jax.hub import local_folder
 from vr_jax.inference import Buckets, Generator, Loaded, Program, load_for_inference
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.sharding import path_of
 
 Progress = Callable[[str], None]
@@ -197,7 +196,7 @@ def random_model(config: VlmConfig, seed: int = 0) -> VisionLanguageModel:
             values *= 0.02
         return jax.device_put(values.astype(config.dtype))
 
-    return jax.tree_util.tree_map_with_path(draw, nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    return jax.tree_util.tree_map_with_path(draw, abstract_model(config))
 
 
 def _memory(model: VisionLanguageModel, programs: dict[str, Program]) -> Memory:
@@ -222,7 +221,7 @@ def _check_memory(systems: Sequence[System], settings: EfficiencySettings) -> No
     needed = 0
     for system in systems:
         config = settings.typed(system.config)
-        leaves = jax.tree.leaves(nnx.eval_shape(lambda config=config: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+        leaves = jax.tree.leaves(abstract_model(config))
         needed += sum(int(np.prod(leaf.shape)) for leaf in leaves) * np.dtype(config.dtype).itemsize
     if room is not None and needed > room:
         detail = f"the parameters need {needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -204,6 +205,27 @@ class VisionLanguageModel(nnx.Module):
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The vocabulary logits of normed hidden states, float32."""
         return self.decoder.logits(hidden)
+
+
+def abstract_model(config: VlmConfig) -> VisionLanguageModel:
+    """Returns a model with the shapes and types of its parameters in place of arrays.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        A model of its own, which the caller may change. Building the same config again takes no time.
+    """
+    leaves, structure = _abstract_leaves(config, jax.config.jax_enable_x64)
+    model: VisionLanguageModel = structure.unflatten(leaves)
+    return model
+
+
+# A run asks for the same model several times: for its parameters, its operations and its files.
+@functools.lru_cache(maxsize=16)
+def _abstract_leaves(config: VlmConfig, x64: bool) -> tuple[list[Any], Any]:
+    """The leaves and the structure of an abstract model; 64-bit types depend on a setting of JAX."""
+    return jax.tree.flatten(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
 
 
 def _take(cells: Float[Array, "B M D"], index: Int[Array, "B N"]) -> Float[Array, "B N D"]:

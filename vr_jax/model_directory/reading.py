@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from vr_jax.errors import UserError, message_list
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params, merge_stages, split_stages, unflatten_params
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.model_directory.comparison import config_differences
 from vr_jax.model_directory.layout import PARAMS_FOLDER, orbax_errors, params_folder, read_config, read_sections
 from vr_jax.sharding import param_shardings
@@ -114,7 +114,7 @@ def warm_start(
             another shape or in two directories), or the config differs from that of a directory (the message names each
             field and both values).
     """
-    abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(seed)))
+    abstract = abstract_model(config)
     shapes = jax.eval_shape(merge_stages, flatten_params(abstract))
     wanted = {path: _target(path, leaf, mesh, dtype) for path, leaf in shapes.items()}
     merged: dict[str, jax.Array] = {}

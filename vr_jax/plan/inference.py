@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from vr_jax import sharding
@@ -17,7 +16,7 @@ from vr_jax.errors import UserError
 from vr_jax.inference import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofline_of, versions, work_of
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology, compiling_for
@@ -190,7 +189,7 @@ def plan_inference(
 
 
 def _abstract_model(config: VlmConfig, mesh: Mesh, dtype: str) -> VisionLanguageModel:
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where),
         model,

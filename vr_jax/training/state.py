@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
@@ -16,7 +15,7 @@ from jaxtyping import Array, Int
 from vr_jax import sharding
 from vr_jax.errors import ConfigError
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.pytree import array_dataclass
 from vr_jax.training.optimizer import Params, matches, no_match, optimizer_shardings
 
@@ -63,7 +62,7 @@ class ModelTree:
                 "then evaluate with --pruning"
             )
         self.config = config
-        abstract = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+        abstract = abstract_model(config)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
         self._treedef: Any = treedef
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {sharding.path_of(path): leaf for path, leaf in leaves}

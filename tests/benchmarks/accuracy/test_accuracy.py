@@ -92,6 +92,7 @@ def test_data_set_is_a_function_of_its_arguments():
             assert {tuple(question[1:]) for question in row.reshape(QUESTIONS, PROMPT + 1)} <= marks
 
 
+@pytest.mark.slow  # The gradient of two programs is compiled.
 def test_cached_states_give_what_pixels_give():
     """The path through cached, raster-ordered states against the whole model with the same tower."""
     config = systems(TOY).entries["table1/pooling_vr"].config
@@ -108,6 +109,7 @@ def test_cached_states_give_what_pixels_give():
         np.testing.assert_allclose(levels[level], direct[level], atol=2e-5)
 
 
+@pytest.mark.slow  # It trains two systems.
 def test_systems_start_from_the_uncompressed_models_decoder():
     """Whatever stages the decoder is cut into; and training a system leaves the shared model alone."""
     reader = new_model(size_of(TOY), seed=0)

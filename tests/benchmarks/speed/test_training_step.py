@@ -15,6 +15,7 @@ def tiny():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow  # Both sides compile a model.
 def test_losses_of_both_sides_agree(tiny, monkeypatch):
     ours = training_sides.run_vr_jax(tiny, rounds=1)
     theirs = training_sides.run_torch(tiny, rounds=1)

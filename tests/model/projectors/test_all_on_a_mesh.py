@@ -57,7 +57,7 @@ def loss(model: VisionLanguageModel, batch):
     return jnp.sum(jnp.where(batch.loss_mask, jnp.tanh(score), 0)), hidden
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "token_packer"))
+@pytest.mark.parametrize("name", quick(NAMES, "pool"))
 def test_packing_anyres_and_sharding(name: str):
     config = model_config(name)
     first, second, text = samples(config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import pytest
 
-from tests.tiny import SampleImage, Text, abstract_model, example, pack, tiny_config, tiny_projector
+from tests.tiny import SampleImage, Text, example, pack, tiny_config, tiny_projector
 from vr_jax.errors import ConfigError
 from vr_jax.model.projectors.perceiver import PerceiverConfig
+from vr_jax.model.vlm import abstract_model
 
 
 def test_more_latents_than_windows():

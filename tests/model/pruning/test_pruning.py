@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.tiny import SampleImage, Text, example, pack, randomized, tiny_config, tiny_decoder, tiny_refusion
+from tests.tiny import SampleImage, Text, example, pack, quick, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
 from vr_jax.model.config import VlmConfig, anyres9_all36
@@ -26,7 +26,7 @@ from vr_jax.model.pruning.pyramid_drop import PyramidDropConfig
 from vr_jax.model.pruning.vispruner import VisPrunerConfig
 from vr_jax.model.registry import PrunerConfig
 from vr_jax.model.spec import ModelSpec, PromptSize
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.training.state import ModelTree
 
 PRUNINGS = {
@@ -81,7 +81,7 @@ def model_with(pruning) -> VisionLanguageModel:
     config = config_with(pruning)
     base = randomized(VisionLanguageModel(config_with(None), rngs=nnx.Rngs(0)))
     layers = {"encoder": base.encoder.stages, "decoder": base.decoder.stages}
-    model = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     for name, bounds in {"encoder": config.encoder_bounds, "decoder": config.decoder_bounds}.items():
         whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *layers[name])
         stages = [jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], whole) for a, b in itertools.pairwise(bounds)]
@@ -130,7 +130,7 @@ def _generate(model: VisionLanguageModel, batch: Batch, lengths, answers):
     return prefill, jnp.stack(decoded, axis=1), [inputs.segment_ids > 0 for inputs in kept]
 
 
-@pytest.fixture(scope="module", params=PRUNINGS)
+@pytest.fixture(scope="module", params=quick(PRUNINGS, "fastv"))
 def found(request, rows) -> Found:
     model = model_with(PRUNINGS[request.param])
     sizes, pruning = prompt_sizes(rows.batch), model.config.pruning
@@ -210,10 +210,11 @@ def test_pruning_changes_the_answer_and_adds_no_parameters(found, rows):
     np.testing.assert_allclose(logits[2], found.prefill[2], atol=1e-5)  # text only
 
 
+@pytest.mark.slow  # Each pruner is compiled again in bfloat16.
 def test_bfloat16(found, rows):
     # Same cuts, other dtype: the modules hold it, so the model is built anew.
     config = dataclasses.replace(found.model.config, dtype="bfloat16")
-    model = randomized(nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0))))
+    model = randomized(abstract_model(config))
     _, decoded, kept = masked(model, rows.batch, ANSWERS)
     assert np.all(np.isfinite(decoded))
     if config.pruning.name != "vispruner":  # where the crop hides some

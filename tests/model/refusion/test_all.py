@@ -18,6 +18,7 @@ from tests.tiny import (
     example,
     pack,
     params_of,
+    quick,
     random_model,
     tiny_config,
     tiny_decoder,
@@ -47,7 +48,7 @@ def config_of(name: str):
     return tiny_config(refusion=REFUSION[name], decoder=tiny_decoder(num_layers=3))
 
 
-@pytest.fixture(scope="module", params=REFUSION)
+@pytest.fixture(scope="module", params=quick(REFUSION, "deformable"))
 def model(request) -> VisionLanguageModel:
     return random_model(config_of(request.param))
 

@@ -23,7 +23,7 @@ REFUSION = {
 }
 
 
-@pytest.mark.parametrize("name", quick(REFUSION, "deformable", "sva"))
+@pytest.mark.parametrize("name", quick(REFUSION, "sva"))
 def test_eight_devices_equal_one(name: str):
     """The mesh has all three axes, because XLA has partitioned two products in a row wrongly on such a mesh."""
     config = tiny_config(refusion=REFUSION[name])

@@ -22,13 +22,13 @@ from tests.tiny import (
 )
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.parameters import merge_stages, split_stages
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 CONFIG = tiny_config()
 
 
 def abstract(config) -> VisionLanguageModel:
-    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    return abstract_model(config)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,7 @@ def test_absorbed_equals_plain(inside):
         assert np.abs(gradient).max() > 1e-6 or name.endswith(".k.bias"), name
 
 
+@pytest.mark.slow  # The gradient of the whole model is compiled; test_step.py trains a frozen encoder.
 def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
     """A projector of zeros lets no gradient through, so the block would be the only way."""
     silent = {f"projector.{name}": np.zeros_like(value) for name, value in params_of(model.projector).items()}
