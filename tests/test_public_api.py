@@ -44,7 +44,7 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """The first block of Python in the README answers a question about an image, with a tiny model in place."""
     (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 10
-    tiny.save(tmp_path / "runs" / "demo" / "model")
+    tiny.save(tmp_path / "runs" / "demo" / "model", vision_remember=False)
     (tmp_path / "chart.png").write_bytes(tiny.png(60, 30, 1))
     monkeypatch.chdir(tmp_path)
     exec(code, {})

@@ -20,7 +20,7 @@ LIMIT = ["--max_new_tokens", "6"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
-    tiny.save(folder / "model")
+    tiny.save(folder / "model", vision_remember=False)
     (folder / "wide.png").write_bytes(tiny.png(60, 30, 1))
     (folder / "tall.png").write_bytes(tiny.png(24, 48, 2))
     (folder / "text.png").write_text("no image")

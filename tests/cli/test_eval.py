@@ -133,6 +133,7 @@ def both(folder):
     return both
 
 
+@pytest.mark.slow  # Two benchmarks are evaluated with maps of every reply; tests/evaluation has the parts.
 def test_several_benchmarks_make_one_summary_and_one_report(folder, both, tmp_path, capsys):
     flags = {"checkpoint": str(folder / "model"), "data": str(both), "batch_size": 3, "max_new_tokens": 4}
     flags |= {"output": str(tmp_path), "report_items": 4}

@@ -382,6 +382,7 @@ print(next(iterator).record_ids)
 """
 
 
+@pytest.mark.slow  # It starts two programs.
 def test_a_program_may_end_without_closing():
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", UNCLOSED], capture_output=True, text=True, env=environment, timeout=120)

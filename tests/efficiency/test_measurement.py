@@ -19,6 +19,7 @@ from vr_jax.model.config import VlmConfig, anyres4
 from vr_jax.model.vlm import abstract_model
 
 
+@pytest.mark.slow  # Three systems are compiled and measured.
 def test_numbers_are_those_of_the_repeats(found):
     content, by_name = found
     assert list(by_name) == ["baseline", "uncompressed", "fastv"]
@@ -37,6 +38,7 @@ def test_numbers_are_those_of_the_repeats(found):
     assert content["machine"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow  # It needs the systems of the test above.
 def test_prompts_are_those_of_anyres4(found):
     """An image fills 2 x 2 tiles and the base tile, although the config's own layout is a single tile."""
     _, by_name = found
@@ -53,6 +55,7 @@ def test_prompts_are_those_of_anyres4(found):
     assert by_name["fastv"]["model"]["pruning"]["name"] == "fastv"
 
 
+@pytest.mark.slow  # It needs the systems of the test above.
 def test_memory_is_that_of_the_programs(found):
     _, by_name = found
     memory = {name: system["memory_bytes"] for name, system in by_name.items()}
@@ -69,6 +72,7 @@ def test_memory_is_that_of_the_programs(found):
         assert memory["uncompressed"][stage] > memory["baseline"][stage] > memory["baseline"]["parameters"]
 
 
+@pytest.mark.slow  # It needs the systems of the test above.
 def test_the_cache_behind_a_pruner_has_no_slots_for_dropped_tokens(found, config_file):
     """The bytes that decoding is given differ by exactly the slots that the pruner dropped."""
     content, by_name = found

@@ -24,12 +24,14 @@ def test_the_files_of_a_run(run, found):
     assert sorted(path.name for path in output.iterdir()) == sorted((JSON, MARKDOWN, PLOT))
 
 
+@pytest.mark.slow  # It measures three systems.
 def test_the_table_for_the_terminal(run):
     lines = text(run[1], [None] * 3).splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["system", "baseline", "uncompressed", "fastv"]
     assert "Values are the median (lowest .. highest) of 3 repeats, in turns" in lines[6]
 
 
+@pytest.mark.slow  # It measures three systems.
 def test_the_plot_has_circles_with_scores_and_bars_without(run, tmp_path):
     draw(run[1], [42.9, 45.0, 40.0], tmp_path / "scores.svg")
     draw(run[1], [None] * 3, tmp_path / "bars.svg")

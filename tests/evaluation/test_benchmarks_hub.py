@@ -145,6 +145,7 @@ def read(tmp_path, endpoint, *names, offline=False):
     return result.stdout.splitlines()
 
 
+@pytest.mark.slow  # Three processes import the hub's client.
 def test_the_hub_and_its_mirror(hub, tmp_path):
     handler, endpoint = hub
     publish("gqa", handler.root / "lmms-lab" / "GQA")

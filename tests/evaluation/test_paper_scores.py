@@ -26,6 +26,7 @@ def test_averages_follow_from_the_groups(key):
     assert (abs(scores.weighted - scores.average) <= 0.1 + 1e-9) == (key not in OFF)
 
 
+@pytest.mark.slow  # It builds sixty models' configs, and compares each with all others.
 def test_one_model_has_the_same_scores_in_every_table():
     for key, scores in PAPER_SCORES.items():
         config = find_row(key.table, key.row).config(DECODERS[key.size], TABLES[key.table].image)

@@ -20,7 +20,7 @@ NEW_TOKENS = 4
 def folder(tmp_path_factory):
     """A model directory and the questions of `RECORDS` beside their images."""
     folder = tmp_path_factory.mktemp("answers")
-    tiny.save(folder / "model")
+    tiny.save(folder / "model", vision_remember=False)
     (folder / "images").mkdir()
     (folder / "images" / "wide.png").write_bytes(tiny.png(60, 30, 1))
     (folder / "images" / "tall.png").write_bytes(tiny.png(24, 48, 2))

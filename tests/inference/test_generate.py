@@ -248,7 +248,7 @@ def test_sampling_depends_on_seed_and_row_alone(generator, prompts):
     )
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("chunk", quick([1, 3, 100], 3))
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.2, 0.95, seed=5)], ids=["greedy", "sampled"])
 def test_streaming_gives_the_same_text(generator, prompts, chunk, sampling):
     whole = generator.generate([prompts[1]], max_new_tokens=NEW_TOKENS, sampling=sampling)[0]
@@ -257,6 +257,7 @@ def test_streaming_gives_the_same_text(generator, prompts, chunk, sampling):
     assert "" not in pieces
 
 
+@pytest.mark.slow  # Streaming is compiled for another length.
 def test_streaming_stops(stopping, prompts):
     generator, _ = stopping
     whole = generator.generate([prompts[1]], max_new_tokens=NEW_TOKENS)[0]

@@ -104,6 +104,7 @@ def test_nothing_recompiles_within_a_bucket(generator, model, prompts, replies):
         assert ("decode", ROWS, lengths[0], 0, NEW_TOKENS, *lengths) in before
 
 
+@pytest.mark.slow  # It compiles again for a mesh.
 def test_eight_devices_equal_one(model, prompts, replies):
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):

@@ -109,6 +109,7 @@ def test_gradients_of_a_repeated_token_add_up_in_float32():
     np.testing.assert_array_equal(gradient, [[0, 0], [1000, 1000], [0, 0]])
 
 
+@pytest.mark.slow  # The whole model is compiled in both types.
 def test_close_to_float32(model, batch):
     run = jax.jit(lambda model, batch: model(batch)[0])
     exact = with_params(abstract_model(FULL), params_of(model))

@@ -106,6 +106,7 @@ def by_hand(model, batch):
     return after, resumed
 
 
+@pytest.mark.slow  # The whole model is compiled twice.
 def test_vision_tokens_around_vision_remember():
     """The states agree with those of single layers and blocks, and the last one, normed, with the forward pass."""
     config = tiny_config(refusion=tiny_refusion(insert_after=(1, 3)))

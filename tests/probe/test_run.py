@@ -21,6 +21,7 @@ from vr_jax.sharding import make_mesh
 from vr_jax.storage import directory_lock
 
 
+@pytest.mark.slow  # The heads are trained for seconds.
 def test_the_encoder_of_a_tiny_model_tells_the_classes_apart(result):
     found, _ = result
     by_name = {tap.name: tap for tap in found.taps}
@@ -32,6 +33,7 @@ def test_the_encoder_of_a_tiny_model_tells_the_classes_apart(result):
     assert by_name["encoder"].losses[0] < 0.8 * np.log(4)
 
 
+@pytest.mark.slow  # It needs the heads of the test above.
 def test_everything_that_decides_the_numbers_is_written(result, setting):
     found, folder = result
     assert read_results(folder) == found
@@ -49,6 +51,7 @@ def test_everything_that_decides_the_numbers_is_written(result, setting):
     assert encoder["accuracy_deviation"] == pytest.approx(np.std(encoder["accuracies"], ddof=1))
 
 
+@pytest.mark.slow  # It needs the heads of the test above.
 def test_unreadable_images_are_named_and_count_as_wrong_in_validation(result, setting):
     found, _ = result
     assert found.unreadable["train"].keys() == {setting.broken[0]}
@@ -137,6 +140,7 @@ def test_settings_that_no_head_can_have():
         probe_settings({"epochs": 0})
 
 
+@pytest.mark.slow  # It needs the heads of the test above.
 def test_a_folder_that_another_run_writes_to(setting, tmp_path):
     with directory_lock(tmp_path), pytest.raises(UserError, match=f"{tmp_path} is in use by another run"):
         run_probe(setting.settings(output=str(tmp_path), overwrite=True), progress=False)

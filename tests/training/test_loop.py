@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import quick
-from tests.training.tiny import NoiseIterator, noise_inputs, plain_run, tiny_config, tiny_run
+from tests.training.tiny import PLAIN, NoiseIterator, noise_inputs, plain_run
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips
 from vr_jax.data.types import Skip
@@ -69,14 +69,19 @@ def series(workdir):
 
 def arrays(workdir):
     """The exported model's arrays."""
-    return ModelTree(tiny_config()).flatten(load_model(workdir / "model"))
+    return ModelTree(PLAIN).flatten(load_model(workdir / "model"))
+
+
+def twenty_steps(**changes):
+    """The settings of `whole`."""
+    return plain_run(**{"steps": STEPS, "checkpoint.every": 4} | changes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One uninterrupted run on 8 devices, with its checkpoints."""
     workdir = tmp_path_factory.mktemp("whole")
-    loop.train(tiny_run(), workdir, open_inputs=noise_inputs())
+    loop.train(twenty_steps(), workdir, open_inputs=noise_inputs())
     return workdir
 
 
@@ -103,7 +108,7 @@ def test_every_step_is_written(whole):
 
 def test_a_run_that_was_asked_to_stop_and_crashed_continues_bit_for_bit(whole, tmp_path):
     """SIGTERM saves the step that it reaches; a crash loses at most the steps since the last save."""
-    config = tiny_run()
+    config = twenty_steps()
     asking = interrupted_inputs(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Preempted, match=r"saved step (6|7) of 20; the same command continues"):
         loop.train(config, tmp_path, open_inputs=asking)
@@ -143,7 +148,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(whol
         file = folder / "_METADATA"
         file.write_text("{")
     shutil.rmtree(copy / "model")
-    loop.train(tiny_run(), copy, open_inputs=noise_inputs())
+    loop.train(twenty_steps(), copy, open_inputs=noise_inputs())
     reports = [r.getMessage() for r in caplog.records if "is damaged" in r.getMessage()]
     assert len(reports) == 1
     assert str(file) in reports[0]
@@ -156,7 +161,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(whol
 def test_a_checkpoint_without_checksums_does_not_count(copy, caplog):
     """A kill between Orbax's commit and the checksums; with no checkpoint that counts, the run starts anew."""
     (copy / "checkpoints" / "20" / "checksums.process_0.json").unlink()
-    loop.train(tiny_run(), copy, open_inputs=noise_inputs())
+    loop.train(twenty_steps(), copy, open_inputs=noise_inputs())
     assert "checkpoint 20 is not complete" in caplog.text
     assert "continuing from step 16" in caplog.text
     for record in (copy / "checkpoints").glob("*/checksums.process_0.json"):
@@ -178,14 +183,14 @@ def test_a_checkpoint_of_another_format_is_refused_by_its_version(copy, version,
     path.write_text(json.dumps(run if version is None else run | {"version": version}))
     checksums.write_record(folder)
     with pytest.raises(UserError, match=f"20 has format version {version or 1}, this vr_jax reads 2; .*") as error:
-        loop.train(tiny_run(), copy, open_inputs=noise_inputs())
+        loop.train(twenty_steps(), copy, open_inputs=noise_inputs())
     assert advice in str(error.value)
 
 
 def test_the_run_is_described_at_every_start(whole, copy):
     """Settings, versions, mesh and the table of parameters; a continuation adds to what is there."""
     (first,) = json.loads((whole / "run.json").read_text())
-    assert first["config"] == tiny_run().to_dict()
+    assert first["config"] == twenty_steps().to_dict()
     assert (first["first_step"], first["total_steps"], first["processes"]) == (1, 20, 1)
     assert first["versions"]["jax"] == jax.__version__
     assert first["mesh"] == {"replica": 1, "fsdp": 8, "tensor": 1}
@@ -193,13 +198,13 @@ def test_the_run_is_described_at_every_start(whole, copy):
     lines = {line.split()[0]: line.split() for line in table.splitlines()[1:] if line}
     assert lines["projector.fc1.kernel"][-1] == "trained"
     assert lines["encoder.patch_embed.kernel"][-1] == "frozen"
-    tree = ModelTree(tiny_config())
+    tree = ModelTree(PLAIN)
     assert set(tree.shapes) <= set(lines)
     total = sum(np.prod(leaf.shape) for leaf in tree.shapes.values())
     assert table.strip().endswith(f"{total:.0f} in all")
 
     shutil.rmtree(copy / "checkpoints" / "20")
-    loop.train(tiny_run(**{"checkpoint.every": 5}), copy, open_inputs=noise_inputs())
+    loop.train(twenty_steps(**{"checkpoint.every": 5}), copy, open_inputs=noise_inputs())
     starts = json.loads((copy / "run.json").read_text())
     assert starts[0] == first
     assert (starts[1]["first_step"], starts[1]["config"]["checkpoint"]["every"]) == (17, 5)
@@ -212,12 +217,12 @@ def test_all_checkpoints_damaged_is_an_error_and_not_a_fresh_start(copy):
         if folder.is_dir():
             (folder / "state" / "manifest.ocdbt").unlink()
     with pytest.raises(UserError, match="were damaged"):
-        loop.train(tiny_run(), copy, open_inputs=noise_inputs())
+        loop.train(twenty_steps(), copy, open_inputs=noise_inputs())
 
 
 @pytest.mark.parametrize("devices", quick([4, 2, 1], 2))
 def test_restores_from_eight_devices_onto_fewer(whole, devices):
-    tree, config = ModelTree(tiny_config()), tiny_run()
+    tree, config = ModelTree(PLAIN), twenty_steps()
     trainable = tree.trainable(config.trainable)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, STEPS), trainable)
 
@@ -238,7 +243,7 @@ def test_restores_from_eight_devices_onto_fewer(whole, devices):
 def test_another_mesh_continues_with_the_same_losses(whole, copy):
     """8 devices wrote step 16; replica 2 x fsdp 2 x tensor 2 continues."""
     shutil.rmtree(copy / "checkpoints" / "20")
-    loop.train(tiny_run(**OTHER_MESH), copy, open_inputs=noise_inputs())
+    loop.train(twenty_steps(**OTHER_MESH), copy, open_inputs=noise_inputs())
     got, expected = (np.asarray(series(d))[16:] for d in (copy, whole))
     assert len(got) == 4
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -295,7 +300,7 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path):
 
 
 def test_another_model_does_not_continue_a_run(copy):
-    config = tiny_run(**{"model.decoder.intermediate_size": 72})
+    config = twenty_steps(**{"model.decoder.intermediate_size": 72})
     with pytest.raises(UserError) as stop:
         loop.train(config, copy, open_inputs=noise_inputs())
     assert stop.value.exit_code == 2
@@ -305,13 +310,13 @@ def test_another_model_does_not_continue_a_run(copy):
 
 
 def test_changed_settings_are_logged_when_a_run_continues(copy, caplog):
-    loop.train(tiny_run(**{"checkpoint.every": 5}), copy, open_inputs=noise_inputs())
+    loop.train(twenty_steps(**{"checkpoint.every": 5}), copy, open_inputs=noise_inputs())
     assert "config.checkpoint.every was 4 when the checkpoint was written, now 5" in caplog.text
 
 
 def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
     """Phase 2 from phase 1: all parameters taken, a fresh optimizer; a second directory of the same is refused."""
-    config = tiny_run(
+    config = twenty_steps(
         **{"init_from": str(whole / "model"), "steps": 1, "trainable": ("projector.*",), "frozen_dtype": "float32"},
         **{"optimizer.lr": 1e-20},
     )
@@ -321,13 +326,13 @@ def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
     # One step at a learning rate of 1e-20 changes nothing that float32 shows beside values that are not 0.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0, atol=1e-19), after, before)
     with pytest.raises(UserError, match="/nowhere is not a model directory"):
-        loop.train(tiny_run(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
+        loop.train(twenty_steps(init_from="/nowhere"), tmp_path / "other", open_inputs=noise_inputs())
     assert not (tmp_path / "other").exists()
 
 
 def test_export_only_writes_the_newest_checkpoint(whole, copy):
     shutil.rmtree(copy / "model")
-    config = tiny_run(tokenizer="demo")
+    config = twenty_steps(tokenizer="demo")
     loop.export_newest(config, copy)
     jax.tree.map(np.testing.assert_array_equal, arrays(copy), arrays(whole))
     assert (copy / "model" / "tokenizer.json").is_file()
@@ -352,7 +357,7 @@ def test_a_run_that_would_end_before_its_checkpoint_is_refused(copy, changes, me
     shutil.rmtree(copy / "model")
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=message):
-        loop.train(tiny_run(**changes), copy, open_inputs=noise_inputs())
+        loop.train(twenty_steps(**changes), copy, open_inputs=noise_inputs())
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.exists())
     assert not (copy / "model").exists()
     assert len(json.loads((copy / "run.json").read_text())) == 1
@@ -361,7 +366,7 @@ def test_a_run_that_would_end_before_its_checkpoint_is_refused(copy, changes, me
 
 def test_a_finished_run_says_so_and_exports_its_model(whole, copy, caplog):
     shutil.rmtree(copy / "model")
-    loop.train(tiny_run(), copy, open_inputs=noise_inputs())
+    loop.train(twenty_steps(), copy, open_inputs=noise_inputs())
     assert "finished: step 20 is the last of the run" in caplog.text
     assert series(copy) == series(whole)
     jax.tree.map(np.testing.assert_array_equal, arrays(copy), arrays(whole))
@@ -386,7 +391,7 @@ def test_a_run_begins_with_what_a_reader_of_the_log_asks_for(tmp_path, caplog):
     config = plain_run(**{"steps": 1, "batch.rows": 4, "samples_per_step": 8, "batch.raise_rows": "linear_lr"})
     loop.train(config, tmp_path, open_inputs=noise_inputs())
     assert "devices: 8 x cpu; mesh replica 1 x fsdp 8 x tensor 1" in caplog.text
-    assert "parameters: 0.03 M trained, kept in float32; 0.01 M frozen, kept in bfloat16" in caplog.text
+    assert "parameters: 0.01 M trained, kept in float32; 0.00 M frozen, kept in bfloat16" in caplog.text
     assert "computed in float32, norms, softmax and loss in float32" in caplog.text
     assert "an update: 8 rows of 24 tokens and 2 tiles, about 16 samples" in caplog.text
     rule = "learning rate 0.003 for 8 samples per update is 0.006 for 16 (config.batch.raise_rows = 'linear_lr')"

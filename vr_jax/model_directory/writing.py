@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from vr_jax import distributed
+from vr_jax.array_files import write_small_arrays_whole
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory.generation import GENERATION_FILE
@@ -92,6 +93,7 @@ def _write_params(directory: PathLike, written: PathLike, params: Mapping[str, j
     tree = traverse_util.unflatten_dict(dict(params), sep=".")
     largest = max(array.nbytes for array in params.values())
     # The limit is on host copies that wait for the disk; Orbax refuses an array that is not below it.
+    write_small_arrays_whole()
     handler = ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=max(1, math.ceil(1.01 * largest / 1e9)))
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with ocp.Checkpointer(handler) as checkpointer, orbax_errors(directory, "cannot be written"):

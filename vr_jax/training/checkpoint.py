@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from vr_jax import distributed
+from vr_jax.array_files import write_small_arrays_whole
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after, first_error_kept, size_text
 from vr_jax.settings import CheckpointSettings
@@ -104,6 +105,7 @@ class Checkpoints:
         return file_errors(f"{self.directory} cannot be written", needed=self._size)
 
     def _open(self) -> ocp.CheckpointManager:
+        write_small_arrays_whole()
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
         with self._errors():
             return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)

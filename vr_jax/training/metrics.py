@@ -7,21 +7,19 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after
-from vr_jax.storage import AppendedFile, file_errors, make_folder, write_text
+from vr_jax.storage import AppendedFile, write_text
 
 METRICS_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "tensorboard"
-_FLUSH_SECONDS = 30.0  # TensorBoard shows numbers that late at most
+
+if TYPE_CHECKING:
+    from vr_jax.training.tensorboard import EventFile
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -49,6 +47,9 @@ class MetricsWriter:
         _truncate(path, resume_step)
         self._file = AppendedFile(path)
         if tensorboard:
+            # tensorboardX imports torch where that is installed, which takes seconds.
+            from vr_jax.training.tensorboard import EventFile
+
             self._board = EventFile(workdir / TENSORBOARD_FOLDER, resume_step)
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -78,58 +79,6 @@ class MetricsWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Closes it."""
         close_after(error, self.close)
-
-
-class EventFile:
-    """A file of TensorBoard's events.
-
-    tensorboardX's own SummaryWriter writes in a thread. If the disk is full, the thread ends, and the training waits
-    for it forever; so the events are written here, by the caller.
-    """
-
-    def __init__(self, folder: Path, resume_step: int):
-        """Opens a new file.
-
-        Args:
-            folder: Folder of the files of a run.
-            resume_step: The last step that counts; TensorBoard drops what earlier files say of later ones. 0 for a new
-                run.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
-        self._folder, self._flushed = folder, time.monotonic()
-        make_folder(folder)
-        with self._errors():
-            self._writer = EventsWriter(str(folder / "events"))
-            if resume_step:
-                self._event(resume_step + 1, file_version="brain.Event:2")
-                self._event(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
-                self._writer.flush()
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the numbers of a step.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
-        with self._errors():
-            for name, value in values.items():
-                self._event(step, summary=scalar(name, value))
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._flushed = time.monotonic()
-                self._writer.flush()
-
-    def close(self) -> None:
-        """Writes what is left and closes the file."""
-        with self._errors():
-            self._writer.close()
-
-    def _event(self, step: int, **content: Any) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def _errors(self) -> AbstractContextManager[None]:
-        return file_errors(f"{self._folder} cannot be written")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

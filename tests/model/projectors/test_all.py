@@ -54,7 +54,7 @@ def test_shapes_and_precision(name, stride):
 WITHOUT_GRADIENT = {"token_packer": {"attn.k.bias", "keys.norm.bias"}, "resampler": {"attn.k.bias"}}
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "token_packer"))
+@pytest.mark.parametrize("name", quick(NAMES, "pool"))
 def test_gradient_inside_the_whole_model(name):
     """Every parameter of the projector has a gradient, with Vision Remember and without."""
     sizes = {

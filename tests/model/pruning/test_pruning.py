@@ -130,7 +130,7 @@ def _generate(model: VisionLanguageModel, batch: Batch, lengths, answers):
     return prefill, jnp.stack(decoded, axis=1), [inputs.segment_ids > 0 for inputs in kept]
 
 
-@pytest.fixture(scope="module", params=quick(PRUNINGS, "fastv"))
+@pytest.fixture(scope="module", params=quick(PRUNINGS, "vispruner"))
 def found(request, rows) -> Found:
     model = model_with(PRUNINGS[request.param])
     sizes, pruning = prompt_sizes(rows.batch), model.config.pruning

@@ -102,6 +102,7 @@ def test_each_tile_changes_its_own_tokens_only_and_every_parameter_trains(model)
     assert not any(level.any() for level in encoder), "the encoder is frozen"
 
 
+@pytest.mark.slow  # Three programs of each block; test_packing.py and test_generate.py do so for Vision Remember.
 def test_packing_and_decoding(model):
     """Rows of one sample each, all samples in one row, and decoding token by token give the same states."""
     config, steps = model.config, 2

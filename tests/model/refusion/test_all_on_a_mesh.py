@@ -23,6 +23,7 @@ REFUSION = {
 }
 
 
+@pytest.mark.slow  # Gradients are compiled twice; training/test_step.py does so for Vision Remember.
 @pytest.mark.parametrize("name", quick(REFUSION, "sva"))
 def test_eight_devices_equal_one(name: str):
     """The mesh has all three axes, because XLA has partitioned two products in a row wrongly on such a mesh."""

@@ -212,6 +212,7 @@ def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
 # --- cache
 
 
+@pytest.mark.slow  # inference/test_generate.py compares the same with shorter prompts.
 @pytest.mark.parametrize("refusion", [True, False], ids=["vision_remember", "baseline"])
 def test_prefill_and_decode_equal_recomputation(refusion: bool):
     """Prompts of different lengths and numbers of images are decoded for five tokens, one at a time."""
@@ -244,6 +245,7 @@ def test_prefill_and_decode_equal_recomputation(refusion: bool):
         np.testing.assert_allclose(states[:, 0], expected[:, step], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow  # The whole model is compiled again.
 def test_shared_weights_are_one_block_used_twice(model, batch):
     config = dataclasses.replace(CONFIG, refusion=tiny_refusion(shared_weights=True))
     params = params_of(model)

@@ -220,7 +220,14 @@ def build(config: VlmConfig) -> Block:
     return randomized(nnx.eval_shape(lambda: Block(config.refusion, config.spec, rngs=nnx.Rngs(0))))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# Each option that changes what is computed is in one of these, or in a recorded case of tests/golden.
+QUICK_OPTIONS = (
+    *("plain", "levels", "heads", "no self-attention", "tanh gate", "no feature norm", "newlines per tile"),
+    *("no text-guided token", "global, plain", "deformable, two points", "everything"),
+)
+
+
+@pytest.mark.parametrize("name", quick(OPTIONS, *QUICK_OPTIONS))
 def test_matches_torch(name: str):
     config = tiny_config(refusion=tiny_refusion(**OPTIONS[name]))
     block = build(config)
