@@ -69,6 +69,17 @@ def test_every_tensor_that_does_not_fit_is_listed(checkpoint, refused):
     assert "unexpected  model.layers.7.extra.weight: found (2, 3) in model.safetensors" in err
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tensors_that_are_not_finite_are_listed(value, checkpoint, refused):
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+
+    rewrite(checkpoint, change)
+    err = refused(checkpoint, lines=2)
+    assert "these tensors hold NaN or infinite values" in err
+    assert "model.safetensors: model.layers.1.mlp.up_proj.weight" in err
+
+
 def test_a_config_that_does_not_fit_the_weights(checkpoint, refused):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
@@ -124,6 +135,7 @@ def test_corrupt_config(text, checkpoint, refused):
         ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not known; known architectures:"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'silu'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}}, "rope type 'yarn'"),
+        ({"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected one for each of num_hidden_layers = 2"),
         ({"head_dim": 8}, "head_dim = 8, expected hidden_size / heads = 6"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "big"}, "is no valid Qwen2Config"),

@@ -42,6 +42,7 @@ ERRORS = {
     "cudnn": (lambda: tiny_config(attention="cudnn"), ["attention = 'cudnn'", "'float32'", "'bfloat16'"]),
     "grids": (lambda: ImageConfig(aspect_ratio="anyres"), ["grids", "anyres", "(columns, rows)"]),
     "tile size": (lambda: tiny_config(image=single_tile(32)), ["tile_size = 32", "image_size = 24"]),
+    "image token": (lambda: tiny_config(image_token_id=40), ["image_token_id = 40", "vocab_size = 40", "smaller"]),
     "vision heads": (lambda: SiglipConfig(hidden_size=10, num_heads=3), ["hidden_size = 10", "num_heads = 3"]),
     "text heads": (lambda: tiny_decoder(num_heads=5), ["hidden_size = 24", "num_heads = 5"]),
     "key heads": (lambda: tiny_decoder(num_kv_heads=3), ["num_heads = 4", "num_kv_heads = 3"]),

@@ -299,6 +299,29 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path):
     assert "at most 1.00% are allowed" in message
 
 
+def test_a_run_without_targets_ends_and_saves_nothing(tmp_path):
+    """One batch with targets is enough: the first save is after the second update."""
+
+    class Untargeted(NoiseIterator):
+        def __next__(self):
+            host = super().__next__()
+            if self.number in answered:
+                return host
+            return type(host)(host.batch.replace(loss_mask=np.zeros_like(host.batch.loss_mask)), host.record_ids)
+
+    def inputs(config, mesh, workdir):
+        return Inputs(Untargeted(config.batch.rows), 1000, None)
+
+    answered = ()
+    with pytest.raises(UserError, match=r"^none of the first 2 batches holds a token that is a target"):
+        loop.train(plain_run(), tmp_path / "none", open_inputs=inputs)
+    assert not list((tmp_path / "none" / "checkpoints").glob("[0-9]*"))
+    assert not (tmp_path / "none" / "model").exists()
+    answered = (2,)
+    loop.train(plain_run(), tmp_path / "one", open_inputs=inputs)
+    assert (tmp_path / "one" / "model").is_dir()
+
+
 def test_another_model_does_not_continue_a_run(copy):
     config = twenty_steps(**{"model.decoder.intermediate_size": 72})
     with pytest.raises(UserError) as stop:
@@ -338,6 +361,7 @@ def test_export_only_writes_the_newest_checkpoint(whole, copy):
     assert (copy / "model" / "tokenizer.json").is_file()
     with pytest.raises(UserError, match="no checkpoint to export"):
         loop.export_newest(config, copy / "empty")
+    assert not (copy / "empty").exists()
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,13 @@ def read_qwen2(values: Mapping[str, Any], file: PathLike, table: FieldTable | No
     for name, value in rope.items():
         if name not in ("rope_type", "type", "rope_theta") and (name, value) != ("partial_rotary_factor", 1.0):
             raise UserError(f"{file}: rope_parameters has {name} = {shown(value)}, which is not supported; remove it")
-    other = [kind for kind in _listed(values.get("layer_types"), f"{file}: layer_types") if kind != "full_attention"]
+    kinds = _listed(values.get("layer_types"), f"{file}: layer_types")
+    if kinds and len(kinds) != full.num_hidden_layers:
+        raise UserError(
+            f"{file}: layer_types has {len(kinds)} entries, expected one for each of num_hidden_layers = "
+            f"{full.num_hidden_layers}"
+        )
+    other = [kind for kind in kinds if kind != "full_attention"]
     if other:
         raise UserError(f"{file}: layer_types has {other[0]!r}, which is not supported, expected 'full_attention'")
     found = {ours: getattr(full, theirs) for ours, theirs in QWEN2_NAMES.items()}

@@ -37,6 +37,7 @@ from vr_jax.storage import PathLike, as_path, check_target
 Sections = dict[str, Any]
 _READERS: dict[str, Callable[..., Any]] = {"encoder": read_siglip, "decoder": read_qwen2}
 _MAX_LISTED = 1000  # tensors that do not fit; a whole checkpoint of another model has hundreds
+_CHUNK = 1 << 24  # values that are looked at together
 
 logger = logging.getLogger("vr_jax.convert")
 
@@ -81,10 +82,17 @@ def import_checkpoint(
     params = _allocate(shapes, plans, dtype)
     if "image" in sections and {array.dtype.name for array in params.values()} == {"bfloat16"}:
         sections["dtype"] = "bfloat16"  # a model of this type computes in it, as in transformers 5
+    broken: list[str] = []
     for part, places in plans:
         names = {part.originals[name]: slot for name, slot in places.items()}
         for original, tensor in part.checkpoint.read(names):
+            if not _is_finite(tensor):
+                broken.append(f"{part.checkpoint.tensors[original].file}: {original}")
             names[original].place(tensor, params)
+    if broken:
+        raise UserError(
+            message_list("these tensors hold NaN or infinite values; get the files again, or another checkpoint:", broken)
+        )
     device = jax.local_devices(backend="cpu")[0]
     # The memory is aligned, so that JAX takes the arrays as its own buffers without copying them.
     arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}
@@ -132,6 +140,12 @@ def _planned(sources: Mapping[str, Source], report: Callable[[str], None]) -> tu
         del shapes["image_newline"]  # a LLaVA without unpad has none
     plans = _plan(shapes, providers, sections)
     return sections, providers, generation, plans, shapes
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    """Whether every value is finite. A part at a time is looked at, which keeps the memory small."""
+    values = tensor.reshape(-1)
+    return all(np.isfinite(values[i : i + _CHUNK]).all() for i in range(0, values.size, _CHUNK))
 
 
 def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:

@@ -197,6 +197,11 @@ class VlmConfig(Config):
             self.attention != "cudnn" or self.dtype == "bfloat16",
             f"VlmConfig.attention = 'cudnn' with dtype = {self.dtype!r}: cuDNN attends in 'bfloat16' only",
         )
+        check(
+            self.image_token_id is None or self.image_token_id < self.decoder.vocab_size,
+            f"image_token_id = {self.image_token_id} is outside the vocabulary, decoder.vocab_size = "
+            f"{self.decoder.vocab_size}; expected a smaller number, or None",
+        )
         grid, stride = self.encoder.grid, self.projector.stride
         check(
             grid % stride == 0,

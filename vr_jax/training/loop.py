@@ -126,6 +126,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         # A state that is not finite is never saved, and so never exported. Of several processes one may
                         # have too many unusable samples: all learn it here, since none may leave the others waiting.
                         recorder.flush()
+                        recorder.check_targets()
                         watch.parameters(step, state.params, "saved or exported")
                         distributed.together(skip_statistics.check)
                         checkpoints.save(
@@ -157,6 +158,15 @@ def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
     for line in sharding.unsharded(tree.shapes, mesh):
         logger.warning("%s, kept whole", line)
     return workdir, mesh, tree
+
+
+def _check_has_checkpoint(workdir: Path) -> None:
+    if not has_checkpoints(workdir):
+        raise _no_checkpoint(workdir)
+
+
+def _no_checkpoint(workdir: Path) -> UserError:
+    return UserError(f"{workdir} has no checkpoint to export; give the --workdir of a run that has saved one")
 
 
 def _sources(config: TrainConfig) -> list[Path]:
@@ -281,6 +291,7 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
     # The end of the schedule does not matter here.
     program = distributed.together(lambda: build_program(config, mesh, 1, tree))
+    distributed.together(lambda: _check_has_checkpoint(workdir))
     with (
         directory_lock(workdir, wait=_WAIT_FOR_WORKDIR),
         jax.set_mesh(mesh),
@@ -290,7 +301,7 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
         run = distributed.together(lambda: claim(workdir, ()) if distributed.is_first() else "")
         restored = checkpoints.restore_newest(program.abstract)
         if restored is None:
-            raise UserError(f"{workdir} has no checkpoint to export")
+            raise _no_checkpoint(workdir)
         logger.info("exporting step %d", restored.step)
         watch = FiniteWatch(config, workdir, mesh, start=restored.step, newest_checkpoint=checkpoints.newest_complete)
         watch.parameters(restored.step, restored.state.params, "exported")

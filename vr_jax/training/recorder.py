@@ -55,6 +55,7 @@ class Recorder:
         self._peak = peak * jax.device_count() if peak else None
         self._pending: _Pending | None = None
         self._losses: list[float] = []
+        self._targets = 0.0
         self._completed = time.perf_counter()
 
     def push(self, step: int, metrics: Metrics, record_ids: tuple[tuple[str, ...], ...], waited: float) -> None:
@@ -96,6 +97,7 @@ class Recorder:
             "mfu": work / seconds / self._peak if self._peak else None,
         }
         self._losses.append(values["loss"])
+        self._targets += values["targets"]
         self._writer.write(done.step, numbers)
         self._progress.update(done.step, numbers)
 
@@ -115,6 +117,19 @@ class Recorder:
                 expected,
                 self._config.epochs * found / expected,
                 self._config.epochs,
+            )
+
+    def check_targets(self) -> None:
+        """Ends a run in which nothing is learnt; a few batches without a target are allowed.
+
+        Raises:
+            UserError: No batch since the start of this process held a token that is a target.
+        """
+        if not self._targets:
+            raise UserError(
+                f"none of the first {len(self._losses)} batches holds a token that is a target, so nothing is learnt and "
+                "nothing is saved: the answers of the samples are empty, or cut off by config.batch.tokens; "
+                "`vr-jax prepare --check` shows the targets of the first samples"
             )
 
     def mean_loss_since_last_save(self) -> float:
