@@ -135,7 +135,10 @@ def test_corrupt_config(text, checkpoint, refused):
         ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not known; known architectures:"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'silu'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}}, "rope type 'yarn'"),
-        ({"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected one for each of num_hidden_layers = 2"),
+        (
+            {"layer_types": ["full_attention"]},
+            "layer_types has 1 entries, expected one for each of num_hidden_layers = 2",
+        ),
         ({"head_dim": 8}, "head_dim = 8, expected hidden_size / heads = 6"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "big"}, "is no valid Qwen2Config"),

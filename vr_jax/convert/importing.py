@@ -91,7 +91,9 @@ def import_checkpoint(
             names[original].place(tensor, params)
     if broken:
         raise UserError(
-            message_list("these tensors hold NaN or infinite values; get the files again, or another checkpoint:", broken)
+            message_list(
+                "these tensors hold NaN or infinite values; get the files again, or another checkpoint:", broken
+            )
         )
     device = jax.local_devices(backend="cpu")[0]
     # The memory is aligned, so that JAX takes the arrays as its own buffers without copying them.

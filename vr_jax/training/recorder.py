@@ -127,8 +127,8 @@ class Recorder:
         """
         if not self._targets:
             raise UserError(
-                f"none of the first {len(self._losses)} batches holds a token that is a target, so nothing is learnt and "
-                "nothing is saved: the answers of the samples are empty, or cut off by config.batch.tokens; "
+                f"none of the first {len(self._losses)} batches holds a token that is a target, so nothing is learnt "
+                "and nothing is saved: the answers of the samples are empty, or cut off by config.batch.tokens; "
                 "`vr-jax prepare --check` shows the targets of the first samples"
             )
 
