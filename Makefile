@@ -11,6 +11,8 @@ PYTEST_ARGS ?=
 # The tests of one file run in one process, so that what they share is made once.
 PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
+# Hundreds of processes import the same packages. Where this variable is set, each of them compiles their source anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow test-lmms-eval test-transformers4 lint bench clean
 

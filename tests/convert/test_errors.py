@@ -82,7 +82,7 @@ def test_tensors_that_are_not_finite_are_listed(value, checkpoint, refused):
 
 def test_a_config_that_does_not_fit_the_weights(checkpoint, refused):
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2, "layer_types": None}))
     per_layer = sum(".layers.2." in name for name in load_file(checkpoint / "model.safetensors"))
     err = refused(checkpoint, lines=1 + per_layer)
     assert err.count("unexpected  model.layers.2.") == per_layer
@@ -137,7 +137,7 @@ def test_corrupt_config(text, checkpoint, refused):
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}}, "rope type 'yarn'"),
         (
             {"layer_types": ["full_attention"]},
-            "layer_types has 1 entries, expected one for each of num_hidden_layers = 2",
+            "layer_types names 1 layers, expected as many as num_hidden_layers = 3",
         ),
         ({"head_dim": 8}, "head_dim = 8, expected hidden_size / heads = 6"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -175,7 +175,7 @@ def test_images_keep_every_pixel(name, converted):
         again = np.asarray(reopened)
     np.testing.assert_array_equal(again, np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
 
-    processor = Processor(tiny.TOKENIZER, tiny.config())
+    processor = Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
     own, hosted = (
         processor.prompt(Conversation("x", (user_turn("What?", 1),), (source,))) for source in (file, encoded(image))
     )
@@ -188,12 +188,12 @@ def test_images_keep_every_pixel(name, converted):
 
 @pytest.fixture(scope="module")
 def generator():
-    return Generator(tiny.model(tiny.config()), tiny.TOKENIZER, tiny.BUCKETS)
+    return Generator(tiny.model(tiny.config(vision_remember=False)), tiny.TOKENIZER, tiny.BUCKETS)
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return Processor(tiny.TOKENIZER, tiny.config())
+    return Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
 
 
 @pytest.fixture(scope="module")

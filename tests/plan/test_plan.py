@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.training.tiny import noise_batch, plain_run
+from tests.training.tiny import noise_batch, tiny_run
 from vr_jax import sharding
 from vr_jax.cli import plan as command
 from vr_jax.cli.main import main
@@ -50,7 +50,7 @@ def topology():
 
 @pytest.fixture(scope="module")
 def config():
-    return plain_run(**{"model.attention": "xla", "mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2})
+    return tiny_run(**{"model.attention": "xla", "mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2})
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def read_qwen2(values: Mapping[str, Any], file: PathLike, table: FieldTable | No
     kinds = _listed(values.get("layer_types"), f"{file}: layer_types")
     if kinds and len(kinds) != full.num_hidden_layers:
         raise UserError(
-            f"{file}: layer_types has {len(kinds)} entries, expected one for each of num_hidden_layers = "
+            f"{file}: layer_types names {len(kinds)} layers, expected as many as num_hidden_layers = "
             f"{full.num_hidden_layers}"
         )
     other = [kind for kind in kinds if kind != "full_attention"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
+from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
 from vr_jax.training.flops import StepFlops, peak_flops
 from vr_jax.training.metrics import MetricsWriter, Progress

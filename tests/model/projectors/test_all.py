@@ -14,7 +14,6 @@ from tests.tiny import (
     example,
     pack,
     params_of,
-    quick,
     random_model,
     tiny_config,
     tiny_decoder,
@@ -54,7 +53,8 @@ def test_shapes_and_precision(name, stride):
 WITHOUT_GRADIENT = {"token_packer": {"attn.k.bias", "keys.norm.bias"}, "resampler": {"attn.k.bias"}}
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "pool"))
+@pytest.mark.slow  # Two gradients of the whole model are compiled for each projector.
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_inside_the_whole_model(name):
     """Every parameter of the projector has a gradient, with Vision Remember and without."""
     sizes = {
