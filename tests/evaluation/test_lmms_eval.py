@@ -325,6 +325,7 @@ def through_the_cache(model, prompts, replies):
     return found
 
 
+@pytest.mark.slow  # Likelihoods are compiled for every length; make test-lmms-eval asks for them inside lmms-eval.
 def test_likelihoods_are_those_of_decoding_token_by_token(generator, processor, answerer):
     names = ["two", "text", "short"]
     replies = ["orange", "", " a longer reply"]

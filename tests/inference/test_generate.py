@@ -265,6 +265,7 @@ def test_streaming_stops(stopping, prompts):
     assert "".join(generator.stream(prompts[1], max_new_tokens=NEW_TOKENS, chunk=2)) == whole.text
 
 
+@pytest.mark.slow  # It compiles again for a mesh; training/test_step.py does so too.
 @pytest.mark.parametrize("sizes", quick([(1, 8, 1), (2, 2, 2)], (2, 2, 2)), ids=["fsdp8", "replica2_fsdp2_tensor2"])
 def test_eight_devices_equal_one(model, prompts, replies, sizes):
     mesh = make_mesh(*sizes)

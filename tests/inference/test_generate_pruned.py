@@ -75,12 +75,14 @@ def test_tokens_are_those_of_masked_rows(model, prompts, replies):
     assert len({reply.tokens for reply in replies}) > 1
 
 
+@pytest.mark.slow  # Streaming compiles its own programs.
 def test_alone_and_streamed(generator, prompts, replies):
     assert generator.generate([prompts[1]], max_new_tokens=NEW_TOKENS) == [replies[1]]
     pieces = generator.stream(prompts[1], max_new_tokens=NEW_TOKENS, chunk=2)
     assert "".join(pieces) == replies[1].text
 
 
+@pytest.mark.slow  # Another bucket is compiled; test_generate.py does so without a pruner.
 def test_nothing_recompiles_within_a_bucket(generator, model, prompts, replies):
     """Other numbers of tokens (and of vision tokens, but for VisPruner, which keeps as many for as many tiles), the
     same buckets of tokens, tiles and what is left in every stage."""

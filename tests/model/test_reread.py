@@ -128,6 +128,7 @@ def test_the_weights_of_a_token_sum_to_one_and_others_have_none(found, batch):
         np.testing.assert_array_equal(np.asarray(one.update).reshape(len(cells), -1) > 0, has_token)
 
 
+@pytest.mark.slow  # The model is compiled again.
 def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
     """The states that every insertion meets when the whole decoder runs."""
 

@@ -72,6 +72,7 @@ def real(program):
     return state, put_batch(noise_batch(0), program.mesh)
 
 
+@pytest.mark.slow  # The step is traced twice and its parameters are made.
 def test_the_planned_program_is_the_one_that_trains(config, topology, program, real):
     """The same text, lowered from the planner's abstract arguments and from real arrays."""
     with jax.set_mesh(program.mesh):

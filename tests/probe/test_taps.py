@@ -63,6 +63,7 @@ def tapped():
     }
 
 
+@pytest.mark.slow  # Every tap of a model is compiled.
 def test_names_in_the_order_of_the_forward_pass(tapped):
     assert tapped["names"] == [
         *("encoder", "compressor", "projector"),

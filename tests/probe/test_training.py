@@ -47,6 +47,7 @@ def test_a_head_depends_on_its_own_seed_only():
     np.testing.assert_allclose(trained(jnp.arange(3), changed)[0]["b"][:, :5], together["b"][:, :5], atol=1e-5)
 
 
+@pytest.mark.slow  # Heads are compiled and trained.
 def test_an_unreadable_image_is_wrong_whatever_the_head_answers(setting):
     data = tiny_imagenet.read(setting.data)
     (batch,) = Reader(data.folder, single_tile(24)).batches(data.val, 72)

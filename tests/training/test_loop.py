@@ -425,6 +425,7 @@ def test_a_run_begins_with_what_a_reader_of_the_log_asks_for(tmp_path, caplog):
     assert next(read_metrics(tmp_path / "metrics.jsonl"))["lr"] == pytest.approx(6e-3)
 
 
+@pytest.mark.slow  # Twenty-five updates with a program of their own.
 def test_updates_that_hold_other_samples_than_the_settings_say_are_reported_once(tmp_path, caplog):
     """1000 samples at 40 per update would be 25 updates; the rows hold 16."""
     config = plain_run(steps=0, samples_per_step=40, **{"checkpoint.every": 50})

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from tests.tiny import quick
 from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import api, window_attention
 from vr_jax.model.refusion import interactions
@@ -115,7 +116,7 @@ def check(case: Case, backend: str) -> Result:
     return found
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", quick(BACKENDS, "reference"))
 @settings(max_examples=8, derandomize=True, deadline=None)
 @given(
     case=st.builds(

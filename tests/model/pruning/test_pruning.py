@@ -141,6 +141,7 @@ def found(request, rows) -> Found:
     return Found(model, lengths, *masked(model, rows.batch, ANSWERS))
 
 
+@pytest.mark.slow  # Both forms are compiled; inference/test_generate_pruned.py compares their tokens.
 def test_rows_cut_short_equal_masked_ones(found, rows):
     run = jax.jit(_generate, static_argnames="lengths")
     prefill, decoded, kept = run(found.model, rows.batch, found.lengths, ANSWERS)
@@ -165,6 +166,7 @@ def test_the_budget_is_met(found, rows):
             assert np.all(used[row][text])
 
 
+@pytest.mark.slow  # Recomputation is compiled for every length.
 def test_cached_decoding_equals_recomputation(found, rows):
     """Without a cache: prompt and answers as one row, from which the tokens found above are dropped."""
     config, batch = found.model.config, rows.batch

@@ -22,7 +22,7 @@ from tests.tiny import (
 )
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.parameters import merge_stages, split_stages
-from vr_jax.model.vlm import VisionLanguageModel, abstract_model
+from vr_jax.model.vlm import Refusion, VisionLanguageModel, abstract_model
 
 CONFIG = tiny_config()
 
@@ -78,10 +78,9 @@ def hidden_states(model: VisionLanguageModel, batch):
 
 def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
     """All values are random except those that the block itself starts at zero."""
-    fresh = params_of(jax.jit(lambda: VisionLanguageModel(CONFIG, rngs=nnx.Rngs(0)))())
-    zeros = {
-        name for name, value in fresh.items() if "refusion" in name and name.endswith("kernel") and not value.any()
-    }
+    blocks = jax.jit(lambda: Refusion(CONFIG.refusion, CONFIG.spec, rngs=nnx.Rngs(0)))()
+    fresh = {f"refusion.{name}": value for name, value in params_of(blocks).items()}
+    zeros = {name for name, value in fresh.items() if name.endswith("kernel") and not value.any()}
     assert zeros == {f"refusion.blocks.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
     params = params_of(model)
     for name in zeros:

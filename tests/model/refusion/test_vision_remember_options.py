@@ -240,7 +240,7 @@ def test_matches_torch(name: str):
 
 
 # The backward pass is compiled for the options that share no code with one another; the others run with the slow tests.
-@pytest.mark.parametrize("name", quick(OPTIONS, "everything", "deformable, two points"))
+@pytest.mark.parametrize("name", quick(OPTIONS, "everything"))
 def test_every_parameter_is_trained(name: str):
     config = tiny_config(refusion=tiny_refusion(**OPTIONS[name]))
     block = build(config)
