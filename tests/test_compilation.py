@@ -86,6 +86,7 @@ print(json.dumps(counts))
 """
 
 
+@pytest.mark.slow  # Two processes start and compile.
 def test_a_second_process_compiles_nothing(tmp_path):
     environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -33,12 +33,12 @@ ITEMS = words.items()
 
 @pytest.fixture(scope="module")
 def generator():
-    return Generator(tiny.model(tiny.config(vision_remember=False)), tiny.TOKENIZER, tiny.BUCKETS)
+    return Generator(tiny.model(tiny.config()), tiny.TOKENIZER, tiny.BUCKETS)
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
+    return Processor(tiny.TOKENIZER, tiny.config())
 
 
 def run(generator, processor, output, items=ITEMS, **options):
@@ -134,7 +134,7 @@ def test_summary_and_files(finished, items):
     assert summary["interval"][0] < summary["score"] < summary["interval"][1]
     assert summary["throughput"]["items"] == words.GOOD, "those that reached the model"
     assert summary["throughput"]["items_per_second"] > 0
-    assert summary["settings"]["model"] == tiny.config(vision_remember=False).to_dict()
+    assert summary["settings"]["model"] == tiny.config().to_dict()
 
 
 def test_report_items_show_what_was_asked_and_answered(generator, processor, finished, items):
@@ -304,7 +304,7 @@ def test_two_processes_give_the_same(finished, tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    checkpoint = tiny.save(tmp_path / "model", vision_remember=False)
+    checkpoint = tiny.save(tmp_path / "model")
     command = [sys.executable, "-c", WORKER, str(port)]
     workers = [
         subprocess.Popen(

@@ -291,6 +291,7 @@ def _recorded_drops(case: Case) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+@pytest.mark.slow  # model/decoders/test_qwen2.py compares the decoder without pruner.
 @pytest.mark.parametrize("case", of_kind("fastv", "pdrop"))
 def test_without_pruning(case: Case):
     model: Decoder = recorded_model(case, None).decoder

@@ -186,6 +186,7 @@ def test_block(case: Case, cross_attention: str):
             np.testing.assert_allclose(found[is_vision], case.outputs[name], **case.tolerance())
 
 
+@pytest.mark.slow  # test_packing.py packs samples with the whole model.
 @pytest.mark.parametrize("case", of_kind("block"))
 def test_samples_packed_into_one_row(case: Case):
     data = one_row(recorded(case, "absorbed"))

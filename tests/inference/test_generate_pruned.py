@@ -14,7 +14,6 @@ import pytest
 from tests.commands import run
 from tests.inference import tiny
 from tests.inference.test_generate import compilations
-from tests.tiny import quick
 from vr_jax.data.collate import collate
 from vr_jax.errors import ConfigError
 from vr_jax.inference import Buckets, Chat, Generator, Sampling, load_for_inference, with_pruning
@@ -35,8 +34,7 @@ def uncompressed():
     return dataclasses.replace(tiny.config(vision_remember=False), projector=MlpConfig())
 
 
-# The other pruners are compared with recorded outputs in tests/golden/test_pruning.py.
-@pytest.fixture(scope="module", params=quick(PRUNINGS, "pyramid_drop"))
+@pytest.fixture(scope="module", params=PRUNINGS)
 def model(request):
     return tiny.model(with_pruning(uncompressed(), PRUNINGS[request.param]))
 
@@ -56,6 +54,7 @@ def replies(generator, prompts):
     return generator.generate(prompts, max_new_tokens=NEW_TOKENS, rows=ROWS)
 
 
+@pytest.mark.slow  # Rows that are masked instead of cut are compiled too; golden/test_pruning.py has recorded tokens.
 def test_tokens_are_those_of_masked_rows(model, prompts, replies):
     """Greedy decoding without cutting any row: dropped tokens stay in the cache, and are not attended to."""
     shape = BatchShape(rows=ROWS, tokens=BUCKETS.tokens[-1], tiles=BUCKETS.max_tiles, tile_size=24)

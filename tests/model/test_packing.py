@@ -17,10 +17,9 @@ CONFIGS = {"baseline": dataclasses.replace(VR, refusion=None), "vision_remember"
 BACKENDS = [
     "xla",
     pytest.param("cudnn", marks=pytest.mark.skip(reason="cuDNN attention needs an NVIDIA GPU; tests run on the CPU")),
-    "splash",
+    pytest.param("splash", marks=pytest.mark.slow),  # kernels/attention/test_splash.py has segments
 ]
 
-# Samples of equal lengths share a compiled program: those of the second and the fourth, of the third and the fifth.
 SAMPLES = [
     # Several turns, two images in one turn.
     example(
@@ -70,7 +69,7 @@ def build(config: VlmConfig) -> VisionLanguageModel:
 
 
 class Alone(NamedTuple):
-    """A model, and each sample's logits from a row of its own without any padding token before or after.
+    """A model, and each sample's logits from a row of its own.
 
     Attributes:
         config: The config of the model.
@@ -95,18 +94,22 @@ class Alone(NamedTuple):
 def alone(request) -> Alone:
     config = CONFIGS[request.param]
     model = randomized(build(config))
-    batches = [pack(config, [[sample]]) for sample in SAMPLES]
-    plain, exact = {}, {}
-    for batch in batches:
-        plain |= unpacked(batch, logits_of(model, batch))
+    rows = pack(config, [[sample] for sample in SAMPLES])
+    plain = unpacked(rows, logits_of(model, rows))
     with float64_model():
         wide = with_params(build(float64_config(config)), params_of(model))
-        wide_logits_of = jax.jit(compute_logits)
-        for batch in batches:
-            logits = wide_logits_of(wide, batch)
-            assert logits.dtype == np.float64
-            exact |= unpacked(batch, logits)
+        logits = jax.jit(compute_logits)(wide, rows)
+        assert logits.dtype == np.float64
+        exact = unpacked(rows, logits)
     return Alone(config, model, plain, exact)
+
+
+def test_padding_changes_nothing(alone):
+    """A row of its own without any padding token before or after."""
+    batch = pack(alone.config, [[SAMPLES[0]]])
+    assert (np.asarray(batch.segment_ids) > 0).all()
+    [(name, found)] = unpacked(batch, logits_of(alone.model, batch)).items()
+    assert_within_noise({name: found}, {name: alone.exact[name]}, {name: alone.plain[name]})
 
 
 def with_backend(config, model, backend: str) -> VisionLanguageModel:

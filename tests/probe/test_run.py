@@ -124,11 +124,14 @@ def test_the_config_of_the_demo_names_its_checkpoint():
     ],
     ids=str,
 )
-def test_mistakes_are_stated_before_the_training(setting, result, changes, message):
+def test_mistakes_are_stated_before_the_training(setting, changes, message, tmp_path):
     if changes.get("output") == "FILE":
         changes = {"output": str(setting.checkpoint / "config.json")}
-    if "batch_size" in changes:
-        changes["overwrite"] = True
+    elif changes:
+        changes = {"output": str(tmp_path)} | changes
+    else:
+        (tmp_path / "results.json").write_text("{}")
+        changes = {"output": str(tmp_path)}
     with pytest.raises(UserError, match=message):
         run_probe(setting.settings(**changes), progress=False)
 

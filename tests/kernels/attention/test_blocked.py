@@ -19,7 +19,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocked, "QUERY_ROWS", 40)
 
 
-@pytest.mark.parametrize(("causal", "extra_keys"), [(True, 0), (False, 0), (False, 3)])
+@pytest.mark.parametrize(
+    ("causal", "extra_keys"), [(True, 0), pytest.param(False, 0, marks=pytest.mark.slow), (False, 3)]
+)
 def test_values_and_gradients(causal: bool, extra_keys: int):
     check(blocked.attention, Case(causal, extra_keys))
 

@@ -12,7 +12,7 @@ from transformers import Qwen2Config as TorchConfig
 from transformers import Qwen2ForCausalLM
 
 from tests import torch_weights
-from tests.tiny import quick, tiny_decoder
+from tests.tiny import tiny_decoder
 from vr_jax.convert.tables import HEAD, TEXT
 from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs
@@ -126,7 +126,8 @@ def plain_gradient():
     return jax.jit(jax.grad(loss))(build(config, weights, (0, 2, 4)), tokens)
 
 
-@pytest.mark.parametrize("remat", quick(["full", "dots"], "dots"))
+@pytest.mark.slow  # Gradients of the decoder are compiled with each form of rematerialisation.
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_keeps_gradients(remat: str):
     config, weights, tokens, _ = reference("grouped, tied")
     decoder = build(config, weights, (0, 2, 4), remat)
