@@ -115,6 +115,11 @@ def test_a_table_without_overrides_refuses_them():
         parse(Plain, ["--config.seed=1"])
 
 
+def test_a_field_without_the_prefix_of_the_config_names_it():
+    with pytest.raises(UsageError, match=r"unknown flag --optimizer\.lr; .* is set by --config\.optimizer\.lr=VALUE"):
+        parse(Table, ["--optimizer.lr=1"])
+
+
 def test_the_help_tells_every_flag():
     text = help_text("vr-jax try", Command("Try it.", Table, lambda flags: 0, details="More.\n\nStill more."))
     assert text.startswith("Try it.\n\nusage: vr-jax try --folder=DIR [NAME] [flags]\n\nMore.\n\nStill more.\n")

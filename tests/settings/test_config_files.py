@@ -54,6 +54,7 @@ def test_a_config_of_the_package_is_found_from_any_folder(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("demo", r"config demo does not exist; did you mean configs/demo.py\? give the path of a file"),
         ("nowhere.py", "config nowhere.py does not exist; give the path of a file, or a packaged config: configs/demo"),
         ("configs/demo.py:no", "config configs/demo.py:no: no variant 'no'"),
         ("configs/tables/paper.py:table9/x", "no table 'table9': expected one of table1, "),

@@ -211,6 +211,8 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
             value = value if equals else _following(queue, argument)
             found.setdefault(option.field, []).append(f"{name[len(OVERRIDE) :]}={value}")
             continue
+        if "." in name and _overrides(options):
+            raise UsageError(f"unknown flag --{name}; a field of the config is set by --{OVERRIDE}{name}=VALUE")
         option, negated = _find(name, by_name)
         if option.kind is bool:
             found[option.field] = _truth(f"--{name}", value if equals else "true") != negated

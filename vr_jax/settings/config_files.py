@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import traceback
 from collections.abc import Collection, Iterable, Mapping
@@ -83,8 +84,13 @@ def read_config_file(spec: str | Path) -> ConfigDict:
     name, colon, variant = split_variant(str(spec))
     path = Path(name) if Path(name).is_file() else packaged_config(name)
     if path is None:
-        known = ", ".join(packaged_configs())
-        raise ConfigError(f"config {name} does not exist; give the path of a file, or a packaged config: {known}")
+        known = packaged_configs()
+        stems = {PurePosixPath(config).stem: config for config in known}
+        near = difflib.get_close_matches(PurePosixPath(name).stem, stems, 1)
+        hint = f"did you mean {stems[near[0]]}? " if near else ""
+        raise ConfigError(
+            f"config {name} does not exist; {hint}give the path of a file, or a packaged config: {', '.join(known)}"
+        )
     found = importlib.util.spec_from_file_location(f"vr_jax_config_{path.stem}", path)
     if found is None or found.loader is None:
         raise ConfigError(f"config {path}: expected a Python file with a function get_config")

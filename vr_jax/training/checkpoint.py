@@ -212,6 +212,9 @@ class Checkpoints:
         close_after(error, self.close)
         if error is not None:
             close_after(error, self._remove_unfinished)
+            if distributed.is_first():
+                with suppress(OSError):  # The folder of a run that saved nothing is empty; another one stays.
+                    self.directory.rmdir()
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that Orbax has finished, oldest first."""
