@@ -8,8 +8,8 @@ PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
-# The tests of one file run in one process, so that what they share is made once. A third process works while others wait.
-PYTEST_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# The tests of one file run in one process, so that what they share is made once.
+PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 # Hundreds of processes import the same packages. Where this variable is set, each of them compiles their source anew.
 export PYTHONDONTWRITEBYTECODE :=
