@@ -13,7 +13,7 @@ def config_file(tmp_path_factory):
     return tiny_systems.write(tmp_path_factory.mktemp("configs"))
 
 
-@pytest.mark.slow  # It measures a model; efficiency/test_measurement.py does so too.
+@pytest.mark.slow  # It measures a model.
 def test_the_table_and_the_files(config_file, tmp_path, capsys):
     flags = ["--repeats=1", "--warmup=1", "--new_tokens=2", "--text_tokens=40", f"--output={tmp_path / 'out'}"]
     assert main(["efficiency", f"--config={config_file}:baseline", "--score=42.9", *flags]) == 0

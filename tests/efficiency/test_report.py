@@ -8,7 +8,7 @@ from vr_jax.efficiency import JSON, MARKDOWN, PLOT, text
 from vr_jax.efficiency.plot import draw
 
 
-@pytest.mark.slow  # It measures a model; test_measurement.py does so too.
+@pytest.mark.slow  # It measures three systems.
 def test_the_files_of_a_run(run, found):
     output, _ = run
     page = (output / MARKDOWN).read_text()

@@ -223,7 +223,7 @@ def test_another_run_is_refused(generator, processor, items, tmp_path):
         open_run(settings={"checkpoint": {"sha256": "2"}}, overwrite=True)
 
 
-@pytest.mark.slow  # It compiles again for a mesh; inference/test_generate.py does so too.
+@pytest.mark.slow  # It compiles again for a mesh; training/test_step.py does so.
 def test_eight_devices_give_the_same(generator, processor, items, finished, tmp_path):
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
