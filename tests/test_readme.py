@@ -37,6 +37,7 @@ DECODER = {
     "bos_token_id": None,
     "eos_token_id": None,
     "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},  # as Qwen2 is released
 }
 # What makes the paper's configs as small as these checkpoints.
 TINY = {

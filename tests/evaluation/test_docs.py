@@ -61,7 +61,7 @@ def test_the_commands_for_the_demo_run(folder, capsys):
 @pytest.mark.slow
 def test_the_python_blocks_run(folder, capsys):
     examples = blocks("evaluate.md", "python")
-    assert len(examples) == 2
+    assert examples
     for example in examples:
         exec(example.replace("limit=8", "limit=2"), {})
-    assert len(capsys.readouterr().out.splitlines()) >= 2
+    assert len(capsys.readouterr().out.splitlines()) >= len(examples)
