@@ -32,7 +32,15 @@ from vr_jax.array_files import write_small_arrays_whole
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after, first_error_kept, size_text
 from vr_jax.settings import CheckpointSettings
-from vr_jax.storage import check_free, file_errors, local_path, make_folder, move_folder, remove_folder
+from vr_jax.storage import (
+    check_free,
+    file_errors,
+    local_path,
+    make_folder,
+    move_folder,
+    remove_empty_folders,
+    remove_folder,
+)
 from vr_jax.training import checksums
 from vr_jax.training.state import TrainState
 
@@ -213,8 +221,7 @@ class Checkpoints:
         if error is not None:
             close_after(error, self._remove_unfinished)
             if distributed.is_first():
-                with suppress(OSError):  # The folder of a run that saved nothing is empty; another one stays.
-                    self.directory.rmdir()
+                remove_empty_folders(self.directory)  # A run that saved nothing leaves none.
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that Orbax has finished, oldest first."""
