@@ -104,9 +104,10 @@ def alone(request) -> Alone:
     return Alone(config, model, plain, exact)
 
 
-def test_padding_changes_nothing(alone):
+@pytest.mark.parametrize("number", quick(range(len(SAMPLES)), 0))
+def test_padding_changes_nothing(alone, number: int):
     """A row of its own without any padding token before or after."""
-    batch = pack(alone.config, [[SAMPLES[0]]])
+    batch = pack(alone.config, [[SAMPLES[number]]])
     assert (np.asarray(batch.segment_ids) > 0).all()
     [(name, found)] = unpacked(batch, logits_of(alone.model, batch)).items()
     assert_within_noise({name: found}, {name: alone.exact[name]}, {name: alone.plain[name]})

@@ -145,7 +145,7 @@ def _planned(sources: Mapping[str, Source], report: Callable[[str], None]) -> tu
 
 
 def _is_finite(tensor: np.ndarray) -> bool:
-    """Whether every value is finite. A part at a time is looked at, which keeps the memory small."""
+    """Returns whether every value is finite. A part at a time is looked at, which keeps the memory small."""
     values = tensor.reshape(-1)
     return all(np.isfinite(values[i : i + _CHUNK]).all() for i in range(0, values.size, _CHUNK))
 

@@ -116,6 +116,6 @@ def _decoded(text: Any, where: str) -> bytes:
 
 
 def _is_image(head: bytes) -> bool:
-    """Whether bytes begin as an encoded image does."""
+    """Returns whether bytes begin as an encoded image does."""
     portable = head[:1] == b"P" and head[1:2] in b"123456fyF7" and head[2:3].isspace()
     return head.startswith(_SIGNATURES) or portable or head[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1")

@@ -209,7 +209,7 @@ def _is_message(found: pa.DataType) -> bool:
 
 
 def _has_bytes(found: pa.DataType) -> bool:
-    """Whether values of a type contain bytes."""
+    """Returns whether values of a type contain bytes."""
     if _is_list(found):
         return _has_bytes(found.value_type)
     return any(_has_bytes(field.type) for field in found) if pa.types.is_struct(found) else _is_bytes(found)

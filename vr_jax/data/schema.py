@@ -138,7 +138,7 @@ def kind(value: object) -> str:
 
 
 def describes_content(key: str) -> bool:
-    """Whether a key that is not part of the schema sounds as if it brought something that must not be lost."""
+    """Returns whether a key that is not part of the schema sounds as if it brought something that must not be lost."""
     words = _words(key)
     return bool(words & (_MEDIA | _SYSTEM | _EFFECT)) and not words & _DESCRIPTION
 
@@ -210,7 +210,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _only_numbers(value: Any, depth: int) -> bool:
-    """Whether a value is a list of numbers, nested or not, such as sizes or boxes."""
+    """Returns whether a value is a list of numbers, nested or not, such as sizes or boxes."""
     if not isinstance(value, list):
         return isinstance(value, int | float)
     return depth > 0 and all(_only_numbers(one, depth - 1) for one in value)

@@ -74,7 +74,7 @@ def place_images(texts: Sequence[str], images: int) -> list[tuple[Part, ...]]:
 
 
 def _stands_alone(match: re.Match[str]) -> bool:
-    """Whether only white space and other placeholders stand before it in the message, or beside it on its line."""
+    """Returns whether only white space and other placeholders stand before it, or beside it on its line."""
     text, begin, end = match.string, match.start(), match.end()
     line_begin = text.rfind("\n", 0, begin) + 1
     line_end = text.find("\n", end)

@@ -289,9 +289,9 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
     """
     workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
+    distributed.together(lambda: _check_has_checkpoint(workdir))
     # The end of the schedule does not matter here.
     program = distributed.together(lambda: build_program(config, mesh, 1, tree))
-    distributed.together(lambda: _check_has_checkpoint(workdir))
     with (
         directory_lock(workdir, wait=_WAIT_FOR_WORKDIR),
         jax.set_mesh(mesh),
