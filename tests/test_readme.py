@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from vr_jax.cli import plan as plan_command
 from vr_jax.cli.flags import Command, Group, parse
 from vr_jax.cli.main import COMMANDS, main
 from vr_jax.data.demo.export import write_chartqa, write_llava
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.plan import topology
 from vr_jax.settings import load_config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -149,6 +151,8 @@ def test_all_main_commands_are_shown():
 def test_everything_on_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     """In the order of the page, in an empty folder but for the files that a user would have downloaded."""
     monkeypatch.chdir(folder)
+    # JAX runs already in this process, on the eight devices that the page's plan asks for.
+    monkeypatch.setattr(plan_command, "prepare_process", topology.parse)
     for language, text in BLOCKS:
         if language == "python":
             exec(compile(text, "README.md", "exec"), {})
