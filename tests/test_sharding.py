@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -20,7 +19,7 @@ from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 
 QWEN2 = {
     "0.5B": Qwen2Config(),
@@ -43,14 +42,13 @@ def abstract_mesh(shape):
     return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def abstract_model(text, **refusion):
-    config = VlmConfig(decoder=text, refusion=VisionRememberConfig(**refusion))
-    return nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+def with_vision_remember(text, **refusion):
+    return abstract_model(VlmConfig(decoder=text, refusion=VisionRememberConfig(**refusion)))
 
 
 @pytest.fixture(scope="module", params=QWEN2)
 def model(request):
-    return abstract_model(QWEN2[request.param])
+    return with_vision_remember(QWEN2[request.param])
 
 
 def test_each_parameter_matches_exactly_one_rule_and_every_cut_axis_divides(model):
@@ -99,7 +97,7 @@ def test_memory_falls_with_fsdp(model):
     ],
 )
 def test_every_variant_of_vision_remember_is_in_the_table(variant):
-    tree = abstract_model(QWEN2["0.5B"], **variant)
+    tree = with_vision_remember(QWEN2["0.5B"], **variant)
     assert sharding.unsharded(tree, abstract_mesh((1, 4, 2))) == []
 
 
@@ -111,7 +109,7 @@ def test_every_variant_of_vision_remember_is_in_the_table(variant):
 )
 def test_refusion_is_in_the_table_and_divides(text, refusion):
     config = VlmConfig(decoder=QWEN2[text], refusion=refusion)
-    tree = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    tree = abstract_model(config)
     for shape in MESHES:
         assert sharding.unsharded(tree, abstract_mesh(shape)) == []
     cut = {
@@ -146,7 +144,7 @@ def test_every_projector_is_in_the_table_and_divides(name, text):
 def test_so400m_is_in_the_table():
     vision = SiglipConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, patch_size=14)
     config = VlmConfig(encoder=vision, projector=MlpConfig())
-    tree = nnx.eval_shape(lambda: VisionLanguageModel(config, rngs=nnx.Rngs(0)))
+    tree = abstract_model(config)
     assert sharding.unsharded(tree, abstract_mesh((1, 8, 2))) == []
 
 

@@ -86,7 +86,7 @@ def logits_without_cache(model, batch):
     return model.logits(model(batch)[0])
 
 
-@pytest.mark.parametrize("vision_remember", [True, False], ids=["vision_remember", "plain"])
+@pytest.mark.parametrize("vision_remember", quick([True, False], True), ids=["vision_remember", "plain"])
 def test_prefill_and_decode_equal_recomputation(vision_remember, model):
     """Logits of every step, all prompts in one batch, to 1e-5 of what the model gives without a cache."""
     if not vision_remember:

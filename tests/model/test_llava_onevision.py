@@ -22,6 +22,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from tests import torch_weights
 from tests.golden.discovery import DATA_ROOT, needs_data
+from tests.tiny import quick
 from vr_jax.convert.importing import import_checkpoint
 from vr_jax.data.collate import collate
 from vr_jax.data.demo.tokenizer import demo_tokenizer
@@ -207,7 +208,7 @@ TEXT = {
 }
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=quick([True, False], True), ids=["tied", "untied"])
 def answers(request, tmp_path_factory):
     """Both sides' answers to every chat."""
     tokenizer = demo_tokenizer()

@@ -85,13 +85,14 @@ def test_warm_start_adds_what_the_config_adds(tmp_path):
     with pytest.raises(UserError, match=r"lacks \d+ parameters(.|\n)*refusion.blocks.0.ln_q.scale"):
         load_model(tmp_path / "baseline", config=remember)
     started, report = warm_start([tmp_path / "baseline"], remember, make_mesh(fsdp=8), seed=5)
-    fresh = merge_stages(params_of(jax.jit(lambda: VisionLanguageModel(remember, rngs=nnx.Rngs(5)))()))
+    made = jax.jit(lambda: VisionLanguageModel(remember, rngs=nnx.Rngs(5)).refusion)()
+    fresh = {f"refusion.{path}": array for path, array in params_of(made).items()}
     kept = merge_stages(params_of(baseline))
     found = merge_stages(params_of(started))
-    assert set(report.initialised) == {path for path in fresh if path.startswith("refusion.")}
+    assert set(report.initialised) == set(fresh)
     assert set(report.loaded) == set(kept)
     assert report.unused == ()
-    assert_same(found, kept | {path: fresh[path] for path in report.initialised})
+    assert_same(found, kept | fresh)
 
 
 def test_parts_are_combined(model, tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
+from tests.tiny import randomized
 from tests.training.tiny import noise_batch, tiny_run
 from vr_jax import sharding
 from vr_jax.cli import plan as command
@@ -22,7 +22,7 @@ from vr_jax.errors import ConfigError, UserError
 from vr_jax.inference import PromptBatch, Sampling
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import abstract_model
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
 from vr_jax.plan.compiling import bytes_per_chip, out_of_memory
@@ -67,7 +67,7 @@ def program(config, topology):
 def real(program):
     """A state and a batch, as training has them."""
     with jax.set_mesh(program.mesh):
-        model = VisionLanguageModel(program.model, rngs=nnx.Rngs(0))
+        model = randomized(abstract_model(program.model))
         state = create_state(program.tree, program.optimizer, program.abstract, model)
     return state, put_batch(noise_batch(0), program.mesh)
 
@@ -178,7 +178,7 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(config):
         )
         with pytest.raises(AttributeError):  # nothing was compiled
             plan_inference("tiny", config, topology, "prefill", asked)
-    model = VisionLanguageModel(VlmConfig.from_dict(config.model.to_dict()), rngs=nnx.Rngs(0))
+    model = randomized(abstract_model(VlmConfig.from_dict(config.model.to_dict())))
     shape = BatchShape(rows=1, tokens=4 + 12, tiles=1, tile_size=16)
     with jax.set_mesh(sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)):
         generator = abstract_generator(model)

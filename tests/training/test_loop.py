@@ -1,5 +1,7 @@
 """The loop in this process: numbers written, continuing exactly, damaged checkpoints, NaN, other meshes, export."""
 
+import dataclasses
+import functools
 import json
 import logging
 import os
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 
 from tests.tiny import quick
-from tests.training.tiny import PLAIN, NoiseIterator, noise_inputs, plain_run
+from tests.training.tiny import PLAIN, VOCABULARY, NoiseIterator, noise_inputs, plain_run
 from vr_jax import sharding
 from vr_jax.data.skips import TooManySkips
 from vr_jax.data.types import Skip
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.model_directory import load_model
+from vr_jax.settings import CheckpointSettings
 from vr_jax.training import checksums, loop
 from vr_jax.training.checkpoint import Checkpoints
 from vr_jax.training.inputs import Inputs
@@ -75,6 +78,20 @@ def arrays(workdir):
 def twenty_steps(**changes):
     """The settings of `whole`."""
     return plain_run(**{"steps": STEPS, "checkpoint.every": 4} | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_programs():
+    """Runs whose updates are the same computation share one program, which is traced once."""
+    build_program = functools.cache(loop.build_program)
+
+    def shared(config, mesh, total, tree=None):
+        same = {"init_from": "", "allow_different": (), "seed": 0, "tokenizer": "", "tensorboard": False}
+        return build_program(dataclasses.replace(config, checkpoint=CheckpointSettings(), **same), mesh, total)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_program", shared)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -250,22 +267,20 @@ def test_another_mesh_continues_with_the_same_losses(whole, copy):
 
 
 def nan_from(step):
-    """Inputs whose batches from `step` on make the loss NaN."""
+    """Inputs whose batches from `step` on have tokens beyond the vocabulary, which make the loss NaN."""
 
     class Poisoned(NoiseIterator):
         def __next__(self):
             host = super().__next__()
-            weight = np.nan if self.number >= step else 1.0
-            cells = np.maximum(host.batch.vision_cell, 0)[..., None].repeat(4, -1)
-            weights = np.zeros(cells.shape, np.float32)
-            weights[..., 0] = weight
-            return type(host)(host.batch.replace(vision_cells=cells, vision_weights=weights), host.record_ids)
+            if self.number < step:
+                return host
+            return type(host)(host.batch.replace(tokens=host.batch.tokens + VOCABULARY), host.record_ids)
 
     return lambda config, mesh, workdir: Inputs(Poisoned(config.batch.rows), 1000, None)
 
 
 def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path):
-    config = plain_run(steps=12)
+    config = twenty_steps()
     with pytest.raises(NotFinite) as stop:
         loop.train(config, tmp_path, open_inputs=nan_from(6))
     assert stop.value.exit_code == 3
@@ -293,14 +308,14 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path):
         return Inputs(Skipping(config.batch.rows), 1000, None)
 
     with pytest.raises(TooManySkips) as stop:
-        loop.train(plain_run(), tmp_path, open_inputs=inputs)
+        loop.train(twenty_steps(**{"checkpoint.every": 2}), tmp_path, open_inputs=inputs)
     message = str(stop.value)
     assert "bad/1/0: cut off" in message
     assert "at most 1.00% are allowed" in message
 
 
 def test_a_run_without_targets_ends_and_saves_nothing(tmp_path):
-    """One batch with targets is enough: the first save is after the second update."""
+    """One batch with targets is enough: the first save is after the fourth update."""
 
     class Untargeted(NoiseIterator):
         def __next__(self):
@@ -312,13 +327,13 @@ def test_a_run_without_targets_ends_and_saves_nothing(tmp_path):
     def inputs(config, mesh, workdir):
         return Inputs(Untargeted(config.batch.rows), 1000, None)
 
-    answered = ()
-    with pytest.raises(UserError, match=r"^none of the first 2 batches holds a token that is a target"):
-        loop.train(plain_run(), tmp_path / "none", open_inputs=inputs)
+    answered, config = (), twenty_steps()
+    with pytest.raises(UserError, match=r"^none of the first 4 batches holds a token that is a target"):
+        loop.train(config, tmp_path / "none", open_inputs=inputs)
     assert not list((tmp_path / "none" / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "none" / "model").exists()
     answered = (2,)
-    loop.train(plain_run(), tmp_path / "one", open_inputs=inputs)
+    loop.train(config, tmp_path / "one", open_inputs=inputs)
     assert (tmp_path / "one" / "model").is_dir()
 
 
@@ -440,17 +455,17 @@ def test_updates_that_hold_other_samples_than_the_settings_say_are_reported_once
 
 @pytest.mark.slow
 def test_a_profile_of_chosen_steps(tmp_path):
-    config = plain_run(**{"profile.first_step": 2, "profile.steps": 1})
+    config = twenty_steps(**{"profile.first_step": 2, "profile.steps": 1})
     loop.train(config, tmp_path, open_inputs=noise_inputs())
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_tensorboard_has_the_numbers(tmp_path):
-    loop.train(plain_run(tensorboard=True), tmp_path, open_inputs=noise_inputs())
+    loop.train(twenty_steps(tensorboard=True), tmp_path, open_inputs=noise_inputs())
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
     for name in (b"train/loss", b"train/lr", b"train/grad_norm", b"train/tokens_per_s", b"train/data_wait"):
-        assert content.count(name) == 4
+        assert content.count(name) == STEPS
 
 
 def test_frozen_parameters_are_exported_in_their_own_precision(whole):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,13 +225,24 @@ def _target(path: str, leaf: Any, mesh: Mesh | None, dtype: DTypeOf) -> jax.Shap
 
 
 def _initialise(config: VlmConfig, seed: int, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Initial values of some parameters; the compiler drops the computation of the others."""
+    """Initial values of some parameters."""
+    return _initialiser(config, seed, tuple(targets.items()))()
+
+
+@functools.lru_cache(maxsize=8)
+def _initialiser(
+    config: VlmConfig, seed: int, targets: tuple[tuple[str, jax.ShapeDtypeStruct], ...]
+) -> Callable[[], dict[str, jax.Array]]:
+    """The jitted function behind `_initialise`. The compiler drops the computation of parameters without a target.
+
+    Tracing the initial values of a model takes a second, so that the next model with the same settings reuses it.
+    """
 
     def init() -> dict[str, jax.Array]:
         params = merge_stages(flatten_params(VisionLanguageModel(config, rngs=nnx.Rngs(seed))))
-        return {path: params[path].astype(target.dtype) for path, target in targets.items()}
+        return {path: params[path].astype(target.dtype) for path, target in targets}
 
     # Optimising hundreds of small random-number loops for the CPU takes longer than running them.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    shardings = {path: target.sharding for path, target in targets.items()}
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)()
+    shardings = {path: target.sharding for path, target in targets}
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,6 +32,12 @@ class NotFinite(UserError):
     exit_code = EXIT_NOT_FINITE
 
 
+@functools.cache
+def _finite_check(mesh: Mesh) -> Callable[[Array], Array]:
+    """A jitted function that tells whether all values of an array are finite; a process compiles each shape once."""
+    return jax.jit(lambda array: jnp.isfinite(array).all(), out_shardings=replicated(mesh))
+
+
 class FiniteWatch:
     """Looks at the numbers of every step, and at the parameters before they are saved or exported.
 
@@ -52,8 +59,7 @@ class FiniteWatch:
         self._config, self._workdir, self._start = config, workdir, start
         self._newest_checkpoint = newest_checkpoint
         self._losses: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
-        # Each shape is compiled once in a process.
-        self._is_finite = jax.jit(lambda array: jnp.isfinite(array).all(), out_shardings=replicated(mesh))
+        self._is_finite = _finite_check(mesh)
 
     def step(self, step: int, loss: float, grad_norm: float, record_ids: Sequence[str]) -> None:
         """Looks at the numbers of a step.

@@ -161,7 +161,9 @@ def test_softmax_is_float32(backend: str):
 
 
 @pytest.mark.parametrize(
-    ("own_keys", "windows", "heads"), [(False, 16, 2), (True, 16, 2), (True, 6, 3)], ids=["absorbed", "plain", "whole"]
+    ("own_keys", "windows", "heads"),
+    quick([(False, 16, 2), (True, 16, 2), (True, 6, 3)], (False, 16, 2), (True, 6, 3)),
+    ids=["absorbed", "plain", "whole"],
 )
 def test_a_mesh_changes_nothing(own_keys: bool, windows: int, heads: int):
     """Eight devices in all three axes against one; six windows and three heads do not divide: each device has all."""

@@ -79,7 +79,7 @@ def rows() -> Rows:
 def model_with(pruning) -> VisionLanguageModel:
     """The same weights for every pruner: stages differ, layers do not."""
     config = config_with(pruning)
-    base = randomized(VisionLanguageModel(config_with(None), rngs=nnx.Rngs(0)))
+    base = randomized(abstract_model(config_with(None)))
     layers = {"encoder": base.encoder.stages, "decoder": base.decoder.stages}
     model = abstract_model(config)
     for name, bounds in {"encoder": config.encoder_bounds, "decoder": config.decoder_bounds}.items():
@@ -357,8 +357,6 @@ def test_what_vispruner_accepts():
 
 
 def test_lengths_without_a_pruner_are_refused(rows):
-    model = nnx.eval_shape(
-        lambda: VisionLanguageModel(config_with(None, decoder=tiny_decoder(num_layers=2)), rngs=nnx.Rngs(0))
-    )
+    model = abstract_model(config_with(None, decoder=tiny_decoder(num_layers=2)))
     with pytest.raises(ValueError, match="expected none without a pruner"):
         model.stage_hook({}, rows.batch, (5,))
