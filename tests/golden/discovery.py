@@ -89,10 +89,11 @@ def _absent(item: str, what: str) -> list:
     return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
 
 
-def cases(item: str, known: Collection[str] | None = None) -> list:
+def cases(item: str, known: Collection[str] | None = None, slow: Collection[str] = ()) -> list:
     """Parameters for `pytest.mark.parametrize("case", ...)`, one `Case` each.
 
-    With `known`, a case of another kind is skipped by name: its part does not exist yet in this project."""
+    With `known`, a case of another kind is skipped by name: its part does not exist yet in this project. Cases whose
+    names are in `slow` get that marker."""
     found = []
     for path, document in documents(item):
         listed = document.get("cases", {})
@@ -101,7 +102,7 @@ def cases(item: str, known: Collection[str] | None = None) -> list:
             case = Case(item, name, spec, document, path.parent)
             unknown = known is not None and case.kind not in known
             reason = f"{item} case {name!r}: kind {case.kind!r} is not part of vr_jax yet"
-            marks = [pytest.mark.skip(reason=reason)] if unknown else []
+            marks = [pytest.mark.skip(reason=reason)] if unknown else [pytest.mark.slow] if name in slow else []
             found.append(pytest.param(case, id=f"{path.stem}-{name}", marks=marks))
     return found or _absent(item, "cases")
 

@@ -130,6 +130,7 @@ def cabstractor(projector, x):
 STEPS = {f.__name__: f for f in (deco, pixelshuffle, perceiver, ldpv2, tokenpacker, cabstractor)}
 
 
+@pytest.mark.slow  # It tells where an output differs; the outputs themselves are compared above.
 @pytest.mark.parametrize("case", cases("projectors", known=KINDS))
 def test_matches_official_steps(case: Case):
     recorded = {name: value for name, value in case.outputs.items() if name != "y"}
