@@ -14,11 +14,7 @@ phases:
 With --step the script also times training steps of a small model on this machine. With --data it measures a real data
 set; it reads the sizes of the images from the headers of their files.
 
-LLaVA-NeXT-Data (779,289 samples) itself is not part of this repository, so without --data the sizes are drawn from
-`MIXTURE`. Its numbers of samples are those of LLaVA-1.5's 665K (its paper, Table 7) without TextCaps, and those that
-the card of lmms-lab/LLaVA-NeXT-Data adds. The card gives 136K samples for several sets together, which are divided in
-proportion to the published sizes of those sets. Images have the usual sizes of each set. The numbers of turns and the
-lengths of text are assumptions.
+Without --data the sizes are drawn as `benchmarks/input/mixture.py` describes.
 """
 
 from __future__ import annotations
@@ -26,199 +22,28 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer
 
 from benchmarks import arguments
-from benchmarks.timing import side_by_side
-from vr_jax import experiments, sharding
-from vr_jax.data import anyres
-from vr_jax.data.collate import collate
-from vr_jax.data.packing import IndexedExample, RowPacker
+from benchmarks.input.mixture import captions, mixture
+from benchmarks.input.packed_step import Sizes, measured_step, packed
+from vr_jax import experiments
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.sources import open_source
-from vr_jax.data.types import Conversation, Example
-from vr_jax.model.batch import NO_CELL, Batch, BatchShape
+from vr_jax.data.types import Conversation
+from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
-from vr_jax.model.encoders.siglip import SiglipConfig
-from vr_jax.model.projectors.pool import PoolConfig
-from vr_jax.model.refusion.vision_remember import VisionRememberConfig
-from vr_jax.model_directory import warm_start
 from vr_jax.settings import TrainConfig, load_config
-from vr_jax.training import ModelTree, StepFlops, TrainState, build_program, create_state, put_batch, step_flops
+from vr_jax.training import ModelTree, StepFlops, step_flops
 
 STRIDES = (1, 2, 3, 4)
-SYSTEM, TURN = 11, 10  # ChatML adds so many tokens for the system message, and for a question with its answer.
-LONGEST_TEXT = 2048  # LLaVA cut ShareGPT's conversations to so many tokens.
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the mixture.
-
-    Attributes:
-        name: The name of the data set.
-        thousands: Its number of samples in thousands.
-        images: The kind of its images, a key of `COMMON_SIZES` or `UNIFORM_SIZES`, or "web"; None for text only.
-        turns: The fewest and the most pairs of question and answer in a sample.
-        question: The mean number of tokens of a question.
-        answer: The mean number of tokens of an answer.
-        spread: The sigma of the log-normal distribution of both.
-    """
-
-    name: str
-    thousands: int
-    images: str | None
-    turns: tuple[int, int]
-    question: float
-    answer: float
-    spread: float
-
-
-MIXTURE = (
-    Part("LLaVA conversation", 58, "coco", (2, 6), 12, 30, 0.5),
-    Part("LLaVA detail", 23, "coco", (1, 1), 15, 130, 0.3),
-    Part("LLaVA reasoning", 77, "coco", (1, 1), 18, 130, 0.3),
-    Part("ShareGPT", 40, None, (1, 8), 60, 220, 0.9),
-    Part("VQAv2", 83, "coco", (3, 8), 9, 2, 0.3),
-    Part("GQA", 72, "genome", (5, 20), 11, 1, 0.3),
-    Part("OKVQA", 9, "coco", (1, 1), 20, 2, 0.3),
-    Part("OCR-VQA", 80, "cover", (3, 6), 9, 6, 0.5),
-    Part("A-OKVQA", 66, "coco", (1, 1), 45, 2, 0.3),
-    Part("RefCOCO", 49, "coco", (1, 10), 20, 14, 0.4),
-    Part("Visual Genome", 86, "genome", (5, 12), 22, 18, 0.4),
-    Part("DocVQA", 10, "document", (1, 8), 14, 6, 0.5),
-    Part("SynDog-EN", 30, "synthetic", (1, 1), 15, 150, 0.6),
-    Part("ChartQA", 18, "chart", (1, 3), 22, 3, 0.4),
-    Part("DVQA", 20, "plot", (1, 3), 20, 3, 0.3),
-    Part("AI2D", 12, "diagram", (1, 3), 45, 2, 0.4),
-    Part("LAION-GPT-V", 11, "web", (1, 1), 20, 220, 0.4),
-    Part("ShareGPT4V", 20, "web", (1, 1), 12, 190, 0.35),
-    Part("demo users", 15, "web", (1, 3), 30, 200, 0.6),
-)
-# The sizes (width, height) of images, the shares of these sizes, and the share of images turned to portrait format.
-COMMON_SIZES = {
-    "coco": ([(640, 480), (640, 427), (640, 426), (640, 360), (640, 500)], [0.4, 0.3, 0.05, 0.1, 0.15], 0.27),
-    "genome": ([(500, 375), (500, 333), (800, 600), (1024, 768), (640, 480)], [0.35, 0.2, 0.25, 0.1, 0.1], 0.25),
-    "chart": ([(800, 557), (850, 600), (320, 400)], [0.8, 0.15, 0.05], 0.0),
-    "plot": ([(448, 448)], [1.0], 0.0),
-}
-UNIFORM_SIZES = {  # The limits of width and of height, each of which is uniform between them.
-    "cover": ((300, 400), (500, 501)),
-    "document": ((1200, 2000), (1600, 2400)),
-    "synthetic": ((600, 1600), (600, 1600)),
-    "diagram": ((250, 1400), (250, 1100)),
-}
-CAPTION = (14.0, 0.45)  # The mean number of tokens of a BLIP caption in phase 1, and the sigma of the logarithm.
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The size of a sample before its image is cut into tiles.
-
-    Attributes:
-        text: Tokens of text.
-        image: Width and height of the image in pixels, or None without an image.
-    """
-
-    text: int
-    image: tuple[int, int] | None
-
-    def size(self, config: VlmConfig) -> tuple[int, int]:
-        """The numbers of tokens and of tiles under the tiling and the ratio of a model."""
-        if self.image is None:
-            return self.text, 0
-        layout = anyres.layout(self.image, config.cells_per_side, config.image)
-        return self.text + len(layout.cell), layout.tiles
-
-
-def mixture(count: int, seed: int = 0) -> list[Sample]:
-    """Draws samples of `MIXTURE` in random order."""
-    rng = np.random.default_rng(seed)
-    shares = np.asarray([part.thousands for part in MIXTURE], float)
-    return [_sample(MIXTURE[k], rng) for k in rng.choice(len(MIXTURE), count, p=shares / shares.sum())]
-
-
-def _sample(part: Part, rng: np.random.Generator) -> Sample:
-    """Draws a sample of one part."""
-    turns = int(rng.integers(part.turns[0], part.turns[1] + 1))
-    words = sum(_lengths(mean, part.spread, turns, rng).sum() for mean in (part.question, part.answer))
-    text = SYSTEM + TURN * turns + int(words)
-    if part.images is None:
-        return Sample(min(text, LONGEST_TEXT), None)
-    return Sample(text + 1, _image(part.images, rng))  # One token is the newline after <image>.
-
-
-def _lengths(mean: float, spread: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws log-normal lengths of texts with the given mean, at least 1 each."""
-    drawn = rng.lognormal(np.log(mean) - spread**2 / 2, spread, count)
-    return np.maximum(1, np.round(drawn)).astype(int)
-
-
-def _image(kind: str, rng: np.random.Generator) -> tuple[int, int]:
-    """Draws the width and the height of an image."""
-    if kind in UNIFORM_SIZES:
-        width, height = (int(rng.integers(*limits)) for limits in UNIFORM_SIZES[kind])
-        return width, height
-    if kind == "web":
-        side = float(np.exp(rng.uniform(np.log(400), np.log(2000))))
-        size, upright = (int(side), int(side * rng.uniform(0.5, 1))), 0.4
-    else:
-        sizes, shares, upright = COMMON_SIZES[kind]
-        size = sizes[int(rng.choice(len(sizes), p=shares))]
-    return size[::-1] if rng.random() < upright else size
-
-
-def captions(count: int, seed: int = 0) -> list[int]:
-    """Draws the numbers of tokens of phase 1's captions, each with the newline before it."""
-    return (_lengths(*CAPTION, count, np.random.default_rng(seed)) + 1).tolist()
-
-
-Sizes = Sequence[tuple[int, int]]  # The numbers of tokens and of tiles of each sample.
-
-
-def packed(sizes: Sizes, shape: BatchShape, lookahead: int | None = None) -> list[list[list[int]]]:
-    """Packs samples as the training pipeline does.
-
-    Args:
-        sizes: The sizes of the samples.
-        shape: The shape of a batch.
-        lookahead: The number of samples among which the packer chooses; default: that of training.
-
-    Returns:
-        The indices of the samples in each row of each complete batch.
-    """
-    packer = RowPacker(shape, lookahead=lookahead or 16 + 2 * shape.rows)
-    batches = []
-    for index, (tokens, tiles) in enumerate(sizes):
-        packer.offer(IndexedExample(index, _example(index, tokens, tiles)))
-        if packer.complete:
-            batches.append([[int(example.id) for example in row] for row in packer.take()])
-    return batches
-
-
-def _example(index: int, tokens: int, tiles: int, side: int = 0) -> Example:
-    """Makes an example of a given size that holds nothing, with tiles of side x side pixels."""
-    nothing = np.zeros(tokens, bool)
-    return Example(
-        id=str(index),
-        tokens=np.ones(tokens, np.int32),
-        loss_mask=nothing,
-        text_token_mask=nothing,
-        vision_cell=np.full(tokens, NO_CELL, np.int32),
-        tile_pixels=np.zeros((tiles, side, side, 3), np.uint8),
-        tile_image=np.ones(tiles, np.int32),
-        cells_per_tile=1,
-    )
 
 
 @dataclass(frozen=True)
@@ -367,88 +192,6 @@ def read(options: argparse.Namespace, model: VlmConfig) -> list[tuple[int, int]]
             skipped += 1
     print(f"{options.data}: {len(sizes)} samples measured, {skipped} cannot be used")
     return sizes
-
-
-def small_config() -> TrainConfig:
-    """The configuration of phase 2 at 1/9 with a small encoder and a small decoder.
-
-    A tile has 24 x 24 patches. The ratio of the encoder's FLOPs per tile to the decoder's per token is about that of
-    SigLIP-L and Qwen2-0.5B, which is 511.
-    """
-    model = VlmConfig(
-        encoder=SiglipConfig(
-            hidden_size=192, intermediate_size=768, num_layers=3, num_heads=3, image_size=48, patch_size=2
-        ),
-        decoder=Qwen2Config(
-            vocab_size=512, hidden_size=256, intermediate_size=1024, num_layers=2, num_heads=4, num_kv_heads=2
-        ),
-        projector=PoolConfig(stride=3),
-        refusion=VisionRememberConfig(insert_after=(1,), levels=(1, 2, 3), cross_heads=3),
-        vision_feature_layer=3,
-        image=experiments.IMAGES["anyres9"](48),
-    )
-    return TrainConfig(model=model, trainable=("decoder.*", "refusion.*", "projector.*", "image_newline"))
-
-
-def measured_step(sizes: Sizes, tokens: int, tiles: int, rounds: int) -> str:
-    """Times a training step of `small_config` with the samples of one packed row.
-
-    It is compared with a step in which each of these samples has a row of its own.
-
-    Args:
-        sizes: The sizes of the samples to pack.
-        tokens: Token slots of a row.
-        tiles: Tile slots of the packed row.
-        rounds: Timed steps of each.
-
-    Returns:
-        The times as text, with the ratio that the FLOPs of the slots give in brackets.
-    """
-    config = small_config()
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    program = build_program(config, mesh, 100)
-    side = program.model.image.tile_size
-    shape = BatchShape(rows=1, tokens=tokens, tiles=tiles, tile_size=side)
-    (row,) = packed(sizes, shape)[0]
-    most = max(tiles for _, tiles in sizes)
-    alternatives = {
-        "packed": (shape, [row]),
-        "one sample per row": (
-            BatchShape(rows=len(row), tokens=tokens, tiles=most, tile_size=side),
-            [[k] for k in row],
-        ),
-    }
-    step = step_flops(program.model, program.trainable)
-    calls, flops = {}, {}
-    with jax.set_mesh(mesh):
-        model, _ = warm_start([], program.model, mesh)
-        start = create_state(program.tree, program.optimizer, program.abstract, model)
-        for name, (shape, rows) in alternatives.items():
-            host = collate([[_example(k, *sizes[k], side) for k in numbers] for numbers in rows], shape)
-            batch = put_batch(host.batch, mesh)
-            calls[name] = _Repeated(program.step.lower(start, batch).compile(), jax.tree.map(jnp.copy, start), batch)
-            slots = {"tokens": shape.rows * shape.tokens, "tiles": shape.rows * shape.tiles}
-            # XLA on a CPU multiplies the whole square of queries and keys, of which the mask leaves half.
-            flops[name] = step.total(**slots, pairs=shape.rows * shape.tokens**2, targets=0)
-        timings = side_by_side(calls, rounds=rounds, warmup=1)
-    ratios = {name: timing.median / timings["packed"].median for name, timing in timings.items()}
-    lines = [f"train step of a small model, {len(row)} samples (in brackets: by the FLOPs of its slots)"]
-    lines += [
-        f"  {name:<20} {timing}   x {ratios[name]:.2f} of packed (x {flops[name] / flops['packed']:.2f})"
-        for name, timing in timings.items()
-    ]
-    return "\n".join(lines)
-
-
-class _Repeated:
-    """Calls a training step repeatedly, each time on the state that it returned, because a step donates its state."""
-
-    def __init__(self, step: Callable, state: TrainState, batch: Batch):
-        self._step, self._state, self._batch = step, state, batch
-
-    def __call__(self) -> object:
-        self._state, metrics = self._step(self._state, self._batch)
-        return metrics
 
 
 def parser() -> argparse.ArgumentParser:

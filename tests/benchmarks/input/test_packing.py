@@ -6,22 +6,22 @@ import statistics
 import numpy as np
 import pytest
 
-from benchmarks.input import packing
+from benchmarks.input import mixture, packed_step, packing
 from vr_jax.model.batch import BatchShape
 from vr_jax.model.config import VlmConfig
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return packing.mixture(1500)
+    return mixture.mixture(1500)
 
 
 def test_the_mixture_is_as_large_as_that_of_llava_next(samples):
-    assert sum(part.thousands for part in packing.MIXTURE) == 779
-    assert samples == packing.mixture(1500), "the same samples every time"
+    assert sum(part.thousands for part in mixture.MIXTURE) == 779
+    assert samples == mixture.mixture(1500), "the same samples every time"
     text_only = [sample for sample in samples if sample.image is None]
     assert len(text_only) / len(samples) == pytest.approx(40 / 779, abs=0.02)
-    assert max(sample.text for sample in text_only) <= packing.LONGEST_TEXT
+    assert max(sample.text for sample in text_only) <= mixture.LONGEST_TEXT
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
@@ -32,7 +32,7 @@ def test_rows_of_phase_2_are_full(samples, stride):
     sizes = [sample.size(model) for sample in samples]
     assert {tiles for _, tiles in sizes} >= {0, 3, 5, 7, 10}
     shape = BatchShape(rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=0)
-    batches = packing.packed(sizes, shape)
+    batches = packed_step.packed(sizes, shape)
     used = packing.use(sizes, [(row, shape.tokens, shape.tiles) for batch in batches for row in batch])
     shares = np.divide(used.used, used.slots)
     assert shares[0] >= 0.95
@@ -78,7 +78,7 @@ def test_measured_step():
 
     Four samples of 60 tokens and one tile fill a row. A row for each has four times the tokens and as many tiles.
     """
-    text = packing.measured_step([(60, 1)] * 30, tokens=256, tiles=4, rounds=1)
+    text = packed_step.measured_step([(60, 1)] * 30, tokens=256, tiles=4, rounds=1)
     assert text.startswith("train step of a small model, 4 samples")
     packed, single = (float(ratio) for ratio in re.findall(r"\(x ([\d.]+)\)$", text, re.MULTILINE))
     assert packed == 1
