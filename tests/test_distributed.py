@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -231,8 +232,36 @@ def test_errors_of_one_process_stay_as_they_are():
         (("localhost:1", 2, None), "no --process_id: give --coordinator, --num_processes and --process_id together"),
         ((None, 2, 0), "there is no --coordinator"),
         (("localhost:1", 2, 2), r"process_id = 2: expected 0\.\.1 for 2 processes"),
+        (("localhost", 2, 0), "--coordinator = localhost: expected HOST:PORT with a port from 1 to 65535"),
+        (("localhost:99999", 2, 0), "expected HOST:PORT"),
+        ((":80", 2, 0), "expected HOST:PORT"),
+        (("no-such-host.invalid:80", 2, 1), r"does not know the name no-such-host\.invalid \(.+\); give the name or"),
     ],
 )
 def test_incomplete_addresses_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         distributed.initialize(*arguments)
+
+
+def test_a_process_that_waits_says_for_whom(monkeypatch):
+    """What JAX does takes long here, as it does where nobody answers at the address."""
+    monkeypatch.setattr(distributed, "_SAY_WAITING", 0.01)
+    heard = threading.Event()
+    said = []
+
+    def warning(text, *values):
+        said.append(text % values)
+        heard.set()
+
+    monkeypatch.setattr(distributed.logger, "warning", warning)
+
+    def connect(*arguments):
+        assert heard.wait(10)
+        raise RuntimeError("DEADLINE_EXCEEDED: nobody came\nand more")
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", connect)
+    with pytest.raises(
+        UserError, match=r"\(coordinator localhost:1\) cannot be connected: DEADLINE_EXCEEDED: nobody came$"
+    ):
+        distributed.initialize("localhost:1", 2, 1)
+    assert "for process 0 of the run (coordinator localhost:1): all must be started with this --coordinator" in said[0]

@@ -67,6 +67,9 @@ def test_lists_and_unset_paths(monkeypatch):
     assert check_path_text("", "images", PathMark(optional=True)) == ""
     with pytest.raises(ConfigError):
         check_path_text(" ", "images", PathMark(optional=True))
+    for commas in (",", " , ,"):
+        with pytest.raises(ConfigError, match=r"^config.data.path = .* names nothing; give paths with commas between"):
+            check_path_text(commas, "config.data.path", several)
     assert is_bucket("s3://a")
     assert not is_bucket("gs:/a")
 

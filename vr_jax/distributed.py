@@ -35,6 +35,7 @@ _FAILED, _LEFT = "vr_jax/failed", "vr_jax/left"  # folders of the coordination s
 _LOOK = 0.5  # seconds between two looks of the watching thread
 _GRACE = 2.0  # seconds that a process has to end by itself after another one has failed
 _OWN_GRACE = 5.0  # the same after its own failure, which may have to release what it holds
+_SAY_WAITING = 30  # seconds between two messages of a process that waits for the others to start
 _LAST = 5.0  # seconds that the process with the store waits for the others
 
 logger = logging.getLogger("vr_jax.distributed")
@@ -77,9 +78,12 @@ def initialize(
             raise UserError(f"there is no {lacking}: give --coordinator, --num_processes and --process_id together")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"process_id = {process_id}: expected 0..{num_processes - 1} for {num_processes} processes")
+    if coordinator is not None:
+        _check_address(coordinator)
     global _watch
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        with _waiting(coordinator, process_id):
+            jax.distributed.initialize(coordinator, num_processes, process_id)
     except (ValueError, RuntimeError) as error:
         where = coordinator or "found by JAX itself"
         reason = str(error).splitlines()[0]
@@ -88,6 +92,46 @@ def initialize(
         _watch = _Watch()
     versions = {f"the version of {name}": version(name) for name in ("vr-jax", "jax", "jaxlib")}
     check_same({**versions, "the number of devices of the process": jax.local_device_count()})
+
+
+def _check_address(coordinator: str) -> None:
+    """Refuses what no other process can have as its address, before this one waits for it."""
+    host, colon, port = coordinator.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"--coordinator = {coordinator}: expected HOST:PORT with a port from 1 to {2**16 - 1}")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise UserError(
+            f"--coordinator = {coordinator}: this host does not know the name {host} ({error.strerror}); give the name "
+            "or the address of the host of process 0"
+        ) from error
+
+
+@contextmanager
+def _waiting(coordinator: str | None, process_id: int | None) -> Iterator[None]:
+    """Says every half minute for whom this process waits, as it would for five minutes with a wrong address."""
+    connected = threading.Event()
+    where = coordinator or "found by JAX itself"
+    for_whom = "the other processes" if process_id == 0 else "process 0"
+
+    def say() -> None:
+        seconds = 0
+        while not connected.wait(_SAY_WAITING):
+            seconds += _SAY_WAITING
+            logger.warning(
+                "waited %d s for %s of the run (coordinator %s): all must be started with this --coordinator, the "
+                "address of process 0, and the same --num_processes",
+                seconds,
+                for_whom,
+                where,
+            )
+
+    threading.Thread(target=say, name="waiting for the other processes", daemon=True).start()
+    try:
+        yield
+    finally:
+        connected.set()
 
 
 def process_index() -> int:

@@ -83,6 +83,8 @@ def check_path_text(text: str, where: str, mark: PathMark | None = None) -> str:
     if "\0" in text:
         raise ConfigError(f"{where} = {text!r}: a path cannot hold the character NUL")
     if mark.several:
+        if not text.strip(", "):
+            raise ConfigError(f"{where} = {text!r} names nothing; give {mark}")
         # A part that means itself stays as it is, with its spaces, since the whole may be the name of one file.
         parts = [(part, _one(part.strip(), where) if part.strip() else "") for part in text.split(",")]
         return ",".join(part if whole == part.strip() else whole for part, whole in parts)

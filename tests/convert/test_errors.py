@@ -61,7 +61,7 @@ def test_every_tensor_that_does_not_fit_is_listed(checkpoint, refused):
 
     rewrite(checkpoint, change)
     err = refused(checkpoint, lines=6)
-    assert "5 tensors do not fit config.json:" in err
+    assert "tensors that do not fit config.json: 5" in err
     assert "missing     model.norm.weight: expected (24,)" in err
     assert "missing     model.layers.1.self_attn.q_proj.bias: expected (24,)" in err
     assert "mis-shaped  model.layers.0.mlp.up_proj.weight: found (31, 24), expected (32, 24)" in err

@@ -298,7 +298,7 @@ def _plan(
     if problems:
         where = ", ".join(str(part.directory) for part, _ in plans)
         raise UserError(
-            message_list(f"{where}: {len(problems)} tensors do not fit config.json:", problems, _MAX_LISTED)
+            message_list(f"{where}: tensors that do not fit config.json: {len(problems)}", problems, _MAX_LISTED)
         )
     return plans
 

@@ -90,7 +90,8 @@ def taps_of(config: VlmConfig, layers: Sequence[int]) -> tuple[tuple[Tap, ...], 
     depth = config.decoder.num_layers
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > depth:
         raise UserError(
-            f"layers = {tuple(layers)}: expected increasing numbers from 1 to {depth}, the number of decoder layers."
+            f"config.probe.layers = {tuple(layers)}: expected increasing numbers from 1 to {depth}, the number of "
+            "decoder layers"
         )
     projector = config.projector.name
     left_out = {}

@@ -24,6 +24,7 @@ def test_a_backend_by_name_gets_the_arrays(monkeypatch, backend: str):
         return qkv[0]
 
     monkeypatch.setitem(api.IMPLEMENTATIONS, backend, attend)
+    monkeypatch.setattr(api, "platform", lambda: "gpu" if backend == "cudnn" else "cpu")
     attention(*arrays["arrays"], **masks, backend=backend)
     assert given == [(arrays["arrays"], masks)]
 
@@ -42,6 +43,20 @@ def test_an_unknown_backend_is_named():
         attention(
             *arrays["arrays"], query_segments=query_segments, key_segments=key_segments, causal=True, backend="flash"
         )
+
+
+def test_a_backend_of_another_platform_is_refused_or_told(monkeypatch, caplog):
+    api._check_platform.cache_clear()  # noqa: SLF001  # the warning may have come in another test
+    query = key = jax.ShapeDtypeStruct((1, 8, 2, 64), jnp.bfloat16)
+    with pytest.raises(ConfigError, match="'cudnn' needs an NVIDIA GPU, and the platform is 'cpu'; 'auto' chooses"):
+        api.choose(query, key, "cudnn")
+    for _ in range(2):
+        assert api.choose(query, key, "splash") == "splash"
+    (warning,) = caplog.messages
+    assert "on the platform 'cpu' Pallas' interpreter runs it" in warning
+    monkeypatch.setattr(api, "platform", lambda: "tpu")
+    assert api.choose(query, key, "splash") == "splash"
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ library is fast on CPUs.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Protocol
 
 import jax
@@ -51,6 +53,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "blocked": blocked.attention,
 }
 BACKENDS = tuple(IMPLEMENTATIONS)
+
+logger = logging.getLogger("vr_jax.attention")
 
 
 def attention(
@@ -117,9 +121,10 @@ def choose(query: Array | jax.ShapeDtypeStruct, key: Array | jax.ShapeDtypeStruc
         backend: The requested backend, or "auto".
 
     Raises:
-        ConfigError: The backend is unknown.
+        ConfigError: The backend is unknown, or it cannot run on the platform.
     """
     if backend in BACKENDS:
+        _check_platform(backend, platform())
         return backend
     if backend != "auto":
         expected = ", ".join(map(repr, ("auto", *BACKENDS)))
@@ -133,3 +138,19 @@ def choose(query: Array | jax.ShapeDtypeStruct, key: Array | jax.ShapeDtypeStruc
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= CUDNN_MAX_HEAD_WIDTH
     return "cudnn" if where == "gpu" and half and fits else "xla"
+
+
+@functools.cache  # The warning comes once.
+def _check_platform(backend: str, where: str) -> None:
+    """Refuses cuDNN where there is no NVIDIA GPU, and says that splash is slow where there is no TPU."""
+    if backend == "cudnn" and where != "gpu":
+        raise ConfigError(
+            f"config.model.attention = 'cudnn' needs an NVIDIA GPU, and the platform is {where!r}; 'auto' chooses what "
+            "suits the platform"
+        )
+    if backend == "splash" and where != "tpu":
+        logger.warning(
+            "config.model.attention = 'splash' is a kernel for TPUs: on the platform %r Pallas' interpreter runs it, "
+            "which is slow; 'auto' chooses what suits the platform",
+            where,
+        )
