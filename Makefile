@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-lmms-eval | test-transformers4 | lint | bench | clean
+# make dev | demo | test | test-slow | test-lmms-eval | test-transformers4 | lint | bench | clean
 # Each target creates the environment that it needs in $(VENV), that of lmms-eval in $(LMMS_VENV), and the folder with
 # transformers 4 in $(TRANSFORMERS4).
 VENV ?= .venv
@@ -14,7 +14,10 @@ export JAX_PLATFORMS ?= cpu
 # Hundreds of processes import the same packages. Where this variable is set, each of them compiles their source anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow test-lmms-eval test-transformers4 lint bench clean
+.PHONY: dev demo test test-slow test-lmms-eval test-transformers4 lint bench clean
+
+dev: $(VENV)/.dev
+	@echo "$(VENV) is ready: . $(VENV)/bin/activate"
 
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))

@@ -45,7 +45,7 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 10
     tiny.save(tmp_path / "runs" / "demo" / "model", vision_remember=False)
-    (tmp_path / "chart.png").write_bytes(tiny.png(60, 30, 1))
+    (tmp_path / "runs" / "chart.png").write_bytes(tiny.png(60, 30, 1))
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert capsys.readouterr().out.endswith("\n")

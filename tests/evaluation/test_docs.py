@@ -1,5 +1,7 @@
 """The commands of docs/evaluate.md and docs/lmms_eval.md exist, and those for the demo's model run at a small size."""
 
+import base64
+import json
 import shlex
 
 import pytest
@@ -13,6 +15,7 @@ from vr_jax.cli.flags import parse
 from vr_jax.cli.generate import GenerateFlags
 from vr_jax.cli.main import main
 from vr_jax.cli.train import TrainFlags
+from vr_jax.evaluation.benchmarks import BENCHMARKS, get_benchmark
 from vr_jax.evaluation.lmms_eval.options import Options
 
 FLAGS = {"chat": ChatFlags, "eval": EvalFlags, "generate": GenerateFlags, "train": TrainFlags}
@@ -58,9 +61,23 @@ def test_the_commands_for_the_demo_run(folder, capsys):
     assert (folder / "runs" / "demo" / "eval" / "report.html").is_file()
 
 
+def test_the_benchmark_of_the_page_is_complete(tmp_path, monkeypatch):
+    """The command finds it by its name, reads its rows and scores replies."""
+    (code,) = [block for block in blocks("evaluate.md", "python") if "PublishedBenchmark" in block]
+    names = {"__name__": "yesno"}
+    exec(code, names)
+    monkeypatch.setitem(BENCHMARKS, "yesno", names["YesNo"])
+    row = {"question": "Is it red?", "answer": "Yes", "image": base64.b64encode(tiny.png(8, 8)).decode()}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    benchmark = get_benchmark("yesno")
+    (item,) = benchmark.items(tmp_path)
+    assert (item.problem, benchmark.prompt(item)) == (None, "Is it red?\nAnswer yes or no.")
+    assert [benchmark.score(reply, item) for reply in ("yes", " Yes ", "no")] == [1, 1, 0]
+
+
 @pytest.mark.slow
 def test_the_python_blocks_run(folder, capsys):
-    examples = blocks("evaluate.md", "python")
+    examples = [block for block in blocks("evaluate.md", "python") if "PublishedBenchmark" not in block]
     assert examples
     for example in examples:
         exec(example.replace("limit=8", "limit=2"), {})

@@ -119,6 +119,35 @@ def test_what_the_checksums_cannot_be_written_for_is_the_error(saved, monkeypatc
     assert_intact(saved)
 
 
+def test_the_only_checkpoint_stays_until_the_next_one_has_its_checksums(tmp_path, monkeypatch):
+    """A run may be killed between the two, and the next one counts only with its checksums."""
+    with Checkpoints(tmp_path, keep_last=1, keep_best=0) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+        checkpoints.finish()
+        assert checkpoints.steps() == [2]
+
+    def fail(directory):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checksums, "write_record", fail)
+    with pytest.raises(UserError, match="Input/output"), Checkpoints(tmp_path, keep_last=1, keep_best=0) as checkpoints:
+        save(checkpoints, 3)
+    monkeypatch.undo()
+    assert steps_left(tmp_path) == ["2", "3"]
+    assert_intact(tmp_path, 2)
+
+
+def test_the_best_checkpoints_stay_beside_the_newest(tmp_path):
+    losses = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.6, 5: 0.7, 6: 0.8}
+    with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state(step), data={}, config={}, skip_statistics={}, loss=loss)
+        checkpoints.finish()
+        assert checkpoints.steps() == [2, 3, 5, 6]
+        assert checkpoints.best_step() == 2
+
+
 def test_checksums_of_a_checkpoint_that_is_absent_make_none(tmp_path):
     with pytest.raises(FileNotFoundError):
         checksums.write_record(tmp_path / "checkpoints" / "2")

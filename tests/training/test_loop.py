@@ -123,6 +123,23 @@ def test_every_step_is_written(whole):
     assert all(0 <= r["data_wait"] <= 1 for r in records)
 
 
+def test_a_metric_that_the_update_adds_is_written(tmp_path, monkeypatch):
+    build = loop.build_program
+
+    def with_metric(*arguments):
+        program = build(*arguments)
+
+        def step(state, batch):
+            state, metrics = program.step(state, batch)
+            return state, metrics | {"param_norm": metrics["loss"] + 1}
+
+        return dataclasses.replace(program, step=step)
+
+    monkeypatch.setattr(loop, "build_program", with_metric)
+    loop.train(twenty_steps(), tmp_path, open_inputs=noise_inputs())
+    assert all(r["param_norm"] == pytest.approx(r["loss"] + 1) for r in read_metrics(tmp_path / "metrics.jsonl"))
+
+
 def test_a_run_that_was_asked_to_stop_and_crashed_continues_bit_for_bit(whole, tmp_path):
     """SIGTERM saves the step that it reaches; a crash loses at most the steps since the last save."""
     config = twenty_steps()

@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     rest = list(sys.argv[1:] if arguments is None else arguments)
     words = [PROGRAM]
+    # Without PyTorch, which this program does not need, transformers warns that its models are not available.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal cannot show
     return guarded(words, lambda: _call(words, rest))

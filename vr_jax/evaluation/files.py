@@ -66,9 +66,15 @@ def find_jsonl(data: Path, wanted: Wanted) -> Path | None:
     if data.is_file():
         return data if data.suffix == ".jsonl" else None
     if not data.is_dir():
-        raise UserError(f"{data}: no such file or folder")
+        raise UserError(no_such_data(data))
     folders = [data, data / wanted.config] if wanted.config else [data]
     return next((path for path in (folder / f"{wanted.split}.jsonl" for folder in folders) if path.is_file()), None)
+
+
+def no_such_data(data: Path) -> str:
+    """Returns the message for data that do not exist."""
+    advice = "give the folder of the benchmark's files, or leave out --data to download them"
+    return f"{data}: no such file or folder; {advice}"
 
 
 def find_shards(data: Path, wanted: Wanted, columns: Collection[str]) -> list[Path]:
@@ -88,7 +94,7 @@ def find_shards(data: Path, wanted: Wanted, columns: Collection[str]) -> list[Pa
     if data.is_file():
         return [data]
     if not data.is_dir():
-        raise UserError(f"{data}: no such file or folder")
+        raise UserError(no_such_data(data))
     visible = [path for path in sorted(data.rglob("*.parquet")) if not _is_hidden(path.relative_to(data))]
     found = [path for path in visible if wanted.matches(path)]
     found = found or [path for path in visible if path.name in wanted.files]

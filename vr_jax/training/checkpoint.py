@@ -95,7 +95,9 @@ class Checkpoints:
         def loss(metrics: Mapping[str, float]) -> float:
             return metrics["loss"]
 
-        policies = [preserve.LatestN(keep_last), preserve.BestN(get_metric_fn=loss, reverse=True, n=keep_best)]
+        self._keep_last, self._keep_best = keep_last, keep_best
+        # One more, because Orbax removes old checkpoints before the newest one has its checksums.
+        policies = [preserve.LatestN(keep_last + 1), preserve.BestN(get_metric_fn=loss, reverse=True, n=keep_best)]
         self._options = ocp.CheckpointManagerOptions(
             best_fn=loss,
             best_mode="min",
@@ -141,7 +143,7 @@ class Checkpoints:
         Raises:
             UserError: There is no room for it, or the save before it has failed.
         """
-        self.wait()
+        self.finish()
         self._size = state_bytes(state)
 
         def check_room() -> None:
@@ -187,6 +189,24 @@ class Checkpoints:
             sealing, self._sealing = self._sealing, None
             with self._errors():
                 sealing.result()
+
+    def finish(self) -> None:
+        """Waits until the last save is complete, then removes the checkpoint whose place it takes.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        self.wait()
+        distributed.barrier("the last save is complete")
+        steps = self.steps()
+        old = steps[: -self._keep_last]
+        if not old:
+            return
+        losses = {step: self._manager.metrics(step)["loss"] for step in steps}
+        best = sorted(steps, key=lambda step: (losses[step], -step))[: self._keep_best]
+        for step in sorted(set(old) - set(best)):
+            with self._errors():
+                self._manager.delete(step)
 
     def close(self) -> None:
         """Waits for the last save and releases the threads.

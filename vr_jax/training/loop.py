@@ -138,10 +138,10 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                             loss=recorder.mean_loss_since_last_save(),
                         )
                     if stop and step < total:
-                        checkpoints.wait()
+                        checkpoints.finish()
                         raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
             distributed.together(lambda: skip_statistics.check(final=True))
-            checkpoints.wait()
+            checkpoints.finish()
             export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
 
 
