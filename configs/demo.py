@@ -21,15 +21,21 @@ CONFIG = {
             "layer_norm_eps": 1e-6,
         },
         "decoder": {
-            "name": "qwen2",
+            "name": "transformer",
             "vocab_size": 512,  # the demo's tokenizer has a token for each letter, digit and common word
             "hidden_size": 96,
             "intermediate_size": 288,
             "num_layers": 3,
             "num_heads": 4,
             "num_kv_heads": 2,
+            "head_width": None,  # hidden_size / num_heads
+            "attention_bias": True,
+            "query_key_norm": False,
             "rope_theta": 1e4,
             "rms_norm_eps": 1e-6,
+            "embedding_scale": 1.0,
+            "residual_scale": 1.0,
+            "logit_scale": 1.0,
             "tie_word_embeddings": True,
             "initializer_range": 0.1,  # about 96 ** -0.5: a narrow model that starts from random weights
         },

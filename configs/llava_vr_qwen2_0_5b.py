@@ -23,15 +23,21 @@ ENCODER = {  # SigLIP-L/16-384, as published
     "layer_norm_eps": 1e-6,
 }
 DECODER = {  # Qwen2-0.5B-Instruct, as published
-    "name": "qwen2",
+    "name": "transformer",
     "vocab_size": 151_936,
     "hidden_size": 896,
     "intermediate_size": 4864,
     "num_layers": 24,
     "num_heads": 14,
     "num_kv_heads": 2,
+    "head_width": None,  # hidden_size / num_heads
+    "attention_bias": True,
+    "query_key_norm": False,
     "rope_theta": 1e6,
     "rms_norm_eps": 1e-6,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
     "tie_word_embeddings": True,
     "initializer_range": 0.02,
 }

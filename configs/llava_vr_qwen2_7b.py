@@ -23,15 +23,21 @@ ENCODER = {  # SigLIP-L/16-384, as published
     "layer_norm_eps": 1e-6,
 }
 DECODER = {  # Qwen2-7B-Instruct, as published
-    "name": "qwen2",
+    "name": "transformer",
     "vocab_size": 152_064,
     "hidden_size": 3584,
     "intermediate_size": 18_944,
     "num_layers": 28,
     "num_heads": 28,
     "num_kv_heads": 4,
+    "head_width": None,  # hidden_size / num_heads
+    "attention_bias": True,
+    "query_key_norm": False,
     "rope_theta": 1e6,
     "rms_norm_eps": 1e-6,
+    "embedding_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
     "tie_word_embeddings": False,
     "initializer_range": 0.02,
 }

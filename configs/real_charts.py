@@ -23,15 +23,21 @@ MODEL = {
         "layer_norm_eps": 1e-6,
     },
     "decoder": {
-        "name": "qwen2",
+        "name": "transformer",
         "vocab_size": 151_936,  # that of the real tokenizer
         "hidden_size": 96,
         "intermediate_size": 256,
         "num_layers": 4,
         "num_heads": 4,
         "num_kv_heads": 2,
+        "head_width": None,  # hidden_size / num_heads
+        "attention_bias": True,
+        "query_key_norm": False,
         "rope_theta": 1e6,
         "rms_norm_eps": 1e-6,
+        "embedding_scale": 1.0,
+        "residual_scale": 1.0,
+        "logit_scale": 1.0,
         "tie_word_embeddings": True,
         "initializer_range": 0.02,
     },

@@ -18,7 +18,7 @@ from vr_jax.data.types import Example
 from vr_jax.model import registry
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
@@ -46,9 +46,11 @@ def tiny_encoder(**changes: Any) -> SiglipConfig:
     return dataclasses.replace(base, **changes)
 
 
-def tiny_decoder(**changes: Any) -> Qwen2Config:
+def tiny_decoder(**changes: Any) -> TransformerConfig:
     """A decoder of four layers with two query heads for each of two key heads."""
-    base = Qwen2Config(vocab_size=40, hidden_size=24, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2)
+    base = TransformerConfig(
+        vocab_size=40, hidden_size=24, intermediate_size=48, num_layers=4, num_heads=4, num_kv_heads=2
+    )
     return dataclasses.replace(base, **changes)
 
 

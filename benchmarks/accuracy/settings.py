@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.accuracy.tasks import VOCABULARY, Page
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 
 
@@ -63,7 +63,7 @@ class Setting:
     name: str
     page: Page
     vision: SiglipConfig
-    text: Qwen2Config
+    text: TransformerConfig
     levels: Mapping[int, int]
     cross_heads: int
     insertions: Mapping[int, int] | None = None
@@ -109,7 +109,7 @@ SETTINGS = {
             page=_CPU_PAGE,
             vision=_vision(_CPU_PAGE, 64, 4, 4),
             # A third of Qwen2-0.5B's depth: insertions after layers 1, 4 and 7 of 24 are after 1, 2 and 3 here.
-            text=Qwen2Config(
+            text=TransformerConfig(
                 vocab_size=len(VOCABULARY),
                 hidden_size=64,
                 intermediate_size=160,
@@ -138,7 +138,7 @@ SETTINGS = {
             name="h200",
             page=_H200_PAGE,
             vision=_vision(_H200_PAGE, 384, 12, 6),
-            text=Qwen2Config(vocab_size=len(VOCABULARY)),  # Qwen2-0.5B but for the vocabulary
+            text=TransformerConfig(vocab_size=len(VOCABULARY)),  # Qwen2-0.5B but for the vocabulary
             levels={7: 4, 12: 6, 15: 8, 16: 9, 22: 11, 23: 12},
             cross_heads=24,
             images=40_000,
@@ -158,7 +158,7 @@ SETTINGS = {
             name="toy",
             page=_TOY_PAGE,
             vision=_vision(_TOY_PAGE, 16, 4, 2),
-            text=Qwen2Config(
+            text=TransformerConfig(
                 vocab_size=len(VOCABULARY),
                 hidden_size=16,
                 intermediate_size=32,

@@ -19,7 +19,7 @@ from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.tasks import KINDS, PAD, PROMPT, TOKEN
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import DecoderLayer
+from vr_jax.model.decoders.transformer import DecoderLayer
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.vlm import Levels, VisionLanguageModel
 from vr_jax.model.windows import to_windows

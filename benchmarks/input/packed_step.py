@@ -15,7 +15,7 @@ from vr_jax.data.packing import IndexedExample, RowPacker
 from vr_jax.data.types import Example
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
@@ -71,7 +71,7 @@ def small_config() -> TrainConfig:
         encoder=SiglipConfig(
             hidden_size=192, intermediate_size=768, num_layers=3, num_heads=3, image_size=48, patch_size=2
         ),
-        decoder=Qwen2Config(
+        decoder=TransformerConfig(
             vocab_size=512, hidden_size=256, intermediate_size=1024, num_layers=2, num_heads=4, num_kv_heads=2
         ),
         projector=PoolConfig(stride=3),

@@ -37,7 +37,7 @@ from benchmarks.speed import generation, training_step
 from benchmarks.timing import report, side_by_side
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import VlmConfig, anyres4, single_tile
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.context import VisionContext
@@ -94,7 +94,7 @@ def small_config(*, remember: bool) -> VlmConfig:
         encoder=SiglipConfig(
             hidden_size=96, intermediate_size=384, num_layers=6, num_heads=4, image_size=144, patch_size=12
         ),
-        decoder=Qwen2Config(
+        decoder=TransformerConfig(
             vocab_size=4096, hidden_size=256, intermediate_size=768, num_layers=8, num_heads=4, num_kv_heads=2
         ),
         projector=PoolConfig(stride=3),

@@ -19,7 +19,7 @@ from vr_jax.data.collate import collate
 from vr_jax.data.types import Example
 from vr_jax.model.batch import NO_CELL, Batch, BatchShape
 from vr_jax.model.config import VlmConfig, anyres4, anyres9_all36
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.mlp import MlpConfig
 
@@ -39,7 +39,7 @@ def onevision(size: str, dtype: str) -> VlmConfig:
         vision = SiglipConfig(
             hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, image_size=27, patch_size=4
         )
-        text = Qwen2Config(
+        text = TransformerConfig(
             vocab_size=320, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2
         )
     return VlmConfig(
@@ -68,7 +68,9 @@ def systems(tiny: bool) -> dict[str, VlmConfig]:
             for name, system in configs.items()
         }
     vision = SiglipConfig(hidden_size=32, intermediate_size=48, num_layers=3, num_heads=2, image_size=24, patch_size=4)
-    text = Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=5, num_heads=4, num_kv_heads=2)
+    text = TransformerConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=5, num_heads=4, num_kv_heads=2
+    )
     size = VlmConfig(encoder=vision, decoder=text, vision_feature_layer=3, image=anyres4(24))
     changes = {"vision_remember": {"cross_heads": 4}}
     return {name: system.at(size, {7: 1, 15: 2, 23: 3}, changes) for name, system in configs.items()}

@@ -11,7 +11,7 @@ import numpy as np
 
 from vr_jax import experiments
 from vr_jax.model.config import VlmConfig, anyres9
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.pool import PoolConfig
@@ -86,7 +86,7 @@ def work(size: str, dtype: str, remat: str = "full") -> Work:
             encoder=SiglipConfig(
                 hidden_size=32, intermediate_size=64, num_layers=3, num_heads=2, image_size=48, patch_size=8
             ),
-            decoder=Qwen2Config(
+            decoder=TransformerConfig(
                 vocab_size=256, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2
             ),
             projector=PoolConfig(stride=3),

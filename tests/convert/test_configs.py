@@ -9,7 +9,7 @@ import pytest
 from vr_jax.convert.config_writing import write_llava, write_qwen2, write_siglip
 from vr_jax.convert.configs import read_llava, read_qwen2, read_siglip
 from vr_jax.model.config import anyres4
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 
 FILE = Path("config.json")
@@ -48,7 +48,7 @@ def test_llavas_own_config():
         hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14
     )
     assert config.vision_feature_layer == 26  # LLaVA deletes block 27 and takes what is left, not post-normalised
-    assert config.decoder == Qwen2Config(
+    assert config.decoder == TransformerConfig(
         vocab_size=152064,
         hidden_size=3584,
         intermediate_size=18944,

@@ -12,7 +12,7 @@ from tests.golden.discovery import Case, cases
 from tests.tiny import abstract_projector
 from vr_jax.convert.method_tables import PROJECTORS as NAMES
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.registry import ProjectorConfig
 from vr_jax.model.windows import to_raster, to_windows
@@ -44,7 +44,7 @@ KINDS = {
 def tiny_model(grid: int, vision_width: int, text_width: int, projector: dict) -> VlmConfig:
     return VlmConfig(
         encoder=SiglipConfig(hidden_size=vision_width, num_heads=1, num_layers=8, image_size=grid, patch_size=1),
-        decoder=Qwen2Config(vocab_size=1, hidden_size=text_width, num_layers=2, num_heads=1, num_kv_heads=1),
+        decoder=TransformerConfig(vocab_size=1, hidden_size=text_width, num_layers=2, num_heads=1, num_kv_heads=1),
         projector=ProjectorConfig.from_dict(projector),
         image=single_tile(grid),
         vision_feature_layer=0,

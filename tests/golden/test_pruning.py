@@ -17,8 +17,8 @@ from vr_jax.convert.tables import TEXT, VISION
 from vr_jax.data import anyres
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.decoders.transformer import Decoder, TransformerConfig
 from vr_jax.model.encoders.siglip import Siglip, SiglipConfig
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.pruning.fastv import FastVConfig
@@ -100,7 +100,7 @@ def test_vispruner_in_the_encoder(case: Case):
     pruning = VisPrunerConfig(tokens=c["T"], important_ratio=c["r"])
     config = VlmConfig(
         encoder=vision,
-        decoder=Qwen2Config(
+        decoder=TransformerConfig(
             vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2, num_kv_heads=1
         ),
         projector=MlpConfig(),
@@ -153,8 +153,12 @@ def pruner_of(case: Case) -> PrunerConfig:
 def recorded_model(case: Case, pruning: PrunerConfig | None) -> VisionLanguageModel:
     """The recorded decoder in a model whose encoder is not used."""
     qwen, vision = case.spec["qwen"], tiny_encoder(num_layers=1)
-    text = Qwen2Config(
-        **{f.name: qwen[f.name] for f in dataclasses.fields(Qwen2Config) if f.name in qwen and f.name != "num_layers"},
+    text = TransformerConfig(
+        **{
+            f.name: qwen[f.name]
+            for f in dataclasses.fields(TransformerConfig)
+            if f.name in qwen and f.name != "num_layers"
+        },
         num_layers=qwen["num_hidden_layers"],
         num_heads=qwen["num_attention_heads"],
         num_kv_heads=qwen["num_key_value_heads"],
@@ -291,7 +295,7 @@ def _recorded_drops(case: Case) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-@pytest.mark.slow  # model/decoders/test_qwen2.py compares the decoder without pruner.
+@pytest.mark.slow  # model/decoders/test_transformer.py compares the decoder without pruner.
 @pytest.mark.parametrize("case", of_kind("fastv", "pdrop"))
 def test_without_pruning(case: Case):
     model: Decoder = recorded_model(case, None).decoder

@@ -14,8 +14,8 @@ from vr_jax.convert.method_tables import DEEPSTACK, SVA
 from vr_jax.convert.tables import TEXT
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.decoders.transformer import Decoder, TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion import deepstack, sva
@@ -40,7 +40,7 @@ def model_config(
         encoder=SiglipConfig(
             hidden_size=width, num_heads=1, num_layers=4, image_size=side * stride, patch_size=1, intermediate_size=1
         ),
-        decoder=Qwen2Config(hidden_size=hidden_size, **text),
+        decoder=TransformerConfig(hidden_size=hidden_size, **text),
         projector=PoolConfig(stride=stride),
         refusion=refusion,
         image=single_tile(side * stride),

@@ -16,8 +16,8 @@ from tests.tiny import quick
 from vr_jax.convert.tables import HEAD, TEXT, VISION_REMEMBER
 from vr_jax.model.batch import NEWLINE, NO_CELL
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.decoders.transformer import Decoder, TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.context import VisionContext
@@ -44,7 +44,7 @@ def model_config(case: Case, cross_attention: str) -> VlmConfig:
         encoder=SiglipConfig(
             hidden_size=c["Dv"], num_heads=1, num_layers=c["levels"], image_size=c["n"] * c["s"], patch_size=1
         ),
-        decoder=Qwen2Config(
+        decoder=TransformerConfig(
             vocab_size=qwen.get("vocab_size", 1),
             hidden_size=qwen["hidden_size"],
             intermediate_size=qwen.get("intermediate_size", 1),

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tests.tiny import abstract_projector
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
@@ -17,9 +17,9 @@ from vr_jax.model.registry import ProjectorConfig, RefusionConfig
 from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 TEXTS = {
-    "0.5B": Qwen2Config(),
-    "1.5B": Qwen2Config(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12),
-    "7B": Qwen2Config(
+    "0.5B": TransformerConfig(),
+    "1.5B": TransformerConfig(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12),
+    "7B": TransformerConfig(
         vocab_size=152064,
         hidden_size=3584,
         intermediate_size=18944,

@@ -28,7 +28,7 @@ def test_every_file_of_the_five_folders_is_found():
             "resampler",
             "token_packer",
         ],
-        "decoder": ["qwen2"],
+        "decoder": ["transformer"],
         "refusion": ["deepstack", "sva", "vision_remember"],
         "pruning": ["fastv", "pyramid_drop", "vispruner"],
     }

@@ -7,7 +7,7 @@ import pytest
 
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
@@ -38,7 +38,7 @@ def test_counts_of_the_paper_models():
     assert forward_flops(VlmConfig(refusion=DeepStackConfig()))["refusion"] / GIGA == pytest.approx(0.66, abs=0.01)
     mergers = forward_flops(VlmConfig(refusion=DeepStackConfig(merger="qwen3_vl")))["refusion"]
     assert mergers / GIGA == pytest.approx(35.8, abs=0.05)
-    large = Qwen2Config(hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4)
+    large = TransformerConfig(hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4)
     assert forward_flops(VlmConfig(decoder=large))["decoder"] / GIGA == pytest.approx(13.05, abs=0.01)
 
 
@@ -75,7 +75,7 @@ def tiny(other: RefusionConfig | None = None, **options):
         encoder=SiglipConfig(
             hidden_size=16, intermediate_size=40, num_layers=3, num_heads=2, image_size=16, patch_size=2
         ),
-        decoder=Qwen2Config(
+        decoder=TransformerConfig(
             vocab_size=50, hidden_size=24, intermediate_size=56, num_layers=4, num_heads=3, num_kv_heads=1
         ),
         projector=PoolConfig(stride=4),

@@ -11,7 +11,7 @@ import numpy as np
 from vr_jax.data.types import HostBatch
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
@@ -23,7 +23,7 @@ TILE, CELLS, VOCABULARY = 16, 4, 64
 
 # Every width is a multiple of 8, so that each mesh of 8 devices divides it.
 ENCODER = SiglipConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, image_size=TILE, patch_size=4)
-DECODER = Qwen2Config(
+DECODER = TransformerConfig(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2
 )
 

@@ -9,7 +9,7 @@ from vr_jax.convert.configs import QWEN2_NAMES, SIGLIP_NAMES, TOWERS
 from vr_jax.convert.preprocessing import write_pinpoints
 from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 
 _MAX_POSITIONS = 32768  # that of Qwen2's own configs; our decoder has no limit
@@ -27,8 +27,17 @@ def write_siglip(config: SiglipConfig) -> dict[str, Any]:
     }
 
 
-def write_qwen2(config: Qwen2Config) -> dict[str, Any]:
-    """Returns the config.json of a Qwen2ForCausalLM."""
+def write_qwen2(config: TransformerConfig) -> dict[str, Any]:
+    """Returns the config.json of a Qwen2ForCausalLM.
+
+    Raises:
+        UserError: The decoder is another relative of Qwen2.
+    """
+    plain = TransformerConfig()
+    for name in ("head_width", "attention_bias", "query_key_norm", "embedding_scale", "residual_scale", "logit_scale"):
+        found, expected = getattr(config, name), getattr(plain, name)
+        if found != expected:
+            raise UserError(f"there is no format for a decoder with {name} = {found}; Qwen2 has {expected}")
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -109,7 +118,7 @@ def write_llava(config: VlmConfig) -> dict[str, Any]:
     }
 
 
-def siglip_and_qwen2(config: VlmConfig) -> tuple[SiglipConfig, Qwen2Config]:
+def siglip_and_qwen2(config: VlmConfig) -> tuple[SiglipConfig, TransformerConfig]:
     """Returns a model's encoder and decoder, which the formats of LLaVA need to be SigLIP and Qwen2.
 
     Raises:
@@ -117,6 +126,6 @@ def siglip_and_qwen2(config: VlmConfig) -> tuple[SiglipConfig, Qwen2Config]:
     """
     if not isinstance(config.encoder, SiglipConfig):
         raise UserError(f"there is no format for the encoder {config.encoder.name!r}, expected 'siglip'")
-    if not isinstance(config.decoder, Qwen2Config):
-        raise UserError(f"there is no format for the decoder {config.decoder.name!r}, expected 'qwen2'")
+    if not isinstance(config.decoder, TransformerConfig):
+        raise UserError(f"there is no format for the decoder {config.decoder.name!r}, expected 'transformer'")
     return config.encoder, config.decoder

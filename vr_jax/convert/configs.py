@@ -22,7 +22,7 @@ from vr_jax.convert.config_fields import (
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import Config, shown
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model_directory import FieldTable
@@ -102,7 +102,7 @@ def read_siglip(values: Mapping[str, Any], file: PathLike) -> SiglipConfig:
     return _built(SiglipConfig, found, where)
 
 
-def read_qwen2(values: Mapping[str, Any], file: PathLike, table: FieldTable | None = None) -> Qwen2Config:
+def read_qwen2(values: Mapping[str, Any], file: PathLike, table: FieldTable | None = None) -> TransformerConfig:
     """Reads the config of a decoder.
 
     Args:
@@ -135,7 +135,7 @@ def read_qwen2(values: Mapping[str, Any], file: PathLike, table: FieldTable | No
     if other:
         raise UserError(f"{file}: layer_types has {other[0]!r}, which is not supported, expected 'full_attention'")
     found = {ours: getattr(full, theirs) for ours, theirs in QWEN2_NAMES.items()}
-    config = _built(Qwen2Config, found | {"rope_theta": rope.get("rope_theta")}, where)
+    config = _built(TransformerConfig, found | {"rope_theta": rope.get("rope_theta")}, where)
     if values.get("head_dim") not in (None, config.head_dim):
         raise UserError(f"{file}: head_dim = {values['head_dim']}, expected hidden_size / heads = {config.head_dim}")
     return config
@@ -206,7 +206,7 @@ def read_llava(
     *,
     own_layers: int,
     encoder: SiglipConfig | None,
-    decoder: Qwen2Config | None,
+    decoder: TransformerConfig | None,
 ) -> VlmConfig:
     """Reads a config.json of LLaVA's own layout (LlavaQwenForCausalLM), also one that our export wrote.
 

@@ -25,7 +25,7 @@ from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
 from vr_jax.storage import PathLike, as_path, complete_directory, write_json
@@ -94,7 +94,7 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
             raise UserError(f"{source} holds only {next(iter(parts))}: layout 'llava' needs a whole model")
         if "encoder" in parts:
             return SIGLIP, write_siglip(SiglipConfig.from_dict(parts["encoder"]))
-        return QWEN2, write_qwen2(Qwen2Config.from_dict(parts["decoder"]))
+        return QWEN2, write_qwen2(TransformerConfig.from_dict(parts["decoder"]))
     if "image" not in parts:
         raise UserError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
     config = VlmConfig.from_dict(dict(sections))

@@ -25,7 +25,7 @@ from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError, message_list
 from vr_jax.model.config import VlmConfig, single_tile
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.mlp import MlpConfig
@@ -160,7 +160,7 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
         config = VlmConfig.from_dict(sections)
     else:
         encoder = EncoderConfig.from_dict(sections["encoder"]) if "encoder" in sections else SiglipConfig()
-        decoder = DecoderConfig.from_dict(sections["decoder"]) if "decoder" in sections else Qwen2Config()
+        decoder = DecoderConfig.from_dict(sections["decoder"]) if "decoder" in sections else TransformerConfig()
         config = VlmConfig(
             encoder=encoder,
             decoder=decoder,

@@ -116,7 +116,7 @@ VISION: Table = (
     *norm("post_layernorm", "encoder.post_norm"),
 )
 
-# The names of transformers:models/qwen2/modeling_qwen2.py below `model.`.
+# The names of transformers:models/qwen2/modeling_qwen2.py below `model.`, which qwen3, llama and mistral share.
 TEXT: Table = (
     Rule("embed_tokens.weight", ("decoder.embed.embedding",)),
     *norm("layers.{n}.input_layernorm", "decoder.layers.input_norm", bias=False),
@@ -124,6 +124,8 @@ TEXT: Table = (
     *linear("layers.{n}.self_attn.k_proj", "decoder.layers.attn.k"),
     *linear("layers.{n}.self_attn.v_proj", "decoder.layers.attn.v"),
     *linear("layers.{n}.self_attn.o_proj", "decoder.layers.attn.out", bias=False),
+    *norm("layers.{n}.self_attn.q_norm", "decoder.layers.attn.q_norm", bias=False),  # Qwen3
+    *norm("layers.{n}.self_attn.k_norm", "decoder.layers.attn.k_norm", bias=False),
     *norm("layers.{n}.post_attention_layernorm", "decoder.layers.post_attention_norm", bias=False),
     *linear("layers.{n}.mlp.gate_proj", "decoder.layers.mlp.gate", bias=False),
     *linear("layers.{n}.mlp.up_proj", "decoder.layers.mlp.up", bias=False),

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vr_jax.model.config import ImageConfig, VlmConfig, anyres4, anyres9
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 
 # The decoders of the paper by size, as published.
-DECODERS: dict[str, Qwen2Config] = {
-    "0.5b": Qwen2Config(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2),
-    "1.5b": Qwen2Config(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2),
-    "7b": Qwen2Config(
+DECODERS: dict[str, TransformerConfig] = {
+    "0.5b": TransformerConfig(hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_kv_heads=2),
+    "1.5b": TransformerConfig(hidden_size=1536, intermediate_size=8960, num_layers=28, num_heads=12, num_kv_heads=2),
+    "7b": TransformerConfig(
         vocab_size=152064,
         hidden_size=3584,
         intermediate_size=18944,
@@ -51,7 +51,7 @@ class System:
     pruning: Fields | None = None
     extra: bool = False
 
-    def config(self, decoder: Qwen2Config, image: str) -> VlmConfig:
+    def config(self, decoder: TransformerConfig, image: str) -> VlmConfig:
         """Returns the model at the paper's sizes.
 
         Args:

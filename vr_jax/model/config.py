@@ -20,7 +20,7 @@ from vr_jax.fields import (
     Range,
     check,
 )
-from vr_jax.model.decoders.qwen2 import Qwen2Config
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
@@ -179,7 +179,7 @@ class VlmConfig(Config):
     """
 
     encoder: EncoderConfig = field(default_factory=SiglipConfig)
-    decoder: DecoderConfig = field(default_factory=Qwen2Config)
+    decoder: DecoderConfig = field(default_factory=TransformerConfig)
     projector: ProjectorConfig = field(default_factory=PoolConfig)
     refusion: RefusionConfig | None = None
     pruning: PrunerConfig | None = None

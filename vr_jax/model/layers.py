@@ -74,14 +74,27 @@ class Embedding(nnx.Module):
     gradients of a token's many occurrences add up in the parameter's precision.
     """
 
-    def __init__(self, count: int, features: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        """Initialises `count` vectors of `features` channels; `dtype` is that of the result."""
+    def __init__(
+        self, count: int, features: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs, scale: float = 1.0
+    ) -> None:
+        """Initialises `count` vectors of `features` channels.
+
+        Args:
+            count: The number of tokens.
+            features: The channels of a vector.
+            init: Makes the random values.
+            dtype: Type of the result.
+            rngs: Random state of the initial values.
+            scale: What the vectors are multiplied by when they are looked up.
+        """
         self.embedding = nnx.Param(init(rngs.params(), (count, features)))
-        self.dtype = dtype
+        self.dtype, self.scale = dtype, scale
 
     def __call__(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
         """The vectors of tokens."""
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        if self.scale != 1:
+            x = x * self.scale
         return constrain(x, "batch", "seq", "embed")
 
 

@@ -16,8 +16,8 @@ from tests.tiny import SampleImage, Text, example, pack, quick, randomized, tiny
 from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch
 from vr_jax.model.config import VlmConfig, anyres9_all36
-from vr_jax.model.decoders.qwen2 import Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs, StageHook
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.pruning.dropping import drop
@@ -234,7 +234,7 @@ def spec_of(layers: int) -> ModelSpec:
 
 def model_of(layers: int, **changes) -> VlmConfig:
     """A VlmConfig of the paper's encoder with an uncompressed projector."""
-    text = dataclasses.replace(Qwen2Config(), num_layers=layers)
+    text = dataclasses.replace(TransformerConfig(), num_layers=layers)
     return VlmConfig(decoder=text, projector=MlpConfig(), **changes)
 
 

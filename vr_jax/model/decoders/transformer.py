@@ -1,6 +1,17 @@
-"""`qwen2`: the Qwen2 decoder, whose layers run in stages (docs/design/decisions.md#decision-1).
+"""`transformer`: the decoder of Qwen2 and its relatives.
 
-Source: transformers `models/qwen2/modeling_qwen2.py`.
+All are one pre-norm transformer with RMSNorm, rotary positions, grouped-query attention and a SwiGLU, whose layers run
+in stages (docs/design/decisions.md#decision-1). Fields of the config say what differs:
+
+| model | fields that are not the defaults |
+|---|---|
+| Qwen2, Qwen2.5 | none |
+| Qwen3 | `attention_bias=False`, `query_key_norm=True`, `head_width=128` |
+| Llama 2 and 3, Vicuna, Mistral from v0.2 on | `attention_bias=False`, `tie_word_embeddings=False` |
+| MiniCPM | as Llama, and the three scales |
+
+Sources: transformers `models/{qwen2,qwen3,llama,mistral}/modeling_*.py`; openbmb/MiniCPM-2B-sft-bf16
+`modeling_minicpm.py`.
 """
 
 from __future__ import annotations
@@ -52,12 +63,20 @@ Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2Config(DecoderConfig, name="qwen2"):
-    """Qwen2; the defaults are those of `Qwen/Qwen2-0.5B-Instruct`.
+class TransformerConfig(DecoderConfig, name="transformer"):
+    """A decoder; the defaults are those of `Qwen/Qwen2-0.5B-Instruct`.
 
     Attributes:
         intermediate_size: Channels of the feed-forward layers.
+        head_width: Channels of a head. None is `hidden_size / num_heads`.
+        attention_bias: Whether queries, keys and values have biases, as in Qwen2.
+        query_key_norm: Whether an RMSNorm over the channels of a head comes before the rotation, as in Qwen3.
         rms_norm_eps: Epsilon of the norms.
+        embedding_scale: What the embeddings of text tokens are multiplied by, as in MiniCPM (`scale_emb`).
+        residual_scale: What the output of each sub-layer is multiplied by before it is added, as in MiniCPM
+            (`scale_depth / sqrt(num_layers)`).
+        logit_scale: What the last hidden states are multiplied by before the head, as in MiniCPM
+            (`dim_model_base / hidden_size`).
         initializer_range: Standard deviation of random weights. Narrow models that are trained from scratch want about
             hidden_size ** -0.5.
     """
@@ -68,8 +87,14 @@ class Qwen2Config(DecoderConfig, name="qwen2"):
     num_layers: PositiveInt = 24
     num_heads: PositiveInt = 14
     num_kv_heads: PositiveInt = 2
+    head_width: PositiveInt | None = None
+    attention_bias: bool = True
+    query_key_norm: bool = False
     rope_theta: PositiveFloat = 1e6
     rms_norm_eps: PositiveFloat = 1e-6
+    embedding_scale: PositiveFloat = 1.0
+    residual_scale: PositiveFloat = 1.0
+    logit_scale: PositiveFloat = 1.0
     tie_word_embeddings: bool = True
     initializer_range: PositiveFloat = 0.02
 
@@ -77,28 +102,28 @@ class Qwen2Config(DecoderConfig, name="qwen2"):
         """Checks the fields."""
         super().__post_init__()
         check(
-            self.hidden_size % self.num_heads == 0,
-            f"Qwen2Config.hidden_size = {self.hidden_size} is not divisible by num_heads = {self.num_heads}",
+            self.head_width is not None or self.hidden_size % self.num_heads == 0,
+            f"TransformerConfig.hidden_size = {self.hidden_size} is not divisible by num_heads = {self.num_heads}",
         )
         check(
             self.num_heads % self.num_kv_heads == 0,
-            f"Qwen2Config.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}",
+            f"TransformerConfig.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}",
         )
 
     @property
     def head_dim(self) -> int:
         """Channels of a head."""
-        return self.hidden_size // self.num_heads
+        return self.head_width or self.hidden_size // self.num_heads
 
     def flops_per_token(self) -> float:
         """See `DecoderConfig.flops_per_token`."""
-        width, kv_width = self.hidden_size, self.num_kv_heads * self.head_dim
-        layer = 2 * (2 * width**2 + 2 * width * kv_width + 3 * width * self.intermediate_size)
+        projected = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        layer = 2 * self.hidden_size * (projected + 3 * self.intermediate_size)
         return self.num_layers * layer
 
     def flops_per_pair(self) -> float:
         """See `DecoderConfig.flops_per_pair`."""
-        return self.num_layers * 4 * self.hidden_size
+        return self.num_layers * 4 * self.num_heads * self.head_dim
 
     def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> Decoder:
         """See `DecoderConfig.build`."""
@@ -113,31 +138,35 @@ class Qwen2Config(DecoderConfig, name="qwen2"):
 
 
 class Attention(nnx.Module):
-    """The projections of grouped-query attention, with biases on q, k, v and none on the output."""
+    """The projections of grouped-query attention."""
 
-    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         """Initialises the projections."""
-        width, kv_width = config.hidden_size, config.num_kv_heads * config.head_dim
-        init = normal(config.initializer_range)
-        self.q = linear(width, width, dtype=dtype, rngs=rngs, init=init)
-        self.k = linear(width, kv_width, dtype=dtype, rngs=rngs, init=init)
-        self.v = linear(width, kv_width, dtype=dtype, rngs=rngs, init=init)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs, init=init, use_bias=False)
-        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
+        width, head_dim = config.hidden_size, config.head_dim
+        init, bias = normal(config.initializer_range), config.attention_bias
+        self.q = linear(width, config.num_heads * head_dim, dtype=dtype, rngs=rngs, init=init, use_bias=bias)
+        self.k = linear(width, config.num_kv_heads * head_dim, dtype=dtype, rngs=rngs, init=init, use_bias=bias)
+        self.v = linear(width, config.num_kv_heads * head_dim, dtype=dtype, rngs=rngs, init=init, use_bias=bias)
+        self.out = linear(config.num_heads * head_dim, width, dtype=dtype, rngs=rngs, init=init, use_bias=False)
+        if config.query_key_norm:
+            self.q_norm = RMSNorm(head_dim, eps=config.rms_norm_eps)
+            self.k_norm = RMSNorm(head_dim, eps=config.rms_norm_eps)
+        self.heads, self.kv_heads, self.query_key_norm = config.num_heads, config.num_kv_heads, config.query_key_norm
 
     def project(
         self, x: Float[Array, "B N D"], rotary: Rotary
     ) -> tuple[Float[Array, "B N H K"], Float[Array, "B N G K"], Float[Array, "B N G K"]]:
         """The rotated queries and keys, and the values."""
-        q = rotate(split_heads(self.q(x), self.heads), *rotary)
-        k = rotate(split_heads(self.k(x), self.kv_heads), *rotary)
-        return q, k, split_heads(self.v(x), self.kv_heads)
+        q, k = split_heads(self.q(x), self.heads), split_heads(self.k(x), self.kv_heads)
+        if self.query_key_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, *rotary), rotate(k, *rotary), split_heads(self.v(x), self.kv_heads)
 
 
 class Mlp(nnx.Module):
     """The feed-forward layer, a SwiGLU without biases."""
 
-    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         """Initialises the three projections."""
         width, inner = config.hidden_size, config.intermediate_size
         init = normal(config.initializer_range)
@@ -153,12 +182,13 @@ class Mlp(nnx.Module):
 class DecoderLayer(nnx.Module):
     """One decoder layer: attention and feed-forward layer, each with an RMSNorm before it."""
 
-    def __init__(self, config: Qwen2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         """Initialises the sub-layers."""
         self.input_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.post_attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+        self.residual_scale = config.residual_scale
 
     def __call__(self, x: Float[Array, "B N D"], rotary: Rotary, attend: Attend) -> tuple[Float[Array, "B N D"], Any]:
         """Runs the layer.
@@ -173,9 +203,12 @@ class DecoderLayer(nnx.Module):
         """
         q, k, v = self.attn.project(self.input_norm(x), rotary)
         attended, written = attend(q, k, v)
-        x = x + self.attn.out(merge_heads(attended))
-        x = x + self.mlp(self.post_attention_norm(x))
+        x = x + self._scaled(self.attn.out(merge_heads(attended)))
+        x = x + self._scaled(self.mlp(self.post_attention_norm(x)))
         return constrain(x, "batch", "seq", "embed"), written
+
+    def _scaled(self, update: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return update if self.residual_scale == 1 else update * self.residual_scale
 
 
 class Decoder(nnx.Module):
@@ -183,7 +216,7 @@ class Decoder(nnx.Module):
 
     def __init__(
         self,
-        config: Qwen2Config,
+        config: TransformerConfig,
         *,
         bounds: tuple[int, ...],
         layer: Callable[..., DecoderLayer] = DecoderLayer,
@@ -204,7 +237,9 @@ class Decoder(nnx.Module):
             rngs: Random state of the initial values.
         """
         init = normal(config.initializer_range)
-        self.embed = Embedding(config.vocab_size, config.hidden_size, init=init, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(
+            config.vocab_size, config.hidden_size, init=init, dtype=dtype, rngs=rngs, scale=config.embedding_scale
+        )
         self.stages = nnx.List(
             [
                 stack_layers(lambda r: layer(config, dtype=dtype, rngs=r), stop - start, rngs)
@@ -252,7 +287,7 @@ class Decoder(nnx.Module):
                 caches.append(dataclasses.replace(written, shift=last_position - inputs.positions[:, -1]))
         if stage_hook is not None:
             inputs, _ = stage_hook.apply(len(self.stages), inputs, state)
-        return self.norm(inputs.hidden), (tuple(caches) if cache else None)
+        return self._last(inputs.hidden), (tuple(caches) if cache else None)
 
     def _run_stage(
         self, stage: DecoderLayer, inputs: DecoderInputs, cache: StageCache | None
@@ -279,6 +314,11 @@ class Decoder(nnx.Module):
                 next=jnp.asarray(length, jnp.int32),
             )
         return inputs.replace(hidden=hidden), cache
+
+    def _last(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """The states that the head reads."""
+        hidden = self.norm(hidden)
+        return hidden if self.config.logit_scale == 1 else hidden * self.config.logit_scale
 
     def _rotary(self, positions: Int[Array, "B N"]) -> Rotary:
         return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
@@ -378,7 +418,7 @@ class Decoder(nnx.Module):
             rotary = self._rotary(positions - stage_cache.shift[:, None])
             hidden, stage_cache = run(stage, hidden, rotary, stage_cache)
             caches.append(stage_cache)
-        return self.norm(hidden), tuple(caches)
+        return self._last(hidden), tuple(caches)
 
     def head_kernel(self) -> Float[Array, "D V"]:
         """See `DecoderModule.head_kernel`."""

@@ -1,4 +1,4 @@
-"""Qwen2 logits against transformers; stages, cache and rematerialisation change nothing."""
+"""Logits of each family against transformers; stages, cache and rematerialisation change nothing."""
 
 import functools
 
@@ -8,20 +8,39 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers import Qwen2Config as TorchConfig
-from transformers import Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests import torch_weights
 from tests.tiny import tiny_decoder
 from vr_jax.convert.tables import HEAD, TEXT
-from vr_jax.model.decoders.qwen2 import Decoder, Qwen2Config
 from vr_jax.model.decoders.stages import DecoderInputs
+from vr_jax.model.decoders.transformer import Decoder, TransformerConfig
 
 CONFIGS = {
     "grouped, tied": tiny_decoder(),
     "grouped, untied": tiny_decoder(tie_word_embeddings=False, rope_theta=1e4),
     "multi-head, untied": tiny_decoder(num_kv_heads=4, tie_word_embeddings=False),
     "one key head, tied": tiny_decoder(num_kv_heads=1, rms_norm_eps=1e-5),
+    "qwen3": tiny_decoder(attention_bias=False, query_key_norm=True, head_width=16),
+    "llama": tiny_decoder(attention_bias=False, tie_word_embeddings=False, rms_norm_eps=1e-5, rope_theta=5e5),
+    "mistral": tiny_decoder(attention_bias=False, tie_word_embeddings=False, head_width=8),
+    "scales": tiny_decoder(attention_bias=False, embedding_scale=12.0, residual_scale=1.4 / 2, logit_scale=0.25),
+}
+# The class of transformers that computes each, Qwen2 unless named, and fields that only this class has. MiniCPM's own
+# code is not part of transformers: Granite's scales are the same, where its softmax has the usual scale.
+FAMILIES = {
+    "qwen3": (Qwen3Config, {"head_dim": 16, "attention_bias": False}),
+    "llama": (LlamaConfig, {"attention_bias": False, "mlp_bias": False}),
+    "mistral": (MistralConfig, {"head_dim": 8, "sliding_window": None}),
+    "scales": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 1.4 / 2,
+            "logits_scaling": 4.0,
+            "attention_multiplier": (24 / 4) ** -0.5,
+        },
+    ),
 }
 LENGTH = 17
 
@@ -31,8 +50,10 @@ def reference(name: str):
     """Our config, their weights, token ids (2, LENGTH) and logits."""
     config = CONFIGS[name]
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        TorchConfig(
+    config_class, fields = FAMILIES.get(name, (Qwen2Config, {}))
+    model = AutoModelForCausalLM.from_config(
+        config_class(
+            **fields,
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
@@ -54,7 +75,7 @@ def reference(name: str):
     return config, weights, tokens.astype(np.int32), logits
 
 
-def build(config: Qwen2Config, weights, bounds: tuple[int, ...], remat: str = "none") -> Decoder:
+def build(config: TransformerConfig, weights, bounds: tuple[int, ...], remat: str = "none") -> Decoder:
     decoder = nnx.eval_shape(
         lambda: Decoder(
             config,
