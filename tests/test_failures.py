@@ -172,6 +172,7 @@ CATCH_ALL = {
     "storage/files.py": (3, "libraries have classes of their own for a full disk; a half file is taken away"),
     "storage/folders.py": (1, "a half folder is taken away"),
     "storage/lease_file.py": (1, "a half lease is taken away"),
+    "settings/config_files.py": (1, "the code of a config file may raise anything, and is the user's"),
     "data/tfds_builder.py": (1, "empty folders are taken away"),
     "evaluation/run_directory.py": (1, "the folder is given back"),
 }

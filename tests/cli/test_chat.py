@@ -139,6 +139,7 @@ def test_mistakes_are_one_line_each_and_the_conversation_goes_on(folder, talk, e
         f"/image {folder}/text.png": "has none of the formats",
         f"/image {folder}": "does not exist or is not a file",
         "/image 'x.png": "'x.png does not exist",
+        "/image ~nobody_of_that_name/x.png": "the home folder ~nobody_of_that_name is not known",
     }
     status, out, err = talk(*mistakes, "/usr/bin is what <image>?", "/exit", "unread")
     answer = echo([Turn("user", "/usr/bin is what <image>?")], [])

@@ -254,3 +254,29 @@ def test_beam_is_asked_for_by_name(folder, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["--from", str(folder / "data.json"), "--beam", "--to", str(folder / "set")]) == 2
     assert "pip install 'vr-jax[beam]'" in capsys.readouterr().err
+
+
+def test_the_split_is_that_of_the_data(folder):
+    """A name that could not be read again is refused before anything is read."""
+    for name, record in zip(("train", "validation"), RECORDS[:2], strict=True):
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / f"{name}.json").write_text(json.dumps([record]))
+        (folder / "data" / "0.png").write_bytes(png(seed=0))
+    assert main(["--from", str(folder / "data"), "--to", str(folder / "set"), "--split=validation"]) == 0
+    found = open_source(folder / "set", split="validation")
+    assert [found[k].id for k in range(len(found))] == [RECORDS[1]["id"]]
+
+
+@pytest.mark.parametrize("split", ["a/b", "train[:50%]", "all", "a b"])
+def test_a_split_that_could_not_be_read_again_is_refused(folder, capsys, split):
+    assert main(["--from", str(folder / "data.json"), "--to", str(folder / "set"), f"--split={split}"]) == 2
+    error = capsys.readouterr().err
+    assert f"--split = {split!r}: expected letters, digits" in error
+    assert error.count("\n") == 1
+    assert not (folder / "set").exists()
+
+
+def test_a_check_refuses_settings_that_it_does_not_read(folder, capsys):
+    flags = ["--check", "--config=configs/demo.py", "--config.optimizer.lr=5"]
+    assert main([*flags, "--from", str(folder / "data.json")]) == 2
+    assert "config.optimizer.lr has no effect on this command" in capsys.readouterr().err

@@ -141,8 +141,9 @@ def test_corrupt_config(text, checkpoint, refused):
         ),
         ({"head_dim": 8}, "head_dim = 8, expected hidden_size / heads = 6"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"hidden_size": "big"}, "is no valid TransformerConfig"),
+        ({"hidden_size": "big"}, "is no valid Qwen2Config"),
         ({"num_attention_heads": 5}, "hidden_size = 24 is not divisible by num_heads = 5"),
+        ({"model_type": ["qwen2"]}, "model_type = ['qwen2'] does not fit architectures"),
         ({"model_type": "llama"}, "model_type = 'llama' does not fit architectures = ['Qwen2ForCausalLM']"),
     ],
 )

@@ -94,6 +94,21 @@ def test_pixels_are_those_of_the_file(tmp_path):
     assert image.pad_colour == (25, 51, 76)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "preprocessor_config.json"])
+def test_a_link_to_a_file_that_is_missing_is_refused(name, tmp_path):
+    """A cache of the hub holds such links where its files were removed."""
+    (tmp_path / name).symlink_to("../blobs/0")
+    with pytest.raises(UserError, match=rf"{name} is a link to \.\./blobs/0, which is missing; download it again"):
+        folder(tmp_path)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"vision_feature_layer": -1, "vision_feature_layer": -2}')
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON: the key 'vision_feature_layer' stands twice"):
+        read_folder(tmp_path)
+
+
 def test_a_processor_inside_processor_config_comes_first(tmp_path):
     nested = {"image_processor": COMPLETE | {"image_mean": [0.7, 0.7, 0.7]}, "num_image_tokens": MODEL.cells_per_tile}
     image = processed(tmp_path, COMPLETE | {"image_mean": [0.1] * 3}, **{"processor_config.json": nested})

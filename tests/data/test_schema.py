@@ -20,6 +20,11 @@ REFUSED = {
     "weight": 0,
     "loss_weight": 0.5,
     "loss_mask": [0, 1],
+    "training": False,
+    **dict.fromkeys(("mask", "masked", "ignore", "prefix"), True),
+    "history": [["a", "b"]],
+    **dict.fromkeys(("instructions", "persona", "preamble"), "You are a pirate."),
+    "screenshots": ["a"],
 }
 IGNORED = {
     **dict.fromkeys(("source", "data_source", "dataset", "task", "caption", "url", "split", "model"), "coco"),
@@ -30,6 +35,11 @@ IGNORED = {
     "image_sizes": [[640, 480]],
     "frames": [],
     "loss": 0.25,
+    "training": True,
+    "masked": False,
+    "mask": [[0, 1], [1, 0]],
+    "figure": "Figure 3",
+    "page": 4,
     "metadata": {"width": 3, "boxes": [[1, 2]]},
     "file_name": "a.jpg",
 }
@@ -56,6 +66,9 @@ def test_a_file_name_in_a_record_without_images_is_refused(folder):
     talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
     found = conversation_of({"conversations": talk, "file_name": "dir/A.JPG"}, "x", ImageFolder(folder))
     assert "the key 'file_name', which names a file of an image" in found.detail
+    for value in (["a.png"], {"path": "a.heic"}, [{"path": "b.svg"}], "http://host/a.pdf"):
+        found = conversation_of({"conversations": talk, "files": value}, "x", ImageFolder(folder))
+        assert "the key 'files', which names a file of an image" in found.detail
     assert isinstance(
         conversation_of({"conversations": talk, "file_name": "a.txt"}, "x", ImageFolder(None)), Conversation
     )

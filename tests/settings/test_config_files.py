@@ -75,6 +75,17 @@ def test_a_file_that_cannot_be_used_is_one_line(spec, message):
         ("import nothing_of_that_name", "cannot be run: line 1: ModuleNotFoundError"),
         ("def get_config():\n    return 3", "get_config returned int; expected a ConfigDict"),
         ("def get_config():\n    return {}['steps']", "line 2: KeyError"),
+        ("def get_config():\n    assert 1 == 2, 'no'", "line 2: AssertionError: no"),
+        ("def get_config():\n    raise NotImplementedError('phase 3')", "line 2: NotImplementedError: phase 3"),
+        ("def get_config():\n    return get_config()", "RecursionError: maximum recursion depth"),
+        ("import sys\nsys.exit(0)", "cannot be run: line 2: SystemExit: 0"),
+        ("def get_config():\n    return {'a.b': 1}", "what get_config returned is no ConfigDict: "),
+        ("def get_config():\n    return {1: 2, 'model': {}}", "what get_config returned is no ConfigDict: "),
+        (
+            "from ml_collections import config_dict as c\n\n\ndef get_config():\n"
+            "    return {'steps': c.required_placeholder(int)}",
+            "what get_config returned is no ConfigDict: .*RequiredValueError",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_with_its_place(tmp_path, text, message):

@@ -105,6 +105,8 @@ def test_a_pruner_is_chosen_for_a_model_without_re_fusion_blocks():
         ("optimizer=fast", r"config\.optimizer = 'fast': this is a section; set its fields"),
         ("model.projector=None", r"config\.model\.projector = 'None': this is a section"),
         ("steps", "'steps': expected FIELD=VALUE"),
+        ("data.sources=[{[]:1}]", r"config\.data\.sources = "),
+        ("data.sources={{}}", r"config\.data\.sources = "),
     ],
 )
 def test_a_wrong_override_is_one_line(config, override, message):

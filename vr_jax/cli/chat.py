@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from vr_jax.cli.flags import Command, flag, unknown
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
@@ -96,7 +96,7 @@ def _files(text: str) -> list[str]:
     """
     if not text:
         raise UserError("/image FILE: the name of a file is missing")
-    if Path(text).expanduser().exists():
+    if os.path.exists(os.path.expanduser(text)):  # a home folder that is not known is no error here
         return [text]
     try:
         return shlex.split(text)

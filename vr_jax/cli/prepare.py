@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,6 +19,10 @@ from vr_jax.path_text import FileVariantText, PathsText, PathText
 
 MAX_SKIPPED = 0.01
 PAGE = "check.html"
+
+
+_SPLIT = re.compile(r"[A-Za-z0-9_-]+")  # what TensorFlow Datasets can read again by this name
+_SECTIONS = ("model", "init_from", "tokenizer", "data", "batch")  # what a check reads of a config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class PrepareFlags(Flags):
     format: Literal["llava_json", "llava_parquet", "array_record"] | None = flag(
         None, "Format of the data. The default is chosen by the file's name."
     )
-    split: str = flag("train", "Name of the split.")
+    split: str = flag("train", "Split to read where the data have several, and its name in the prepared set.")
     follow_links: bool = flag(False, "Let symbolic links point out of the image folder.")
     max_skipped: Fraction | None = flag(
         None,
@@ -69,13 +74,17 @@ def run(flags: PrepareFlags) -> int:
     return _check(flags) if flags.check else _write(flags)
 
 
-def _open(flags: PrepareFlags, *, split: str = "train") -> Source:
+def _open(flags: PrepareFlags) -> Source:
     return open_source(
-        flags.source, images=flags.images, format=flags.format, split=split, follow_links=flags.follow_links
+        flags.source, images=flags.images, format=flags.format, split=flags.split, follow_links=flags.follow_links
     )
 
 
 def _write(flags: PrepareFlags) -> int:
+    if not _SPLIT.fullmatch(flags.split) or flags.split == "all":
+        raise UserError(
+            f"--split = {flags.split!r}: expected letters, digits, '_' and '-', and not 'all', which means all splits"
+        )
     source = _open(flags)
     # The import of tensorflow_datasets takes seconds, so the arguments are checked first.
     from vr_jax.data.tfds_builder import prepare
@@ -105,10 +114,10 @@ def _check(flags: PrepareFlags) -> int:
     from vr_jax.settings import load_config
     from vr_jax.training import open_samples
 
-    source = _open(flags, split=flags.split) if flags.source else None
+    source = _open(flags) if flags.source else None
     processor, shape, packing, workers, limit = None, None, True, 0, MAX_SKIPPED
     if flags.config is not None:
-        config = load_config(flags.config, flags.overrides)
+        config = load_config(flags.config, flags.overrides, sections=_SECTIONS)
         source, processor, shape = open_samples(config, source)
         packing, workers, limit = config.data.packing, config.data.workers, config.data.max_skipped
     assert source is not None

@@ -202,7 +202,7 @@ def recognise(folder: ForeignFolder) -> Architecture:
 def _check_model_type(found: Architecture, classes: list[str], model_type: Any, where: str) -> None:
     """Raises UserError if `model_type`, by which transformers chooses a class, contradicts `architectures`."""
     allowed = {one for name in classes for one in found.classes.get(name, ())}
-    if model_type is not None and allowed and model_type not in allowed:
+    if model_type is not None and allowed and not (isinstance(model_type, str) and model_type in allowed):
         raise UserError(
             f"{where}: model_type = {shown(model_type)} does not fit architectures = {shown(classes)}, whose "
             f"model_type is {' or '.join(sorted(map(repr, allowed)))}; write the one that the weights belong to"

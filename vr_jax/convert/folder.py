@@ -11,7 +11,7 @@ from etils import epath
 from vr_jax.convert.weights import Checkpoint
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
-from vr_jax.model_directory import FORMAT, GENERATION_FILE, kept_fields, read_json
+from vr_jax.model_directory import FORMAT, GENERATION_FILE, is_there, kept_fields, read_json
 
 CONFIG_FILE = "config.json"
 IMAGE_PROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
@@ -94,7 +94,7 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
 
     def optional(name: str) -> JsonFile | None:
         path = directory / name
-        return JsonFile(_without(read_json(path), ignored, found), str(path)) if path.exists() else None
+        return JsonFile(_without(read_json(path), ignored, found), str(path)) if is_there(path) else None
 
     processor = optional(PROCESSOR_FILE)
     nested = processor is not None and processor.values.get("image_processor") is not None

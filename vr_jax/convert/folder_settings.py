@@ -19,7 +19,7 @@ from vr_jax.convert.preprocessing import (
 )
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model_directory import TOKENIZER_JSON_FILES, GenerationSettings, has_tokenizer, read_json
+from vr_jax.model_directory import TOKENIZER_JSON_FILES, GenerationSettings, has_tokenizer, is_there, read_json
 
 _TOKENIZER_FILE, _IMAGE = "tokenizer.json", "<image>"
 
@@ -127,7 +127,7 @@ def check_tokenizer(folder: ForeignFolder, report: Callable[[str], None]) -> Non
         UserError: One is no JSON object, e.g. since a download left a pointer in its place.
     """
     for name in TOKENIZER_JSON_FILES:
-        if (folder.directory / name).exists():
+        if is_there(folder.directory / name):
             read_json(folder.directory / name)
     if not has_tokenizer(folder.directory):
         report(

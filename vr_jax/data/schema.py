@@ -106,20 +106,24 @@ def _vocabulary(words: str) -> frozenset[str]:
 # A key with one of these words brings an image, a video or a sound.
 _MEDIA = _vocabulary(
     "image img pic photo pixel visual video clip frame audio sound speech voice media attachment jpg jpeg png "
-    "webp gif tiff bmp mp4 webm wav mp3 flac"
+    "webp gif tiff bmp mp4 webm wav mp3 flac screenshot scan photograph"
 ) | {"pic" + "ture"}  # The word is not one of this project's own (docs/design/glossary.md), but records have it.
 # A key with one of these words brings a text that speaks before the user.
-_SYSTEM = _vocabulary("system sys developer")
+_SYSTEM = _vocabulary("system sys developer persona preamble instruction")
 # A key with one of these words changes what a chat template writes, or which tokens are learned.
-_EFFECT = _vocabulary("tool function thinking reasoning weight loss trainable")
-_WEIGHT = _vocabulary("weight train trainable")
+_EFFECT = _vocabulary("tool function thinking reasoning weight loss trainable history")
+_WEIGHT = _vocabulary("weight train training trainable")
+# A key with one of these words, if it is true, takes tokens out of the loss.
+_UNLEARNED = _vocabulary("mask masked ignore ignored prefix")
 # A key that also has one of these words describes something instead of bringing it (`image_id`, `video_source`).
 _DESCRIPTION = _vocabulary(
     "id width height size shape resolution ratio count num number n index idx hash md5 sha phash license source origin "
     "dataset format mode type score quality caption description category class label tag has is name"
 )
 _MEDIA_FILE = re.compile(
-    r"[^\n]{1,1000}\.(jpe?g|png|webp|gif|bmp|tiff?|avif|p[bgp]m|mp4|webm|mkv|avi|mov|wav|mp3|flac)", re.IGNORECASE
+    r"[^\n]{1,1000}\.(jpe?g|jfif|jp2|png|webp|gif|bmp|tiff?|avif|hei[cf]|svg|pdf|p[bgp]m|mp4|webm|mkv|avi|mov|m4[av]|ogg|"
+    r"wav|mp3|flac)",
+    re.IGNORECASE,
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SHORT = reprlib.Repr(maxstring=80, maxother=80, maxlist=4, maxdict=4, maxlevel=2)
@@ -184,11 +188,12 @@ def _problem(key: str, value: Any, names_files: bool) -> str | None:
     words = _words(key)
     described = bool(words & _DESCRIPTION)
     if isinstance(value, int | float):
-        weighs = (words & _WEIGHT and value != 1) or ("loss" in words and value is False)
+        weighs = bool(words & _WEIGHT) and value != 1
+        weighs |= ("loss" in words and value is False) or (bool(words & _UNLEARNED) and value is True)
         return "changes the loss" if weighs and not described else None
     if _contains_file(value, _DEPTH):
         return "contains an encoded file"
-    if names_files and isinstance(value, str) and _MEDIA_FILE.fullmatch(value.strip()):
+    if names_files and _names_file(value, _DEPTH):
         return "names a file of an image, a video or a sound"
     if described:
         return None
@@ -214,6 +219,15 @@ def _only_numbers(value: Any, depth: int) -> bool:
     if not isinstance(value, list):
         return isinstance(value, int | float)
     return depth > 0 and all(_only_numbers(one, depth - 1) for one in value)
+
+
+def _names_file(value: Any, depth: int) -> bool:
+    """Returns whether a value is the name of an image, a video or a sound, or holds one."""
+    if isinstance(value, str):
+        return _MEDIA_FILE.fullmatch(value.strip()) is not None
+    if depth and isinstance(value, Mapping):
+        return any(_names_file(one, depth - 1) for one in value.values())
+    return bool(depth) and isinstance(value, list) and any(_names_file(one, depth - 1) for one in value)
 
 
 def _contains_file(value: Any, depth: int) -> bool:

@@ -29,8 +29,12 @@ def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Pa
     Raises:
         UserError: There is no such folder. The message says what was looked for and what was found.
     """
-    if benchmark.published is None or data is None:
-        return data
+    if data is None:
+        return None
+    if benchmark.published is None:
+        if not several:
+            raise UserError(f"--data = {data}: the benchmark {benchmark.name} reads no files; leave it out")
+        return None
     names = [repo.split("/") for repo in repositories(benchmark.published.repo)]
     wanted = [[benchmark.name], names[0][1:], *names]
     found = [folder for parts in wanted for folder in _folders(data, parts)] if data.is_dir() else []

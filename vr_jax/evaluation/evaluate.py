@@ -35,7 +35,7 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings import EvaluationSettings, MeshSettings
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import check_unlocked, make_folder, write_json
+from vr_jax.storage import check_unlocked, local_path, make_folder, write_json
 
 REPORT = "report.html"
 ALL = "all"
@@ -178,7 +178,7 @@ def output_folder(settings: EvaluationSettings) -> Path:
         UserError: No folder is set, and the checkpoint lies on the Hugging Face hub.
     """
     if settings.output:
-        return Path(settings.output).expanduser()
+        return local_path(settings.output, "output")
     if is_hub_name(settings.checkpoint or ""):
         raise UserError(
             f"{settings.checkpoint} is fetched from the Hugging Face hub: set --output to a folder for results"

@@ -27,7 +27,7 @@ from vr_jax.inference.prompts import PromptError, user_turn
 from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.state import Reply
 from vr_jax.sharding import batch_shards
-from vr_jax.storage import PathLike, as_path, atomic_write, file_errors
+from vr_jax.storage import PathLike, as_path, atomic_write, file_errors, parse_json
 
 FIELDS = ("id", "question", "turns", "image", "images", "messages")
 _WINDOW = 8  # batches that are prepared together, so that prompts of one length meet
@@ -195,7 +195,7 @@ def read_questions(path: PathLike) -> list[Question]:
 
 def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:  # of JSON and of UTF-8
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(record, dict):
@@ -272,6 +272,11 @@ def _turns(record: dict[str, Any], where: str) -> tuple[Turn, ...]:
         role = ("user", "assistant")[index % 2]
         if not isinstance(turn, dict) or turn.get("role") != role or not isinstance(turn.get("text"), str):
             raise UserError(f"{where}: turn {index + 1}: {expected}")
+        if others := [name for name, value in turn.items() if name not in ("role", "text") and value is not None]:
+            raise UserError(
+                f"{where}: turn {index + 1}: unknown field {others[0]!r}; {expected}. Images are in 'image' or "
+                "'images' of the record, or in the parts of 'messages'"
+            )
     return tuple(Turn(turn["role"], turn["text"]) for turn in turns)
 
 

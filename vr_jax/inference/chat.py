@@ -14,6 +14,7 @@ from vr_jax.errors import UserError
 from vr_jax.inference.generator import Generator
 from vr_jax.inference.prompts import user_turn
 from vr_jax.inference.sampling import Sampling
+from vr_jax.storage import local_path
 
 
 class Chat:
@@ -72,7 +73,7 @@ class Chat:
         Raises:
             UserError: An image cannot be used; the conversation stays as it was.
         """
-        pending = (*self.pending, *(Path(path).expanduser() for path in paths))
+        pending = (*self.pending, *(local_path(path, "the image") for path in paths))
         self._prompt((*self.turns, user_turn("", len(pending))), (*self.images, *pending))
         self.pending = pending
 

@@ -24,7 +24,7 @@ from vr_jax.model_directory.generation import (
     read_generation,
     token_ids,
 )
-from vr_jax.model_directory.json_files import read_json
+from vr_jax.model_directory.json_files import is_there, read_json
 from vr_jax.model_directory.layout import (
     FORMAT,
     PIXELS,
@@ -54,6 +54,7 @@ __all__ = [
     "copy_side_files",
     "generation_of_chat",
     "has_tokenizer",
+    "is_there",
     "kept_fields",
     "load_model",
     "load_params",

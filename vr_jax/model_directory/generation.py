@@ -15,7 +15,7 @@ from etils import epath
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from vr_jax.model_directory.field_table import FieldTable
-from vr_jax.model_directory.json_files import read_json
+from vr_jax.model_directory.json_files import is_there, read_json
 from vr_jax.storage import PathLike, as_path
 
 GENERATION_FILE = "generation_config.json"
@@ -182,7 +182,7 @@ def read_generation(directory: PathLike) -> GenerationSettings:
         UserError: The file cannot be read, or has a field that is refused.
     """
     path = as_path(directory) / GENERATION_FILE
-    if not path.exists():
+    if not is_there(path):
         return GenerationSettings()
     return GenerationSettings.from_foreign(read_json(path), str(path))
 
@@ -200,7 +200,7 @@ def generation_of_chat(directory: PathLike) -> dict[str, Any] | None:
         UserError: A file cannot be read, or has a field that is refused.
     """
     path, tokenizer = as_path(directory) / GENERATION_FILE, as_path(directory) / _TOKENIZER_FILE
-    if not path.exists():
+    if not is_there(path):
         return None
     values = read_json(path)
     ids = GenerationSettings.from_foreign(values, str(path)).eos_token_ids

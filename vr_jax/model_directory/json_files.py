@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 from typing import Any
 
 from etils import epath
 
 from vr_jax.errors import UserError
+from vr_jax.storage import parse_json
+
+
+def is_there(path: epath.Path) -> bool:
+    """Returns whether a folder has a file of this name, which may be a link to a file that is missing.
+
+    A cache of the hub has such links where the files that they mean were removed.
+    """
+    return path.exists() or os.path.islink(path)
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -17,11 +26,11 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         UserError: The file is missing or unreadable, or holds something else.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise UserError(f"{path} is a link to {os.readlink(path)}, which is missing; download it again") from None
         raise UserError(f"{path} is missing") from None
-    except RecursionError:
-        raise UserError(f"{path} is not valid JSON for us: it is nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     except OSError as error:

@@ -27,7 +27,7 @@ from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import HEAD_SETTINGS, Fit, fit
 from vr_jax.settings import MeshSettings, ProbeSettings, TrainConfig
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import results_folder
+from vr_jax.storage import local_path, results_folder
 
 FIGURE = "probe.svg"
 # This value of `TrainConfig.tokenizer` stands for the generated tokenizer of the demo.
@@ -73,14 +73,14 @@ def output_folder(settings: ProbeSettings) -> Path:
         UserError: The settings have neither an output folder nor a checkpoint.
     """
     if settings.output is not None:
-        return Path(settings.output).expanduser()
+        return local_path(settings.output, "output")
     if settings.checkpoint is None:
         raise UserError("There is no output folder: set --output, because there is no --checkpoint to put it into.")
     if is_hub_name(settings.checkpoint):
         raise UserError(
             f"{settings.checkpoint} is fetched from the Hugging Face hub: set --output to a folder for results."
         )
-    return Path(settings.checkpoint).expanduser() / "probe"
+    return local_path(settings.checkpoint, "checkpoint") / "probe"
 
 
 def run_probe(
@@ -163,7 +163,7 @@ def _check_settings(settings: ProbeSettings, model: VlmConfig | None) -> Path:
         )
     if settings.checkpoint is None and (model is None or settings.output is None):
         raise UserError("--random without --checkpoint needs --config with a model, and --output with a folder.")
-    return Path(settings.data).expanduser()
+    return local_path(settings.data, "data")
 
 
 def _model_config(settings: ProbeSettings, model: VlmConfig | None) -> VlmConfig:

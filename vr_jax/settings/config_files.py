@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import traceback
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ml_collections import ConfigDict
@@ -16,19 +17,6 @@ from vr_jax.fields import check, field_types
 from vr_jax.settings.train_config import TrainConfig
 
 CONFIG_FOLDER = "configs"
-
-# What the code of a config file can do wrong. The user sees it on one line, like any other mistake in the settings.
-_FILE_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 def load_config(
@@ -95,23 +83,32 @@ def read_config_file(spec: str | Path) -> ConfigDict:
     if found is None or found.loader is None:
         raise ConfigError(f"config {path}: expected a Python file with a function get_config")
     module = importlib.util.module_from_spec(found)
-    try:
+    with _code_of(f"config {path} cannot be run", path):
         found.loader.exec_module(module)
-    except _FILE_ERRORS as error:
-        raise ConfigError(f"config {path} cannot be run: {_place(error, path)}{_one_line(error)}") from error
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config {path} has no function get_config")
-    try:
+    with _code_of(f"config {spec}", path):
         values = module.get_config(variant) if colon else module.get_config()
-    except ConfigError as error:
-        raise ConfigError(f"config {spec}: {error}") from error
-    except ValueError as error:  # config files refuse a variant with it
-        raise ConfigError(f"config {spec}: {' '.join(str(error).split())}") from error
-    except _FILE_ERRORS as error:
-        raise ConfigError(f"config {spec}: {_place(error, path)}{_one_line(error)}") from error
     if not isinstance(values, ConfigDict | Mapping):
         raise ConfigError(f"config {spec}: get_config returned {type(values).__name__}; expected a ConfigDict")
-    return values if isinstance(values, ConfigDict) else ConfigDict(dict(values))
+    with _code_of(f"config {spec}: what get_config returned is no ConfigDict", path):
+        found_values = values if isinstance(values, ConfigDict) else ConfigDict(dict(values))
+        found_values.to_dict()  # A field that must be set, and is not, fails here.
+    return found_values
+
+
+@contextmanager
+def _code_of(where: str, path: Path) -> Iterator[None]:
+    """Makes one line of whatever the code of a config file raises: the user sees it like any other mistake."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except (Exception, SystemExit) as error:
+        # Config files refuse a variant with a ValueError, which needs no line of the file.
+        place = "" if type(error) is ValueError else _place(error, path)
+        text = " ".join(str(error).split()) if type(error) is ValueError else _one_line(error)
+        raise ConfigError(f"{where}: {place}{text}") from error
 
 
 def split_variant(spec: str) -> tuple[str, str, str]:

@@ -258,6 +258,6 @@ def _literal(text: str) -> Any:
     for read in (ast.literal_eval, json.loads) if text.lstrip()[:1] in ("[", "{") else (ast.literal_eval,):
         try:
             return read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
     return text

@@ -28,6 +28,7 @@ from vr_jax.storage.folders import (
     owner_of,
     results_folder,
 )
+from vr_jax.storage.json_text import parse_json
 from vr_jax.storage.lease import (
     LOCK_FILE,
     STALE_AFTER,
@@ -72,6 +73,7 @@ __all__ = [
     "matching_paths",
     "move_folder",
     "owner_of",
+    "parse_json",
     "refuse_buckets",
     "remove_empty_folders",
     "remove_folder",
