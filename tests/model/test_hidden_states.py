@@ -13,7 +13,7 @@ from transformers import Qwen2Config as TorchConfig
 from transformers import Qwen2ForCausalLM
 
 from tests import torch_weights
-from tests.model.decoders.test_qwen2 import LENGTH, build, stream_of
+from tests.model.decoders.test_transformer import LENGTH, build, stream_of
 from tests.tiny import SampleImage, Text, example, pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.vlm import abstract_model
