@@ -78,6 +78,7 @@ def test_a_file_that_cannot_be_used_is_one_line(spec, message):
         ("def get_config():\n    assert 1 == 2, 'no'", "line 2: AssertionError: no"),
         ("def get_config():\n    raise NotImplementedError('phase 3')", "line 2: NotImplementedError: phase 3"),
         ("def get_config():\n    return get_config()", "RecursionError: maximum recursion depth"),
+        ("int('x')", "cannot be run: line 1: ValueError: invalid literal"),
         ("import sys\nsys.exit(0)", "cannot be run: line 2: SystemExit: 0"),
         ("def get_config():\n    return {'a.b': 1}", "what get_config returned is no ConfigDict: "),
         ("def get_config():\n    return {1: 2, 'model': {}}", "what get_config returned is no ConfigDict: "),

@@ -138,13 +138,14 @@ def test_the_only_checkpoint_stays_until_the_next_one_has_its_checksums(tmp_path
     assert_intact(tmp_path, 2)
 
 
-def test_the_best_checkpoints_stay_beside_the_newest(tmp_path):
+@pytest.mark.parametrize(("keep_last", "kept"), [(2, [2, 3, 5, 6]), (0, [2, 3])])
+def test_the_best_checkpoints_stay_beside_the_newest(tmp_path, keep_last, kept):
     losses = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.6, 5: 0.7, 6: 0.8}
-    with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=keep_last, keep_best=2) as checkpoints:
         for step, loss in losses.items():
             checkpoints.save(step, state(step), data={}, config={}, skip_statistics={}, loss=loss)
         checkpoints.finish()
-        assert checkpoints.steps() == [2, 3, 5, 6]
+        assert checkpoints.steps() == kept
         assert checkpoints.best_step() == 2
 
 

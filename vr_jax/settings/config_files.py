@@ -87,7 +87,7 @@ def read_config_file(spec: str | Path) -> ConfigDict:
         found.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config {path} has no function get_config")
-    with _code_of(f"config {spec}", path):
+    with _code_of(f"config {spec}", path, refuses=True):
         values = module.get_config(variant) if colon else module.get_config()
     if not isinstance(values, ConfigDict | Mapping):
         raise ConfigError(f"config {spec}: get_config returned {type(values).__name__}; expected a ConfigDict")
@@ -98,17 +98,22 @@ def read_config_file(spec: str | Path) -> ConfigDict:
 
 
 @contextmanager
-def _code_of(where: str, path: Path) -> Iterator[None]:
-    """Makes one line of whatever the code of a config file raises: the user sees it like any other mistake."""
+def _code_of(where: str, path: Path, *, refuses: bool = False) -> Iterator[None]:
+    """Makes one line of whatever the code of a config file raises: the user sees it like any other mistake.
+
+    Args:
+        where: The beginning of the line.
+        path: The config file.
+        refuses: Whether a ValueError is the file's own refusal of a variant, which needs no place in the file.
+    """
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:
-        # Config files refuse a variant with a ValueError, which needs no line of the file.
-        place = "" if type(error) is ValueError else _place(error, path)
-        text = " ".join(str(error).split()) if type(error) is ValueError else _one_line(error)
-        raise ConfigError(f"{where}: {place}{text}") from error
+        if refuses and isinstance(error, ValueError):
+            raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: {_place(error, path)}{_one_line(error)}") from error
 
 
 def split_variant(spec: str) -> tuple[str, str, str]:

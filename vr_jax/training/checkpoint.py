@@ -199,7 +199,7 @@ class Checkpoints:
         self.wait()
         distributed.barrier("the last save is complete")
         steps = self.steps()
-        old = steps[: -self._keep_last]
+        old = steps[: max(0, len(steps) - self._keep_last)]
         if not old:
             return
         losses = {step: self._manager.metrics(step)["loss"] for step in steps}

@@ -90,7 +90,9 @@ class Recorder:
         self._compare_samples(values["samples"])
         work = self._flops.total(**{unit: values[unit] for unit in ("tiles", "tokens", "pairs", "targets")})
         numbers: dict[str, float | None] = {
-            **{name: value for name, value in values.items() if name != "pairs"},  # those only count operations
+            **{
+                name: value for name, value in values.items() if name != "pairs"
+            },  # Pairs serve the count of operations.
             "seconds": seconds,
             "tokens_per_s": values["tokens"] / seconds,
             "samples_per_s": values["samples"] / seconds,
