@@ -264,4 +264,4 @@ def test_a_process_that_waits_says_for_whom(monkeypatch):
         UserError, match=r"\(coordinator localhost:1\) cannot be connected: DEADLINE_EXCEEDED: nobody came$"
     ):
         distributed.initialize("localhost:1", 2, 1)
-    assert "for process 0 of the run (coordinator localhost:1): all must be started with this --coordinator" in said[0]
+    assert "for process 0 of the run (coordinator localhost:1: all must be started with this address" in said[0]

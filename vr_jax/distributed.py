@@ -112,20 +112,17 @@ def _check_address(coordinator: str) -> None:
 def _waiting(coordinator: str | None, process_id: int | None) -> Iterator[None]:
     """Says every half minute for whom this process waits, as it would for five minutes with a wrong address."""
     connected = threading.Event()
-    where = coordinator or "found by JAX itself"
+    if coordinator is None:
+        where = "JAX found its address itself"
+    else:
+        where = f"coordinator {coordinator}: all must be started with this address of process 0"
     for_whom = "the other processes" if process_id == 0 else "process 0"
 
     def say() -> None:
         seconds = 0
         while not connected.wait(_SAY_WAITING):
             seconds += _SAY_WAITING
-            logger.warning(
-                "waited %d s for %s of the run (coordinator %s): all must be started with this --coordinator, the "
-                "address of process 0, and the same --num_processes",
-                seconds,
-                for_whom,
-                where,
-            )
+            logger.warning("waited %d s for %s of the run (%s)", seconds, for_whom, where)
 
     threading.Thread(target=say, name="waiting for the other processes", daemon=True).start()
     try:

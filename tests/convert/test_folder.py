@@ -105,7 +105,7 @@ def test_a_link_to_a_file_that_is_missing_is_refused(name, tmp_path):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     folder(tmp_path)
     (tmp_path / "config.json").write_text('{"vision_feature_layer": -1, "vision_feature_layer": -2}')
-    with pytest.raises(UserError, match=r"config\.json is not valid JSON: the key 'vision_feature_layer' stands twice"):
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON: it has the key 'vision_feature_layer' twice"):
         read_folder(tmp_path)
 
 

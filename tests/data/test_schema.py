@@ -36,6 +36,7 @@ IGNORED = {
     "frames": [],
     "loss": 0.25,
     "training": True,
+    "training_step": 500,
     "masked": False,
     "mask": [[0, 1], [1, 0]],
     "figure": "Figure 3",

@@ -135,7 +135,7 @@ def test_messages_place_their_images(tmp_path):
         ('{"question": "a", "image": "\\ud800.png"}', ":2: An image is not valid Unicode"),
         ('{"question": null, "image": "b"}', ":2: expected one of 'question' and 'turns'"),
         ('{"turns": [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]}', ":2: 'turns' is a list of"),
-        ('{"question": "a", "question": "b"}', ":2: not valid JSON (the key 'question' stands twice in one object"),
+        ('{"question": "a", "question": "b"}', ":2: not valid JSON (it has the key 'question' twice in one object"),
         ("[" * 100_000, ":2: not valid JSON (it is nested too deeply)"),
         (
             '{"turns": [{"role": "user", "text": "a", "image": "b.png"}]}',

@@ -14,7 +14,7 @@ from etils import epath
 
 from vr_jax.convert.processor_export import CHAT_TEMPLATE
 from vr_jax.errors import UserError
-from vr_jax.model_directory import read_json
+from vr_jax.model_directory import is_there, read_json
 
 # In the order of transformers: the first file that exists counts.
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
@@ -28,7 +28,7 @@ def find_template(directory: epath.Path) -> tuple[str, str] | None:
     """
     for name in _FILES:
         path = directory / name
-        if not path.exists():
+        if not is_there(path):
             continue
         if name.endswith(".jinja"):
             try:

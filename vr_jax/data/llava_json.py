@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Int
 
 from vr_jax.data.records import ImageFolder, conversation_of, require_file
-from vr_jax.data.schema import shown
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
+from vr_jax.storage import RepeatedKey, parse_json
 
 MESSAGE_KEYS = {"conversations", "messages"}  # a record has one of these
 
@@ -61,9 +61,9 @@ class LlavaJsonSource:
         begin, end = self._ranges[index]
         record_id = f"{self.path.name}#{index}"
         try:
-            record = json.loads(self._map[begin:end], object_pairs_hook=_unique)
-        except SkipRecord as error:
-            return error.as_skip(record_id)
+            record = parse_json(self._map[begin:end])
+        except RepeatedKey as error:
+            return SkipRecord("malformed_record", f"The record cannot be read: {error}.").as_skip(record_id)
         except ValueError as error:
             detail = f"{self.path} changed while it was in use: record {index} is no longer JSON ({error})."
             return SkipRecord("malformed_record", detail).as_skip(record_id)
@@ -76,21 +76,6 @@ class LlavaJsonSource:
     def __repr__(self) -> str:
         """Names the file and the number of records."""
         return f"LlavaJsonSource({str(self.path)!r}, {len(self)} records)"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes the dictionary of a JSON object.
-
-    Raises:
-        SkipRecord: A key is there twice, of which Python would take the last one without a word.
-    """
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        detail = f"The record has the key {', '.join(map(shown, repeated))} twice in one object; keep one of them."
-        raise SkipRecord("malformed_record", detail)
-    return result
 
 
 def _record_ranges(path: Path) -> Int[np.ndarray, "records 2"]:

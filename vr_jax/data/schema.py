@@ -112,7 +112,9 @@ _MEDIA = _vocabulary(
 _SYSTEM = _vocabulary("system sys developer persona preamble instruction")
 # A key with one of these words changes what a chat template writes, or which tokens are learned.
 _EFFECT = _vocabulary("tool function thinking reasoning weight loss trainable history")
-_WEIGHT = _vocabulary("weight train training trainable")
+_WEIGHT = _vocabulary("weight train trainable")
+# A key with one of these words, if it is false, takes tokens out of the loss; a number describes the training.
+_LEARNED = _vocabulary("loss training")
 # A key with one of these words, if it is true, takes tokens out of the loss.
 _UNLEARNED = _vocabulary("mask masked ignore ignored prefix")
 # A key that also has one of these words describes something instead of bringing it (`image_id`, `video_source`).
@@ -189,7 +191,8 @@ def _problem(key: str, value: Any, names_files: bool) -> str | None:
     described = bool(words & _DESCRIPTION)
     if isinstance(value, int | float):
         weighs = bool(words & _WEIGHT) and value != 1
-        weighs |= ("loss" in words and value is False) or (bool(words & _UNLEARNED) and value is True)
+        weighs |= bool(words & _LEARNED) and value is False
+        weighs |= bool(words & _UNLEARNED) and value is True
         return "changes the loss" if weighs and not described else None
     if _contains_file(value, _DEPTH):
         return "contains an encoded file"

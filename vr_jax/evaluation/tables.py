@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from vr_jax.data.records import ImageFolder, images_of
 from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.evaluation.files import Wanted, find_jsonl, find_shards
+from vr_jax.storage import parse_json
 
 # The number of rows that are converted at a time. The converted rows are a second copy of their images.
 _ROWS_AT_ONCE = 64
@@ -249,8 +249,8 @@ def _jsonl_records(path: Path) -> Iterator[Any]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # The line is not JSON, or not UTF-8.
+            record = parse_json(line)
+        except ValueError as error:  # The line is not JSON, or not UTF-8.
             yield f"{path.name}, line {number}: {error}"
         else:
             found = f"{path.name}, line {number}: expected an object, found {_kind(record)}"

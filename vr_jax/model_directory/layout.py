@@ -77,7 +77,7 @@ def read_sections(directory: PathLike) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if not as_path(directory).exists():
             raise UserError(
-                f"{directory} is not a model directory: there is no such folder{_nearby(directory)}; give one that "
+                f"{directory} is not a model directory: there is no such folder; give one that "
                 "`vr-jax convert import` wrote, or the folder `model` in the workdir of a run"
             ) from None
         raise UserError(f"{directory} is not a model directory: it has no {CONFIG_FILE}{_nearby(directory)}") from None

@@ -28,7 +28,7 @@ from vr_jax.storage.folders import (
     owner_of,
     results_folder,
 )
-from vr_jax.storage.json_text import parse_json
+from vr_jax.storage.json_text import RepeatedKey, parse_json
 from vr_jax.storage.lease import (
     LOCK_FILE,
     STALE_AFTER,
@@ -55,6 +55,7 @@ __all__ = [
     "Clock",
     "Lease",
     "PathLike",
+    "RepeatedKey",
     "as_path",
     "atomic_write",
     "check_apart",

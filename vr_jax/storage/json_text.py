@@ -6,11 +6,16 @@ import json
 from typing import Any
 
 
+class RepeatedKey(ValueError):
+    """A key stands twice in one object."""
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parses JSON.
 
     Raises:
-        ValueError: The text is not valid JSON, is nested too deeply, or has a key twice in one object.
+        RepeatedKey: A key stands twice in one object.
+        ValueError: The text is not valid JSON, or is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -23,5 +28,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated!r} stands twice in one object; keep one of them")
+        raise RepeatedKey(f"it has the key {repeated[:80]!r} twice in one object; keep one of them")
     return values
