@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax.kernels.attention import cached_attention
 from vr_jax.pytree import array_dataclass
 
 
@@ -142,6 +144,35 @@ class DecodeStage(Protocol):
             The hidden states after the stage, and the cache with the new keys and values.
         """
         ...
+
+
+def scan_stage(
+    stage: Any, hidden: Float[Array, "B 1 D"], rotary: Rotary, cache: StageCache
+) -> tuple[Float[Array, "B 1 D"], StageCache]:
+    """Decodes one token per row by a scan over the stacked layers of a stage; see `DecodeStage`.
+
+    A layer is called with hidden states, rotary angles and a function that attends, and returns hidden states and what
+    that function wrote.
+    """
+    valid = cache.valid.at[:, cache.next].set(True)
+
+    def body(
+        carry: tuple[Array, Array, Array], layer_and_index: tuple[Any, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        # The cache is carried and not scanned over, so that each step writes one slot in place.
+        x, keys, values = carry
+        layer, index = layer_and_index
+
+        def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            written = write_slot(keys, k, cache.next, index), write_slot(values, v, cache.next, index)
+            return cached_attention(q, written[0][index], written[1][index], valid), written
+
+        x, (keys, values) = layer(x, rotary, attend)
+        return (x, keys, values), None
+
+    layers = jnp.arange(len(cache.keys))
+    (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))
+    return hidden, dataclasses.replace(cache, keys=keys, values=values, valid=valid, next=cache.next + 1)
 
 
 @runtime_checkable

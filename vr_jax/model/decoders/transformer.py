@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vr_jax.fields import PositiveFloat, PositiveInt, check
-from vr_jax.kernels.attention import attention, cached_attention
+from vr_jax.kernels.attention import attention
 from vr_jax.model.decoders.stages import (
     DecoderInputs,
     DecodeStage,
@@ -38,7 +38,7 @@ from vr_jax.model.decoders.stages import (
     Rotary,
     StageCache,
     StageHook,
-    write_slot,
+    scan_stage,
 )
 from vr_jax.model.layers import (
     Embedding,
@@ -434,28 +434,3 @@ class Decoder(nnx.Module):
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
         kernel = self.lm_head.kernel[...].astype(hidden.dtype)
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
-
-
-def scan_stage(
-    stage: DecoderLayer, hidden: Float[Array, "B 1 D"], rotary: Rotary, cache: StageCache
-) -> tuple[Float[Array, "B 1 D"], StageCache]:
-    """Decodes one token per row by a scan over the stacked layers of a stage; see `DecodeStage`."""
-    valid = cache.valid.at[:, cache.next].set(True)
-
-    def body(
-        carry: tuple[Array, Array, Array], layer_and_index: tuple[DecoderLayer, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        # The cache is carried and not scanned over, so that each step writes one slot in place.
-        x, keys, values = carry
-        layer, index = layer_and_index
-
-        def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues]:
-            written = write_slot(keys, k, cache.next, index), write_slot(values, v, cache.next, index)
-            return cached_attention(q, written[0][index], written[1][index], valid), written
-
-        x, (keys, values) = layer(x, rotary, attend)
-        return (x, keys, values), None
-
-    layers = jnp.arange(len(cache.keys))
-    (hidden, keys, values), _ = jax.lax.scan(body, (hidden, cache.keys, cache.values), (stage, layers))
-    return hidden, dataclasses.replace(cache, keys=keys, values=values, valid=valid, next=cache.next + 1)
