@@ -17,8 +17,10 @@ from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.settings import TrainConfig
 from vr_jax.training.inputs import Inputs
+from vr_jax.training.metrics import read_metrics
 
 TILE, CELLS, VOCABULARY = 16, 4, 64
+STEPS = 20
 
 
 # Every width is a multiple of 8, so that each mesh of 8 devices divides it.
@@ -135,3 +137,13 @@ def plain_run(**changes) -> TrainConfig:
     """4 updates of `PLAIN`, saved every 2. changes: values by dotted field name."""
     fields = {"model": PLAIN, "trainable": ("decoder.*", "projector.*"), "steps": 4, "checkpoint.every": 2}
     return tiny_run(**fields).replace(changes)
+
+
+def twenty_steps(**changes):
+    """20 updates of `PLAIN`, saved every 4."""
+    return plain_run(**{"steps": STEPS, "checkpoint.every": 4} | changes)
+
+
+def series(workdir):
+    """Step, loss, norm of the gradient and learning rate of every update that a run has written."""
+    return [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in read_metrics(workdir / "metrics.jsonl")]
