@@ -134,7 +134,7 @@ class Prompt:
             tile_size=self.config.image.tile_size,
         )
         rows = [[example]] * self.batch_size
-        return collate(rows, shape, weighted_cells=self.config.image.may_interpolate).batch
+        return collate(rows, shape, optional=self.config.batch_fields).batch
 
     def torch_inputs(self, image_token: int, torch: Any) -> dict[str, Any]:
         """The rows for transformers, as host tensors. Pixels are float32 from -1 to 1, as its processor makes them."""

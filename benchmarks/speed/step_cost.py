@@ -53,7 +53,7 @@ def abstract_prompt(config: VlmConfig) -> Batch:
     shape = BatchShape(
         rows=1, tokens=len(layout.cell) + TEXT_TOKENS, tiles=layout.tiles, tile_size=config.image.tile_size
     )
-    return batch_structs(shape, SingleDeviceSharding(jax.devices()[0]), weighted_cells=False)
+    return batch_structs(shape, SingleDeviceSharding(jax.devices()[0]))
 
 
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
@@ -74,7 +74,7 @@ def prefill_flops(config: VlmConfig) -> float:
 def block_flops(config: VlmConfig) -> tuple[float, float]:
     """The operations of the cross-attention and of the rest (the self-attention) of one insertion."""
     model, batch = abstract_model(config), abstract_prompt(config)
-    levels = jax.eval_shape(VisionLanguageModel.encode_images, model, batch.tile_pixels)
+    levels = jax.eval_shape(VisionLanguageModel.encode_images, model, batch)
     context = jax.eval_shape(VisionLanguageModel.vision_context, model, levels, batch)
     inputs = jax.eval_shape(VisionLanguageModel.inputs, model, levels, batch)
     assert model.refusion is not None

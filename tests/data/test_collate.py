@@ -83,7 +83,7 @@ def test_weighted_cells_move_with_their_tiles(tokenizer, examples):
     np.testing.assert_array_equal(batch.vision_weights[0, n : 2 * n], example.vision_weights)
     np.testing.assert_array_equal(batch.vision_cell[0, n : 2 * n][real], batch.vision_cells[0, n : 2 * n, 0][real])
     # In such a batch the tokens of an example without weights have weight one for their own cell.
-    plain = collate([[examples[1], examples[0]]], SHAPE, weighted_cells=True).batch
+    plain = collate([[examples[1], examples[0]]], SHAPE, optional=("vision_cells", "vision_weights")).batch
     vision = plain.vision_cell >= 0
     np.testing.assert_array_equal(plain.vision_cells[vision][:, 0], plain.vision_cell[vision])
     np.testing.assert_array_equal(plain.vision_weights, vision[..., None] * [[[1, 0, 0, 0]]])

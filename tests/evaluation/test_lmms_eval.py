@@ -313,7 +313,7 @@ def through_the_cache(model, prompts, replies):
     decode = jax.jit(lambda model, *step: model.decode(*step))
     found = []
     for prompt, tokens in zip(prompts, replies, strict=True):
-        host = collate([[prompt]], shape, pad_side="left", weighted_cells=model.config.image.may_interpolate)
+        host = collate([[prompt]], shape, pad_side="left", optional=model.config.batch_fields)
         hidden, cache = prefill(model, host.batch)
         rows = []
         for step, token in enumerate(tokens):

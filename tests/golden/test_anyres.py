@@ -116,7 +116,7 @@ def test_splice(case: Entry):
         assert [one.tiles for one in layouts] == [tiles for _, tiles in mine[:count]], kind
         nothing = np.zeros(len(ids), bool)
         text = TokenisedConversation(ids, labels != -100, nothing, nothing.astype(np.int8), nothing.astype(np.int32))
-        found = splice(text, layouts, 0, u)
+        found = splice(text, layouts, 0, u * u, markers={})
         value = np.where(found["vision_cell"] >= 0, found["vision_cell"] + offset, found["tokens"] + 1_000_000)
         value = np.where(found["vision_cell"] == NEWLINE, -1, value)
         offset += sum(tiles for _, tiles in mine) * u * u

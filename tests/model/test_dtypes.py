@@ -86,7 +86,7 @@ def test_activations_cache_and_logits(model, batch):
     assert hidden.dtype == NARROW
     assert {(stage.keys.dtype, stage.values.dtype) for stage in cache} == {(NARROW, NARROW)}
     assert jax.eval_shape(lambda m, h: m.logits(h), model, hidden).dtype == WIDE
-    levels = jax.eval_shape(lambda m, b: m.encode_images(b.tile_pixels), model, batch)
+    levels = jax.eval_shape(lambda m, b: m.encode_images(b), model, batch)
     assert {level.dtype for level in levels.values()} == {NARROW}
 
 

@@ -84,7 +84,7 @@ def test_layers_that_do_not_exist(reference, layers):
 def by_hand(model, batch):
     """The hidden states after every decoder layer, run one at a time, and after every block."""
     config = model.config
-    levels = model.encode_images(batch.tile_pixels)
+    levels = model.encode_images(batch)
     context, inputs = model.vision_context(levels, batch), model.inputs(levels, batch)
     spec = config.spec
     one_layer = nnx.eval_shape(
@@ -118,7 +118,7 @@ def test_vision_tokens_around_vision_remember():
 
     @jax.jit
     def everything(model):
-        levels = model.encode_images(batch.tile_pixels)
+        levels = model.encode_images(batch)
         found = model.hidden_states(levels, batch, (1, 2, 3, 4))
         final, _ = model.run(levels, batch)
         return found.after, found.resumed, by_hand(model, batch), final, model.decoder.norm(found.after[4])

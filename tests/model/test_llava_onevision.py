@@ -148,7 +148,9 @@ def our_answers(model: VisionLanguageModel, processor: Processor, conversations:
     config = model.config
     shape = BatchShape(rows=len(examples), tokens=length, tiles=tiles, tile_size=config.image.tile_size)
     weighted = config.image.may_interpolate
-    batch = collate([[e] for e in examples], shape, pad_side="left", weighted_cells=weighted).batch
+    batch = collate(
+        [[e] for e in examples], shape, pad_side="left", optional=("vision_cells", "vision_weights") if weighted else ()
+    ).batch
 
     @jax.jit
     def prefill(model, batch):

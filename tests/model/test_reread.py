@@ -134,7 +134,7 @@ def test_it_looks_at_the_ordinary_forward_pass(model, batch, found):
 
     @jax.jit
     def whole(model, batch):
-        levels, found = model.encode_images(batch.tile_pixels), []
+        levels, found = model.encode_images(batch), []
         context, hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
 
         def apply(k, inputs, state):

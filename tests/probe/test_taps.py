@@ -46,7 +46,7 @@ def tapped():
     @jax.jit
     def everything(model, pixels):
         tokens = tapped_tokens(model, prompt, pixels, taps)
-        levels = model.encode_images(batch.tile_pixels)
+        levels = model.encode_images(batch)
         final, _ = model.run(levels, batch)
         return tokens, levels, final, model.embed(batch, levels), model.decoder.norm(tokens["layer 3"])
 

@@ -20,7 +20,7 @@ def test_the_abstract_batch_is_that_of_collate_and_put_batch(weighted):
     model = tiny_config(**({"image": anyres9_all36(16), "refusion": None} if weighted else {}))
     mesh = sharding.make_mesh()
     shape = BatchShape(rows=8, tokens=24, tiles=2, tile_size=16)
-    real = put_batch(collate([], shape, weighted_cells=model.image.may_interpolate).batch, mesh)
+    real = put_batch(collate([], shape, optional=model.batch_fields).batch, mesh)
     config = dataclasses.replace(tiny_run(), model=model)
     planned = abstract_batch(config, mesh)
     assert jax.tree.structure(planned) == jax.tree.structure(real)

@@ -16,33 +16,13 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
+from vr_jax.data.layouts import TokenLayout, frozen
 from vr_jax.data.resizing import centred, padded_square, resized
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig
 
 # `anyres_max_N` shrinks a map of tokens whose side exceeds that of N tiles by more than this factor.
 BILINEAR_ABOVE = 1.1
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """The n vision tokens of one image in order, known before anything is computed.
-
-    Attributes:
-        cell: The compressed cell that a token stands for, tile * u * u + row * u + column with tile 0 as the base tile,
-            or NEWLINE.
-        tiles: The number of tiles of the image, the base tile included.
-        grid: The (columns, rows) of the grid of tiles, or None for modes with one tile.
-        cells: The four cells that a token interpolates, where the map of tokens is shrunk bilinearly; else None. `cell`
-            then contains the first of them. A newline has zeros.
-        weights: The weights of these four cells. A newline has zeros.
-    """
-
-    cell: Int[np.ndarray, " n"]
-    tiles: int
-    grid: tuple[int, int] | None = None
-    cells: Int[np.ndarray, "n 4"] | None = None
-    weights: Float[np.ndarray, "n 4"] | None = None
 
 
 def select_grid(size: tuple[int, int], grids: tuple[tuple[int, int], ...], tile_size: int) -> tuple[int, int]:
@@ -113,25 +93,25 @@ def layout(size: tuple[int, int], u: int, config: ImageConfig, *, alone: bool = 
     """
     base = np.arange(u * u, dtype=np.int32)
     if not (config.is_anyres and alone):
-        return _frozen(TokenLayout(np.append(base, np.int32(NEWLINE)) if config.unpad else base, tiles=1))
+        return frozen(TokenLayout(np.append(base, np.int32(NEWLINE)) if config.unpad else base, tiles=1))
     columns, rows = grid = select_grid(size, config.grids, config.tile_size)
     tile, cell = np.meshgrid(np.arange(1, 1 + columns * rows), base, indexing="ij")
     raster = (tile * u * u + cell).reshape(rows, columns, u, u).swapaxes(1, 2).reshape(rows * u, columns * u)
     tiles = 1 + columns * rows
     if not config.unpad:
-        return _frozen(TokenLayout(np.append(base, raster).astype(np.int32), tiles, grid))
+        return frozen(TokenLayout(np.append(base, raster).astype(np.int32), tiles, grid))
     (top, bottom), (left, right) = unpadded(size, (columns * u, rows * u), config.unpad_rounding)
     kept = raster[top:bottom, left:right].astype(np.int32)
     shrink = math.sqrt(kept.shape[0] * kept.shape[1] / (config.max_tiles * u * u))
     if config.aspect_ratio != "anyres_max" or shrink <= BILINEAR_ABOVE:
-        return _frozen(TokenLayout(np.append(base, _with_newlines(kept, NEWLINE)), tiles, grid))
+        return frozen(TokenLayout(np.append(base, _with_newlines(kept, NEWLINE)), tiles, grid))
     out_h, out_w = (max(1, int(side // shrink)) for side in kept.shape)
     corners, weights = _bilinear(kept, out_h, out_w)
     cells = np.concatenate([np.tile(base[:, None], 4), _with_newlines(corners, 0)])
     base_weights = np.tile(np.asarray([[1, 0, 0, 0]], np.float32), (u * u, 1))
     weights = np.concatenate([base_weights, _with_newlines(weights, 0)])
     cell = np.append(base, _with_newlines(corners[..., 0], NEWLINE))
-    return _frozen(TokenLayout(cell, tiles, grid, cells, weights))
+    return frozen(TokenLayout(cell, tiles, grid, cells, weights))
 
 
 def _with_newlines(rows: Shaped[np.ndarray, "h w ..."], value: int) -> Shaped[np.ndarray, "n ..."]:
@@ -164,14 +144,6 @@ def _source_index(
     position = np.maximum(centre, 0).astype(np.float32)
     low = np.minimum(position.astype(np.int64), size - 1)
     return low, np.minimum(low + 1, size - 1), np.clip(position - low.astype(np.float32), 0, 1)
-
-
-def _frozen(result: TokenLayout) -> TokenLayout:
-    """Makes the arrays read-only, because layouts are cached and shared."""
-    for array in (result.cell, result.cells, result.weights):
-        if array is not None:
-            array.flags.writeable = False
-    return result
 
 
 def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UInt8[np.ndarray, "t H W 3"]:

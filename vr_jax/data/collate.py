@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
 
 from vr_jax.data.types import Example, HostBatch, Skip
-from vr_jax.model.batch import NO_CELL, Batch, BatchShape
+from vr_jax.model.batch import NO_CELL, OPTIONAL_FIELDS, Batch, BatchShape
 
 
 def collate(
@@ -17,7 +17,7 @@ def collate(
     pad_side: Literal["right", "left"] = "right",
     *,
     skipped: Sequence[Skip] = (),
-    weighted_cells: bool = False,
+    optional: Collection[str] = (),
 ) -> HostBatch:
     """Puts the examples of each row one behind another. Padding tokens are 0, and rows that are not given are empty.
 
@@ -26,8 +26,8 @@ def collate(
         shape: The sizes of the batch.
         pad_side: The side of a row's padding. "left" aligns prompts at the right, as generation needs it.
         skipped: The unusable samples that the batch reports.
-        weighted_cells: Whether the batch has `vision_cells` and `vision_weights` even if no example has them, as
-            `ImageConfig.may_interpolate` requires.
+        optional: Names of the optional fields of `Batch` that the model needs (`VlmConfig.batch_fields`), whether the
+            examples have them or not. An example with weighted cells adds those fields.
 
     Raises:
         ValueError: There are more rows, tokens or tiles than `shape` has, or tiles of another size.
@@ -48,9 +48,10 @@ def collate(
         "tile_segment": np.zeros((shape.rows, shape.tiles), np.int32),
         "tile_image": np.zeros((shape.rows, shape.tiles), np.int32),
     }
-    if weighted_cells or any(example.vision_cells is not None for row in rows for example in row):
-        arrays["vision_cells"] = np.zeros((*size, 4), np.int32)
-        arrays["vision_weights"] = np.zeros((*size, 4), np.float32)
+    weighted = any(example.vision_cells is not None for row in rows for example in row)
+    for name in {*optional, *(("vision_cells", "vision_weights") if weighted else ())}:
+        axis, width, dtype = OPTIONAL_FIELDS[name]
+        arrays[name] = np.zeros((shape.rows, getattr(shape, axis), width), dtype)
     for index, row in enumerate(rows):
         _check_row(index, row, shape)
         used = sum(len(example.tokens) for example in row)
@@ -93,7 +94,10 @@ def _put(
     at = (row, slice(begin, begin + len(example.tokens)))
     for name in ("tokens", "loss_mask", "text_token_mask"):
         arrays[name][at] = getattr(example, name)
-    arrays["positions"][at] = np.arange(len(example.tokens))
+    positions = example.positions
+    arrays["positions"][at] = np.arange(len(example.tokens)) if positions is None else positions[:, 0]
+    if "grid_positions" in arrays:
+        arrays["grid_positions"][at] = arrays["positions"][at][:, None] if positions is None else positions[:, 1:]
     arrays["segment_ids"][at] = segment
     vision = example.vision_cell >= 0
     base = tile * example.cells_per_tile
@@ -108,3 +112,6 @@ def _put(
     arrays["tile_pixels"][at] = example.tile_pixels
     arrays["tile_segment"][at] = segment
     arrays["tile_image"][at] = example.tile_image + images
+    for name in ("tile_extent", "tile_origin"):
+        if name in arrays:
+            arrays[name][at] = getattr(example, name)

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int
 
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.texts import check_text
-from vr_jax.data.types import IMAGE, IMAGE_PLACEHOLDER, ImagePart, Part, Turn
+from vr_jax.data.types import IMAGE, IMAGE_PLACEHOLDER, ImagePart, Marker, Part, Turn
 from vr_jax.errors import UserError
 from vr_jax.fields import check_value
 
@@ -112,6 +112,7 @@ class ChatEncoder:
             <|im_end|> that closes each of them.
         text_pool: The text that `text_token_mask` marks, as in `VisionRememberConfig.text_pool`.
         pad_id: The id of the pad token.
+        markers: The ids of the markers that stand beside the vision tokens of an image.
     """
 
     def __init__(self, tokenizer: Any, template: Template, label_quirk: bool, text_pool: TextPool):
@@ -140,6 +141,7 @@ class ChatEncoder:
         self.label_quirk = label_quirk
         self.text_pool = text_pool
         self.pad_id: int = tokenizer.pad_token_id
+        self.markers: dict[Marker, int] = {}
         self._special_ids = np.asarray([IMAGE_TOKEN, *tokenizer.all_special_ids])
         if template == "qwen_1_5":
             self._im_start, self._im_end, self._newline = (

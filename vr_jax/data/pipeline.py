@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import grain
@@ -120,7 +121,7 @@ def make_train_iterator(
         epoch=-(-len(source) // process_count),
         max_skipped=max_skipped,
         num_workers=num_workers,
-        weighted_cells=processor.config.image.may_interpolate,
+        optional=processor.config.batch_fields,
         identity=identity,
     )
     return TrainIterator(batches, prefetch_batches)
@@ -180,7 +181,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         epoch: int,
         max_skipped: float,
         num_workers: int,
-        weighted_cells: bool,
+        optional: Collection[str],
         identity: dict[str, Any],
     ):
         super().__init__()
@@ -191,7 +192,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         self._statistics = SkipStatistics(max_skipped)
         self._skipped_before = 0  # the number of skipped samples when this epoch began
         self._num_workers = num_workers
-        self._weighted_cells = weighted_cells
+        self._optional = optional
         self._identity = identity
         self._reader: grain.DatasetIterator | None = None
 
@@ -223,7 +224,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
                 )
             raise StopIteration
         rows = self._packer.take()
-        return collate(rows, self._packer.shape, skipped=skipped, weighted_cells=self._weighted_cells)
+        return collate(rows, self._packer.shape, skipped=skipped, optional=self._optional)
 
     def _check_epoch(self) -> None:
         """Compares the share of skipped samples of an epoch with its limit exactly once the epoch is over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL.Image import Image
 
-from vr_jax.data import anyres
+from vr_jax.data import tiling
 from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Template, TextPool, TokenisedConversation
 from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image, size_of
+from vr_jax.data.layouts import TokenLayout
+from vr_jax.data.positions import multi_axis_positions
 from vr_jax.data.skips import SkipRecord
-from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example
+from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example, Marker
 from vr_jax.errors import ConfigError
 from vr_jax.model.batch import NO_CELL, BatchShape
 from vr_jax.model.config import VlmConfig
@@ -101,36 +103,49 @@ class Processor:
             return _length(text, layouts), sum(one.tiles for one in layouts)
 
     def _build(self, conversation: Conversation, encode: Callable[..., TokenisedConversation]) -> Example:
-        u, config = self.config.cells_per_side, self.config.image
+        config = self.config
         alone = len(conversation.images) == 1
         with contextlib.ExitStack() as stack:
             text, opened, layouts = self._laid_out(conversation, encode, stack)
             pixels = [self._tiles(image, alone) for image in opened]
-        side = config.tile_size
+        side, fields = config.image.tile_size, config.batch_fields
+        tiled = {
+            f"tile_{name}": np.concatenate([np.zeros((0, 2), np.int32), *(getattr(one, name) for one in layouts)])
+            for name in ("extent", "origin")
+            if f"tile_{name}" in fields
+        }
         return Example(
             id=conversation.id,
             tile_pixels=pixels[0] if alone else np.concatenate([np.zeros((0, side, side, 3), np.uint8), *pixels]),
             tile_image=np.repeat(np.arange(1, len(layouts) + 1, dtype=np.int32), [one.tiles for one in layouts]),
-            cells_per_tile=u * u,
-            **splice(text, layouts, self.encoder.pad_id, u, weighted=config.may_interpolate),
+            cells_per_tile=config.cells_per_tile,
+            **tiled,
+            **splice(
+                text,
+                layouts,
+                self.encoder.pad_id,
+                config.cells_per_tile,
+                markers=self.encoder.markers,
+                weighted="vision_cells" in fields,
+                multi_axis="grid_positions" in fields,
+            ),
         )
 
     def _tiles(self, image: Image, alone: bool) -> UInt8[np.ndarray, "t H W 3"]:
         """Decodes an image, cuts it into tiles, and frees its memory."""
         with contextlib.closing(image):
-            return anyres.tiles(decode_rgb(image, rotate=self.rotate), self.config.image, alone=alone)
+            return tiling.tiles(decode_rgb(image, rotate=self.rotate), self.config, alone=alone)
 
     def _laid_out(
         self, conversation: Conversation, encode: Callable[..., TokenisedConversation], stack: contextlib.ExitStack
-    ) -> tuple[TokenisedConversation, list[Image], list[anyres.TokenLayout]]:
+    ) -> tuple[TokenisedConversation, list[Image], list[TokenLayout]]:
         """Returns the text, the opened images, which `stack` closes, and their vision tokens."""
         images = conversation.images
         text = encode(conversation.turns)
         self._check_count(conversation, text)
-        u, config = self.config.cells_per_side, self.config.image
         opened = [stack.enter_context(open_image(image, max_pixels=self.max_pixels)) for image in images]
         sizes = [size_of(image, rotate=self.rotate) for image in opened]
-        layouts = [anyres.layout(size, u, config, alone=len(images) == 1) for size in sizes]
+        layouts = [tiling.layout(size, self.config, alone=len(images) == 1) for size in sizes]
         self._check_size(text, layouts)
         return text, opened, layouts
 
@@ -144,7 +159,7 @@ class Processor:
                 f"for images, which LLaVA's format writes as {IMAGE_PLACEHOLDER}; the numbers must be equal.",
             )
 
-    def _check_size(self, text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> None:
+    def _check_size(self, text: TokenisedConversation, layouts: Sequence[TokenLayout]) -> None:
         """Checks that the sample fits into a row."""
         check_room(_length(text, layouts), sum(one.tiles for one in layouts), self.max_tokens, self.max_tiles)
 
@@ -167,13 +182,20 @@ def check_room(tokens: int, tiles: int, max_tokens: int | None, max_tiles: int |
         raise SkipRecord("too_many_tiles", f"The sample has {tiles} tiles, but a row has room for {max_tiles}.")
 
 
-def _length(text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout]) -> int:
+def _length(text: TokenisedConversation, layouts: Sequence[TokenLayout]) -> int:
     """Returns the number of tokens after each placeholder is replaced by its vision tokens."""
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts)
 
 
 def splice(
-    text: TokenisedConversation, layouts: Sequence[anyres.TokenLayout], pad_id: int, u: int, *, weighted: bool = False
+    text: TokenisedConversation,
+    layouts: Sequence[TokenLayout],
+    pad_id: int,
+    cells_per_tile: int,
+    *,
+    markers: Mapping[Marker, int],
+    weighted: bool = False,
+    multi_axis: bool = False,
 ) -> dict[str, np.ndarray]:
     """Replaces each IMAGE_TOKEN of the text by the vision tokens of its image.
 
@@ -181,9 +203,11 @@ def splice(
         text: The tokens and masks of the text.
         layouts: The vision tokens of each image, in the order of the IMAGE_TOKENs.
         pad_id: The id that vision tokens have.
-        u: The number of compressed cells along a side of a tile.
+        cells_per_tile: The number of compressed cells of a tile.
+        markers: The id of each marker that a layout may have.
         weighted: Whether to return the four cells and weights of every token, too. A token of one cell then has the
             weight 1 for that cell.
+        multi_axis: Whether to return the three axes of rotary positions.
 
     Returns:
         The token-wise fields of an `Example` by name.
@@ -193,24 +217,33 @@ def splice(
     lengths[placeholder] = [len(one.cell) for one in layouts]
     source = np.repeat(np.arange(len(text.tokens)), lengths)
     vision = placeholder[source]
-    bases = np.cumsum([0, *(one.tiles for one in layouts)], dtype=np.int32) * (u * u)
+    bases = np.cumsum([0, *(one.tiles for one in layouts)], dtype=np.int32) * cells_per_tile
     cell = np.full(len(source), NO_CELL, np.int32)
+    tokens = np.where(vision, np.int32(pad_id), text.tokens[source])
     if layouts:
         cell[vision] = np.concatenate(
             [np.where(one.cell >= 0, one.cell + base, one.cell) for one, base in zip(layouts, bases, strict=False)]
         )
+    starts = np.cumsum(np.append(0, lengths))[np.flatnonzero(placeholder)]
+    for start, one in zip(starts.tolist(), layouts, strict=False):
+        if one.marker is not None:
+            at = np.flatnonzero(one.marker)
+            tokens[start + at] = [markers[Marker(number)] for number in one.marker[at].tolist()]
     fields = {
-        "tokens": np.where(vision, np.int32(pad_id), text.tokens[source]),
+        "tokens": tokens,
         "loss_mask": text.loss_mask[source],
         "text_token_mask": text.text_token_mask[source],
         "vision_cell": cell,
     }
+    if multi_axis:
+        images = list(zip(starts.tolist(), layouts, strict=False))
+        fields["positions"] = multi_axis_positions(images, len(source))
     if weighted:
         fields["vision_cells"] = np.repeat(np.maximum(cell, 0)[:, None], 4, axis=1)
         fields["vision_weights"] = (cell[:, None] >= 0) * np.asarray([[1, 0, 0, 0]], np.float32)
-        slots = np.split(np.flatnonzero(vision), np.cumsum([len(one.cell) for one in layouts])[:-1])
-        for one, base, slot in zip(layouts, bases, slots, strict=False):
+        for start, one, base in zip(starts.tolist(), layouts, bases, strict=False):
             if one.cells is not None and one.weights is not None:
+                slot = slice(start, start + len(one.cell))
                 fields["vision_cells"][slot] = np.where(one.cell[:, None] >= 0, one.cells + base, 0)
                 fields["vision_weights"][slot] = one.weights
     return fields

@@ -29,6 +29,17 @@ IMAGE = ImagePart.IMAGE
 Part = str | ImagePart
 
 
+class Marker(enum.IntEnum):
+    """A text token that stands beside the vision tokens of an image and belongs to its layout."""
+
+    NONE = 0
+    IMAGE_START = 1
+    IMAGE_END = 2
+    SLICE_START = 3
+    SLICE_END = 4
+    ROW_END = 5
+
+
 @dataclass(frozen=True, init=False)
 class Turn:
     """One message of a conversation: a speaker, and texts and images in order.
@@ -97,6 +108,9 @@ class Example:
         cells_per_tile: The number of compressed cells of a tile, by which one tile shifts `vision_cell`.
         vision_cells: The four cells that a vision token interpolates, or None if no token is interpolated.
         vision_weights: The weights of these four cells.
+        positions: The time, row and column axis of multi-axis rotary positions, or None where tokens are counted.
+        tile_extent: Rows and columns of patches of each tile, or None where tiles are full squares.
+        tile_origin: Row and column of each tile's first patch in its image, where the model's batches have it.
     """
 
     id: str
@@ -109,6 +123,9 @@ class Example:
     cells_per_tile: int
     vision_cells: Int[np.ndarray, "n 4"] | None = None
     vision_weights: Float[np.ndarray, "n 4"] | None = None
+    positions: Int[np.ndarray, "n 3"] | None = None
+    tile_extent: Int[np.ndarray, "t 2"] | None = None
+    tile_origin: Int[np.ndarray, "t 2"] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
-from vr_jax.data import anyres
+from vr_jax.data import tiling
 from vr_jax.data.images import DECODE_ERRORS, open_image, size_of
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
@@ -65,7 +65,7 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
             sizes = [size_of(image, rotate=processor.rotate) for image in opened]
     except _UNUSABLE:
         return 0, 0
-    layouts = [anyres.layout(size, config.cells_per_side, config.image, alone=len(sizes) == 1) for size in sizes]
+    layouts = [tiling.layout(size, config, alone=len(sizes) == 1) for size in sizes]
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts), sum(one.tiles for one in layouts)
 
 

@@ -227,9 +227,7 @@ class Generator:
         tokens, tiles = self.buckets.fit(needed, tiles)
         lengths = tuple(min(tokens, self.buckets.fit_tokens(length)) for length in kept) or None
         shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=config.image.tile_size)
-        host = collate(
-            [[p] for p in prompts.values()], shape, pad_side="left", weighted_cells=config.image.may_interpolate
-        )
+        host = collate([[p] for p in prompts.values()], shape, pad_side="left", optional=config.batch_fields)
         numbers = np.full(rows, -1, np.int32)
         numbers[: len(prompts)] = list(prompts)
         return PromptBatch(host.batch, numbers, lengths)

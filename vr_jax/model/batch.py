@@ -6,8 +6,9 @@ A row holds several samples (docs/design/decisions.md#decision-7).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,32 @@ else:
 NO_CELL = -1
 # `vision_cell` of an image-newline token.
 NEWLINE = -2
+
+
+# The fields of a `Batch` that only some models have, each with what it describes, the
+# numbers that it has for each of them, and their type.
+OPTIONAL_FIELDS: dict[str, tuple[Literal["tokens", "tiles"], int, type[np.generic]]] = {
+    "vision_cells": ("tokens", 4, np.int32),
+    "vision_weights": ("tokens", 4, np.float32),
+    "grid_positions": ("tokens", 2, np.int32),
+    "tile_extent": ("tiles", 2, np.int32),
+    "tile_origin": ("tiles", 2, np.int32),
+}
+
+
+@array_dataclass(kw_only=True)
+class TilePlaces:
+    """Where the patches of tiles lie, for encoders of images of any size.
+
+    Attributes:
+        image: See `Batch.tile_image`.
+        extent: See `Batch.tile_extent`.
+        origin: See `Batch.tile_origin`.
+    """
+
+    image: Int[BatchArray, "B T"]
+    extent: Int[BatchArray, "B T 2"]
+    origin: Int[BatchArray, "B T 2"] | None = None
 
 
 @array_dataclass(kw_only=True)
@@ -51,6 +78,12 @@ class Batch:
             weighted sum of them. This is so only for grids that LLaVA-OneVision shrinks
             (`ImageConfig.may_interpolate`).
         vision_weights: The weights of these cells.
+        grid_positions: The row and the column axis of multi-axis rotary positions, of which `positions` are the time
+            axis. All three are equal for text. Only a decoder with `rope_sections` has them.
+        tile_extent: Rows and columns of patches that a tile slot holds; zeros in an unused slot. Only encoders of
+            images of any size have it (`EncoderConfig.layout`).
+        tile_origin: Row and column of a tile's first patch in its image, where tiles are the windows of one grid of
+            patches.
     """
 
     tokens: Int[BatchArray, "B N"]
@@ -64,6 +97,16 @@ class Batch:
     tile_image: Int[BatchArray, "B T"]
     vision_cells: Int[BatchArray, "B N 4"] | None = None
     vision_weights: Float[BatchArray, "B N 4"] | None = None
+    grid_positions: Int[BatchArray, "B N 2"] | None = None
+    tile_extent: Int[BatchArray, "B T 2"] | None = None
+    tile_origin: Int[BatchArray, "B T 2"] | None = None
+
+    @property
+    def tile_places(self) -> TilePlaces | None:
+        """Where the patches of the tiles lie, or None where every tile is a full square of its own."""
+        if self.tile_extent is None:
+            return None
+        return TilePlaces(image=self.tile_image, extent=self.tile_extent, origin=self.tile_origin)
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields replaced."""
@@ -87,13 +130,13 @@ class BatchShape:
     tile_size: int
 
 
-def batch_structs(shape: BatchShape, where: Sharding, *, weighted_cells: bool) -> Batch:
+def batch_structs(shape: BatchShape, where: Sharding, optional: Collection[str] = ()) -> Batch:
     """A batch as `vr_jax.data.collate` makes it, with shapes and types in place of arrays.
 
     Args:
         shape: The sizes of the whole batch.
         where: The sharding of every array.
-        weighted_cells: Whether there are `vision_cells` and `vision_weights`.
+        optional: Names of the optional fields that the batch has (`VlmConfig.batch_fields`).
     """
 
     def struct(dtype: DTypeLike, *sizes: int) -> jax.ShapeDtypeStruct:
@@ -105,7 +148,7 @@ def batch_structs(shape: BatchShape, where: Sharding, *, weighted_cells: bool) -
         **dict.fromkeys(("tile_segment", "tile_image"), struct(jnp.int32, shape.tiles)),
         "tile_pixels": struct(jnp.uint8, shape.tiles, shape.tile_size, shape.tile_size, 3),
     }
-    if weighted_cells:
-        fields["vision_cells"] = struct(jnp.int32, shape.tokens, 4)
-        fields["vision_weights"] = struct(jnp.float32, shape.tokens, 4)
+    for name in optional:
+        axis, width, dtype = OPTIONAL_FIELDS[name]
+        fields[name] = struct(dtype, getattr(shape, axis), width)
     return Batch(**fields)  # type: ignore[arg-type]  # structs stand for arrays

@@ -31,6 +31,12 @@ __all__ = ["ConfigError", "ImageConfig", "VlmConfig", "anyres4", "anyres9", "any
 Finite = Annotated[float, Range(-MAX_FLOAT, MAX_FLOAT)]
 Rgb = tuple[Finite, Finite, Finite]
 Deviation = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+# What an error advises for the layout of an encoder.
+LAYOUT_MODES = {
+    "square": "set image.aspect_ratio to 'square', 'pad', 'anyres' or 'anyres_max'",
+    "windows": "set image.aspect_ratio to 'native'",
+    "raster": "set image.aspect_ratio to 'slices'",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +44,21 @@ class ImageConfig(Config):
     """How an image becomes tiles and vision tokens (docs/design/methods.md#image-preprocessing and #anyres).
 
     Attributes:
-        tile_size: Pixels per side of a tile; must equal the encoder's `image_size`.
+        tile_size: Pixels per side of a tile slot; must equal the encoder's `image_size`.
         aspect_ratio: "square" squashes the image to one tile. "pad" pads it to a square, which becomes one tile.
             "anyres" makes a base tile and the tiles of the best grid. "anyres_max" does the same, and shrinks the
             vision tokens of a grid above `max_tiles` tiles bilinearly after the projector, as LLaVA-OneVision does.
+            "native" keeps about the image's own size and makes tiles of the encoder's attention windows, as Qwen2.5-VL
+            does. "slices" makes an overview and slices of any aspect ratio, as MiniCPM-V 2.0 does.
         grids: The grids (columns, rows) that "anyres" and "anyres_max" choose from, in the order of preference.
         max_tiles: N of LLaVA-OneVision's `anyres_max_N`.
         unpad: Whether the rows and columns of the padding are dropped and every row ends with the newline vector.
         unpad_rounding: How the kept rows and columns are rounded. "truncate" is LLaVA's; "round7", which rounds to
             seven digits first, is that of transformers.
+        min_pixels: The fewest pixels that "native" resizes an image to.
+        max_pixels: The most pixels that "native" resizes an image to.
+        slice_size: The side of a square with about as many pixels as a slice of "slices".
+        max_slices: The most slices that "slices" cuts an image into, beside the overview.
         image_mean: Mean of the normalisation, for red, green and blue; that of SigLIP by default.
         image_std: Standard deviation of the normalisation, in the same way.
         rescale_factor: What a pixel's value 0..255 is multiplied by before the mean is subtracted.
@@ -64,14 +76,30 @@ class ImageConfig(Config):
         NoEffect(("max_tiles",), "unpad", lambda own: not own.unpad, "without unpad no vision tokens are shrunk"),
         NoEffect(("unpad_rounding",), "aspect_ratio", lambda own: not own.is_anyres, "no padding is dropped"),
         NoEffect(("unpad_rounding",), "unpad", lambda own: not own.unpad, "no padding is dropped"),
+        NoEffect(
+            ("min_pixels", "max_pixels"),
+            "aspect_ratio",
+            lambda own: own.aspect_ratio != "native",
+            "only 'native' keeps about the image's own size",
+        ),
+        NoEffect(
+            ("slice_size", "max_slices"),
+            "aspect_ratio",
+            lambda own: own.aspect_ratio != "slices",
+            "only 'slices' cuts slices of any aspect ratio",
+        ),
     )
 
     tile_size: PositiveInt = 384
-    aspect_ratio: Literal["square", "pad", "anyres", "anyres_max"] = "anyres_max"
+    aspect_ratio: Literal["square", "pad", "anyres", "anyres_max", "native", "slices"] = "anyres_max"
     grids: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Distinct()] = ()
     max_tiles: PositiveInt = 9
     unpad: bool = True
     unpad_rounding: Literal["truncate", "round7"] = "truncate"
+    min_pixels: PositiveInt = 56 * 56
+    max_pixels: PositiveInt = 12_845_056
+    slice_size: PositiveInt = 448
+    max_slices: PositiveInt = 9
     image_mean: Rgb = (0.5, 0.5, 0.5)
     image_std: Deviation = (0.5, 0.5, 0.5)
     rescale_factor: PositiveFloat = 1 / 255
@@ -83,6 +111,15 @@ class ImageConfig(Config):
         check(
             bool(self.grids) or not self.is_anyres,
             f"ImageConfig.grids is empty: aspect_ratio {self.aspect_ratio!r} needs at least one (columns, rows)",
+        )
+        check(
+            not (self.unpad and self.aspect_ratio in ("native", "slices")),
+            f"ImageConfig.unpad = True with aspect_ratio {self.aspect_ratio!r}: these images have no padding and no "
+            "newline vectors; set unpad to False",
+        )
+        check(
+            self.min_pixels <= self.max_pixels,
+            f"ImageConfig.min_pixels = {self.min_pixels} is above max_pixels = {self.max_pixels}",
         )
 
     @property
@@ -110,7 +147,9 @@ class ImageConfig(Config):
 
     @property
     def max_tiles_per_image(self) -> int:
-        """Tiles of the largest grid plus the base tile."""
+        """Tiles of the largest grid plus the base tile. It has no meaning for "native", whose tiles are many."""
+        if self.aspect_ratio == "slices":
+            return 1 + self.max_slices
         return 1 + max(w * h for w, h in self.grids) if self.is_anyres else 1
 
     @property
@@ -213,6 +252,7 @@ class VlmConfig(Config):
             f"image.tile_size = {self.image.tile_size} differs from encoder.image_size = {self.encoder.image_size}; "
             "set both to the same number of pixels",
         )
+        self._check_layout()
         self._check_levels("vision_feature_layer", (self.vision_feature_layer,))
         self._check_levels("projector.levels", self.projector.feature_levels(self.spec))
         self.projector.check_model(self.spec)
@@ -221,8 +261,34 @@ class VlmConfig(Config):
         if self.pruning is not None:
             self._check_pruning(self.pruning)
 
+    def _check_layout(self) -> None:
+        """Checks that the images, the encoder and the methods that read it agree on how patches lie in tiles."""
+        layout, mode = self.encoder.layout, self.image.aspect_ratio
+        expected = {"native": "windows", "slices": "raster"}.get(mode, "square")
+        check(
+            layout == expected,
+            f"image.aspect_ratio = {mode!r} with the encoder {self.encoder.name!r}: the images make tiles of layout "
+            f"{expected!r}, and the encoder reads {layout!r}; {LAYOUT_MODES[layout]}",
+        )
+        for name, one in (("projector", self.projector), ("refusion", self.refusion)):
+            check(
+                one is None or layout in one.layouts,
+                f"{name} {one and one.name!r} with the encoder {self.encoder.name!r}: it reads tiles of the layout "
+                f"{' or '.join(map(repr, one.layouts if one else ()))}, and the encoder gives {layout!r}",
+            )
+        check(
+            self.pruning is None or layout == "square",
+            f"pruning {self.pruning and self.pruning.name!r} with the encoder {self.encoder.name!r}: the pruners are "
+            "defined for square tiles, as LLaVA has them",
+        )
+        check(
+            self.pruning is None or not self.decoder.multi_axis,
+            f"pruning {self.pruning and self.pruning.name!r} with rotary positions of several axes: the pruners are "
+            "defined for positions that count tokens; set decoder.rope_sections to None",
+        )
+
     def _check_levels(self, name: str, levels: tuple[int, ...]) -> None:
-        depth = self.encoder.num_layers
+        depth = self.encoder.last_level
         for level in levels:
             check(0 <= level <= depth, f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}")
 
@@ -283,6 +349,7 @@ class VlmConfig(Config):
             attention=self.attention,
             remat=self.remat,
             dtype=jnp.dtype(self.dtype),
+            layout=self.encoder.layout,
             pixel_scale=self.image.pixel_scale,
             pixel_shift=self.image.pixel_shift,
         )
@@ -319,7 +386,20 @@ class VlmConfig(Config):
 
         Every level that is read is a bound.
         """
-        return tuple(sorted({0, *self.feature_levels, self.encoder.num_layers}))
+        depth = self.encoder.num_layers
+        return tuple(sorted({0, *(min(level, depth) for level in self.feature_levels), depth}))
+
+    @property
+    def batch_fields(self) -> frozenset[str]:
+        """The optional fields of `Batch` that the model's batches have."""
+        names = {
+            "vision_cells": self.image.may_interpolate,
+            "vision_weights": self.image.may_interpolate,
+            "grid_positions": self.decoder.multi_axis,
+            "tile_extent": self.encoder.layout != "square",
+            "tile_origin": self.encoder.layout == "windows",
+        }
+        return frozenset(name for name, there in names.items() if there)
 
     @property
     def text_pool(self) -> str:

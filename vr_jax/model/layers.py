@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
@@ -187,8 +188,32 @@ def rotary_angles(
 
     Both halves of the channels are alike, as in transformers.
     """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32)[..., None] * frequency
+    return _turns(positions.astype(jnp.float32)[..., None] * _frequencies(head_dim, theta))
+
+
+def multi_axis_angles(
+    positions: Int[Array, "B N A"], sections: tuple[int, ...], head_dim: int, theta: float
+) -> tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]:
+    """Cosine and sine of rotary angles whose frequencies read A axes of positions, float32.
+
+    Source: transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py`, `apply_multimodal_rotary_pos_emb`.
+
+    Args:
+        positions: The positions of each token on every axis.
+        sections: The number of frequencies that read each axis, in the order of the frequencies.
+        head_dim: Channels of a head.
+        theta: Base of the frequencies.
+    """
+    axis = np.repeat(np.arange(len(sections)), sections)
+    return _turns(positions.astype(jnp.float32)[..., axis] * _frequencies(head_dim, theta))
+
+
+def _frequencies(head_dim: int, theta: float) -> Float[Array, " F"]:
+    frequencies: Array = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return frequencies
+
+
+def _turns(angle: Float[Array, "B N F"]) -> tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]:
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 

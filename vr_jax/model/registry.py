@@ -21,14 +21,14 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, cast, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vr_jax.errors import ConfigError
 from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, check, check_increasing
-from vr_jax.model.batch import Batch
+from vr_jax.model.batch import Batch, TilePlaces
 from vr_jax.model.decoders.stages import DecoderModule, StageHook
 from vr_jax.model.spec import ModelSpec, PromptSize
 from vr_jax.sharding import Rules, forget_rules, register_rules
@@ -41,6 +41,9 @@ FOLDERS: dict[str, str] = {
     "refusion": "refusion",
     "pruning": "pruning",
 }
+
+# How the patches of an image lie in tiles; see `EncoderConfig.layout`.
+Layout = Literal["square", "windows", "raster"]
 
 _methods: dict[str, dict[str, type[MethodConfig]]] = {kind: {} for kind in FOLDERS}
 
@@ -119,9 +122,18 @@ class EncoderModule(Protocol):
     """The interface of an encoder's module."""
 
     def __call__(
-        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
+        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...], places: TilePlaces | None = None
     ) -> tuple[Float[Array, "*B cells patches D"], ...]:
-        """The hidden states `levels` (0 is the patch embeddings) of tiles, window-major."""
+        """The hidden states of tiles, in the order of `EncoderConfig.layout`.
+
+        Args:
+            pixels: The tiles.
+            levels: Numbers of hidden states; 0 is the patch embeddings.
+            places: Where the patches of the tiles lie; None for a layout of full squares.
+
+        Returns:
+            One array for each of `levels`.
+        """
         ...
 
     def received_attention(self, hidden: Float[Array, "*B cells patches D"]) -> Float[Array, "*B heads cells patches"]:
@@ -141,11 +153,18 @@ class EncoderConfig(MethodConfig, kind="encoder"):
     """A vision encoder, which maps tiles to feature levels.
 
     Attributes:
+        layout: How the patches of an image lie in tiles. "square": each tile is a full square, whose hidden states are
+            (tiles, cells, patches of a cell, channels), window-major. "windows": the tiles of an image are the
+            attention windows of one grid of patches, in the same order; those at the right and bottom edge hold fewer
+            patches. "raster": a tile holds the patches of one slice of any grid, row by row, and its hidden states are
+            (tiles, 1, patches, channels); unused slots follow.
         hidden_size: Channels of the hidden states.
         num_layers: Number of layers.
         image_size: Pixels per side of a tile.
         patch_size: Pixels per side of a patch.
     """
+
+    layout: ClassVar[Layout] = "square"
 
     hidden_size: PositiveInt
     num_layers: PositiveInt
@@ -157,8 +176,13 @@ class EncoderConfig(MethodConfig, kind="encoder"):
         """Patches per side of a tile."""
         raise NotImplementedError
 
+    @property
+    def last_level(self) -> int:
+        """The number of the last hidden state that the encoder gives; 0 is the patch embeddings."""
+        return self.num_layers
+
     def flops_per_tile(self, layers: int) -> float:
-        """Operations of the forward pass of one tile through the first `layers` layers, two per multiply-add."""
+        """Operations of the forward pass of one full tile through the first `layers` layers, two per multiply-add."""
         raise NotImplementedError
 
     def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> EncoderModule:
@@ -177,8 +201,11 @@ class ProjectorConfig(MethodConfig, kind="projector"):
     """A token-compressing projector (paper, Table 1).
 
     Attributes:
+        layouts: The layouts of encoders (`EncoderConfig.layout`) that the projector reads.
         stride: Patches per side of a window; stride * stride patches become one vision token.
     """
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("square",)
 
     stride: PositiveInt = 3
 
@@ -208,7 +235,7 @@ class ProjectorConfig(MethodConfig, kind="projector"):
         """The projector's module.
 
         It maps one array (..., cells, patches of a cell, encoder width) for each of `feature_levels` to vision tokens
-        (..., cells, decoder width).
+        (..., cells, decoder width). For the layout "raster" it is called with `places=`, a `TilePlaces`, besides.
         """
         raise NotImplementedError
 
@@ -235,6 +262,11 @@ class DecoderConfig(MethodConfig, kind="decoder"):
     rope_theta: PositiveFloat
     tie_word_embeddings: bool
 
+    @property
+    def multi_axis(self) -> bool:
+        """Whether rotary positions have a time, a row and a column axis (`Batch.grid_positions`)."""
+        return False
+
     def flops_per_token(self) -> float:
         """Operations of the forward pass of one token through the linear layers, two per multiply-add."""
         raise NotImplementedError
@@ -259,10 +291,13 @@ class RefusionConfig(MethodConfig, kind="refusion"):
     """Re-fusion blocks, which update the vision tokens between decoder layers from the encoder's hidden states.
 
     Attributes:
+        layouts: The layouts of encoders (`EncoderConfig.layout`) that the blocks read.
         insert_after: Numbers of decoder layers that have run when a block acts, counted from 1 as in the paper ("after
             the first and fourth layer").
         levels: The encoder's hidden states that the blocks read; 0 is the patch embeddings.
     """
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("square",)
 
     insert_after: tuple[PositiveInt, ...] = (1, 4)
     levels: tuple[NonNegativeInt, ...] = (7, 15, 23)

@@ -52,7 +52,7 @@ def reread(model: VisionLanguageModel, batch: Batch) -> tuple[Reread, ...]:
     refusion = model.refusion
     assert refusion is not None
     assert model.config.refusion is not None
-    levels = model.encode_images(batch.tile_pixels)
+    levels = model.encode_images(batch)
     context, hook = model.vision_context(levels, batch), model.stage_hook(levels, batch)
     assert hook is not None
 

@@ -31,6 +31,8 @@ class ModelSpec:
         attention: Backend of the full attention (`vr_jax.kernels.attention`).
         remat: What the decoder's layers recompute in the backward pass (`layers.maybe_remat`).
         dtype: Type of the activations.
+        layout: How the patches of an image lie in tiles (`EncoderConfig.layout`).
+        window_slots: Patch slots of a window, where windows differ in size; None where each has stride * stride.
         pixel_scale: What the value 0..255 of a pixel is multiplied by, for red, green and blue.
         pixel_shift: What is then subtracted.
     """
@@ -49,6 +51,8 @@ class ModelSpec:
     attention: str = "auto"
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    layout: str = "square"
+    window_slots: int | None = None
     pixel_scale: tuple[float, float, float] = SIGLIP_SCALE
     pixel_shift: tuple[float, float, float] = SIGLIP_SHIFT
 
@@ -59,8 +63,8 @@ class ModelSpec:
 
     @property
     def patches_per_cell(self) -> int:
-        """Patches of a window."""
-        return self.stride**2
+        """Patch slots of a window."""
+        return self.window_slots or self.stride**2
 
     @property
     def cells_per_tile(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from vr_jax.model.batch import NEWLINE, Batch
 from vr_jax.model.config import VlmConfig
@@ -67,15 +67,16 @@ class VisionLanguageModel(nnx.Module):
         self.refusion = Refusion(config.refusion, spec, rngs=rngs) if config.refusion else None
         self.config = config
 
-    def encode_images(self, tile_pixels: UInt8[Array, "B T H W 3"]) -> dict[int, Float[Array, "B T C S Dv"]]:
-        """The encoder's hidden states `config.feature_levels` by number, window-major."""
+    def encode_images(self, batch: Batch) -> dict[int, Float[Array, "B T C S Dv"]]:
+        """The encoder's hidden states `config.feature_levels` by number, in the order of the encoder's layout."""
         levels = self.config.feature_levels
-        return dict(zip(levels, self.encoder(tile_pixels, levels), strict=True))
+        return dict(zip(levels, self.encoder(batch.tile_pixels, levels, batch.tile_places), strict=True))
 
     def embed(self, batch: Batch, levels: Levels) -> Float[Array, "B N D"]:
         """The decoder's input states: text embeddings, projected cells at vision tokens, and the newline vector."""
         read = self.config.projector.feature_levels(self.config.spec)
-        cells = self.projector(*(levels[level] for level in read))
+        places = {"places": batch.tile_places} if self.config.encoder.layout == "raster" else {}
+        cells = self.projector(*(levels[level] for level in read), **places)
         cells = cells.reshape(cells.shape[0], -1, cells.shape[-1])
         if batch.vision_cells is None:
             vision = _take(cells, batch.vision_cell)
@@ -105,7 +106,7 @@ class VisionLanguageModel(nnx.Module):
         Returns:
             The hidden states after the final norm, before the head; and the filled caches or None.
         """
-        return self.run(self.encode_images(batch.tile_pixels), batch, cache, lengths)
+        return self.run(self.encode_images(batch), batch, cache, lengths)
 
     def run(
         self, levels: Levels, batch: Batch, cache: KVCache | None = None, lengths: tuple[int, ...] | None = None
@@ -135,7 +136,12 @@ class VisionLanguageModel(nnx.Module):
 
     def inputs(self, levels: Levels, batch: Batch) -> DecoderInputs:
         """The inputs of the decoder's first layer."""
-        return DecoderInputs(hidden=self.embed(batch, levels), positions=batch.positions, segment_ids=batch.segment_ids)
+        return DecoderInputs(
+            hidden=self.embed(batch, levels),
+            positions=batch.positions,
+            segment_ids=batch.segment_ids,
+            grid_positions=batch.grid_positions,
+        )
 
     def stage_hook(self, levels: Levels, batch: Batch, lengths: tuple[int, ...] | None = None) -> StageHook[Any] | None:
         """The hook that prunes or applies the re-fusion blocks, or None for a plain model.

@@ -136,7 +136,7 @@ def plan_inference(
     divides = request.batch % sharding.batch_shards(mesh) == 0
     where = sharding.batch_sharding(mesh) if divides else sharding.replicated(mesh)
     shape = BatchShape(rows=request.batch, tokens=length, tiles=tiles, tile_size=model_config.image.tile_size)
-    batch = batch_structs(shape, where, weighted_cells=model_config.image.may_interpolate)
+    batch = batch_structs(shape, where, model_config.batch_fields)
     with compiling_for(topology, mesh):
         traced, state = trace_program(abstract_generator(model), mode, batch, where, new_tokens)
     compiled = compile_for(topology, mesh, traced, effort)

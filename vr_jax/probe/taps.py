@@ -153,7 +153,7 @@ def tapped_tokens(
     rows = pixels.shape[0]
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), prompt)
     batch = batch.replace(tile_pixels=pixels[:, None])
-    levels = model.encode_images(batch.tile_pixels)
+    levels = model.encode_images(batch)
     features = [levels[level][:, 0] for level in config.projector.feature_levels(config.spec)]
     encoder = levels[config.vision_feature_layer][:, 0]
     layers = sorted({tap.layer for tap in taps if tap.layer is not None})

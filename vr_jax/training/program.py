@@ -106,8 +106,8 @@ def total_steps(config: TrainConfig, samples: int) -> int:
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     """Returns shapes, types and shardings of the global batch of one update, without arrays."""
-    image = config.model.image
+    model = config.model
     shape = BatchShape(
-        rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=image.tile_size
+        rows=config.batch.rows, tokens=config.batch.tokens, tiles=config.batch.tiles, tile_size=model.image.tile_size
     )
-    return batch_structs(shape, batch_sharding(mesh), weighted_cells=image.may_interpolate)
+    return batch_structs(shape, batch_sharding(mesh), model.batch_fields)

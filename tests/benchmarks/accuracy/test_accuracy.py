@@ -103,7 +103,8 @@ def test_cached_states_give_what_pixels_give():
     levels = window_levels(config, raster, jnp.arange(2))
     encoder.vision.stride = config.projector.stride
     model.encoder = encoder.vision
-    direct = model.encode_images(jnp.asarray(data.pixels[:, None]))
+    states = model.encoder(jnp.asarray(data.pixels[:, None]), config.feature_levels)
+    direct = dict(zip(config.feature_levels, states, strict=True))
     assert sorted(levels) == sorted(direct)
     for level in levels:
         np.testing.assert_allclose(levels[level], direct[level], atol=2e-5)

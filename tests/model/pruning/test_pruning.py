@@ -110,7 +110,7 @@ def masked(model: VisionLanguageModel, batch: Batch, answers):
 
 
 def _generate(model: VisionLanguageModel, batch: Batch, lengths, answers):
-    levels = model.encode_images(batch.tile_pixels)
+    levels = model.encode_images(batch)
     hook, kept = model.stage_hook(levels, batch, lengths), []
 
     def apply(k, inputs, state):
@@ -171,7 +171,7 @@ def test_cached_decoding_equals_recomputation(found, rows):
     """Without a cache: prompt and answers as one row, from which the tokens found above are dropped."""
     config, batch = found.model.config, rows.batch
     renumber = config.pruning.name != "fastv"
-    levels = found.model.encode_images(batch.tile_pixels)
+    levels = found.model.encode_images(batch)
     hidden = found.model.embed(batch, levels)
     positions = batch.positions[:, -1:] + 1 + np.arange(STEPS)
     answers = jnp.ones((3, STEPS), bool)

@@ -57,7 +57,7 @@ def inside(model, batch):
 
     @jax.jit
     def meet(model, batch):
-        levels = model.encode_images(batch.tile_pixels)
+        levels = model.encode_images(batch)
         inputs = DecoderInputs(
             hidden=model.embed(batch, levels),
             positions=batch.positions,

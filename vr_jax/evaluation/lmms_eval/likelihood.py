@@ -69,7 +69,7 @@ class Likelihood:
         Raises:
             PromptTooLong: A prompt with its reply exceeds the largest bucket.
         """
-        image = self.model.config.image
+        config = self.model.config
         longest = max(len(tokens) for _, tokens in replies)
         whole = [_extended(prompt, tokens) for prompt, tokens in replies]
         tokens, tiles = buckets.fit(
@@ -79,8 +79,8 @@ class Likelihood:
         # The number of scored positions is rounded up to a power of two, so that few shapes are compiled. A prompt has
         # at least one token, which is not scored.
         width = min(1 << (longest - 1).bit_length(), tokens - 1)
-        shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=image.tile_size)
-        batch = collate([[one] for one in whole], shape, pad_side="left", weighted_cells=image.may_interpolate).batch
+        shape = BatchShape(rows=rows, tokens=tokens, tiles=tiles, tile_size=config.image.tile_size)
+        batch = collate([[one] for one in whole], shape, pad_side="left", optional=config.batch_fields).batch
         targets = np.full((rows, width), NOTHING, np.int32)
         for row, (_, reply) in enumerate(replies):
             targets[row, -len(reply) :] = reply
@@ -104,7 +104,14 @@ def _extended(prompt: Example, reply: Sequence[int]) -> Example:
         vision_cell=more(prompt.vision_cell, NO_CELL),
         vision_cells=None if prompt.vision_cells is None else more(prompt.vision_cells, 0),
         vision_weights=None if prompt.vision_weights is None else more(prompt.vision_weights, 0),
+        positions=None if prompt.positions is None else _counted_on(prompt.positions, len(reply)),
     )
+
+
+def _counted_on(positions: Int[np.ndarray, "n 3"], count: int) -> Int[np.ndarray, "m 3"]:
+    """Returns the positions of a prompt, and those of `count` text tokens behind it."""
+    behind = positions[-1].max() + np.arange(1, count + 1, dtype=positions.dtype)
+    return np.concatenate([positions, np.repeat(behind[:, None], 3, axis=1)])
 
 
 def _rows(

@@ -28,11 +28,13 @@ class DecoderInputs:
         hidden: Hidden states.
         positions: Rotary positions.
         segment_ids: Numbers 1.. of the samples of a row; 0 is padding.
+        grid_positions: The row and column axis of multi-axis rotary positions; see `Batch.grid_positions`.
     """
 
     hidden: Float[Array, "B N D"]
     positions: Int[Array, "B N"]
     segment_ids: Int[Array, "B N"]
+    grid_positions: Int[Array, "B N 2"] | None = None
 
     def replace(self, **changes: Any) -> DecoderInputs:
         """A copy with some fields replaced."""

@@ -9,6 +9,7 @@ in stages (docs/design/decisions.md#decision-1). Fields of the config say what d
 | Qwen3 | `attention_bias=False`, `query_key_norm=True`, `head_width=128` |
 | Llama 2 and 3, Vicuna, Mistral from v0.2 on | `attention_bias=False`, `tie_word_embeddings=False` |
 | MiniCPM | as Llama, and the three scales |
+| Qwen2.5-VL | `rope_sections` |
 
 Sources: transformers `models/{qwen2,qwen3,llama,mistral}/modeling_*.py`; openbmb/MiniCPM-2B-sft-bf16
 `modeling_minicpm.py`.
@@ -46,6 +47,7 @@ from vr_jax.model.layers import (
     linear,
     maybe_remat,
     merge_heads,
+    multi_axis_angles,
     normal,
     rotary_angles,
     rotate,
@@ -72,6 +74,8 @@ class TransformerConfig(DecoderConfig, name="transformer"):
         attention_bias: Whether queries, keys and values have biases, as in Qwen2.
         query_key_norm: Whether an RMSNorm over the channels of a head comes before the rotation, as in Qwen3.
         rms_norm_eps: Epsilon of the norms.
+        rope_sections: How many rotary frequencies each axis of multi-axis positions has (time, row and column), in the
+            order of the frequencies, as in Qwen2.5-VL (`mrope_section`). None counts tokens on one axis.
         embedding_scale: What the embeddings of text tokens are multiplied by, as in MiniCPM (`scale_emb`).
         residual_scale: What the output of each sub-layer is multiplied by before it is added, as in MiniCPM
             (`scale_depth / sqrt(num_layers)`).
@@ -91,6 +95,7 @@ class TransformerConfig(DecoderConfig, name="transformer"):
     attention_bias: bool = True
     query_key_norm: bool = False
     rope_theta: PositiveFloat = 1e6
+    rope_sections: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     rms_norm_eps: PositiveFloat = 1e-6
     embedding_scale: PositiveFloat = 1.0
     residual_scale: PositiveFloat = 1.0
@@ -109,6 +114,17 @@ class TransformerConfig(DecoderConfig, name="transformer"):
             self.num_heads % self.num_kv_heads == 0,
             f"TransformerConfig.num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}",
         )
+
+        check(
+            self.rope_sections is None or sum(self.rope_sections) == self.head_dim // 2,
+            f"TransformerConfig.rope_sections = {self.rope_sections} do not add up to {self.head_dim // 2}, the rotary "
+            f"frequencies of a head of {self.head_dim} channels",
+        )
+
+    @property
+    def multi_axis(self) -> bool:
+        """See `DecoderConfig.multi_axis`."""
+        return self.rope_sections is not None
 
     @property
     def head_dim(self) -> int:
@@ -293,7 +309,7 @@ class Decoder(nnx.Module):
         self, stage: DecoderLayer, inputs: DecoderInputs, cache: StageCache | None
     ) -> tuple[DecoderInputs, StageCache | None]:
         """Runs one stage on whole rows and fills its cache."""
-        rotary = self._rotary(inputs.positions)
+        rotary = self._rotary(inputs.positions, inputs.grid_positions)
 
         def body(x: Array, layer: DecoderLayer) -> tuple[Array, KeysValues | None]:
             def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues | None]:
@@ -320,8 +336,13 @@ class Decoder(nnx.Module):
         hidden = self.norm(hidden)
         return hidden if self.config.logit_scale == 1 else hidden * self.config.logit_scale
 
-    def _rotary(self, positions: Int[Array, "B N"]) -> Rotary:
-        return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+    def _rotary(self, positions: Int[Array, "B N"], grid_positions: Int[Array, "B N 2"] | None = None) -> Rotary:
+        """The angles. New text tokens of generation have no grid positions, because their axes are equal."""
+        sections = self.config.rope_sections
+        if sections is None or grid_positions is None:
+            return rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        axes = jnp.concatenate([positions[..., None], grid_positions], axis=-1)
+        return multi_axis_angles(axes, sections, self.config.head_dim, self.config.rope_theta)
 
     def _attend(
         self,
@@ -371,7 +392,7 @@ class Decoder(nnx.Module):
         select: Callable[[Array], Array],
     ) -> tuple[DecoderInputs, Float[Array, "K B M D"]]:
         """Runs one stage and writes the selected states after layer i to `taken[slots[i]]`."""
-        rotary = self._rotary(inputs.positions)
+        rotary = self._rotary(inputs.positions, inputs.grid_positions)
 
         def body(carry: tuple[Array, Array], layer_and_slot: tuple[DecoderLayer, Array]) -> tuple[Any, None]:
             # The result is carried and not scanned out, because a scan would stack the states of every layer.
@@ -395,7 +416,7 @@ class Decoder(nnx.Module):
             return constrain(taken, "batch", *(None,) * (array.ndim - 1))
 
         x = layer.input_norm(inputs.hidden)
-        cos, sin = self._rotary(inputs.positions)
+        cos, sin = self._rotary(inputs.positions, inputs.grid_positions)
         _, key, _ = layer.attn.project(x, (cos, sin))
         query, _, _ = layer.attn.project(at_last(x), (at_last(cos), at_last(sin)))
         query = query.reshape(query.shape[0], config.num_kv_heads, -1, config.head_dim)

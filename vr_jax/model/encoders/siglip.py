@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vr_jax.fields import PositiveFloat, PositiveInt, check
 from vr_jax.kernels.attention import full_attention
+from vr_jax.model.batch import TilePlaces
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
 from vr_jax.model.registry import EncoderConfig
 from vr_jax.model.spec import SIGLIP_SCALE, SIGLIP_SHIFT, ModelSpec
@@ -179,7 +180,7 @@ class Siglip(nnx.Module):
         self.pixel_scale, self.pixel_shift = pixel_scale, pixel_shift
 
     def __call__(
-        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
+        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...], places: TilePlaces | None = None
     ) -> tuple[Float[Array, "*B cells patches D"], ...]:
         """See `EncoderModule.__call__`. No level is normalised by the tower's last LayerNorm.
 
@@ -188,6 +189,7 @@ class Siglip(nnx.Module):
         Raises:
             ValueError: A level is no bound of a stage.
         """
+        del places  # Every tile is a full square.
         missing = [level for level in levels if level not in self.bounds]
         if missing:
             raise ValueError(f"SigLIP hidden states {missing} are not stage bounds {self.bounds}")
