@@ -384,10 +384,11 @@ class VlmConfig(Config):
     def encoder_bounds(self) -> tuple[int, ...]:
         """Stage k of the encoder holds the layers bounds[k] .. bounds[k + 1] - 1.
 
-        Every level that is read is a bound.
+        Every level that is read is a bound, and so are the encoder's `extra_bounds`.
         """
         depth = self.encoder.num_layers
-        return tuple(sorted({0, *(min(level, depth) for level in self.feature_levels), depth}))
+        levels = (min(level, depth) for level in self.feature_levels)
+        return tuple(sorted({0, *levels, *self.encoder.extra_bounds, depth}))
 
     @property
     def batch_fields(self) -> frozenset[str]:

@@ -208,6 +208,25 @@ def multi_axis_angles(
     return _turns(positions.astype(jnp.float32)[..., axis] * _frequencies(head_dim, theta))
 
 
+def grid_angles(
+    places: Int[Array, "B N 2"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B N 1 K"], Float[Array, "B N 1 K"]]:
+    """Cosine and sine of the rotary angles of places in a grid, float32.
+
+    Rows and columns have the same frequencies: those of rows turn the first quarter of the channels, those of columns
+    the second, and both halves are alike.
+
+    Source: transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py`, `Qwen2_5_VLVisionRotaryEmbedding`.
+
+    Args:
+        places: The row and column of each patch.
+        head_dim: Channels of a head.
+        theta: Base of the frequencies.
+    """
+    angle = places.astype(jnp.float32)[..., None] * _frequencies(head_dim // 2, theta)
+    return _turns(angle.reshape(*angle.shape[:2], -1))
+
+
 def _frequencies(head_dim: int, theta: float) -> Float[Array, " F"]:
     frequencies: Array = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     return frequencies

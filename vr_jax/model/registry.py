@@ -181,6 +181,11 @@ class EncoderConfig(MethodConfig, kind="encoder"):
         """The number of the last hidden state that the encoder gives; 0 is the patch embeddings."""
         return self.num_layers
 
+    @property
+    def extra_bounds(self) -> tuple[int, ...]:
+        """Bounds of stages that the encoder needs beside those of the levels that are read."""
+        return ()
+
     def flops_per_tile(self, layers: int) -> float:
         """Operations of the forward pass of one full tile through the first `layers` layers, two per multiply-add."""
         raise NotImplementedError
@@ -190,7 +195,8 @@ class EncoderConfig(MethodConfig, kind="encoder"):
 
         Args:
             spec: The model that it belongs to.
-            bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1; every level that is read is a bound.
+            bounds: Stage k holds the layers bounds[k] .. bounds[k + 1] - 1; every level that is read is a bound,
+                and so are the encoder's `extra_bounds`.
             rngs: Random state of the initial values.
         """
         raise NotImplementedError

@@ -57,3 +57,8 @@ def raster_order(grid: int, stride: int) -> Int[np.ndarray, " P"]:
     n = grid // stride
     order = np.arange(grid * grid).reshape(n, stride, n, stride)
     return order.transpose(0, 2, 1, 3).reshape(-1)
+
+
+def patch_places(grid: int, stride: int) -> Int[np.ndarray, "P 2"]:
+    """The row and column of each of grid x grid patches in window-major order."""
+    return np.stack(np.divmod(raster_order(grid, stride), grid), axis=-1).astype(np.int32)

@@ -91,7 +91,11 @@ def attention(
 
 
 def full_attention(
-    query: Float[Array, "M P H K"], key: Float[Array, "M P H K"], value: Float[Array, "M P H K"], backend: str = "auto"
+    query: Float[Array, "M P H K"],
+    key: Float[Array, "M P H K"],
+    value: Float[Array, "M P H K"],
+    backend: str = "auto",
+    segments: Int[Array, "M P"] | None = None,
 ) -> Float[Array, "M P H K"]:
     """Computes attention in which every query attends to every key, for the few hundred patches of a tile.
 
@@ -100,6 +104,7 @@ def full_attention(
         key: As `query`.
         value: As `query`.
         backend: As in `attention`. "splash" is replaced by "xla": it would pad such rows to twice their length.
+        segments: The segment of each position, or None for one segment. A query attends to the keys of its own segment.
 
     Returns:
         The attended values, in the type of `query`.
@@ -109,7 +114,7 @@ def full_attention(
     """
     name = choose(query, key, backend)
     attend = IMPLEMENTATIONS["xla" if name == "splash" else name]
-    return attend(query, key, value, query_segments=None, key_segments=None, causal=False)
+    return attend(query, key, value, query_segments=segments, key_segments=segments, causal=False)
 
 
 def choose(query: Array | jax.ShapeDtypeStruct, key: Array | jax.ShapeDtypeStruct, backend: str = "auto") -> str:

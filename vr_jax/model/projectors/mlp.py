@@ -6,7 +6,7 @@ Source: LLaVA-VL/LLaVA-NeXT `llava/model/multimodal_projector/builder.py`; docs/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 from flax import nnx
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vr_jax.fields import Range
 from vr_jax.model.layers import linear
-from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.registry import Layout, ProjectorConfig
 from vr_jax.model.spec import ModelSpec
 
 
@@ -25,6 +25,8 @@ class MlpConfig(ProjectorConfig, name="mlp"):
     Attributes:
         stride: Always 1.
     """
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows")
 
     stride: Annotated[int, Range(1, 1)] = 1
 

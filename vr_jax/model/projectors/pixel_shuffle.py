@@ -7,13 +7,14 @@ docs/design/methods.md#pixel-shuffle.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from vr_jax.model.layers import LayerNorm, linear
-from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.registry import Layout, ProjectorConfig
 from vr_jax.model.spec import ModelSpec
 
 EPS = 1e-5
@@ -22,6 +23,8 @@ EPS = 1e-5
 @dataclass(frozen=True, kw_only=True)
 class PixelShuffleConfig(ProjectorConfig, name="pixel_shuffle"):
     """InternVL's projector. The stride is an integer; the official ratio 1 / stride need not be an exact float."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows")
 
     def flops_per_tile(self, spec: ModelSpec) -> float:
         """See `ProjectorConfig.flops_per_tile`."""

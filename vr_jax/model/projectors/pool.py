@@ -6,6 +6,7 @@ Source: `AvgPoolProjector` in yaolinli/DeCo, README; docs/design/methods.md#pool
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vr_jax.model.layers import linear
-from vr_jax.model.registry import ProjectorConfig
+from vr_jax.model.registry import Layout, ProjectorConfig
 from vr_jax.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig(ProjectorConfig, name="pool"):
     """Average pooling over windows of stride x stride patches; the paper's default projector."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows")
 
     def build(self, spec: ModelSpec, *, rngs: nnx.Rngs) -> PoolProjector:
         """See `ProjectorConfig.build`."""

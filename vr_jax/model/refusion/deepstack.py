@@ -8,7 +8,7 @@ docs/design/methods.md#deepstack. There is no gate and no zero initialisation, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from vr_jax.fields import NonNegativeInt, PositiveInt, check
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.layers import LayerNorm, linear
 from vr_jax.model.refusion.context import VisionContext
-from vr_jax.model.registry import RefusionConfig
+from vr_jax.model.registry import Layout, RefusionConfig
 from vr_jax.model.spec import ModelSpec
 from vr_jax.sharding import constrain
 
@@ -36,6 +36,9 @@ class DeepStackConfig(RefusionConfig, name="deepstack"):
             patch merger, whose hidden layer is as wide as a whole window: three times 93 M parameters at windows of
             3 x 3 patches of 1024 channels.
     """
+
+    # Each cell is merged by itself, so a cell that a partial window lacks matters to nothing.
+    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows")
 
     insert_after: tuple[PositiveInt, ...] = (1, 2, 3)
     levels: tuple[NonNegativeInt, ...] = (7, 15, 23)

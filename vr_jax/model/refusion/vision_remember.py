@@ -36,7 +36,7 @@ from vr_jax.model.layers import (
 )
 from vr_jax.model.refusion.context import VisionContext
 from vr_jax.model.refusion.interactions import FeatureAffine, GlobalAttention, LocalAttention, SampledAttention
-from vr_jax.model.registry import RefusionConfig
+from vr_jax.model.registry import Layout, RefusionConfig
 from vr_jax.model.spec import ModelSpec
 from vr_jax.pytree import array_dataclass
 from vr_jax.sharding import Rules, constrain
@@ -77,6 +77,7 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
         shared_weights: Whether all insertions are one block.
     """
 
+    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows", "raster")
     # In the deformable interaction the offsets and weights of a head lie side by side.
     sharding_rules: ClassVar[Rules] = (
         (r".+\.up2\.kernel", P("tensor", "fsdp")),
@@ -159,6 +160,11 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
 
     def check_model(self, spec: ModelSpec) -> None:
         """See `RefusionConfig.check_model`."""
+        check(
+            self.interaction == "local" or spec.layout == "square",
+            f"refusion.interaction = {self.interaction!r}: it reads whole tiles, and those of the layout "
+            f"{spec.layout!r} hold places without a patch; set it to 'local'",
+        )
         widths = self.inner_width(spec), spec.decoder_width
         for name, heads, width in zip(("cross_heads", "self_heads"), self.heads(spec), widths, strict=True):
             check(width % heads == 0, f"refusion.{name} = {heads} does not divide the width {width}; set a divisor")
