@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ import pytest
 from flax import nnx
 
 from vr_jax.data.collate import collate
+from vr_jax.data.layouts import TokenLayout
+from vr_jax.data.positions import multi_axis_positions
 from vr_jax.data.types import Example
 from vr_jax.model import registry
 from vr_jax.model.batch import NEWLINE, NO_CELL, Batch, BatchShape
@@ -142,7 +144,11 @@ class SampleImage:
     tiles: int = 1
     crop: int = 0
 
-    def cells(self, side: int) -> list[int]:
+    def layout(self, config: VlmConfig) -> TokenLayout:
+        """The tokens and tiles of the image."""
+        return TokenLayout(cell=np.array(self._cells(config.cells_per_side), np.int32), tiles=self.tiles)
+
+    def _cells(self, side: int) -> list[int]:
         """The cell of each token of the image, for tiles of side x side cells."""
         base = list(range(side * side))
         if self.tiles == 1:
@@ -153,25 +159,41 @@ class SampleImage:
         return base
 
 
-def example(config: VlmConfig, *parts: Text | SampleImage, seed: int = 0) -> Example:
+class ImagePart(Protocol):
+    """An image of a sample; tests/model/families.py has those of other families."""
+
+    def layout(self, config: VlmConfig) -> TokenLayout:
+        """The tokens and tiles of the image."""
+        ...
+
+
+def example(config: VlmConfig, *parts: Text | ImagePart, seed: int = 0) -> Example:
     """A sample of random text and images of noise, in the given order."""
     rng = np.random.default_rng(seed)
     tokens, cells, text_token, target, tile_image = [], [], [], [], []
+    images: list[tuple[int, TokenLayout]] = []
     for part in parts:
         if isinstance(part, Text):
-            count, layout = part.count, [NO_CELL] * part.count
+            count, cell = part.count, [NO_CELL] * part.count
             tokens += rng.integers(1, config.decoder.vocab_size, count).tolist()
             text_token += [part.text_token] * count
             target += [part.target] * count
         else:
+            layout = part.layout(config)
+            images.append((len(tokens), layout))
             offset = len(tile_image) * config.cells_per_tile
-            layout = [c + offset if c >= 0 else c for c in part.cells(config.cells_per_side)]
-            tile_image += [max(tile_image, default=0) + 1] * part.tiles
-            tokens += [0] * len(layout)
-            text_token += [False] * len(layout)
-            target += [False] * len(layout)
-        cells += layout
-    size = config.image.tile_size
+            cell = np.where(layout.cell >= 0, layout.cell + offset, layout.cell).tolist()
+            tile_image += [max(tile_image, default=0) + 1] * layout.tiles
+            tokens += [0] * len(cell)
+            text_token += [False] * len(cell)
+            target += [False] * len(cell)
+        cells += cell
+    size, fields = config.image.tile_size, config.batch_fields
+    tiled = {
+        f"tile_{name}": np.concatenate([np.zeros((0, 2), np.int32), *(getattr(one, name) for _, one in images)])
+        for name in ("extent", "origin")
+        if f"tile_{name}" in fields
+    }
     return Example(
         id=f"example-{seed}",
         tokens=np.array(tokens, np.int32),
@@ -181,6 +203,8 @@ def example(config: VlmConfig, *parts: Text | SampleImage, seed: int = 0) -> Exa
         tile_pixels=rng.integers(0, 256, (len(tile_image), size, size, 3), dtype=np.uint8),
         tile_image=np.array(tile_image, np.int32),
         cells_per_tile=config.cells_per_tile,
+        positions=multi_axis_positions(images, len(tokens)) if "grid_positions" in fields else None,
+        **tiled,
     )
 
 
@@ -199,4 +223,4 @@ def pack(
         tiles=tiles or max(1, *(sum(len(e.tile_image) for e in row) for row in rows)),
         tile_size=config.image.tile_size,
     )
-    return jax.tree.map(jnp.asarray, collate(rows, shape, pad_side).batch)
+    return jax.tree.map(jnp.asarray, collate(rows, shape, pad_side, optional=config.batch_fields).batch)
