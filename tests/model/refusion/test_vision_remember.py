@@ -8,47 +8,34 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.model.families import FAMILIES, family_batch, family_config, family_images, without_refusion
 from tests.noise import assert_within_noise, float64_config, float64_model, in_float64
-from tests.tiny import (
-    SampleImage,
-    Text,
-    example,
-    pack,
-    params_of,
-    randomized,
-    tiny_config,
-    tiny_refusion,
-    with_params,
-)
-from vr_jax.model.decoders.stages import DecoderInputs
+from tests.tiny import Text, example, pack, params_of, quick, randomized, with_params
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import merge_stages, split_stages
 from vr_jax.model.vlm import Refusion, VisionLanguageModel, abstract_model
 
-CONFIG = tiny_config()
 
-
-def abstract(config) -> VisionLanguageModel:
-    return abstract_model(config)
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def model() -> VisionLanguageModel:
+def config(family: str) -> VlmConfig:
+    return family_config(family)
+
+
+@pytest.fixture(scope="module")
+def model(config: VlmConfig) -> VisionLanguageModel:
     """A model with random values everywhere, in which no layer is an identity."""
-    return randomized(abstract(CONFIG))
+    return randomized(abstract_model(config))
 
 
 @pytest.fixture(scope="module")
-def batch():
-    """Two rows with several images in a sample, cropped tiles, a sample of text, padding and unused tile slots."""
-    rows = [
-        [
-            example(CONFIG, Text(3), SampleImage(3, crop=1), Text(4, text_token=True), Text(3, target=True), seed=1),
-            example(CONFIG, Text(5, text_token=True), Text(2, target=True), seed=2),
-            example(CONFIG, Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True), seed=3),
-        ],
-        [example(CONFIG, Text(2), SampleImage(2), Text(3), Text(2, target=True), seed=4)],
-    ]
-    return pack(CONFIG, rows, tokens=90)
+def batch(family: str):
+    """Two rows with several images in a sample, partial tiles, a sample of text, padding and unused tile slots."""
+    return family_batch(family)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +45,7 @@ def inside(model, batch):
     @jax.jit
     def meet(model, batch):
         levels = model.encode_images(batch)
-        inputs = DecoderInputs(
-            hidden=model.embed(batch, levels),
-            positions=batch.positions,
-            segment_ids=batch.segment_ids,
-        )
-        return inputs, model.vision_context(levels, batch)
+        return model.inputs(levels, batch), model.vision_context(levels, batch)
 
     return (model.refusion.blocks[0], *meet(model, batch))
 
@@ -76,9 +58,9 @@ def hidden_states(model: VisionLanguageModel, batch):
 # --- zero initialisation
 
 
-def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
+def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(config, model, batch):
     """All values are random except those that the block itself starts at zero."""
-    blocks = jax.jit(lambda: Refusion(CONFIG.refusion, CONFIG.spec, rngs=nnx.Rngs(0)))()
+    blocks = jax.jit(lambda: Refusion(config.refusion, config.spec, rngs=nnx.Rngs(0)))()
     fresh = {f"refusion.{name}": value for name, value in params_of(blocks).items()}
     zeros = {name for name, value in fresh.items() if name.endswith("kernel") and not value.any()}
     assert zeros == {f"refusion.blocks.{i}.{last}.kernel" for i in (0, 1) for last in ("down", "self_attn.out")}
@@ -89,9 +71,9 @@ def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(model, batch):
             params[array] = fresh[array]
     ours = hidden_states(with_params(model, params), batch)
 
-    plain = dataclasses.replace(CONFIG, refusion=None)
+    plain = without_refusion(config)
     kept = {name: value for name, value in params.items() if "refusion" not in name}
-    baseline = with_params(abstract(plain), split_stages(merge_stages(kept), plain))
+    baseline = with_params(abstract_model(plain), split_stages(merge_stages(kept), plain))
     np.testing.assert_array_equal(ours, hidden_states(baseline, batch))
     assert (hidden_states(model, batch) != ours).any()
 
@@ -130,7 +112,7 @@ def test_other_states_are_untouched_exactly(inside, batch):
     np.testing.assert_array_equal(changed, np.asarray(batch.vision_cell) >= 0)
 
 
-def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(inside, batch):
+def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(config, inside, batch):
     """By gradients, the update of a token depends on its image and on the text-guided tokens of its sample."""
     block, inputs, vision = inside
     block = with_params(block, params_of(block))
@@ -150,7 +132,8 @@ def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(inside,
 
     found = np.asarray(dependence(block, inputs, vision))
     cell, text_token, segment = (np.asarray(x) for x in (batch.vision_cell, batch.text_token_mask, batch.segment_ids))
-    image = np.where(cell[0] >= 0, np.asarray(batch.tile_image)[0][np.maximum(cell[0], 0) // CONFIG.cells_per_tile], 0)
+    tile = np.maximum(cell[0], 0) // config.cells_per_tile
+    image = np.where(cell[0] >= 0, np.asarray(batch.tile_image)[0][tile], 0)
     same_image = (image[:, None] == image) & (image > 0)
     same_sample = (image[:, None] > 0) & (segment[0][:, None] == segment[0])
     assert not found[:, 1].any()  # the other row
@@ -164,7 +147,9 @@ def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(inside,
 # --- absorbed equals plain
 
 
-def test_absorbed_equals_plain(inside):
+# The gradient of the block is compiled three times.
+@pytest.mark.parametrize("family", quick(FAMILIES, "llava"), indirect=True, scope="module")
+def test_absorbed_equals_plain(config, inside):
     """Values agree, and so do the gradients with respect to every parameter and the states.
 
     The two forms round differently, so each is compared with the plain form in float64. The block itself changes the
@@ -186,7 +171,7 @@ def test_absorbed_equals_plain(inside):
 
     absorbed, plain = run(block, inputs, vision, "absorbed"), run(block, inputs, vision, "plain")
     with float64_model():
-        wide = with_params(abstract(float64_config(CONFIG)).refusion.blocks[0], params_of(block))
+        wide = with_params(abstract_model(float64_config(config)).refusion.blocks[0], params_of(block))
         exact = run(wide, *in_float64((inputs, vision)), "plain")
         assert exact["after"].dtype == np.float64
     assert np.abs(absorbed["after"] - inputs.hidden).max() > 0.05
@@ -213,14 +198,15 @@ def test_the_encoder_gets_no_gradient_through_the_block(model, batch):
 
 @pytest.mark.slow  # inference/test_generate.py compares the same with shorter prompts.
 @pytest.mark.parametrize("refusion", [True, False], ids=["vision_remember", "baseline"])
-def test_prefill_and_decode_equal_recomputation(refusion: bool):
+def test_prefill_and_decode_equal_recomputation(family: str, refusion: bool):
     """Prompts of different lengths and numbers of images are decoded for five tokens, one at a time."""
-    config = CONFIG if refusion else dataclasses.replace(CONFIG, refusion=None)
-    model = randomized(abstract(config), seed=1)
+    config = family_config(family) if refusion else without_refusion(family_config(family))
+    large, small, middle = family_images(family)
+    model = randomized(abstract_model(config), seed=1)
     prompts = [
-        (Text(3), SampleImage(3, crop=1), Text(4, text_token=True)),
+        (Text(3), large, Text(4, text_token=True)),
         (Text(6, text_token=True),),
-        (Text(2), SampleImage(1), Text(1), SampleImage(2), Text(3, text_token=True)),
+        (Text(2), small, Text(1), middle, Text(3, text_token=True)),
     ]
     steps = 5
     rows = [[example(config, *parts, Text(steps), seed=i)] for i, parts in enumerate(prompts)]
@@ -230,6 +216,7 @@ def test_prefill_and_decode_equal_recomputation(refusion: bool):
     length = 75 - steps
     # The same samples without their last tokens, again right-aligned: the prefix of every row.
     prompt = jax.tree.map(lambda x: x[:, :length] if x.shape[1] == 75 else x, whole)
+    assert whole.tile_image.shape[1] != 75
 
     @jax.jit
     def prefill(model, batch):
@@ -245,11 +232,12 @@ def test_prefill_and_decode_equal_recomputation(refusion: bool):
 
 
 @pytest.mark.slow  # The whole model is compiled again.
-def test_shared_weights_are_one_block_used_twice(model, batch):
-    config = dataclasses.replace(CONFIG, refusion=tiny_refusion(shared_weights=True))
+def test_shared_weights_are_one_block_used_twice(config, model, batch):
+    config = dataclasses.replace(config, refusion=dataclasses.replace(config.refusion, shared_weights=True))
     params = params_of(model)
     shared = {name: value for name, value in params.items() if "refusion.blocks.1" not in name}
     twice = {name: params[name.replace("refusion.blocks.1", "refusion.blocks.0")] for name in params}
     np.testing.assert_array_equal(
-        hidden_states(with_params(abstract(config), shared), batch), hidden_states(with_params(model, twice), batch)
+        hidden_states(with_params(abstract_model(config), shared), batch),
+        hidden_states(with_params(model, twice), batch),
     )
