@@ -6,6 +6,7 @@ it can fail.
 
 import dataclasses
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
@@ -15,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny import pack, randomized, tiny_config, tiny_decoder, tiny_refusion
+from tests.model.families import FAMILIES, family_config, family_images
+from tests.tiny import Text, example, pack, randomized, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import IMAGE, Conversation, Turn
+from vr_jax.model.batch import Batch
+from vr_jax.model.config import VlmConfig
 from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 TEXT = tiny_decoder(vocab_size=320)
@@ -80,11 +84,8 @@ class Dependence(NamedTuple):
         return self.forward.any(axis=0) & self.answer
 
 
-@pytest.fixture(scope="module")
-def dependence():
-    """text_pool -> Dependence. One model and one compilation: the text-guided token's text is a matter of the data."""
-    refusion = tiny_refusion(levels=(2, 3), insert_after=(1, 2))
-    config = tiny_config(decoder=dataclasses.replace(TEXT, num_layers=3), refusion=refusion)
+def dependence_of(config: VlmConfig) -> Callable[[Batch], Dependence]:
+    """Computes the dependence in the first row of batches, with one random model and one compilation."""
     model = randomized(abstract_model(config))
     original = VisionLanguageModel.embed
 
@@ -103,10 +104,7 @@ def dependence():
 
         return jax.lax.map(row, jnp.arange(shape[1]))
 
-    def of(text_pool: str) -> Dependence:
-        asks = dataclasses.replace(config, refusion=dataclasses.replace(refusion, text_pool=text_pool))
-        processor = Processor(demo_tokenizer(), asks, label_quirk=False)
-        batch = pack(config, [[processor.example(conversation) for conversation in CONVERSATIONS]])
+    def of(batch: Batch) -> Dependence:
         cell = np.asarray(batch.vision_cell[0])
         image = np.asarray(batch.tile_image[0])[np.maximum(cell, 0) // config.cells_per_tile]
         return Dependence(
@@ -116,6 +114,21 @@ def dependence():
             segment=np.asarray(batch.segment_ids[0]),
             image=np.where(cell >= 0, image, 0),
         )
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def dependence():
+    """text_pool -> Dependence. The text-guided token's text is a matter of the data."""
+    refusion = tiny_refusion(levels=(2, 3), insert_after=(1, 2))
+    config = tiny_config(decoder=dataclasses.replace(TEXT, num_layers=3), refusion=refusion)
+    compute = dependence_of(config)
+
+    def of(text_pool: str) -> Dependence:
+        asks = dataclasses.replace(config, refusion=dataclasses.replace(refusion, text_pool=text_pool))
+        processor = Processor(demo_tokenizer(), asks, label_quirk=False)
+        return compute(pack(config, [[processor.example(conversation) for conversation in CONVERSATIONS]]))
 
     return of
 
@@ -157,3 +170,34 @@ def test_leaky_variants_fail(dependence, text_pool: str):
     assert found.leaked[found.segment == 1].any()  # two turns
     assert not found.leaked[found.segment == 2].any()  # no image
     assert found.leaked[found.segment == 3].any() == (text_pool == "all")  # one turn
+
+
+# The conversations above are LLaVA's. The samples of other families are made without their prompts.
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llava"])
+def test_other_families_keep_the_promise_and_leak_if_answers_are_pooled(family: str):
+    config = family_config(family)
+    refusion = dataclasses.replace(config.refusion, levels=config.refusion.levels[1:], insert_after=(1, 2))
+    config = family_config(family, decoder=dataclasses.replace(config.decoder, num_layers=3), refusion=refusion)
+    large, small, _ = family_images(family)
+    samples = [
+        example(
+            config,
+            *(Text(2), large, Text(3, text_token=True), Text(2, target=True)),
+            *(Text(1), small, Text(2), Text(2, target=True)),
+            seed=1,
+        ),
+        example(config, Text(2, text_token=True), Text(2, target=True), seed=2),
+        example(config, small, Text(2, text_token=True), Text(2, target=True), seed=3),
+    ]
+    batch, compute = pack(config, [samples]), dependence_of(config)
+    found = compute(batch)
+    assert found.answer.sum() >= 3 * 2
+    assert not found.leaked.any()
+    assert (found.forward & ~found.within_image & found.text_token).any()
+    assert (found.forward & found.within_image).any()
+    assert not (found.on & (found.segment[:, None] != found.segment)).any()
+
+    everything = (batch.vision_cell < 0) & (batch.segment_ids > 0)
+    leaky = compute(batch.replace(text_token_mask=everything))
+    assert [leaky.leaked[leaky.segment == segment].any() for segment in (1, 2, 3)] == [True, False, True]
+    assert not (leaky.on & (leaky.segment[:, None] != leaky.segment)).any()
