@@ -4,8 +4,11 @@ import math
 
 import jax
 import pytest
+import torch
 from flax import nnx
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tests.qwen2_5_vl import model_config
 from tests.tiny import abstract_projector
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.transformer import TransformerConfig
@@ -167,3 +170,54 @@ def test_projectors(projector, millions, text):
     counted = count(tree) - (count((tree.fc1, tree.fc2)) if projector["name"] == "perceiver" else 0)
     digits = 0.005 if millions[text] >= 9.5 else 0.0005  # half of the last one given
     assert counted == pytest.approx(millions[text] * 1e6, abs=1.01 * digits * 1e6)
+
+
+# The sizes of the released models: the text part of `Qwen2_5_VLConfig`, and whether the head is tied.
+QWEN2_5_VL = {
+    "3B": ((2048, 11008, 36, 16, 2, 151936), True),
+    "7B": ((3584, 18944, 28, 28, 4, 152064), False),
+}
+
+
+@pytest.mark.parametrize("name", QWEN2_5_VL)
+def test_qwen2_5_vl(name: str):
+    sizes, tied = QWEN2_5_VL[name]
+    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    text = dict(zip((*fields, "vocab_size"), sizes, strict=True)) | {"rms_norm_eps": 1e-6}
+    vision = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
+    rope = {"rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    with torch.device("meta"):
+        theirs = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                vision_config=vision | {"out_hidden_size": text["hidden_size"]},
+                text_config=text | {"rope_parameters": rope | {"rope_type": "default"}},
+                tie_word_embeddings=tied,
+            )
+        )
+    refusion = VisionRememberConfig(levels=(8, 16, 24))
+    ours = abstract_model(model_config(vision, text | rope, tied=tied, refusion=refusion))
+    visual, language = theirs.model.visual, theirs.model.language_model
+    head = 0 if tied else theirs.lm_head.weight.numel()
+
+    def count_torch(module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    # Their patch embedding has a kernel for each of two equal frames.
+    second_frame = 3 * 14**2 * 1280
+    assert count(ours.encoder) == count_torch(visual) - count_torch(visual.merger) - second_frame
+    assert count(ours.projector) == count_torch(visual.merger)
+    assert count(ours.decoder) == count_torch(language) + head
+    newline = count(ours.image_newline)  # It stands in every model of ours, and no token of this family is one.
+    total = count(ours) - count(ours.refusion) - newline + second_frame
+    assert total == sum(parameter.numel() for parameter in theirs.parameters())
+    if name == "3B":
+        assert [count(block) for block in ours.refusion.blocks] == [91_533_568] * 2
