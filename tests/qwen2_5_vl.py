@@ -12,6 +12,7 @@ import numpy as np
 from tests import torch_weights
 from tests.model.families import WindowsImage
 from tests.tiny import pack
+from vr_jax.convert.method_tables import PROJECTORS
 from vr_jax.convert.tables import (
     HEAD,
     TEXT,
@@ -21,7 +22,6 @@ from vr_jax.convert.tables import (
     Table,
     Transform,
     linear,
-    mlp_projector,
     norm,
 )
 from vr_jax.data.layouts import TokenLayout
@@ -59,7 +59,7 @@ VISUAL: Table = (
     *linear("blocks.{n}.mlp.up_proj", "encoder.layers.mlp.up"),
     *linear("blocks.{n}.mlp.down_proj", "encoder.layers.mlp.down"),
 )
-MERGER: Table = (*norm("ln_q", "projector.norm", bias=False), *mlp_projector("mlp.0", "mlp.2"))
+MERGER = PROJECTORS["merger"]
 
 
 def model_config(vision: dict[str, Any], text: dict[str, Any], *, tied: bool, **changes: Any) -> VlmConfig:

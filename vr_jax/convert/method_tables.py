@@ -55,6 +55,7 @@ PROJECTORS: dict[str, Table] = {
         Rule("peg.peg.0.weight", ("projector.conv.kernel",), DEPTHWISE),
         Rule("peg.peg.0.bias", ("projector.conv.bias",)),
     ),
+    "merger": (*norm("ln_q", "projector.norm", bias=False), *mlp_projector("mlp.0", "mlp.2")),
     "mlp": mlp_projector("0", "2"),
     "perceiver": (
         Rule(f"{_PERCEIVER}.latents", ("projector.latents",)),

@@ -1,0 +1,103 @@
+"""Which methods read which layouts of tiles, and that those which read windows do not read beyond an image."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from tests.model.families import WindowsImage, family_config
+from tests.tiny import PROJECTOR_FIELDS, Text, example, pack, quick, random_model, tiny_refusion
+from vr_jax.errors import ConfigError
+from vr_jax.model import registry
+from vr_jax.model.config import VlmConfig
+from vr_jax.model.projectors.mlp import MlpConfig
+from vr_jax.model.projectors.pixel_shuffle import PixelShuffleConfig
+from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.pruning.fastv import FastVConfig
+from vr_jax.model.refusion.deepstack import DeepStackConfig
+from vr_jax.model.refusion.sva import SvaConfig
+from vr_jax.model.windows import patch_places
+
+WINDOWS = "qwen2_5_vl"
+# Models of whole windows whose methods are not those of the family.
+MIXED = {
+    "pool": {"projector": PoolConfig(stride=2)},
+    "pixel_shuffle": {"projector": PixelShuffleConfig(stride=2)},
+    "mlp": {"projector": MlpConfig()},
+    "one token for each window": {"projector": PoolConfig(stride=4)},
+    "deepstack": {"refusion": DeepStackConfig(insert_after=(1, 2), levels=(2, 4))},
+    "deepstack, patch merger": {"refusion": DeepStackConfig(insert_after=(1,), levels=(2,), merger="qwen3_vl")},
+}
+
+
+@pytest.mark.parametrize("name", quick(MIXED, "deepstack, patch merger"))
+def test_methods_that_read_windows_do_not_read_beyond_an_image(name: str):
+    """Other pixels beyond the images, and another sample in the row, change no state of a sample."""
+    config = family_config(WINDOWS, **MIXED[name])
+    question, answer = Text(2, text_token=True), Text(2, target=True)
+    samples = [
+        example(config, Text(1), WindowsImage(8, 4), question, answer, seed=1),
+        example(config, Text(1), WindowsImage(4, 12), Text(1), WindowsImage(4, 4), question, answer, seed=2),
+    ]
+    if config.projector.stride < 4:
+        samples[0] = example(config, Text(1), WindowsImage(6, 10), question, answer, seed=1)
+    model, run = random_model(config), jax.jit(lambda model, batch: model(batch)[0])
+    size = {"tokens": sum(len(one.tokens) for one in samples), "tiles": 10}
+    packed = pack(config, [samples, samples[::-1]], **size)
+    found = np.asarray(run(model, packed))
+
+    real = patch_places(config.encoder.grid, 1) < np.asarray(packed.tile_extent)[:, :, None]
+    inside = real.all(-1).reshape(2, 10, config.encoder.grid, -1)
+    inside = inside.repeat(config.encoder.patch_size, 2).repeat(config.encoder.patch_size, 3)[..., None]
+    other = packed.replace(tile_pixels=np.where(inside, packed.tile_pixels, 255 - packed.tile_pixels))
+    np.testing.assert_array_equal(run(model, other), found)
+
+    alone = np.asarray(run(model, pack(config, [[one] for one in samples], **size)))
+    begin = 0
+    for row, one in enumerate(samples):
+        part = found[0, begin : begin + len(one.tokens)]
+        np.testing.assert_allclose(part, alone[row, : len(one.tokens)], atol=2e-5)
+        begin += len(one.tokens)
+    moved = np.asarray(run(model, packed.replace(tile_pixels=255 - packed.tile_pixels)))
+    assert np.abs(moved - found).max() > 1e-3
+
+
+def methods_of(kind: str, layout: str) -> set[str]:
+    return {name for name in registry.names(kind) if layout in registry.method(kind, name).layouts}
+
+
+def test_what_reads_windows():
+    assert {"merger", "mlp", "pixel_shuffle", "pool"} <= methods_of("projector", "windows")
+    assert methods_of("refusion", "windows") == {"deepstack", "vision_remember"}
+
+
+@pytest.mark.parametrize("name", ["c_abstractor", "ldpv2", "perceiver", "token_packer"])
+def test_projectors_that_need_square_tiles_are_refused(name: str):
+    projector = registry.method("projector", name)(**{"stride": 2} | PROJECTOR_FIELDS.get(name, {}))
+    with pytest.raises(ConfigError, match=f"projector '{name}' with the encoder 'qwen2_5_vision': .*'square'"):
+        family_config(WINDOWS, projector=projector)
+
+
+REFUSED = {
+    "global": (lambda: tiny_refusion(levels=(1, 2, 4), interaction="global"), "reads whole tiles.*set it to 'local'"),
+    "deformable": (lambda: tiny_refusion(levels=(1, 2, 4), interaction="deformable"), "interaction = 'deformable'"),
+    "sva": (lambda: SvaConfig(levels=(4,), width=16, heads=2), "refusion 'sva' with the encoder .*'square'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_blocks_that_read_whole_tiles_are_refused(name: str):
+    make, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=message):
+        family_config(WINDOWS, refusion=make())
+
+
+def test_pruners_are_refused():
+    with pytest.raises(ConfigError, match="pruning 'fastv' with the encoder 'qwen2_5_vision'"):
+        family_config(WINDOWS, refusion=None, pruning=FastVConfig())
+
+
+def test_a_config_survives_json():
+    config = family_config(WINDOWS)
+    assert VlmConfig.from_dict(config.to_dict()) == config
