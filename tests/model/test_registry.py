@@ -21,6 +21,7 @@ def test_every_file_of_the_five_folders_is_found():
         "projector": [
             "c_abstractor",
             "ldpv2",
+            "merger",
             "mlp",
             "perceiver",
             "pixel_shuffle",

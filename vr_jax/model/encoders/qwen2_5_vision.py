@@ -12,7 +12,7 @@ as their sum, which is what `patch_embed` holds. Conversion adds the slices on i
 of them on export; halving is exact in floating point, so that the exported model computes the same function.
 
 Source: transformers 5.23 `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (`Qwen2_5_VisionTransformerPretrainedModel`);
-docs/design/methods.md#qwen2.5-vl.
+docs/design/methods.md#qwen2-5-vl.
 """
 
 from __future__ import annotations

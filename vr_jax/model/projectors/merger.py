@@ -1,7 +1,7 @@
 """`merger` is Qwen2.5-VL's projector: the normalised patches of a cell side by side on the channel axis, and an MLP.
 
 Source: transformers 5.23 `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (`Qwen2_5_VLPatchMerger`);
-docs/design/methods.md#qwen2.5-vl.
+docs/design/methods.md#qwen2-5-vl.
 """
 
 from __future__ import annotations
