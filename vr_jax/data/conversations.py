@@ -341,7 +341,7 @@ class _Spans:
         In a message with images these are the texts behind the first one, without the white space that follows an
         image.
         """
-        pictured = {one.turn for one, _, _ in self._spans if isinstance(one.part, ImagePart)}
+        with_image = {one.turn for one, _, _ in self._spans if isinstance(one.part, ImagePart)}
         seen, found = set(), []
         follows = False  # Whether an image is the last part of the message so far.
         for one, begin, end in self._spans:
@@ -350,7 +350,7 @@ class _Spans:
             if isinstance(one.part, ImagePart):
                 seen.add(one.turn)
                 follows = True
-            elif one.turn in seen or one.turn not in pictured:
+            elif one.turn in seen or one.turn not in with_image:
                 spaces = len(one.part) - len(one.part.lstrip()) if follows and one.turn in seen else 0
                 found.append((begin + spaces, end))
                 follows = False

@@ -11,7 +11,7 @@ from vr_jax.data.conversations import IMAGE_TOKEN
 
 CORPUS = [
     "USER: What is this? ASSISTANT: It is a car, seen from the side. USER: Which colour is it? ASSISTANT: Red.",
-    "[INST] What is shown in the picture? [/INST] The picture shows two dogs and a ball. [INST] Where? [/INST]",
+    "[INST] What is shown in the image? [/INST] The image shows two dogs and a ball. [INST] Where? [/INST]",
     "A chat between a curious user and an artificial intelligence assistant. You are a helpful assistant.",
     "system user assistant Be brief. Describe this image.\nOne word.\n\nAnd now?  Two  spaces.",
 ] * 4

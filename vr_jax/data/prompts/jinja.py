@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -25,7 +25,7 @@ RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, Lo
 class _Generation(jinja2.ext.Extension):
     """Reads the tag `generation`, by which transformers finds replies, and writes what is in it."""
 
-    tags: ClassVar = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  # Jinja declares it as a variable of instances.
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """Returns the statements between the tag and its end."""
