@@ -176,6 +176,11 @@ def test_targets_are_the_answers_and_what_closes_them(template, kind, tokenizers
         assert characters(tokenizer, found.tokens[found.loss_mask]) == TARGETS[template]
     assert set(found.roles[found.loss_mask]) == {Role.ASSISTANT}
     assert set(found.turns[found.loss_mask]) == {1, 3}
+    # The space before a reply that a tokenizer does not join to its first word is a target, too.
+    turns = (Turn("user", "What?"), Turn("assistant", "Gone"))
+    n = len(encoder_of(tokenizer, template).prompt(turns).tokens)
+    loss = encoder_of(tokenizer, template).sample(turns).loss_mask[n:]
+    assert loss[: np.count_nonzero(loss)].all()
     # A prompt is the beginning of the sample, and all that the model writes behind it up to the end is a target.
     encoder = encoder_of(tokenizer, template)
     turns = (

@@ -2,7 +2,8 @@
 
 A template is a program that writes a whole conversation, so its parts are found by what it writes. Each text of the
 messages is rendered once as it is, and once with a mark in its place. What stands between the marks is the template's,
-and the conversation as it is must consist of the same pieces with the texts between them. Where a message ends follows
+and the conversation as it is must consist of the same pieces with the texts between them. So a text that reads as the
+placeholder of an image, or as a part of the template, is never taken for one. Where a message ends follows
 from the renderings of the first messages alone, each of which has to begin the next one.
 
 The marks contain the character NUL, which no text of a message has (`vr_jax.data.texts.check_text`).
@@ -24,7 +25,6 @@ from vr_jax.data.types import IMAGE, IMAGE_PLACEHOLDER, ImagePart, Marker, Part,
 from vr_jax.errors import UserError
 
 _IMAGE_MARK = "\0image\0"
-_LITERAL = "\0literal\0"  # A text of a message that reads as the template's placeholder of an image.
 _ENDS: Mapping[Marker, str] = {Marker.IMAGE_START: "<|vision_start|>", Marker.IMAGE_END: "<|vision_end|>"}
 # What templates write for an image, and the markers in it, which the image's layout writes. The first that fits counts.
 _PLACEHOLDERS: tuple[tuple[str, Mapping[Marker, str]], ...] = (
@@ -123,7 +123,7 @@ class ChatTemplate:
         """Writes a conversation; see `ChatFormat.write`."""
         texts = {(k, i): text for k, turn in enumerate(turns) for i, text in enumerate(_texts(turn))}
         try:
-            whole = self._render([self._message(turn, map(self._escape, _texts(turn))) for turn in turns], prompt)
+            whole = self._render([self._message(turn, _texts(turn)) for turn in turns], prompt)
             marked = [
                 self._message(turn, (_mark(k, i) for i in range(len(turn.parts) + 1))) for k, turn in enumerate(turns)
             ]
@@ -134,13 +134,12 @@ class ChatTemplate:
         if sorted(keys) != sorted(texts) or keys != sorted(keys):
             self._refuse("does not write every text of the messages once, in their order")
         ends = self._message_ends(marked, skeleton, turns)
-        contents = self._aligned(whole, literals, [self._escape(texts[key]) for key in keys])
+        contents = self._aligned(whole, literals, [texts[key] for key in keys])
         segments, place = [], 0
         for number, literal in enumerate(literals):
             if number > 0:
                 k, i = keys[number - 1]
-                content = contents[number - 1].replace(_LITERAL, self.placeholder or "")
-                segments.append(Segment(content, ROLES[turns[k].role], k, Kind.CONTENT))
+                segments.append(Segment(contents[number - 1], ROLES[turns[k].role], k, Kind.CONTENT))
                 place += len(_mark(k, i))
             # What follows the last text of a reply closes it.
             last = number > 0 and (number == len(keys) or keys[number][0] != keys[number - 1][0])
@@ -278,9 +277,6 @@ class ChatTemplate:
                 {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part} for part in parts
             ]
         return {"role": turn.role, "content": content}
-
-    def _escape(self, text: str) -> str:
-        return text if self.placeholder is None else text.replace(self.placeholder, _LITERAL)
 
     def _refuse(self, what: str, cause: Exception | None = None) -> NoReturn:
         raise SkipRecord(
