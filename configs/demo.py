@@ -83,6 +83,7 @@ CONFIG = {
         },
         "vision_feature_layer": 3,
         "image_token_id": None,
+        "template": "qwen_1_5",
         "dtype": "float32",
         "attention": "auto",
         "remat": "none",
@@ -99,7 +100,7 @@ CONFIG = {
         "follow_links": False,
         "sources": (),
         "demo": {"size": 50_000, "seed": 0, "turns": 4},
-        "template": "qwen_1_5",
+        "template": "chat",
         "label_quirk": False,  # the targets are the answers only
         "packing": True,
         "shuffle": True,

@@ -69,6 +69,7 @@ MODEL = {
     "pruning": None,
     "vision_feature_layer": 4,
     "image_token_id": None,
+    "template": "qwen_1_5",
     "dtype": "float32",
     "attention": "auto",
     "remat": "none",
@@ -171,7 +172,7 @@ PHASE2 = {
         "split": "train",
         "follow_links": False,
         "sources": (),
-        "template": "qwen_1_5",
+        "template": "chat",
         "label_quirk": False,  # the targets are the answers only
         "packing": True,
         "shuffle": True,

@@ -96,6 +96,15 @@ def test_fields_of_a_method_that_another_of_its_fields_switches_off(overrides, n
     load_config(DEMO, overrides[:1])
 
 
+@pytest.mark.parametrize("template", ["vicuna_v1", "qwen2_vl", "tokenizer"])
+def test_a_quirk_of_the_labels_where_llava_has_none(template):
+    with pytest.raises(ConfigError, match=r"^config\.data\.label_quirk = True .* config\.model\.template = ") as error:
+        load_config(DEMO, [f"model.template={template}", "data.label_quirk=True"])
+    assert template in str(error.value)
+    load_config(DEMO, [f"model.template={template}"])
+    load_config(DEMO, ["model.template=llama_3", "data.label_quirk=True"])
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

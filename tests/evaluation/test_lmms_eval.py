@@ -10,6 +10,7 @@ import logging
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.texts import place_images
 from vr_jax.data.types import Conversation
 from vr_jax.errors import UserError
+from vr_jax.evaluation.lmms_eval import likelihood
 from vr_jax.evaluation.lmms_eval.answers import Answerer, grouped
 from vr_jax.evaluation.lmms_eval.options import Options
 from vr_jax.evaluation.lmms_eval.questions import (
@@ -374,3 +376,21 @@ def test_likelihoods_with_a_pruner_are_refused(processor):
     answerer = Answerer(Generator(tiny.model(config), tiny.TOKENIZER), processor, batch_size=1, progress=False)
     with pytest.raises(UserError, match="likelihoods are not defined with the pruner 'fastv'"):
         answerer.score([Question("a", *GOOD["text"])], ["x"])
+
+
+def test_the_tokens_behind_the_end_of_a_reply_do_not_count_for_greedy():
+    """In ChatML a newline stands behind the end of a reply; in other formats nothing does."""
+
+    class Predicting:
+        """Predicts the tokens 1, 2, 3 wherever it is asked."""
+
+        def __call__(self, batch):
+            return jnp.asarray([[[0.0], [1.0], [2.0], [3.0], [0.0]]]), None
+
+        def logits(self, hidden):
+            return 9 * jax.nn.one_hot(hidden[..., 0].astype(jnp.int32), 8)
+
+    for last, behind_end, expected in ((3, 0, True), (4, 0, False), (4, 1, True)):
+        targets = jnp.asarray([[1, 2, last]])
+        _, greedy = likelihood._rows(Predicting(), None, targets, behind_end=behind_end)  # noqa: SLF001
+        assert bool(greedy[0]) is expected

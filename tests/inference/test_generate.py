@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.data.prompts.small_tokenizers import sentencepiece
 from tests.inference import tiny
 from tests.tiny import quick
 from vr_jax.data.collate import collate
 from vr_jax.errors import UserError
 from vr_jax.inference import Buckets, Generator, PromptTooLong, Sampling
 from vr_jax.model.batch import NO_CELL, BatchShape
+from vr_jax.model_directory import GenerationSettings
 from vr_jax.sharding import make_mesh, param_shardings
 
 NEW_TOKENS = 6
@@ -233,6 +235,27 @@ def test_ignoring_the_stop_token(stopping, model, prompts, replies):
 def test_real_stop_tokens(generator):
     names = tiny.TOKENIZER.convert_ids_to_tokens(generator.stop_ids)
     assert names == ["<|im_end|>", "<|endoftext|>"]
+
+
+def test_the_chat_format_says_what_ends_a_reply(model):
+    """The ids of generation_config.json come first, then the format's ends, then those of ChatML."""
+    with_ends = sentencepiece("first", specials=("<|im_end|>",))
+    id_of = with_ends.convert_tokens_to_ids
+
+    def stops(template, tokenizer, settings=None):
+        own = dataclasses.replace(model.config, template=template)
+        stand_in = types.SimpleNamespace(config=own)
+        return Generator(stand_in, tokenizer, tiny.BUCKETS, settings=settings).stop_ids
+
+    assert stops("vicuna_v1", with_ends) == (id_of("</s>"),)
+    assert stops("qwen_1_5", with_ends) == (id_of("<|im_end|>"),)
+    assert stops("llama_3", with_ends) == (id_of("<|im_end|>"),)  # It lacks the format's own ends.
+    assert stops("vicuna_v1", with_ends, GenerationSettings(eos_token_ids=(5,))) == (5,)
+    with_ends.chat_template = (
+        "{% for message in messages %}{{ message.role + ': ' + message.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert stops("tokenizer", with_ends) == (id_of("<|im_end|>"), id_of("</s>"))
 
 
 @pytest.mark.slow  # It compiles sampling for two batch sizes; test_sampling.py tests the draws.

@@ -85,3 +85,10 @@ def test_a_model_of_chatml_ends_its_replies_with_the_end_of_a_message(values, ex
     if values is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(values))
     assert generation_of_chat(tmp_path) == expected
+
+
+def test_the_end_of_another_chat_format_is_added(tmp_path):
+    added = [{"id": 7, "content": "<|im_end|>"}, {"id": 8, "content": "<|eot_id|>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": added}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    assert generation_of_chat(tmp_path, "<|eot_id|>") == {"eos_token_id": [8, 3]}

@@ -128,7 +128,7 @@ def test_trained_parameters(size, variant):
 def test_the_numbers_of_section_4_1(file):
     phase1, phase2 = (load_config(f"{file}:{phase}") for phase in ("phase1", "phase2"))
     assert (phase1.optimizer.lr, phase1.samples_per_step, phase1.data.template) == (1e-3, 256, "plain")
-    assert (phase2.optimizer.lr, phase2.samples_per_step, phase2.data.template) == (2e-4, 32, "qwen_1_5")
+    assert (phase2.optimizer.lr, phase2.samples_per_step, phase2.data.template) == (2e-4, 32, "chat")
     assert phase1.model.image.aspect_ratio == "square"
     assert phase1.batch.rows * phase1.batch.tiles == 256, "a caption has one tile, so an update has 256 samples"
     grids = phase2.model.image.grids

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
+from tests.data.prompts.small_tokenizers import sentencepiece
 from tests.training.tiny import tiny_config
-from vr_jax.errors import UserError
+from vr_jax.errors import ConfigError, UserError
 from vr_jax.model_directory import save_params
 from vr_jax.settings import TrainConfig
+from vr_jax.training import inputs
 from vr_jax.training.inputs import tokenizer_directory
 
 
@@ -36,3 +40,19 @@ def test_an_encoder_alone_brings_no_tokenizer(directories, tmp_path):
         tokenizer_directory(config, tmp_path)
     config = TrainConfig(model=tiny_config(), init_from=str(directories[0]), tokenizer=str(directories[1]))
     assert tokenizer_directory(config, tmp_path) == directories[1]
+
+
+def test_a_chat_template_that_ends_no_reply_is_refused_for_training():
+    tokenizer = sentencepiece("first")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role + ': ' + message.content + ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    decoder = dataclasses.replace(tiny_config().decoder, vocab_size=600)
+    config = TrainConfig(model=tiny_config(decoder=decoder, template="tokenizer"))
+    with pytest.raises(ConfigError, match=r"^config\.model\.template = 'tokenizer': .* would not learn to end one"):
+        inputs._processor(config, tokenizer)  # noqa: SLF001
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ ' ' }}", "+ eos_token }}")
+    assert inputs._processor(config, tokenizer).encoder.format.end_tokens == ("</s>",)  # noqa: SLF001
+    with pytest.raises(ConfigError, match=r"^config\.tokenizer, config\.model\.template: The tokenizer encodes"):
+        inputs._processor(TrainConfig(model=tiny_config(decoder=decoder, template="llama_3")), tokenizer)  # noqa: SLF001

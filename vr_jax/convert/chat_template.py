@@ -1,18 +1,17 @@
 """The chat template of a foreign folder, compared with the prompts that the commands ask by.
 
-The commands ask in ChatML with a default system message, which LLaVA trains with. A template that writes other prompts
-is kept for an export, and a line of the import says that it is not asked by.
+Without another `VlmConfig.template`, the commands ask in ChatML with a default system message, which LLaVA trains with.
+A template that writes other prompts is kept for an export, and a line of the import says that it is not asked by.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 from etils import epath
 
 from vr_jax.convert.processor_export import CHAT_TEMPLATE
+from vr_jax.data.prompts.jinja import RENDER_ERRORS, render
 from vr_jax.errors import UserError
 from vr_jax.model_directory import is_there, read_json
 
@@ -57,14 +56,10 @@ def writes_chatml(template: str) -> bool:
     ]
     try:
         return all(_rendered(template, one) == _rendered(CHAT_TEMPLATE, one) for one in conversations)
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError):
+    except RENDER_ERRORS:
         return False
 
 
 def _rendered(template: str, messages: list[dict[str, Any]]) -> str:
     """The prompt that a template writes, as transformers renders it."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    text: str = environment.from_string(template).render(messages=messages, add_generation_prompt=True)
-    return text
+    return render(template, messages, {}, prompt=True)

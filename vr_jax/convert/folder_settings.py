@@ -46,7 +46,7 @@ def with_processor(config: VlmConfig, folder: ForeignFolder, report: Callable[[s
         image_token = str(folder.processor.values.get("image_token") or _IMAGE)
     _check_image_token(folder, image_token, config.image_token_id)
     template = find_template(folder.directory)
-    if template is not None and not writes_chatml(template[0]):
+    if config.template == "qwen_1_5" and template is not None and not writes_chatml(template[0]):
         report(
             f"{template[1]}: the chat template writes other prompts than ChatML with LLaVA's system message; vr_jax "
             "asks in ChatML, and keeps the template for exports"

@@ -1,17 +1,18 @@
 """Conversion of turns to token ids, with the masks that the loss and the text-guided token need.
 
-There are two templates: `qwen_1_5` (ChatML) and `plain` (captions). Token ids and targets are those of LLaVA-NeXT's
-`preprocess_multimodal`, `preprocess_qwen` and `preprocess_plain` (LLaVA-NeXT: llava/train/train.py), which recorded
+A chat format (`vr_jax.data.prompts`) writes a conversation as segments: its own text, the parts of the messages, and
+what closes a message. `ChatEncoder` tokenises the text as a whole, and finds the segments of each token by its
+characters. Token ids and targets of LLaVA's formats are those of LLaVA-NeXT (llava/train/train.py), which recorded
 outputs of the official code check in tests/golden. `docs/design/methods.md#labels` describes them, and
 `docs/design/methods.md#text-guided-token` describes the mask of the text-guided token.
 
 The speaker of every token is stored in `roles` and `turns`. It is never derived from the targets of the loss, because
-these also contain tokens of the user.
+these may also contain tokens of the user.
 """
 
 from __future__ import annotations
 
-import enum
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,31 +22,24 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
+from vr_jax.data.prompts.chat_templates import ChatTemplate
+from vr_jax.data.prompts.segments import ROLES, ChatFormat, Kind, Role, Segment
+from vr_jax.data.prompts.templates import NAMED, Plain
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.texts import check_text
-from vr_jax.data.types import IMAGE, IMAGE_PLACEHOLDER, ImagePart, Marker, Part, Turn
+from vr_jax.data.types import IMAGE, IMAGE_PLACEHOLDER, ImagePart, Marker, Turn
 from vr_jax.errors import UserError
 from vr_jax.fields import check_value
+from vr_jax.model.config import Template
 
 # This id stands for a whole image until its vision tokens replace it (LLaVA's IMAGE_TOKEN_INDEX).
 IMAGE_TOKEN = -200
-SYSTEM_MESSAGE = "You are a helpful assistant."
 # LLaVA removes this marker of the data set VideoInstruct-100k from every message.
 VIDEO_MARKER = "QA_GT_caption_based_noisy"
+# Stands for an image in the text that is tokenised. No text of a message has the character NUL.
+_IMAGE_MARK = f"\0{IMAGE_PLACEHOLDER}\0"
 
-Template = Literal["qwen_1_5", "plain"]
 TextPool = Literal["none", "first_turn", "all_human", "all"]
-
-
-class Role(enum.IntEnum):
-    """The speaker of a token, as a number that fits into an array."""
-
-    SYSTEM = 0
-    USER = 1
-    ASSISTANT = 2
-
-
-ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT}
 
 
 @dataclass(frozen=True)
@@ -83,19 +77,54 @@ def move_images(turns: Sequence[Turn]) -> list[Turn]:
     return moved
 
 
-def _without_placeholder(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Returns a tokenizer to which `<image>` is text, also where it is a token, as in those of LLaVA-OneVision.
+def drop_newlines(turns: Sequence[Turn]) -> list[Turn]:
+    """Drops the newline behind an image, which LLaVA's records have, and other formats write themselves or not at all.
 
-    Other special tokens in a text are encoded as such, as LLaVA and transformers do.
+    A newline that follows the dropped one stays.
     """
-    if tokenizer.token_to_id(IMAGE_PLACEHOLDER) is None:
-        return tokenizer
-    state = json.loads(tokenizer.to_str())
-    for token in state["added_tokens"]:
+    kept = []
+    for turn in turns:
+        parts = list(turn.parts)
+        for k in range(1, len(parts)):
+            part = parts[k]
+            if not isinstance(part, ImagePart) and isinstance(parts[k - 1], ImagePart):
+                parts[k] = part.removeprefix("\n")
+        kept.append(Turn(turn.role, *parts))
+    return kept
+
+
+@functools.lru_cache(maxsize=4)
+def _with_image_token(state: str) -> tuple[tokenizers.Tokenizer, int]:
+    """Returns a tokenizer with a token for images whose name no text has, and the id of that token.
+
+    As in the processors of transformers, a special token stands for an image, so that the text beside it is tokenised
+    as transformers does. `<image>` is text, also where it is a token, as in the tokenizers of LLaVA-OneVision: it gives
+    its id to the new name, because the ids of added tokens follow from their order. Other special tokens in a text are
+    encoded as such, as LLaVA and transformers do.
+    """
+    values = json.loads(state)
+    values["truncation"] = values["padding"] = None  # Another user of the same tokenizer may have switched these on.
+    for token in values["added_tokens"]:
         if token["content"] == IMAGE_PLACEHOLDER:
-            # The ids of added tokens follow from their order, so the token is renamed. No text contains the new name.
-            token["content"] = f"\0{IMAGE_PLACEHOLDER}\0"
-    return tokenizers.Tokenizer.from_str(json.dumps(state))
+            token.update(content=_IMAGE_MARK, normalized=False)
+    found = tokenizers.Tokenizer.from_str(json.dumps(values))
+    found.add_special_tokens([tokenizers.AddedToken(_IMAGE_MARK, special=True, normalized=False)])
+    number = found.token_to_id(_IMAGE_MARK)
+    assert number is not None
+    return found, number
+
+
+def chat_format(template: Template, tokenizer: Any) -> ChatFormat:
+    """Returns a chat format by its name.
+
+    Args:
+        template: The name.
+        tokenizer: The Hugging Face tokenizer, whose own template "tokenizer" is.
+
+    Raises:
+        UserError: The tokenizer has no usable template.
+    """
+    return ChatTemplate.of(tokenizer) if template == "tokenizer" else NAMED[template]
 
 
 class ChatEncoder:
@@ -105,17 +134,25 @@ class ChatEncoder:
     the torch that transformers imports.
 
     Attributes:
-        tokenizer: The Rust tokenizer.
-        template: The format of the text: "qwen_1_5" (ChatML) or "plain" (captions).
-        label_quirk: Whether the targets are those of LLaVA's code: whole assistant messages with their header, and
-            every newline, <|im_start|> and <|im_end|> token of any message. Otherwise they are the answers and the
-            <|im_end|> that closes each of them.
+        template: The name of the format: one of `VlmConfig.template`, or "plain" (captions).
+        format: The format.
+        label_quirk: Whether the targets are those of LLaVA's code, where that has a quirk for the format: whole
+            assistant messages with their header, and the tokens `format.quirk_tokens` of any message. Otherwise they
+            are the assistant's messages and what closes each of them.
         text_pool: The text that `text_token_mask` marks, as in `VisionRememberConfig.text_pool`.
         pad_id: The id of the pad token.
         markers: The ids of the markers that stand beside the vision tokens of an image.
     """
 
-    def __init__(self, tokenizer: Any, template: Template, label_quirk: bool, text_pool: TextPool):
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template | Literal["plain"],
+        label_quirk: bool,
+        text_pool: TextPool,
+        *,
+        markers_of: Template = "qwen_1_5",
+    ):
         """Checks that the tokenizer can write the template.
 
         Args:
@@ -123,12 +160,14 @@ class ChatEncoder:
             template: See the attribute.
             label_quirk: See the attribute.
             text_pool: See the attribute.
+            markers_of: The model's chat format, whose markers "plain" has.
 
         Raises:
-            UserError: The tokenizer is not a fast one, has no pad token, or lacks a token that the template needs.
+            UserError: The tokenizer is not a fast one, has no pad token, or lacks a token that the template needs, or
+                its own template is to be used and cannot be.
             ConfigError: The template is unknown.
         """
-        check_value(Template, template, "template")
+        check_value(Template | Literal["plain"], template, "template")
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
                 f"The tokenizer {type(tokenizer).__name__} is not a fast tokenizer, so it cannot tell character "
@@ -136,26 +175,38 @@ class ChatEncoder:
             )
         if tokenizer.pad_token_id is None:
             raise UserError("The tokenizer has no pad token; set one (Qwen2 uses '<|endoftext|>').")
-        self.tokenizer: tokenizers.Tokenizer = _without_placeholder(tokenizer.backend_tokenizer)
         self.template = template
         self.label_quirk = label_quirk
         self.text_pool = text_pool
         self.pad_id: int = tokenizer.pad_token_id
-        self.markers: dict[Marker, int] = {}
-        self._special_ids = np.asarray([IMAGE_TOKEN, *tokenizer.all_special_ids])
-        if template == "qwen_1_5":
-            self._im_start, self._im_end, self._newline = (
-                self._single_id(text) for text in ("<|im_start|>", "<|im_end|>", "\n")
-            )
-            self._special_ids = np.append(self._special_ids, [self._im_start, self._im_end])
+        chat = chat_format(markers_of if template == "plain" else template, tokenizer)
+        self.format: ChatFormat = Plain(chat.markers) if template == "plain" else chat
+        backend = tokenizer.backend_tokenizer
+        self._tokenizer, self._image_id = _with_image_token(backend.to_str())
+        self._bos_ids = _front(tokenizer, self._tokenizer) if self.format.bos else []
+        names = dict.fromkeys((*self.format.single_tokens, *self.format.quirk_tokens))
+        single = {name: self._single_id(name, backend) for name in names}
+        self._quirk_ids = [single[name] for name in self.format.quirk_tokens]
+        self.markers: dict[Marker, int] = {
+            marker: self._single_id(name, backend) for marker, name in self.format.markers.items()
+        }
+        special = [number for name, number in single.items() if name.strip()]
+        self._special_ids = np.asarray([IMAGE_TOKEN, *tokenizer.all_special_ids, *special])
 
-    def _single_id(self, text: str) -> int:
+    @property
+    def separators(self) -> tuple[str, str]:
+        """What stands between images, and behind the last one, where a question gives them no places."""
+        return self.format.separators
+
+    def _single_id(self, text: str, backend: tokenizers.Tokenizer) -> int:
         """Returns the id of a text that has to be one token."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        known = backend.token_to_id(text)
+        ids = [known] if known is not None else self._ids(text)
         if len(ids) != 1:
             raise UserError(
-                f"The tokenizer encodes {text!r} as {len(ids)} tokens {ids}, but the template 'qwen_1_5' needs one "
-                "token; use the tokenizer of a chat model with ChatML."
+                f"The tokenizer encodes {text!r} as {len(ids)} tokens {ids}, but the template {self.format.name!r} "
+                "needs one token; use the tokenizer of the chat model, or set the model's template to the format that "
+                "it speaks."
             )
         return ids[0]
 
@@ -170,14 +221,15 @@ class ChatEncoder:
                 assistant, or the template does not fit.
         """
         turns = _checked(turns)
-        if any(turn.images for turn in turns):
+        if self.format.moves_images and any(turn.images for turn in turns):
             turns = move_images(turns)
-        if self.template == "plain":
-            return self._plain(turns)
-        turns = _without_leading_answer(turns)
-        if not any(turn.role == "assistant" for turn in turns):
-            raise SkipRecord("no_answer", "No message of the assistant follows a message of the user.")
-        return self._chatml(turns)
+        if self.format.drops_newlines:
+            turns = drop_newlines(turns)
+        if self.template != "plain":
+            turns = _without_leading_answer(turns)
+            if not any(turn.role == "assistant" for turn in turns):
+                raise SkipRecord("no_answer", "No message of the assistant follows a message of the user.")
+        return self._encode(turns, prompt=False)
 
     def prompt(self, turns: Sequence[Turn]) -> TokenisedConversation:
         """Encodes a question to the model. The result ends with the assistant's header and has no targets.
@@ -193,155 +245,126 @@ class ChatEncoder:
         turns = _checked(turns)
         while turns and turns[-1].role == "assistant":
             turns.pop()
-        if self.template == "plain":
-            return self._plain([*turns, Turn("assistant")], prompt=True)
-        return self._chatml(_without_leading_answer(turns), prompt=True)
+        if self.template != "plain":
+            turns = _without_leading_answer(turns)
+        return self._encode(turns, prompt=True)
 
-    def _chatml(self, turns: list[Turn], prompt: bool = False) -> TokenisedConversation:
-        """Encodes turns as ChatML."""
-        messages = list(enumerate(turns))
-        if turns[0].role != "system":
-            messages.insert(0, (-1, Turn("system", SYSTEM_MESSAGE)))
-        texts = [[f"<|im_start|>{turn.role}\n", *turn.parts, "<|im_end|>\n"] for _, turn in messages]
-        if prompt:
-            messages.append((len(turns), Turn("assistant")))
-            texts.append(["<|im_start|>assistant\n"])
-        first_user = next((i for i, (_, turn) in enumerate(messages) if turn.role == "user"), None)
-        parts = []
-        for i, encoded in enumerate(self._encode(texts)):
-            index, turn = messages[i]
-            role = turn.role
-            begin = len("<|im_start|>") + len(role) + 1
-            end = begin + len(turn.text)
-            inside = encoded.within(begin, end)
-            loss = np.zeros(len(encoded.ids), bool)
-            if not prompt and self.label_quirk:
-                loss[:] = role == "assistant"
-                loss |= np.isin(encoded.ids, [self._newline, self._im_start, self._im_end])
-            elif not prompt and role == "assistant":
-                loss = inside | ((encoded.ids == self._im_end) & (encoded.start == end))
-            pooled = {
-                "none": False,
-                "first_turn": i == first_user,
-                "all_human": role == "user",
-                "all": role != "system",
-            }
-            text_token = inside & encoded.after_image & self._is_text(encoded) & pooled[self.text_pool]
-            parts.append(
-                _Message(
-                    tokens=encoded.ids,
-                    loss_mask=loss & (encoded.ids != IMAGE_TOKEN),
-                    text_token_mask=text_token,
-                    role=ROLES[role],
-                    turn=index,
-                )
-            )
-        return _joined(parts)
+    def reply(self, text: str) -> tuple[list[int], int]:
+        """Encodes a given reply, as it would follow a prompt.
 
-    def _plain(self, turns: list[Turn], prompt: bool = False) -> TokenisedConversation:
-        """Encodes an image and its caption."""
-        if [turn.role for turn in turns] != ["user", "assistant"]:
-            found = [turn.role for turn in turns]
-            raise SkipRecord(
-                "wrong_template",
-                f"The template 'plain' needs one user turn and one assistant turn, but the roles are {found}.",
-            )
-        if not turns[0].images:
-            raise SkipRecord("wrong_template", "The template 'plain' needs an image in the user turn, but has none.")
-        caption = () if prompt else (*turns[1].parts, "\n")
-        (encoded,) = self._encode([[IMAGE, *caption]])
-        is_user = np.arange(len(encoded.ids)) == 0
-        inside = encoded.within(len(IMAGE_PLACEHOLDER), len(IMAGE_PLACEHOLDER) + len(turns[1].text))
-        text_token = inside & self._is_text(encoded) & (self.text_pool == "all")
+        Returns:
+            Its tokens with what closes it, and how many of them stand behind the token that ends the reply.
+        """
+        question, answer = Turn("user", "?"), Turn("assistant", text)
+        whole = self._encode([question, answer], prompt=False).tokens
+        asked = self._encode([question], prompt=True).tokens
+        segments = self.format.write([question, answer], prompt=False)
+        if np.array_equal(whole[: len(asked)], asked):
+            ids = whole[len(asked) :].tolist()
+        else:  # One token holds the end of the prompt and the beginning of the reply.
+            header = self.format.write([question], prompt=True)
+            written = "".join(str(one.part) for one in segments)
+            ids = self._ids(written.removeprefix("".join(str(one.part) for one in header)))
+        last = segments[-1]
+        return ids, len(self._ids(str(last.part))) if last.kind == Kind.TEMPLATE else 0
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode(self, turns: Sequence[Turn], *, prompt: bool) -> TokenisedConversation:
+        """Writes and tokenises a conversation."""
+        segments = self.format.write(turns, prompt=prompt)
+        text = "".join(_IMAGE_MARK if isinstance(one.part, ImagePart) else one.part for one in segments)
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = np.asarray(encoded.ids, np.int32)
+        ids = np.where(ids == self._image_id, np.int32(IMAGE_TOKEN), ids)
+        spans = _Spans(encoded.offsets, segments)
+        loss = np.zeros(len(ids), bool)
+        if not prompt and self.label_quirk and self._quirk_ids:
+            loss = (spans.roles == Role.ASSISTANT) | np.isin(ids, self._quirk_ids)
+        elif not prompt:
+            loss = spans.touch(spans.answers)
+        pooled = spans.touch(spans.questions(self._pooled_turns(turns))) & ~np.isin(ids, self._special_ids)
+        front = [] if list(ids[: len(self._bos_ids)]) == self._bos_ids else self._bos_ids
         return TokenisedConversation(
-            tokens=encoded.ids,
-            loss_mask=encoded.ids != IMAGE_TOKEN,
-            text_token_mask=text_token,
-            roles=np.where(is_user, Role.USER, Role.ASSISTANT).astype(np.int8),
-            turns=np.where(is_user, 0, 1).astype(np.int32),
+            tokens=_behind(front, ids),
+            loss_mask=_behind([False] * len(front), loss & (ids != IMAGE_TOKEN)),
+            text_token_mask=_behind([False] * len(front), pooled),
+            roles=_behind([Role.SYSTEM] * len(front), spans.roles),
+            turns=_behind([-1] * len(front), spans.turns),
         )
 
-    def _is_text(self, encoded: _Encoded) -> Bool[np.ndarray, " n"]:
-        """Marks the tokens that are neither images nor special tokens."""
-        return ~np.isin(encoded.ids, self._special_ids)
-
-    def _encode(self, messages: Sequence[Sequence[Part]]) -> list[_Encoded]:
-        """Tokenises the texts between the images, in one call for all messages."""
-        pieces = [_between_images(parts) for parts in messages]
-        flat = [piece for message in pieces for piece in message]
-        if self.tokenizer.truncation is not None or self.tokenizer.padding is not None:
-            # Another user of the same tokenizer may have switched these on.
-            self.tokenizer.no_truncation()
-            self.tokenizer.no_padding()
-        encodings = iter(self.tokenizer.encode_batch(flat, add_special_tokens=False))
-        return [_Encoded.of(message, [next(encodings) for _ in message]) for message in pieces]
+    def _pooled_turns(self, turns: Sequence[Turn]) -> set[int]:
+        """Returns the messages whose text the text-guided token may pool."""
+        asked = [k for k, turn in enumerate(turns) if turn.role == "user"]
+        if self.template == "plain":  # The question is not written.
+            return {1} if self.text_pool == "all" else set()
+        said = [k for k, turn in enumerate(turns) if turn.role != "system"]
+        return set({"none": [], "first_turn": asked[:1], "all_human": asked, "all": said}[self.text_pool])
 
 
-def _between_images(parts: Sequence[Part]) -> list[str]:
-    """Returns the texts before, between and behind the images of a message, some of which may be empty."""
-    pieces = [""]
-    for part in parts:
-        if isinstance(part, ImagePart):
-            pieces.append("")
-        else:
-            pieces[-1] += part
-    return pieces
+def _front(tokenizer: Any, backend: tokenizers.Tokenizer) -> list[int]:
+    """Returns the token that the tokenizer puts in front of every text, as a list that may be empty."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and backend.encode("").ids[:1] == [bos] else []
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """The tokens of one message with their half-open character spans in it."""
-
-    ids: Int[np.ndarray, " n"]
-    start: Int[np.ndarray, " n"]
-    end: Int[np.ndarray, " n"]
-    # True behind the first image, or everywhere in a message without one, except for the white space that follows an
-    # image.
-    after_image: Bool[np.ndarray, " n"]
-
-    @classmethod
-    def of(cls, pieces: list[str], encodings: list[tokenizers.Encoding]) -> _Encoded:
-        """Joins the encodings of the pieces of a message, with one IMAGE_TOKEN between any two pieces."""
-        ids, spans, after, offset = [], [], [], 0
-        for k, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
-            if k > 0:
-                ids.append(IMAGE_TOKEN)
-                spans.append((offset - len(IMAGE_PLACEHOLDER), offset))
-                after.append(False)
-            text_begins = len(piece) - len(piece.lstrip()) if k > 0 else 0
-            ids += encoding.ids
-            spans += [(offset + a, offset + b) for a, b in encoding.offsets]
-            after += [(k > 0 or len(pieces) == 1) and b > text_begins for _, b in encoding.offsets]
-            offset += len(piece) + len(IMAGE_PLACEHOLDER)
-        start, end = np.asarray(spans, np.int32).reshape(-1, 2).T
-        return cls(np.asarray(ids, np.int32), start, end, np.asarray(after, bool))
-
-    def within(self, begin: int, end: int) -> Bool[np.ndarray, " n"]:
-        """Marks the tokens that hold any of the characters begin..end-1."""
-        return ((self.end > begin) | (self.start >= begin)) & (self.start < end)
+def _behind(front: Sequence[Any], array: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.asarray(front, array.dtype), array])
 
 
-@dataclass(frozen=True)
-class _Message:
-    """The tokens and masks of one message."""
+class _Spans:
+    """The characters of tokens and of segments.
 
-    tokens: Int[np.ndarray, " n"]
-    loss_mask: Bool[np.ndarray, " n"]
-    text_token_mask: Bool[np.ndarray, " n"]
-    role: Role
-    turn: int
+    Attributes:
+        roles: The role of each token, which is that of its last character.
+        turns: The index of the message of each token.
+        answers: The half-open spans of the assistant's messages, and of what the format has a model write beside them.
+    """
 
+    def __init__(self, offsets: Sequence[tuple[int, int]], segments: Sequence[Segment]):
+        self._start, self._end = np.asarray(offsets, np.int64).reshape(-1, 2).T
+        sizes = [len(_IMAGE_MARK) if isinstance(one.part, ImagePart) else len(one.part) for one in segments]
+        bounds = np.cumsum([0, *sizes])
+        self._spans = list(zip(segments, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+        last = np.searchsorted(bounds, np.maximum(self._end - 1, self._start), "right") - 1
+        last = np.minimum(last, len(segments) - 1)
+        self.roles = np.asarray([one.role for one in segments], np.int8)[last]
+        self.turns = np.asarray([one.turn for one in segments], np.int32)[last]
+        written = [one for one in self._spans if one[0].role == Role.ASSISTANT and one[0].kind != Kind.TEMPLATE]
+        self.answers = [(begin, end) for _, begin, end in written]
 
-def _joined(messages: list[_Message]) -> TokenisedConversation:
-    """Concatenates the messages of a conversation."""
-    lengths = [len(message.tokens) for message in messages]
-    return TokenisedConversation(
-        tokens=np.concatenate([message.tokens for message in messages]),
-        loss_mask=np.concatenate([message.loss_mask for message in messages]),
-        text_token_mask=np.concatenate([message.text_token_mask for message in messages]),
-        roles=np.repeat(np.asarray([message.role for message in messages], np.int8), lengths),
-        turns=np.repeat(np.asarray([message.turn for message in messages], np.int32), lengths),
-    )
+    def questions(self, turns: set[int]) -> list[tuple[int, int]]:
+        """Returns the spans of the texts of some messages that the text-guided token may pool.
+
+        In a message with images these are the texts behind the first one, without the white space that follows an
+        image.
+        """
+        with_image = {one.turn for one, _, _ in self._spans if isinstance(one.part, ImagePart)}
+        seen, found = set(), []
+        follows = False  # Whether an image is the last part of the message so far.
+        for one, begin, end in self._spans:
+            if one.kind != Kind.CONTENT or one.turn not in turns:
+                continue
+            if isinstance(one.part, ImagePart):
+                seen.add(one.turn)
+                follows = True
+            elif one.turn in seen or one.turn not in with_image:
+                spaces = len(one.part) - len(one.part.lstrip()) if follows and one.turn in seen else 0
+                found.append((begin + spaces, end))
+                follows = False
+        return [(begin, end) for begin, end in found if begin < end]
+
+    def touch(self, spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " n"]:
+        """Marks the tokens that hold any character of the spans, which are sorted and disjoint."""
+        if not spans:
+            return np.zeros(len(self._start), bool)
+        begins, ends = np.asarray(spans).T
+        first = np.searchsorted(ends, self._start, "right")
+        inside = first < len(ends)
+        begin = begins[np.minimum(first, len(ends) - 1)]
+        return inside & ((begin < self._end) | (begin <= self._start))
 
 
 def _checked(turns: Sequence[Turn]) -> list[Turn]:

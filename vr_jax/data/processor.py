@@ -6,22 +6,23 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL.Image import Image
 
 from vr_jax.data import tiling
-from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, Template, TextPool, TokenisedConversation
+from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, TextPool, TokenisedConversation
 from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image, size_of
 from vr_jax.data.layouts import TokenLayout
 from vr_jax.data.positions import multi_axis_positions
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example, Marker
 from vr_jax.errors import ConfigError
+from vr_jax.fields import check_value
 from vr_jax.model.batch import NO_CELL, BatchShape
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import Template, VlmConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Processor:
     Attributes:
         tokenizer: A Hugging Face fast tokenizer.
         config: The model.
-        template: The format of the text: "qwen_1_5" (ChatML) or "plain" (captions).
+        template: The format of the text: "chat" (the model's own, `config.template`) or "plain" (captions).
         label_quirk: Whether the targets are exactly those of LLaVA's code; see `ChatEncoder`.
         max_tokens: The largest number of tokens of a sample; None allows any number.
         max_tiles: The largest number of tiles of a sample; None allows any number.
@@ -46,7 +47,7 @@ class Processor:
 
     tokenizer: Any = field(repr=False)
     config: VlmConfig
-    template: Template = "qwen_1_5"
+    template: Literal["chat", "plain"] = "chat"
     label_quirk: bool = True
     max_tokens: int | None = None
     max_tiles: int | None = None
@@ -58,7 +59,10 @@ class Processor:
     def __post_init__(self) -> None:
         """Makes the encoder and checks the vocabulary."""
         pool = cast(TextPool, self.config.text_pool)
-        encoder = ChatEncoder(self.tokenizer, self.template, self.label_quirk, pool)
+        model = self.config.template
+        template: Template | Literal["plain"] = model if self.template == "chat" else "plain"
+        check_value(Literal["chat", "plain"], self.template, "template")
+        encoder = ChatEncoder(self.tokenizer, template, self.label_quirk, pool, markers_of=model)
         object.__setattr__(self, "encoder", encoder)
         if len(self.tokenizer) > self.config.decoder.vocab_size:
             raise ConfigError(

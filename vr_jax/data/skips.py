@@ -28,7 +28,7 @@ SkipReason = Literal[
     "unknown_role",  # A message has a speaker that is not known.
     "empty_conversation",  # There is no message, or none of the user.
     "no_answer",  # There is no message of the assistant, so there is nothing to learn.
-    "wrong_template",  # The template `plain` needs one image, one user turn and one assistant turn.
+    "wrong_template",  # The template cannot write these messages: `plain` needs one image, one question, one answer.
     "image_count",  # The numbers of images and of placeholders differ.
     "missing_image",  # The image file does not exist or cannot be read.
     "outside_folder",  # The image path leads out of the image folder.
@@ -46,7 +46,7 @@ REMEDIES: dict[str, str] = {
     "unknown_role": "name the speakers human and gpt, or user and assistant",
     "empty_conversation": "leave these records out with `vr-jax prepare`",
     "no_answer": "leave these records out with `vr-jax prepare`",
-    "wrong_template": "choose data.template=qwen_1_5 for conversations",
+    "wrong_template": "choose data.template=chat for conversations, or a model.template that can write them",
     "image_count": "write one <image> for each image",
     "missing_image": "set data.images to the folder that the image names are relative to, or fetch the images",
     "outside_folder": "set data.images to a folder that holds all images, or data.follow_links=true for links",

@@ -30,7 +30,10 @@ Part = str | ImagePart
 
 
 class Marker(enum.IntEnum):
-    """A text token that stands beside the vision tokens of an image and belongs to its layout."""
+    """A text token that stands beside the vision tokens of an image and belongs to its layout.
+
+    The layout names the marker, and the model's chat format says which token it is (`ChatEncoder.markers`).
+    """
 
     NONE = 0
     IMAGE_START = 1

@@ -148,7 +148,8 @@ def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
 
     def turn(digits: int) -> Turn:
         # Each digit is one token, in Qwen2's tokenizer as well as in the demo's.
-        return user_turn("".join(str(number % 10) for number in range(digits)), 1)
+        text = "".join(str(number % 10) for number in range(digits))
+        return user_turn(text, 1, processor.encoder.separators)
 
     least = len(processor.encoder.prompt((turn(1),)).tokens) - 1
     if text_tokens < least:

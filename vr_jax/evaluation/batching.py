@@ -22,8 +22,8 @@ _PREPARATION_ERRORS = DECODE_ERRORS
 _UNUSABLE: tuple[type[Exception], ...] = (SkipRecord, *DECODE_ERRORS)
 
 
-def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
-    """Builds the conversation that asks an item.
+def conversation_of(processor: Processor, benchmark: Benchmark, item: Item) -> Conversation:
+    """Builds the conversation that asks an item in the model's chat format.
 
     Raises:
         SkipRecord: The prompt is not valid Unicode, or its placeholders do not match the item's images.
@@ -32,7 +32,7 @@ def conversation_of(benchmark: Benchmark, item: Item) -> Conversation:
     check_text(text, "The prompt")
     content = place_images([text], len(item.images))[0] if benchmark.has_placeholders else (text,)
     try:
-        turn = user_turn(content, len(item.images))
+        turn = user_turn(content, len(item.images), processor.encoder.separators)
     except PromptError as error:
         raise SkipRecord("image_count", str(error)) from error
     return Conversation(item.id, (turn,), item.images)
@@ -44,7 +44,7 @@ def prompt_of(processor: Processor, benchmark: Benchmark, item: Item) -> Example
     Raises:
         SkipRecord: The item cannot be asked, e.g. because an image cannot be read.
     """
-    return processor.prompt(conversation_of(benchmark, item))
+    return processor.prompt(conversation_of(processor, benchmark, item))
 
 
 def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple[int, int]:
@@ -58,7 +58,7 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
         return 0, 0
     config = processor.config
     try:
-        conversation = conversation_of(benchmark, item)
+        conversation = conversation_of(processor, benchmark, item)
         text = processor.encoder.prompt(conversation.turns)
         with ExitStack() as stack:
             opened = [stack.enter_context(open_image(image, max_pixels=processor.max_pixels)) for image in item.images]

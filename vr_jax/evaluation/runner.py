@@ -108,7 +108,7 @@ def evaluate_items(
         "items": {"count": len(items), "sha256": items_digest(benchmark, items)},
         "max_new_tokens": limit,
         "generation": generator.settings.to_dict(),
-        "template": processor.template,
+        "template": processor.encoder.template,
         "model": generator.model.config.to_dict(),
         **(settings or {}),
     }

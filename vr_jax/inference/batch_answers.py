@@ -17,6 +17,7 @@ import jax
 from vr_jax.data.image_values import image_of
 from vr_jax.data.messages import turns_and_images
 from vr_jax.data.processor import Processor
+from vr_jax.data.prompts.segments import LLAVA_SEPARATORS
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.texts import check_text
 from vr_jax.data.types import Conversation, Example, Turn
@@ -90,7 +91,7 @@ def answer_file(
     Raises:
         UserError: A line of the source is malformed, or a file cannot be read or written.
     """
-    questions = read_questions(source)
+    questions = read_questions(source, processor.encoder.separators)
     errors: Counter[str] = Counter()
     with atomic_write(target) as temporary, temporary.open("wb") as file:
         for question, answer in answers(
@@ -162,7 +163,7 @@ def answers(
                 yield question, prompt if isinstance(prompt, str) else replies[number]
 
 
-def read_questions(path: PathLike) -> list[Question]:
+def read_questions(path: PathLike, separators: tuple[str, str] = LLAVA_SEPARATORS) -> list[Question]:
     """Reads a JSON Lines file of questions.
 
     A line is an object with "question", or "turns" ({"role": "user" or "assistant", "text": ...}, ending with the
@@ -170,6 +171,11 @@ def read_questions(path: PathLike) -> list[Question]:
     "image" or "images": paths relative to the folder of the file, data URIs or base64. Images without a place stand in
     front of the user's first turn. A question that reads `<image>` is text. Empty lines are ignored, and a null means
     the same as an absent key.
+
+    Args:
+        path: The file.
+        separators: What stands between images without a place, and behind the last one: `ChatEncoder.separators` of the
+            model.
 
     Raises:
         UserError: The file cannot be read, has no question, or has a malformed line; the message names file and line.
@@ -183,7 +189,7 @@ def read_questions(path: PathLike) -> list[Question]:
         if not line.strip():
             continue
         where = f"{file}:{number}"
-        question = _question(line, number, where, Path(file.parent))
+        question = _question(line, number, where, Path(file.parent), separators)
         if question.id in lines_of:
             raise UserError(f"{where}: id {question.id!r} is that of line {lines_of[question.id]} too")
         lines_of[question.id] = number
@@ -193,7 +199,7 @@ def read_questions(path: PathLike) -> list[Question]:
     return questions
 
 
-def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
+def _question(line: bytes, number: int, where: str, folder: Path, separators: tuple[str, str]) -> Question:
     try:
         record = parse_json(line)
     except ValueError as error:  # of JSON and of UTF-8
@@ -217,7 +223,8 @@ def _question(line: bytes, number: int, where: str, folder: Path) -> Question:
     try:
         if not any(turn.images for turn in turns):
             first = next(k for k, turn in enumerate(turns) if turn.role == "user")
-            turns = (*turns[:first], user_turn(turns[first].parts, len(files)), *turns[first + 1 :])
+            asked = user_turn(turns[first].parts, len(files), separators)
+            turns = (*turns[:first], asked, *turns[first + 1 :])
         return Question(record_id, Conversation(str(record_id), turns, files))
     except PromptError as error:
         return Question(record_id, f"image_count: {error}")

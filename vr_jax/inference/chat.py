@@ -74,7 +74,7 @@ class Chat:
             UserError: An image cannot be used; the conversation stays as it was.
         """
         pending = (*self.pending, *(local_path(path, "the image") for path in paths))
-        self._prompt((*self.turns, user_turn("", len(pending))), (*self.images, *pending))
+        self._prompt((*self.turns, self._turn("", len(pending))), (*self.images, *pending))
         self.pending = pending
 
     def ask(self, question: str, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
@@ -91,7 +91,7 @@ class Chat:
         Raises:
             UserError: The conversation became too long.
         """
-        turns = (*self.turns, user_turn(question, len(self.pending)))
+        turns = (*self.turns, self._turn(question, len(self.pending)))
         images = (*self.images, *self.pending)
         pieces = []
         prompt = self._prompt(turns, images)
@@ -100,6 +100,9 @@ class Chat:
             yield piece
         self.turns = (*turns, Turn("assistant", "".join(pieces)))
         self.images, self.pending = images, ()
+
+    def _turn(self, question: str, images: int) -> Turn:
+        return user_turn(question, images, self.processor.encoder.separators)
 
     def _prompt(self, turns: tuple[Turn, ...], images: tuple[Path, ...]) -> Example:
         try:

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from vr_jax.data.collate import collate
+from vr_jax.data.conversations import chat_format
 from vr_jax.data.types import Example
 from vr_jax.errors import UserError
 from vr_jax.inference.buckets import Buckets
@@ -23,10 +24,12 @@ from vr_jax.inference.state import DecodeState, PromptBatch, Reply, on_devices
 from vr_jax.inference.streaming import TextStream, decode_text
 from vr_jax.inference.unstacked import unstacked_model, unstacks
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
+from vr_jax.model.config import Template
 from vr_jax.model.spec import PromptSize
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import GenerationSettings
 
+# The end tokens of ChatML, for tokenizers without those of the model's chat format.
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
@@ -55,7 +58,8 @@ class Generator:
         tokenizer: Decodes the answers.
         buckets: The static sizes that prompts are padded to.
         settings: The tokens that end an answer, and what changes the logits.
-        stop_ids: Each of these tokens ends an answer.
+        stop_ids: Each of these tokens ends an answer: those of the settings, otherwise those of the model's chat
+            format, otherwise those of ChatML.
         pad_id: The token that follows the end of an answer.
         prefill_program: The jitted prefill; see `Programs.prefill`. Planning compiles it without arrays.
         decode_program: The jitted decode loop; see `Programs.decode`.
@@ -75,11 +79,11 @@ class Generator:
 
         Args:
             model: The model. Its parameters may be sharded.
-            tokenizer: A Hugging Face tokenizer with the stop tokens of ChatML.
+            tokenizer: A Hugging Face tokenizer with the end tokens of the model's chat format.
             buckets: The static sizes that prompts are padded to. With a pruner they are also the sizes of what is left
                 of the prompts in each stage of the decoder.
-            settings: The tokens that end a reply, and what changes the logits; by default those that end a message of
-                ChatML, and nothing.
+            settings: The tokens that end a reply, and what changes the logits; by default those that end a reply in the
+                model's chat format, and nothing.
             ignore_stop: Whether answers go on to `max_new_tokens` whatever is generated, which measurements of speed
                 need. The programs are the same.
 
@@ -91,12 +95,14 @@ class Generator:
         self.buckets = buckets or Buckets()
         self.settings = settings or GenerationSettings()
         vocabulary = tokenizer.get_vocab()
-        named = tuple(vocabulary[name] for name in STOP_TOKENS if name in vocabulary)
+        ends = _end_tokens(model.config.template, tokenizer)
+        of_format = tuple(vocabulary[name] for name in ends if name in vocabulary)
+        named = of_format or tuple(vocabulary[name] for name in STOP_TOKENS if name in vocabulary)
         stop_ids = self.settings.eos_token_ids or named
         if not stop_ids:
             raise UserError(
-                f"the tokenizer has none of the stop tokens {', '.join(STOP_TOKENS)}, and no generation_config.json "
-                "gives an eos_token_id"
+                f"the tokenizer has none of the stop tokens {', '.join(dict.fromkeys((*ends, *STOP_TOKENS)))}, and no "
+                "generation_config.json gives an eos_token_id"
             )
         self.pad_id: int = (named or stop_ids)[-1]
         # No token has a negative id.
@@ -308,6 +314,14 @@ class Generator:
     def _reply(self, tokens: Int[np.ndarray, " m"]) -> Reply:
         kept, stopped = self._until_stop(tokens)
         return Reply(decode_text(self.tokenizer, kept), tuple(kept), "stop" if stopped else "length")
+
+
+def _end_tokens(template: Template, tokenizer: Any) -> tuple[str, ...]:
+    """Returns the tokens that end a reply in a chat format; none where the tokenizer has no template of its own."""
+    try:
+        return chat_format(template, tokenizer).end_tokens
+    except UserError:
+        return ()
 
 
 def _bytes(tree: Any) -> int:

@@ -26,11 +26,15 @@ from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
 from vr_jax.model.spec import ModelSpec
 
-__all__ = ["ConfigError", "ImageConfig", "VlmConfig", "anyres4", "anyres9", "anyres9_all36", "single_tile"]
+__all__ = ["ConfigError", "ImageConfig", "Template", "VlmConfig", "anyres4", "anyres9", "anyres9_all36", "single_tile"]
 
 Finite = Annotated[float, Range(-MAX_FLOAT, MAX_FLOAT)]
 Rgb = tuple[Finite, Finite, Finite]
 Deviation = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+# The chat formats; "tokenizer" is the tokenizer's own chat template.
+Template = Literal["qwen_1_5", "vicuna_v1", "llama_3", "mistral_instruct", "minicpm_v", "qwen2_vl", "tokenizer"]
+# The chat formats for which LLaVA's code has targets outside the answers (docs/design/methods.md#labels).
+QUIRKS = ("qwen_1_5", "llama_3")
 # What an error advises for the layout of an encoder.
 LAYOUT_MODES = {
     "square": "set image.aspect_ratio to 'square', 'pad', 'anyres' or 'anyres_max'",
@@ -210,6 +214,8 @@ class VlmConfig(Config):
         image_token_id: The token id that stands for a vision token in the prompts of transformers' class of the model,
             or None for a model of LLaVA's code, whose decoder is given embeddings. It has a meaning for the repetition
             penalty, which counts what the decoder is given as ids (docs/design/decisions.md#decision-29).
+        template: The chat format that the model speaks (docs/data.md#chat-formats). Training, questions, chat and
+            evaluation write it.
         dtype: Type of the activations. Norms, softmax and the loss are computed in float32.
         attention: Backend of the encoder's and the decoder's attention. "auto" takes the fastest one for the platform
             and the shapes (`vr_jax.kernels.attention`).
@@ -225,6 +231,7 @@ class VlmConfig(Config):
     image: ImageConfig = field(default_factory=anyres9)
     vision_feature_layer: NonNegativeInt = 23
     image_token_id: NonNegativeInt | None = None
+    template: Template = "qwen_1_5"
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"

@@ -123,7 +123,8 @@ class GenerationSettings(Config):
     """How replies are generated unless flags say otherwise.
 
     Attributes:
-        eos_token_ids: Each of these tokens ends a reply. When empty, the tokens do that end a message of ChatML.
+        eos_token_ids: Each of these tokens ends a reply. When empty, the tokens do that end one in the model's chat
+            format.
         repetition_penalty: Logits of tokens that occurred are divided by it where they are positive, and multiplied
             where they are negative.
         min_new_tokens: The tokens that end a reply are not chosen before it has this many tokens.
@@ -187,14 +188,15 @@ def read_generation(directory: PathLike) -> GenerationSettings:
     return GenerationSettings.from_foreign(read_json(path), str(path))
 
 
-def generation_of_chat(directory: PathLike) -> dict[str, Any] | None:
-    """Returns the fields of generation_config.json, with the end of a ChatML message among the ends of a reply.
+def generation_of_chat(directory: PathLike, end_token: str = MESSAGE_END) -> dict[str, Any] | None:
+    """Returns the fields of generation_config.json, with the end of a reply in the chat format among the end tokens.
 
     Args:
         directory: A folder with the files of a tokenizer.
+        end_token: The token that ends a reply in the model's chat format.
 
     Returns:
-        The fields, or None where the folder has no such file, so that the ends of a ChatML message hold anyway.
+        The fields, or None where the folder has no such file, so that the ends of the chat format hold anyway.
 
     Raises:
         UserError: A file cannot be read, or has a field that is refused.
@@ -204,7 +206,7 @@ def generation_of_chat(directory: PathLike) -> dict[str, Any] | None:
         return None
     values = read_json(path)
     ids = GenerationSettings.from_foreign(values, str(path)).eos_token_ids
-    end = token_ids(tokenizer).get(MESSAGE_END) if tokenizer.exists() else None
+    end = token_ids(tokenizer).get(end_token) if tokenizer.exists() else None
     if not ids or end is None or end in ids:
         return values
     return {**values, "eos_token_id": [end, *ids]}

@@ -129,7 +129,8 @@ def prompt_batch(processor: Processor, question: str) -> Batch:
     """Prepares a batch of one row: a question about one image, whose pixels `tapped_tokens` replaces."""
     image = io.BytesIO()
     Image.new("RGB", (8, 8)).save(image, "PNG")
-    conversation = Conversation("probe", (user_turn(question, 1),), (image.getvalue(),))
+    turn = user_turn(question, 1, processor.encoder.separators)
+    conversation = Conversation("probe", (turn,), (image.getvalue(),))
     example = processor.prompt(conversation)
     shape = BatchShape(rows=1, tokens=len(example.tokens), tiles=1, tile_size=processor.config.image.tile_size)
     return collate([[example]], shape).batch

@@ -62,9 +62,11 @@ class DataSettings(Config):
         follow_links: Whether symbolic links inside the image folder may lead out of it.
         sources: Several sources, which follow one another as one. Each has its own images, format and split.
         demo: The generated images of the format "demo".
-        template: Name of the conversation template.
+        template: "chat" writes the chat format of the model, `config.model.template`. "plain" writes an image and its
+            caption, as LLaVA's first phase does.
         label_quirk: Whether the targets are exactly those of LLaVA's code, with its known oddities
-            (docs/design/methods.md#labels), rather than the answers only.
+            (docs/design/methods.md#labels), rather than the answers only. LLaVA has them for the chat formats
+            "qwen_1_5" and "llama_3"; captions have none.
         packing: Whether several samples share a row.
         shuffle: Whether the order of the samples is drawn anew for each epoch.
         exif_rotation: Whether images are turned as their EXIF orientation says, which LLaVA does not.
@@ -82,7 +84,7 @@ class DataSettings(Config):
     follow_links: bool = False
     sources: tuple[SourceSettings, ...] = ()
     demo: DemoDataSettings = field(default_factory=DemoDataSettings)
-    template: Literal["qwen_1_5", "plain"] = "qwen_1_5"
+    template: Literal["chat", "plain"] = "chat"
     label_quirk: bool = True
     packing: bool = True
     shuffle: bool = True

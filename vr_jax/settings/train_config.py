@@ -29,7 +29,7 @@ from vr_jax.fields import (
     check,
     field_types,
 )
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import QUIRKS, VlmConfig
 from vr_jax.path_text import OptionalPathsText, OptionalPathText
 from vr_jax.settings.command_settings import EvaluationSettings, ProbeSettings
 from vr_jax.settings.data_settings import DEMO, DataSettings
@@ -94,6 +94,12 @@ class TrainConfig(Config):
         ),
         NoEffect(("data.demo",), "data.path", lambda run: bool(run.data.path), "no images are generated"),
         NoEffect(("data.demo",), "data.sources", lambda run: bool(run.data.sources), "no images are generated"),
+        NoEffect(
+            ("data.label_quirk",),
+            "model.template",
+            lambda run: run.model.template not in QUIRKS,
+            "LLaVA's code has no quirk of the labels for it; leave it out, or set it to False",
+        ),
         NoEffect(
             ("allow_unused", "allow_different"),
             "init_from",

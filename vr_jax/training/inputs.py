@@ -19,6 +19,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.sources import Source, concatenated, open_source
 from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
+from vr_jax.fields import check
 from vr_jax.hub import local_folder
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.model_directory import has_tokenizer, load_tokenizer, read_sections
@@ -155,7 +156,7 @@ def _tokenizer(config: TrainConfig, directory: Path) -> Any:
 
 def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
     try:
-        return Processor(
+        processor = Processor(
             tokenizer,
             config.model,
             config.data.template,
@@ -164,7 +165,13 @@ def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
             rotate=config.data.exif_rotation,
         )
     except UserError as error:
-        raise ConfigError(f"config.tokenizer, config.data.template: {error}") from error
+        raise ConfigError(f"config.tokenizer, config.model.template: {error}") from error
+    check(
+        processor.encoder.format.closes_replies,
+        "config.model.template = 'tokenizer': the tokenizer's chat template writes no special token behind a reply, so "
+        "that a model would not learn to end one; set a named template, e.g. 'vicuna_v1'",
+    )
+    return processor
 
 
 def open_training_source(data: DataSettings) -> Source:

@@ -13,10 +13,12 @@ import jax
 from jax.sharding import Mesh
 
 from vr_jax import distributed, sharding
+from vr_jax.data.conversations import chat_format
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.failures import first_error_kept
-from vr_jax.model_directory import generation_of_chat, save_model, stored_params, warm_start
+from vr_jax.model.config import VlmConfig
+from vr_jax.model_directory import generation_of_chat, load_tokenizer, save_model, stored_params, warm_start
 from vr_jax.settings import DEMO, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
@@ -182,7 +184,7 @@ def _check_start(
     if not distributed.is_first():
         return
     if data.tokenizer_dir is not None:
-        generation_of_chat(data.tokenizer_dir)  # Its settings are exported; one that is refused is found now.
+        _generation(config.model, data.tokenizer_dir)  # Its settings are exported; one that is refused is found now.
     if start:
         check_data(workdir, config, data.data, start)
     exported = sum(4 * math.prod(leaf.shape) for leaf in program.tree.shapes.values())  # it holds float32
@@ -271,10 +273,18 @@ def export_state(
     """
     target = workdir / EXPORT_FOLDER
     model = tree.build({**state.frozen, **state.params})
-    # The model was trained to end its replies with the end of a message, which a base model's settings do not name.
-    generation = None if tokenizer_dir is None else generation_of_chat(tokenizer_dir)
+    generation = None if tokenizer_dir is None else _generation(model.config, tokenizer_dir)
     save_model(target, model, tokenizer_dir, generation=generation, overwrite=True, owner=owner)
     logger.info("model directory: %s", target)
+
+
+def _generation(config: VlmConfig, tokenizer_dir: Path) -> dict[str, Any] | None:
+    """Returns the settings of generation of a trained model.
+
+    It was trained to end its replies as its chat format does, which a base model's settings do not name.
+    """
+    tokenizer = load_tokenizer(tokenizer_dir) if config.template == "tokenizer" else None
+    return generation_of_chat(tokenizer_dir, chat_format(config.template, tokenizer).end_tokens[0])
 
 
 def export_newest(config: TrainConfig, workdir: Path) -> None:

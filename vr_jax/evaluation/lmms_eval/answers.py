@@ -76,7 +76,7 @@ class Answerer:
         self.progress = progress
         self.workers = min(16, os.cpu_count() or 1)
         self._benchmark = AsAsked()
-        self.likelihood = Likelihood(generator.model)
+        self.likelihood = Likelihood(generator.model, processor.encoder.reply("A")[1])
 
     def answer(self, questions: Sequence[Question], settings: Sequence[Settings]) -> list[Answer]:
         """Answers questions.

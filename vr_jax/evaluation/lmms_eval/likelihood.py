@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,18 +24,25 @@ NOTHING = -1  # The target of a position that does not count.
 
 
 class Likelihood:
-    r"""The mean negative log-probability of a reply and its end, which is LLaVA's loss over `<reply><|im_end|>\n`.
+    r"""The mean negative log-probability of a reply and what closes it.
+
+    In ChatML this is LLaVA's loss over `<reply><|im_end|>\n`.
 
     lmms-eval documents that a model returns a log-probability, but it chooses the option with the *smallest* value
     (`Task.process_results`), because its LLaVA classes return this loss. This class does the same. A reply is "greedy"
-    if each of its tokens and its <|im_end|> is the most probable one. (The LLaVA classes of lmms-eval compare with
+    if each of its tokens and its end token is the most probable one. (The LLaVA classes of lmms-eval compare with
     tokens that are shifted by one position.)
     """
 
-    def __init__(self, model: VisionLanguageModel):
-        """Prepares a model."""
+    def __init__(self, model: VisionLanguageModel, behind_end: int = 1):
+        """Prepares a model.
+
+        Args:
+            model: The model.
+            behind_end: How many tokens of a closed reply stand behind the one that ends it (`ChatEncoder.reply`).
+        """
         self.model = model
-        self._rows = jax.jit(_rows)
+        self._rows = jax.jit(functools.partial(_rows, behind_end=behind_end))
 
     def check(self) -> None:
         """Checks that likelihoods are defined for the model.
@@ -50,8 +58,9 @@ class Likelihood:
             )
 
     def tokens(self, processor: Processor, reply: str) -> list[int]:
-        """Returns the tokens of a reply, with <|im_end|> and the newline behind it."""
-        return processor.encoder.tokenizer.encode(f"{reply}<|im_end|>\n", add_special_tokens=False).ids
+        """Returns the tokens of a reply with what closes it; in ChatML these are <|im_end|> and a newline."""
+        tokens, _ = processor.encoder.reply(reply)
+        return tokens
 
     def __call__(
         self, replies: Sequence[tuple[Example, Sequence[int]]], rows: int, buckets: Buckets
@@ -115,16 +124,18 @@ def _counted_on(positions: Int[np.ndarray, "n 3"], count: int) -> Int[np.ndarray
 
 
 def _rows(
-    model: VisionLanguageModel, batch: Batch, targets: Int[Array, "B C"]
+    model: VisionLanguageModel, batch: Batch, targets: Int[Array, "B C"], *, behind_end: int
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """Computes the loss of each row, and whether it is greedy.
 
-    The last target is the newline behind <|im_end|>. It does not count for `greedy`, because generation ends before it.
+    The last targets stand behind the token that ends the reply, in ChatML the newline behind <|im_end|>. They do not
+    count for `greedy`, because generation ends before them.
 
     Args:
         model: The model.
         batch: The prompts with their replies.
         targets: The last C tokens of each row, or NOTHING at positions that do not count.
+        behind_end: How many of the last targets stand behind the end.
     """
     hidden, _ = model(batch)
     width = targets.shape[1]
@@ -140,4 +151,5 @@ def _rows(
     losses, equal = jax.lax.map(position, (before, targets.T))
     counts = targets.T != NOTHING
     loss = jnp.sum(jnp.where(counts, losses, 0), axis=0) / jnp.maximum(jnp.sum(counts, axis=0), 1)
-    return loss, jnp.all(equal[:-1] | ~counts[:-1], axis=0)
+    generated = slice(len(targets.T) - behind_end)
+    return loss, jnp.all(equal[generated] | ~counts[generated], axis=0)
