@@ -357,6 +357,8 @@ class VlmConfig(Config):
             remat=self.remat,
             dtype=jnp.dtype(self.dtype),
             layout=self.encoder.layout,
+            encoder=self.encoder.name,
+            encoder_gives_attention=self.encoder.gives_attention,
             pixel_scale=self.image.pixel_scale,
             pixel_shift=self.image.pixel_shift,
         )
