@@ -7,8 +7,10 @@ from typing import Any
 
 from etils import epath
 
+from vr_jax.convert.configs import NEXT, ONEVISION, LlavaClass, class_of
+from vr_jax.convert.encoder_configs import encoder_family
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
-from vr_jax.convert.preprocessing import write_image_processor
+from vr_jax.convert.preprocessing import LLAVA_CLASS, NEXT_CLASS, ONEVISION_CLASS, write_image_processor
 from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import GENERATION_FILE, read_json, token_ids
@@ -47,9 +49,12 @@ def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[
     Raises:
         UserError: The tokenizer cannot be read, or the vocabulary has no room for the image token.
     """
-    onevision = config.image.aspect_ratio == "anyres_max"
-    write_json(directory / IMAGE_PROCESSOR_FILE, write_image_processor(config.image, onevision=onevision))
-    write_json(directory / PROCESSOR_FILE, _processor(config, onevision=onevision))
+    kind = class_of(config)
+    assert kind is not None
+    image_processor = {ONEVISION.name: ONEVISION_CLASS, NEXT.name: NEXT_CLASS}.get(kind.name, LLAVA_CLASS)
+    name = f"{kind.name}Processor"
+    write_json(directory / IMAGE_PROCESSOR_FILE, write_image_processor(config.image, image_processor, name))
+    write_json(directory / PROCESSOR_FILE, {"processor_class": name, **_processor(config, kind)})
     if not (directory / _TOKENIZER).exists():
         report(f"there is no {_TOKENIZER} to export, so that AutoProcessor of transformers cannot be used")
         return None
@@ -81,18 +86,22 @@ def portable_tokenizer(directory: epath.Path) -> None:
     write_json(path, values)
 
 
-def _processor(config: VlmConfig, *, onevision: bool) -> dict[str, Any]:
-    common = {"image_token": IMAGE_TOKEN, "vision_feature_select_strategy": "full"}
-    if onevision:
+def _processor(config: VlmConfig, kind: LlavaClass) -> dict[str, Any]:
+    """The fields by which a processor counts the vision tokens of an image."""
+    family = encoder_family(config.encoder)
+    common = {"image_token": IMAGE_TOKEN, "vision_feature_select_strategy": family.select}
+    if kind is ONEVISION:
         return {
-            "processor_class": "LlavaOnevisionProcessor",
             **common,
             "video_token": VIDEO_TOKEN,
             "num_image_tokens": config.cells_per_tile,
             "vision_aspect_ratio": f"anyres_max_{config.image.max_tiles}",
         }
-    patch = getattr(config.encoder, "patch_size", None)
-    return {"processor_class": "LlavaNextProcessor", **common, "patch_size": patch, "num_additional_image_tokens": 0}
+    return {
+        **common,
+        "patch_size": config.encoder.patch_size,
+        "num_additional_image_tokens": family.extra_tokens,
+    }
 
 
 def _has_template(directory: epath.Path) -> bool:

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from vr_jax.fields import PositiveFloat, PositiveInt, check
+from vr_jax.model.batch import TilePlaces
 from vr_jax.model.layers import LayerNorm, linear, normal, stack_layers
 from vr_jax.model.registry import EncoderConfig
 from vr_jax.model.spec import ModelSpec
@@ -140,7 +141,7 @@ class Clip(nnx.Module):
         self.pixel_scale, self.pixel_shift = pixel_scale, pixel_shift
 
     def __call__(
-        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...]
+        self, pixels: UInt8[Array, "*B H W 3"], levels: tuple[int, ...], places: TilePlaces | None = None
     ) -> tuple[Float[Array, "*B cells patches D"], ...]:
         """See `EncoderModule.__call__`. Level 0 is what the first layer reads, which CLIP normalises.
 
@@ -149,6 +150,7 @@ class Clip(nnx.Module):
         Raises:
             ValueError: A level is no bound of a stage.
         """
+        del places  # every tile is a full square
         missing = [level for level in levels if level not in self.bounds]
         if missing:
             raise ValueError(f"CLIP hidden states {missing} are not stage bounds {self.bounds}")
