@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vr_jax.convert.architectures import Source
-from vr_jax.convert.chat_template import find_template, writes_chatml
+from vr_jax.convert.chat_template import find_template, named_template, unusable, writes_chatml
 from vr_jax.convert.configs import NEXT, ONEVISION, class_of
-from vr_jax.convert.decoder_configs import default_ends
+from vr_jax.convert.decoder_configs import DecoderFamily, decoder_family, default_ends
 from vr_jax.convert.encoder_configs import CLIP_FAMILY, EncoderFamily, encoder_family
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE, ForeignFolder
 from vr_jax.convert.preprocessing import (
@@ -24,7 +24,7 @@ from vr_jax.convert.preprocessing import (
     write_pinpoints,
 )
 from vr_jax.errors import UserError
-from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.config import ImageConfig, Template, VlmConfig
 from vr_jax.model_directory import TOKENIZER_JSON_FILES, GenerationSettings, has_tokenizer, is_there, read_json
 
 _TOKENIZER_FILE, _IMAGE = "tokenizer.json", "<image>"
@@ -57,12 +57,8 @@ def with_processor(config: VlmConfig, folder: ForeignFolder, report: Callable[[s
         check_processor(folder.processor.values, expected, folder.processor.where)
         image_token = str(folder.processor.values.get("image_token") or _IMAGE)
     _check_image_token(folder, image_token, config.image_token_id)
-    template = find_template(folder.directory)
-    if config.template == "qwen_1_5" and template is not None and not writes_chatml(template[0]):
-        report(
-            f"{template[1]}: the chat template writes other prompts than ChatML with LLaVA's system message; vr_jax "
-            "asks in ChatML, and keeps the template for exports"
-        )
+    text = decoder_family(config.decoder)
+    config = dataclasses.replace(config, template=_template(folder, text, config, report))
     if folder.image_processor is None:
         report(_without_processor(folder, family))
         return config
@@ -77,6 +73,27 @@ def with_processor(config: VlmConfig, folder: ForeignFolder, report: Callable[[s
         folder.image_processor.where,
     )
     return dataclasses.replace(config, image=dataclasses.replace(config.image, **pixels))
+
+
+def _template(
+    folder: ForeignFolder, family: DecoderFamily, config: VlmConfig, report: Callable[[str], None]
+) -> Template:
+    """The chat format that a LLaVA of transformers is asked by: its folder's own where that can be used."""
+    named = named_template(family, folder.directory, config.decoder.vocab_size)
+    found = find_template(folder.directory)
+    if found is None or (named == "qwen_1_5" and writes_chatml(found[0])):
+        return named
+    reason = "a LLaVA-OneVision was trained with LLaVA's system message, which templates of its folders leave out"
+    if class_of(config) is not ONEVISION:
+        unused = unusable(found[0], folder.directory)
+        if unused is None:
+            return "tokenizer"
+        reason = unused
+    report(
+        f"{found[1]}: the chat template writes other prompts than the format {named!r}, in which vr_jax asks; it is "
+        f"kept for exports ({reason})"
+    )
+    return named
 
 
 def encoder_pixels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax.convert.architectures import Source, section_of
+from vr_jax.convert.chat_template import find_template, named_template
 from vr_jax.convert.configs import read_hf_llava, read_llava
 from vr_jax.convert.decoder_configs import read_decoder
 from vr_jax.convert.encoder_configs import read_encoder
@@ -104,7 +106,9 @@ def import_checkpoint(
     # An encoder brings no tokenizer: that of its folder belongs to its text tower.
     tokenizer = providers["decoder"].directory if "decoder" in providers else None
     types = Counter(str(array.dtype) for array in arrays.values())
-    save_params(target, sections, arrays, tokenizer, generation=generation, overwrite=overwrite)
+    found = find_template(tokenizer) if tokenizer is not None and sections.get("template") == "tokenizer" else None
+    template = None if found is None else found[0]
+    save_params(target, sections, arrays, tokenizer, generation=generation, chat_template=template, overwrite=overwrite)
     for part, _ in plans:
         report(f"{part.directory}: {part.architecture.name}, {len(part.originals)} tensors imported")
         if part.unwrapped:
@@ -235,6 +239,8 @@ def _sections(sources: Mapping[str, Source], report: Callable[[str], None]) -> t
     if "vr_jax" not in main.config.values:
         encoder = sources["encoder"].folder if "encoder" in sources else None
         config = with_llava_pixels(config, main.folder, encoder, report)
+        tokenizer, size = providers["decoder"].directory, config.decoder.vocab_size
+        config = dataclasses.replace(config, template=named_template(main.decoder_family, tokenizer, size))
     return config.to_dict(), providers
 
 

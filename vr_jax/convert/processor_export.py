@@ -7,10 +7,12 @@ from typing import Any
 
 from etils import epath
 
+from vr_jax.convert.chat_template import CHAT_TEMPLATES
 from vr_jax.convert.configs import NEXT, ONEVISION, LlavaClass, class_of
 from vr_jax.convert.encoder_configs import encoder_family
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
 from vr_jax.convert.preprocessing import LLAVA_CLASS, NEXT_CLASS, ONEVISION_CLASS, write_image_processor
+from vr_jax.data.prompts.templates import NAMED
 from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import GENERATION_FILE, read_json, token_ids
@@ -21,18 +23,6 @@ _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _MESSAGE_END, _TEXT_END = "<|im_end|>", "<|endoftext|>"
 _FLAGS = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
-# What `vr-jax chat` asks: ChatML with a default system message, and the images of a question before its text.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
-    "{% for image in images %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
-    "{% if images %}{{ '\\n' }}{% endif %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> int | None:
@@ -59,10 +49,13 @@ def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[
         report(f"there is no {_TOKENIZER} to export, so that AutoProcessor of transformers cannot be used")
         return None
     # Only a model that came from transformers has a template for prompts with images.
-    if config.image_token_id is None or not _has_template(directory):
+    if config.template != "tokenizer" and (config.image_token_id is None or not _has_template(directory)):
         for name in ("chat_template.json", _TEMPLATE_FILE):
             (directory / name).unlink(missing_ok=True)
-        write_text(directory / _TEMPLATE_FILE, CHAT_TEMPLATE)
+        if config.template in CHAT_TEMPLATES:
+            write_text(directory / _TEMPLATE_FILE, CHAT_TEMPLATES[config.template])
+        else:
+            report(f"there is no chat template of transformers for the template {config.template!r}; add one")
     token = _add_tokens(directory, config)
     _write_generation(directory, config, report)
     return token
@@ -142,7 +135,8 @@ def _write_generation(directory: epath.Path, config: VlmConfig, report: Callable
     path = directory / GENERATION_FILE
     values: Mapping[str, Any] = read_json(path) if path.exists() else {}
     ids = token_ids(directory / _TOKENIZER)
-    ends = [ids[name] for name in (_MESSAGE_END, _TEXT_END) if name in ids]
+    names = NAMED[config.template].end_tokens if config.template in NAMED else (_MESSAGE_END, _TEXT_END)
+    ends = [ids[name] for name in names if name in ids]
     if values.get("eos_token_id") is None and ends:
         values = {**values, "eos_token_id": ends, "pad_token_id": ends[-1]}
     if values:
