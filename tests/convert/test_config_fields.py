@@ -11,6 +11,7 @@ from PIL import Image
 from tests.convert.conftest import PINPOINTS, TEXT, VISION, torch, transformers
 from tests.torch_weights import randomize
 from vr_jax.convert import config_fields, decoder_fields, encoder_fields
+from vr_jax.convert.configs import LLAVA_1_5
 from vr_jax.convert.preprocessing import IMAGE_PROCESSOR_TABLE
 from vr_jax.errors import UserError
 from vr_jax.model_directory import GENERATION_TABLE, FieldTable
@@ -26,7 +27,7 @@ TABLES = {
     "CLIPConfig": encoder_fields.CLIP_WHOLE_FIELDS,
     "LlavaOnevisionConfig": config_fields.ONEVISION_FIELDS,
     "LlavaNextConfig": config_fields.NEXT_FIELDS,
-    "LlavaConfig": config_fields.LLAVA_1_5_FIELDS,
+    f"{LLAVA_1_5.name}Config": config_fields.LLAVA_1_5_FIELDS,
 }
 # A value that differs from the default, for fields without meaning whose default says nothing of their type.
 UNUSUAL = {
