@@ -172,13 +172,14 @@ def torch_model(work: Work) -> tuple[Any, Any, Any]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-    from vr_jax.convert.config_writing import write_qwen2, write_siglip
+    from vr_jax.convert.decoder_configs import write_decoder
+    from vr_jax.convert.encoder_configs import write_encoder
     from vr_jax.convert.tables import HEAD, TEXT, VISION, Table, mlp_projector, slots
 
     config, params = work.config, weights(work.config)
     v, t = config.encoder, config.decoder
-    vision = SiglipVisionModel(SiglipVisionConfig(**(write_siglip(v) | {"vision_use_head": False})))
-    text = Qwen2ForCausalLM(Qwen2Config(**write_qwen2(t)))
+    vision = SiglipVisionModel(SiglipVisionConfig(**(write_encoder(v) | {"vision_use_head": False})))
+    text = Qwen2ForCausalLM(Qwen2Config(**write_decoder(t)))
     projector = torch.nn.Sequential(
         torch.nn.Linear(v.hidden_size, t.hidden_size), torch.nn.GELU(), torch.nn.Linear(t.hidden_size, t.hidden_size)
     )

@@ -59,6 +59,19 @@ def make(kind: str):
                 text_config={**VISION, "vocab_size": 40, "bos_token_id": None, "eos_token_id": None},
             )
         ),
+        "clip_vision": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)),
+        "clip_projection": lambda: transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**VISION)),
+        "clip": lambda: transformers.CLIPModel(
+            transformers.CLIPConfig(
+                vision_config=VISION,
+                text_config={**VISION, "vocab_size": 40, "bos_token_id": None, "eos_token_id": 3},
+            )
+        ),
+        "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**TEXT, head_dim=8)),
+        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT, rms_norm_eps=1e-5)),
+        "mistral": lambda: transformers.MistralForCausalLM(
+            transformers.MistralConfig(**TEXT, sliding_window=None, head_dim=8)
+        ),
         "qwen2_tied": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TEXT, tie_word_embeddings=True)),
         "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TEXT)),
         "onevision": lambda: transformers.LlavaOnevisionForConditionalGeneration(llava_config("onevision")),

@@ -20,6 +20,8 @@ SIGLIP_BLOCK = {
     "mlp.fc2": "mlp.fc2",
 }
 QWEN2_LAYER = {
+    "attn.q_norm": "self_attn.q_norm",
+    "attn.k_norm": "self_attn.k_norm",
     "input_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
     "attn.q": "self_attn.q_proj",
@@ -52,7 +54,7 @@ def _stages(table: Mapping[str, str], weights: Weights, bounds: Sequence[int]) -
     for stage, (start, stop) in enumerate(itertools.pairwise(bounds)):
         for ours, theirs in table.items():
             layers = [_module(f"{i}.{theirs}", weights) for i in range(start, stop)]
-            for name in layers[0]:
+            for name in layers[0]:  # Qwen3 alone has norms of queries and keys
                 out[f"stages.{stage}.{ours}.{name}"] = np.stack([layer[name] for layer in layers])
     return out
 
@@ -64,6 +66,21 @@ def siglip(weights: Weights, bounds: Sequence[int]) -> dict[str, np.ndarray]:
         "patch_embed.kernel": patch.transpose(2, 3, 1, 0).reshape(-1, patch.shape[0]),
         "patch_embed.bias": weights["embeddings.patch_embedding.bias"],
         "position_embedding": weights["embeddings.position_embedding.weight"],
+        "post_norm.scale": weights["post_layernorm.weight"],
+        "post_norm.bias": weights["post_layernorm.bias"],
+        **_stages(SIGLIP_BLOCK, under(weights, "encoder.layers."), bounds),
+    }
+
+
+def clip(weights: Weights, bounds: Sequence[int]) -> dict[str, np.ndarray]:
+    """From `CLIPVisionModel`'s state dict; its projection is dropped."""
+    patch = weights["embeddings.patch_embedding.weight"]  # (D, 3, p, p)
+    return {
+        "patch_embed.kernel": patch.transpose(2, 3, 1, 0).reshape(-1, patch.shape[0]),
+        "class_embedding": weights["embeddings.class_embedding"],
+        "position_embedding": weights["embeddings.position_embedding.weight"],
+        "pre_norm.scale": weights["pre_layrnorm.weight"],
+        "pre_norm.bias": weights["pre_layrnorm.bias"],
         "post_norm.scale": weights["post_layernorm.weight"],
         "post_norm.bias": weights["post_layernorm.bias"],
         **_stages(SIGLIP_BLOCK, under(weights, "encoder.layers."), bounds),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vr_jax.convert.config_writing import write_llava, write_qwen2, write_siglip
-from vr_jax.convert.configs import read_llava, read_qwen2, read_siglip
+from vr_jax.convert.config_writing import write_llava
+from vr_jax.convert.configs import read_llava
+from vr_jax.convert.decoder_configs import QWEN2_FAMILY, read_decoder, write_decoder
+from vr_jax.convert.encoder_configs import SIGLIP_FAMILY, read_encoder, write_encoder
 from vr_jax.model.config import anyres4
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
@@ -43,7 +45,7 @@ ONEVISION_7B = {
 
 
 def test_llavas_own_config():
-    config = read_llava(ONEVISION_7B, FILE, own_layers=26, encoder=None, decoder=None)
+    config = read_llava(ONEVISION_7B, FILE, own_layers=26, encoder=None, decoder=None, text=QWEN2_FAMILY)
     assert config.encoder == SiglipConfig(
         hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16, image_size=384, patch_size=14
     )
@@ -63,13 +65,13 @@ def test_llavas_own_config():
     same = set(ONEVISION_7B) - {"model_type", "mm_vision_select_layer", "mm_resampler_type", "rope_scaling"}
     same -= {"mm_use_im_start_end", "sliding_window"}
     assert {name: written[name] for name in same} == {name: ONEVISION_7B[name] for name in same}
-    assert read_llava(written, FILE, own_layers=26, encoder=None, decoder=None) == config
+    assert read_llava(written, FILE, own_layers=26, encoder=None, decoder=None, text=QWEN2_FAMILY) == config
 
 
 def test_llava_next_pinpoints_in_their_order():
     pinpoints = "[(384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152)]"
     values = ONEVISION_7B | {"image_aspect_ratio": "anyres", "image_grid_pinpoints": pinpoints}
-    config = read_llava(values, FILE, own_layers=0, encoder=SiglipConfig(), decoder=None)
+    config = read_llava(values, FILE, own_layers=0, encoder=SiglipConfig(), decoder=None, text=QWEN2_FAMILY)
     assert config.image == anyres4()
     assert (config.encoder.num_layers, config.vision_feature_layer) == (24, 23)
 
@@ -86,8 +88,8 @@ def test_defaults_are_transformers(values):
     base = SiglipConfig(
         hidden_size=768, intermediate_size=3072, num_layers=12, num_heads=12, image_size=224, patch_size=16
     )
-    assert read_siglip(values, FILE) == base
-    assert read_siglip(write_siglip(base), FILE) == base
+    assert read_encoder(SIGLIP_FAMILY, values, FILE) == base
+    assert read_encoder(SIGLIP_FAMILY, write_encoder(base), FILE) == base
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,6 @@ def test_defaults_are_transformers(values):
 )
 def test_rope_of_transformers_4_and_5(rope):
     values = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, **rope}
-    config = read_qwen2(values, FILE)
+    config = read_decoder(QWEN2_FAMILY, values, FILE)
     assert config.rope_theta == 5e5
-    assert read_qwen2(write_qwen2(config), FILE) == config
+    assert read_decoder(QWEN2_FAMILY, write_decoder(config), FILE) == config

@@ -131,7 +131,7 @@ def test_corrupt_config(text, checkpoint, refused):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM is not known; known architectures: SiglipModel"),
+        ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM is not known; known architectures: SiglipModel"),
         ({"architectures": None, "model_type": "bert"}, "model_type 'bert' is not known; known architectures:"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, expected 'silu'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0}}, "rope type 'yarn'"),
@@ -163,7 +163,10 @@ def test_a_config_that_our_decoder_does_not_support(change, message, checkpoint,
         ({"vision_aspect_ratio": "pad"}, "vision_aspect_ratio = 'pad' is not supported, expected 'anyres_max_N'"),
         ({"model_type": "llava_next"}, "model_type = 'llava_next' does not fit architectures"),
         ({"architectures": ["LlavaNextForConditionalGeneration"]}, "whose model_type is 'llava_next'"),
-        ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config.model_type is 'clip_vision_model'"),
+        (
+            {"vision_config": {"model_type": "siglip2_vision_model"}},
+            "vision_config.model_type is 'siglip2_vision_model'",
+        ),
     ],
 )
 def test_a_llava_config_that_our_model_does_not_support(change, message, hf_dirs, tmp_path, refused):
@@ -261,11 +264,11 @@ def test_llava_without_its_parts(hf_dirs, tmp_path, refused):
     siglip, qwen2 = hf_dirs("siglip_vision")[1], hf_dirs("qwen2")[1]
     whole = write_checkpoint(tmp_path / "whole", config, tensors)
     assert "mm_vision_tower 'google/siglip-tiny' is unknown, give its directory with --encoder" in refused(whole)
-    assert "already holds a Qwen2; leave --decoder out" in refused(whole, "--encoder", siglip, "--decoder", qwen2)
+    assert "already holds a decoder; leave --decoder out" in refused(whole, "--encoder", siglip, "--decoder", qwen2)
     projector = {name: tensor for name, tensor in tensors.items() if "mm_projector" in name}
     part = write_checkpoint(tmp_path / "part", config, projector)
-    assert "holds no SigLIP; give that it was trained with: --encoder DIR" in refused(part)
-    assert "holds no Qwen2; give that it was trained with: --decoder DIR" in refused(part, "--encoder", siglip)
+    assert "holds no encoder; give that it was trained with: --encoder DIR" in refused(part)
+    assert "holds no decoder; give that it was trained with: --decoder DIR" in refused(part, "--encoder", siglip)
     # With unpad the newline is a parameter like any other.
     err = refused(part, "--encoder", siglip, "--decoder", qwen2, lines=2)
     assert f"missing     model.image_newline: expected ({TEXT['hidden_size']},)" in err

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.convert.conftest import VISION, llava_layout, torch, write_checkpoint
+from vr_jax.convert.encoder_configs import SIGLIP_FAMILY
 from vr_jax.convert.folder import read_folder
 from vr_jax.convert.folder_settings import encoder_pixels, with_processor
 from vr_jax.convert.preprocessing import CLIP_MEAN, CLIP_STD
@@ -166,7 +167,7 @@ def test_a_refused_field_can_be_left_out_by_name(tmp_path):
         ({"num_image_tokens": 576}, "num_image_tokens = 576 does not fit the model's 36"),
         ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy = 'default' does not fit"),
         ({"vision_aspect_ratio": "anyres_max_4"}, "vision_aspect_ratio = 'anyres_max_4' does not fit"),
-        ({"num_additional_image_tokens": 1}, "num_additional_image_tokens = 1 is not supported"),
+        ({"num_additional_image_tokens": 1}, "num_additional_image_tokens = 1 does not fit the model's 0"),
         ({"image_processor": 3}, "image_processor = 3: expected an object"),
     ],
 )
@@ -184,7 +185,7 @@ def test_an_image_token_of_another_id_is_refused(tmp_path):
 def test_an_encoder_keeps_the_pixels_of_its_processor(tmp_path):
     given = {"image_processor_type": "SiglipImageProcessorFast", "size": {"height": SIDE, "width": SIDE}}
     found = folder(tmp_path, {"preprocessor_config.json": given | {"image_mean": [0.4] * 3}})
-    pixels = encoder_pixels(found, SIDE, lambda line: None)
+    pixels = encoder_pixels(found, SIGLIP_FAMILY, SIDE, lambda line: None)
     assert pixels == {"image_mean": [0.4] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": "bicubic"}
 
 
@@ -268,12 +269,3 @@ def test_adapter_tensors_are_refused_by_name(hf_dirs, tmp_path, convert):
     )
     assert status == 2
     assert "lora_A.weight, a tensor of an adapter; merge the adapter" in err
-
-
-def test_llava_for_conditional_generation_is_named_as_not_read_yet(hf_dirs, tmp_path, convert):
-    source = tmp_path / "hf"
-    shutil.copytree(hf_dirs("onevision")[1], source)
-    change(source, "config.json", architectures=["LlavaForConditionalGeneration"], model_type="llava")
-    status, _, err = convert("import", "--from", source, "--to", tmp_path / "out")
-    assert status == 2
-    assert "LlavaForConditionalGeneration, LLaVA 1.5 with one tile and no newline, is not read yet" in err

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.convert.conftest import TEXT
-from vr_jax.convert.configs import read_qwen2
-from vr_jax.convert.importing import QWEN2, abstract_params
+from vr_jax.convert.decoder_configs import QWEN2_FAMILY, read_decoder
+from vr_jax.convert.formats import DECODER_FORMATS
+from vr_jax.convert.importing import abstract_params
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 
@@ -38,8 +39,8 @@ def write_synthetic(directory: Path, text: dict, shard_bytes: int) -> int:
     directory.mkdir()
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **text}
     (directory / "config.json").write_text(json.dumps(config))
-    shapes = abstract_params({"decoder": read_qwen2(config, directory).to_dict()})
-    places = slots(QWEN2.table(["decoder"], {}), shapes)
+    shapes = abstract_params({"decoder": read_decoder(QWEN2_FAMILY, config, directory).to_dict()})
+    places = slots(DECODER_FORMATS[0].table(["decoder"], {}), shapes)
     rng = np.random.default_rng(0)
 
     def noise(name: str) -> np.ndarray:

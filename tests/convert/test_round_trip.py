@@ -27,6 +27,12 @@ from vr_jax.model_directory import load_model, load_params, read_config, read_se
 CLASSES = {
     "siglip": "SiglipVisionModel",
     "siglip_vision": "SiglipVisionModel",
+    "clip": "CLIPVisionModel",
+    "clip_vision": "CLIPVisionModel",
+    "clip_projection": "CLIPVisionModel",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "LlamaForCausalLM",  # which computes the same
     "qwen2": "Qwen2ForCausalLM",
     "qwen2_tied": "Qwen2ForCausalLM",
     "onevision": "LlavaOnevisionForConditionalGeneration",
@@ -49,7 +55,8 @@ def expected_params(model) -> dict[str, np.ndarray]:
     for prefix in ("vision_model.", "model.vision_tower.", ""):
         tower = independent_mapping.under(weights, prefix)
         if "embeddings.patch_embedding.weight" in tower:
-            staged = independent_mapping.siglip(tower, [0, VISION["num_hidden_layers"]])
+            read = independent_mapping.clip if "pre_layrnorm.weight" in tower else independent_mapping.siglip
+            staged = read(tower, [0, VISION["num_hidden_layers"]])
             expected |= {f"encoder.{path}": value for path, value in staged.items()}
             break
     for prefix in ("model.language_model.", "model."):
@@ -79,12 +86,12 @@ def test_hugging_face(kind, hf_dirs, tmp_path, converted):
     converted("export", "--from", tmp_path / "ours", "--to", tmp_path / "out", "--shard-gb", "0.00001")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
-    assert (tmp_path / "out" / "tokenizer_config.json").is_file() != kind.startswith("siglip")
+    assert (tmp_path / "out" / "tokenizer_config.json").is_file() != kind.startswith(("siglip", "clip"))
     back, info = getattr(transformers, CLASSES[kind]).from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"], info
     assert not info["unexpected_keys"], info
     original = weights_of(model)
-    if kind == "siglip":
+    if kind in ("siglip", "clip", "clip_projection"):
         original = independent_mapping.under(original, "vision_model.")
     for name, value in weights_of(back).items():
         np.testing.assert_array_equal(value, original[name], err_msg=name)

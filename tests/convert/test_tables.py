@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from tests.convert import independent_mapping
 from tests.golden.discovery import Case, cases
 from tests.tiny import quick, random_model, tiny_config, tiny_decoder, tiny_encoder, tiny_projector, tiny_refusion
-from vr_jax.convert.architectures import LLAVA
+from vr_jax.convert.formats import LLAVA
 from vr_jax.convert.tables import PATCH, VISION_REMEMBER, prefixed, slots
 from vr_jax.errors import UserError
 from vr_jax.model import registry
@@ -112,7 +112,7 @@ def test_patch_kernel_is_torchs_convolution():
 
 def test_a_parameter_without_a_name_is_an_error():
     with pytest.raises(UserError, match=r"no name for the parameters \['projector.new'\]"):
-        slots(LLAVA.table(LLAVA.tables, tiny_config().to_dict()), {"projector.new": jnp.zeros(2)})
+        slots(LLAVA.table(LLAVA.sections, tiny_config().to_dict()), {"projector.new": jnp.zeros(2)})
 
 
 def test_packed_projections_are_in_the_order_q_k_v():

@@ -1,4 +1,4 @@
-"""Padded squares have the pixels of a real canvas, and memory for them is bounded whatever the shape."""
+"""Padded and cropped squares have the pixels of a real canvas, with memory that is bounded whatever the shape."""
 
 import tracemalloc
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vr_jax.data import resizing
-from vr_jax.data.resizing import centred, padded_square, resized
+from vr_jax.data.resizing import centred, covering_size, cropped_square, padded_square, resized
 
 COLOUR = (127, 127, 127)
 SHAPES = [(1, 2), (3, 50), (50, 3), (1, 700), (700, 1), (7, 2000), (2000, 7), (999, 100), (100, 999), (5, 30), (31, 5)]
@@ -66,3 +66,35 @@ def test_long_sides_are_resized_piece_by_piece_to_within_one_of_255(monkeypatch,
     expected = image.resize(middle, Image.Resampling.BICUBIC).resize(target, Image.Resampling.BICUBIC)
     found = np.asarray(resized(image, target)).astype(int)
     assert np.abs(found - np.asarray(expected).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("side", [32, 45])
+def test_cropped_squares_are_those_of_clips_processor(side):
+    """Sizes whose longer side is truncated, odd margins, and images that are enlarged."""
+    clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    processor = clip.CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_rescale=False, do_normalize=False
+    )
+    # transformers takes a side of 1 or 3 pixels for the axis of the colours.
+    shapes = [size for size in SHAPES if not {1, 3} & set(size)]
+    for size in [*shapes, (61, 30), (30, 61), (side, 2 * side), (side + 1, side), (640, 427)]:
+        image = noise(*size)
+        expected = np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0)
+        np.testing.assert_array_equal(cropped_square(image, side), expected, err_msg=str(size))
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_a_cropped_square_of_a_long_image_is_computed_alone(monkeypatch, resample):
+    sizes = [(700, 1), (3, 900), (5000, 7), (1000, 999)]
+    wholes = [cropped_square(noise(*size), 32, resample) for size in sizes]
+    monkeypatch.setattr(resizing, "_SMALL_CANVAS", 0)
+    for size, whole in zip(sizes, wholes, strict=True):
+        found = cropped_square(noise(*size), 32, resample)
+        assert np.abs(found.astype(int) - whole).max() <= 1, size
+    tracemalloc.start()
+    found = cropped_square(noise(300_000, 1), 384)  # resized whole it would take 130 GB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (384, 384, 3)
+    assert peak < 64 << 20
+    assert covering_size((300_000, 1), 384) == (384 * 300_000, 384)

@@ -144,6 +144,27 @@ def test_window_order_and_pixels_that_no_patch_sees():
     assert np.isnan(found[-1]).all()
 
 
+@pytest.mark.parametrize("size", [(96, 48), (401, 170), (70, 333), (200, 200), (500, 9)])
+def test_a_crop_shows_its_patches_in_the_middle_of_the_image(size):
+    """Outside the square in the middle nothing is seen; inside, columns and rows of patches follow one another."""
+    config = with_image(aspect_ratio="crop")
+    place = anyres.placement(size, config.image)
+    found = maps.on_image(np.arange(1.0, 145.0).reshape(1, 12, 12), place, size, config)
+    height, width = found.shape
+    assert max(found.shape) <= max(maps.MIN_SIDE, 12 * maps.PIXELS_PER_PATCH)
+    seen = ~np.isnan(found)
+    for axis, (extent, count) in enumerate(((size[1], height), (size[0], width))):
+        inside = np.flatnonzero(seen.any(axis=1 - axis))
+        middle, side = count / 2, min(size) / extent * count
+        assert abs(inside[0] - (middle - side / 2)) <= 1.5
+        assert abs(inside[-1] + 1 - (middle + side / 2)) <= 1.5
+    if min(found.shape) > 12:
+        assert np.unique(found[seen]).tolist() == list(range(1, 145))
+        inner = found[seen.any(axis=1)][:, seen.any(axis=0)]
+        assert (np.diff(inner, axis=0) >= 0).all()
+        assert (np.diff(inner, axis=1) >= 0).all()
+
+
 def test_notes_and_colours():
     weights = np.full((3, 16, 9), 1 / 9, np.float32)
     weights[1, 2], weights[2] = np.eye(9)[0], 0

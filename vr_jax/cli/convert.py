@@ -22,17 +22,19 @@ class ImportFlags(Flags):
 
     source: PathText | None = flag(
         None,
-        "Directory of a SigLIP, Qwen2, LLaVA-OneVision or LLaVA-NeXT checkpoint, or of a LLaVA in its own layout; or a "
-        "name on the Hugging Face hub, e.g. Qwen/Qwen2-0.5B.",
+        "Directory of an encoder (SigLIP, CLIP), a decoder (Qwen2, Qwen3, Llama, Mistral) or a LLaVA (1.5, NeXT, "
+        "OneVision, or in its own layout); or a name on the Hugging Face hub, e.g. Qwen/Qwen2-0.5B.",
         name="from",
         metavar="DIR",
     )
     to: PathText = flag(help="Model directory to write. It appears only when it is complete.", metavar="DIR")
     encoder: PathText | None = flag(
-        None, "SigLIP directory, for what --from lacks, or together with --decoder.", metavar="DIR"
+        None, "Directory of a SigLIP or CLIP, for what --from lacks, or together with --decoder.", metavar="DIR"
     )
     decoder: PathText | None = flag(
-        None, "Qwen2 directory, for what --from lacks, or together with --encoder.", metavar="DIR"
+        None,
+        "Directory of a Qwen2, Qwen3, Llama or Mistral, for what --from lacks, or together with --encoder.",
+        metavar="DIR",
     )
     dtype: DType | None = flag(None, "Type of the parameters. The default is that of each tensor.")
     ignore: tuple[str, ...] = flag(
@@ -105,7 +107,7 @@ COMMAND = Group(
             examples=(
                 "vr-jax convert import --from=/models/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
                 "vr-jax convert import --from=llava-hf/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
-                "vr-jax convert import --encoder=/models/siglip --decoder=/models/qwen2 --to=checkpoints/parts",
+                "vr-jax convert import --encoder=/models/clip --decoder=/models/qwen3 --to=checkpoints/parts",
             ),
         ),
         "export": Command(

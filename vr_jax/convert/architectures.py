@@ -1,28 +1,19 @@
-"""The foreign checkpoint formats: how each is recognised, the names of its tensors, and those that are left out."""
+"""How a foreign checkpoint is recognised, and its tensors by the names of its format (`formats`)."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from vr_jax.convert.configs import text_family
+from vr_jax.convert.decoder_configs import DECODERS, LLAMA_FAMILY, DecoderFamily
 from vr_jax.convert.folder import ForeignFolder, JsonFile
-from vr_jax.convert.method_tables import DEEPSTACK, LLAVA_PROJECTORS, SVA
-from vr_jax.convert.tables import (
-    HEAD,
-    TEXT,
-    VISION,
-    VISION_REMEMBER,
-    Rule,
-    Table,
-    mlp_projector,
-    newline,
-    prefixed,
-)
+from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, Architecture
+from vr_jax.convert.tables import Rule
 from vr_jax.convert.weights import PROJECTOR_FILE, Tensor
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
@@ -40,123 +31,6 @@ SECTION_OF = (
 def section_of(path: str) -> str:
     """Returns the section of a `VlmConfig` that owns a parameter, given its merged path."""
     return next(section for prefix, section in SECTION_OF if path.startswith(prefix))
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A foreign format.
-
-    Attributes:
-        name: The name of the format in messages.
-        classes: Values of `architectures` in config.json by which it is recognised, each with the values that
-            `model_type` may have beside it; any may where there are none.
-        model_types: Values of `model_type` by which it is recognised where `architectures` is absent.
-        tables: Rules by section, with the names that export writes.
-        methods: Further rules by section and by name of the method that the section chooses.
-        renames: Other spellings of tensor names, by other versions of transformers or LLaVA, as pairs of a pattern and
-            its replacement. They are applied in this order.
-        ignored: Tensors that our model has no place for, as pairs of a pattern and a description.
-    """
-
-    name: str
-    classes: Mapping[str, tuple[str, ...]]
-    model_types: tuple[str, ...]
-    tables: Mapping[str, Table]
-    methods: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
-    renames: tuple[tuple[str, str], ...] = ()
-    ignored: tuple[tuple[str, str], ...] = ()
-
-    def table(self, sections: Iterable[str], config: Mapping[str, Any]) -> Table:
-        """Returns the rules for some sections of a model.
-
-        Args:
-            sections: Names of the sections.
-            config: All sections of the model's config, as dictionaries.
-        """
-        rules: list[Rule] = []
-        for section in sections:
-            rules += self.tables.get(section, ())
-            if config.get(section) is not None:
-                rules += self.methods.get(section, {}).get(config[section].get("name"), ())
-        return tuple(rules)
-
-
-_BUFFERS = (r".*\.(position_ids|rotary_emb\.inv_freq)", "buffers that are computed, not learned")
-_HEAD = (r"(.*\.)?vision_model\.head\..*", "SigLIP's pooling head; LLaVA takes hidden states")
-
-SIGLIP = Architecture(
-    name="SigLIP",
-    classes=dict.fromkeys(("SiglipModel", "SiglipVisionModel"), ("siglip", "siglip_vision_model")),
-    model_types=("siglip", "siglip_vision_model"),
-    tables={"encoder": prefixed("vision_model.", VISION)},
-    renames=((r"^(embeddings|encoder|post_layernorm|head)\.", r"vision_model.\1."),),
-    ignored=(
-        _HEAD,
-        _BUFFERS,
-        (r"text_model\..*", "SigLIP's text tower"),
-        (r"logit_(scale|bias)", "SigLIP's contrastive loss"),
-    ),
-)
-QWEN2 = Architecture(
-    name="Qwen2",
-    classes={"Qwen2ForCausalLM": ("qwen2",)},
-    model_types=("qwen2",),
-    tables={"decoder": (*prefixed("model.", TEXT), *HEAD)},
-    ignored=(_BUFFERS,),
-)
-HF_LLAVA = Architecture(
-    name="LLaVA-OneVision / LLaVA-NeXT (Hugging Face layout)",
-    classes={
-        "LlavaOnevisionForConditionalGeneration": ("llava_onevision",),
-        "LlavaNextForConditionalGeneration": ("llava_next",),
-    },
-    model_types=("llava_onevision", "llava_next"),
-    tables={
-        "encoder": prefixed("vision_tower.vision_model.", VISION),
-        "decoder": (*prefixed("language_model.model.", TEXT), *prefixed("language_model.", HEAD)),
-        "projector": (
-            *mlp_projector("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
-            *newline("image_newline"),
-        ),
-    },
-    renames=(
-        # A model of transformers 5 in memory has `model.` before every name but that of the head.
-        (r"^model\.language_model\.", "language_model.model."),
-        (r"^lm_head\.", "language_model.lm_head."),
-        (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
-        (r"^vision_tower\.(embeddings|encoder|post_layernorm|head)\.", r"vision_tower.vision_model.\1."),
-    ),
-    ignored=(_HEAD, _BUFFERS),
-)
-_TOWER = "model.vision_tower.vision_tower."
-LLAVA = Architecture(
-    name="LLaVA's own layout",
-    classes={"LlavaQwenForCausalLM": ()},
-    model_types=("llava_qwen",),
-    tables={
-        "encoder": prefixed(f"{_TOWER}vision_model.", VISION),
-        "decoder": (*prefixed("model.", TEXT), *HEAD),
-        "projector": newline("model.image_newline"),
-        "refusion": (),
-    },
-    methods={
-        "projector": LLAVA_PROJECTORS,
-        "refusion": {
-            "deepstack": prefixed("model.", DEEPSTACK),
-            "sva": prefixed("model.", SVA),
-            "vision_remember": prefixed("model.vision_remember.", VISION_REMEMBER),
-        },
-    },
-    renames=(
-        (r"^mm_projector\.", "model.mm_projector."),
-        (
-            r"^model\.vision_tower\.vision_tower\.(embeddings|encoder|post_layernorm|head)\.",
-            rf"{_TOWER}vision_model.\1.",
-        ),
-    ),
-    ignored=(_HEAD, _BUFFERS),
-)
-ARCHITECTURES = (SIGLIP, QWEN2, HF_LLAVA, LLAVA)
 
 
 # What wrappers of torch and PEFT put before the names of tensors.
@@ -186,17 +60,20 @@ def recognise(folder: ForeignFolder) -> Architecture:
     found = next((one for one in ARCHITECTURES if set(classes) & set(one.classes)), None)
     if found is None and not classes:
         found = next((one for one in ARCHITECTURES if values.get("model_type") in one.model_types), None)
-    if found is QWEN2 and (_is_llava(values) or [file.name for file in folder.checkpoint.files] == [PROJECTOR_FILE]):
+    only_projector = [file.name for file in folder.checkpoint.files] == [PROJECTOR_FILE]
+    if found is not None and found.holds == "decoder" and (_is_llava(values) or only_projector):
         return LLAVA
+    if found is HF_LLAVA and not classes and _is_llava(values):
+        return LLAVA  # whose model_type was "llava" in the beginning
     if found is not None:
         _check_model_type(found, classes, values.get("model_type"), where)
         return found
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     what = f"architecture {', '.join(classes)}" if classes else f"model_type {values.get('model_type')!r}"
-    later = ""
-    if "LlavaForConditionalGeneration" in classes or values.get("model_type") == "llava":
-        later = "; LlavaForConditionalGeneration, LLaVA 1.5 with one tile and no newline, is not read yet"
-    raise UserError(f"{where}: {what} is not known; known architectures: {known}{later}")
+    hint = ""
+    if any(str(one).lower().startswith("siglip2") for one in (*classes, values.get("model_type"))):
+        hint = "; this is a NaFlex SigLIP 2, which takes images of any shape; the ones of a fixed size are SiglipModel"
+    raise UserError(f"{where}: {what} is not known; known architectures: {known}{hint}")
 
 
 def _check_model_type(found: Architecture, classes: list[str], model_type: Any, where: str) -> None:
@@ -272,14 +149,33 @@ class Source:
         """Returns the description of a tensor, given its name in the rules."""
         return self.checkpoint.tensors[self.originals[name]]
 
+    @property
+    def decoder_family(self) -> DecoderFamily:
+        """The family of the decoder that config.json describes.
+
+        In LLaVA's own layout it follows from the class, which its first stage has of the language model alone.
+        """
+        if self.architecture.decoder is not None:
+            return self.architecture.decoder
+        values = self.config.values
+        if self.architecture is HF_LLAVA:
+            return text_family(values)
+        classes, kind = values.get("architectures") or (), values.get("model_type")
+        for family in DECODERS:
+            if family.llava_class in classes or family.model_class in classes:
+                return family
+        by_type = [family for family in DECODERS if kind in (family.llava_type, family.model_type)]
+        # "llava" is the model_type of the first LLaVA, whose decoder is a Llama.
+        return by_type[0] if by_type else LLAMA_FAMILY
+
     def holds(self, section: str) -> bool:
         """Returns whether any tensor of a section is there."""
-        patterns = [_pattern(rule) for rule in self.architecture.tables.get(section, ())]
+        patterns = [_pattern(rule) for rule in self.architecture.every_rule(section)]
         return any(pattern.fullmatch(name) for pattern in patterns for name in self.originals)
 
     def count_layers(self, section: str) -> int:
         """Returns the number of a stack's layers that are there."""
-        patterns = [_pattern(rule) for rule in self.architecture.tables[section] if "{n}" in rule.theirs]
+        patterns = [_pattern(rule) for rule in self.architecture.every_rule(section) if "{n}" in rule.theirs]
         matches = [pattern.fullmatch(name) for pattern in patterns for name in self.originals]
         return max((int(match["n"]) + 1 for match in matches if match), default=0)
 

@@ -1,8 +1,4 @@
-"""The chat template of a foreign folder, compared with the prompts that the commands ask by.
-
-Without another `VlmConfig.template`, the commands ask in ChatML with a default system message, which LLaVA trains with.
-A template that writes other prompts is kept for an export, and a line of the import says that it is not asked by.
-"""
+"""The chat template of a foreign folder, the chat format that a model speaks, and the templates that export writes."""
 
 from __future__ import annotations
 
@@ -10,13 +6,18 @@ from typing import Any
 
 from etils import epath
 
-from vr_jax.convert.processor_export import CHAT_TEMPLATE
+from vr_jax.convert.decoder_configs import LLAMA_FAMILY, MISTRAL_FAMILY, DecoderFamily
+from vr_jax.data.prompts.chat_templates import ChatTemplate
 from vr_jax.data.prompts.jinja import RENDER_ERRORS, render
+from vr_jax.data.prompts.templates import NAMED
 from vr_jax.errors import UserError
-from vr_jax.model_directory import is_there, read_json
+from vr_jax.model.config import Template
+from vr_jax.model_directory import is_there, load_tokenizer, read_json, token_ids
 
 # In the order of transformers: the first file that exists counts.
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+_TOKENIZER = "tokenizer.json"
+_LLAMA_3_HEADER, _LLAMA_3_VOCABULARY = "<|start_header_id|>", 128_000
 
 
 def find_template(directory: epath.Path) -> tuple[str, str] | None:
@@ -44,8 +45,49 @@ def find_template(directory: epath.Path) -> tuple[str, str] | None:
     return None
 
 
+def named_template(family: DecoderFamily, directory: epath.Path, vocab_size: int) -> Template:
+    """Returns the chat format of LLaVA's code for a decoder.
+
+    Args:
+        family: The family of the decoder.
+        directory: Its folder, whose tokenizer tells a Llama 3 from a Llama 2 or a Vicuna.
+        vocab_size: The size of its vocabulary, which tells them apart where there is no tokenizer.
+
+    Raises:
+        UserError: The tokenizer cannot be read.
+    """
+    if family is MISTRAL_FAMILY:
+        return "mistral_instruct"
+    if family is not LLAMA_FAMILY:
+        return "qwen_1_5"
+    path = directory / _TOKENIZER
+    third = _LLAMA_3_HEADER in token_ids(path) if path.exists() else vocab_size >= _LLAMA_3_VOCABULARY
+    return "llama_3" if third else "vicuna_v1"
+
+
+def unusable(template: str, directory: epath.Path) -> str | None:
+    """Returns why the chat template of a folder cannot be asked by, or None if it can.
+
+    Args:
+        template: The template.
+        directory: The folder with the files of the tokenizer.
+    """
+    try:
+        tokenizer = load_tokenizer(directory)
+        tokenizer.chat_template = template
+        ChatTemplate.of(tokenizer)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def writes_chatml(template: str) -> bool:
-    """Returns whether a template writes the prompts that the commands ask by."""
+    """Returns whether a template writes the prompts of "qwen_1_5"."""
+    return _same(template, CHAT_TEMPLATES["qwen_1_5"])
+
+
+def _same(template: str, other: str) -> bool:
+    """Returns whether two templates write the same prompts."""
     conversations = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one"}]}],
         [
@@ -55,11 +97,61 @@ def writes_chatml(template: str) -> bool:
         ],
     ]
     try:
-        return all(_rendered(template, one) == _rendered(CHAT_TEMPLATE, one) for one in conversations)
+        return all(
+            render(template, one, {}, prompt=True) == render(other, one, {}, prompt=True) for one in conversations
+        )
     except RENDER_ERRORS:
         return False
 
 
-def _rendered(template: str, messages: list[dict[str, Any]]) -> str:
-    """The prompt that a template writes, as transformers renders it."""
-    return render(template, messages, {}, prompt=True)
+# The images of a message stand before its text, as the questions of `vr-jax chat` have them.
+_IMAGES_AND_TEXT = (
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
+    "{% for image in images %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
+    "{% if images %}{{ '\\n' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+)
+_TRIMMED = "{% set content %}" + _IMAGES_AND_TEXT + "{% endset %}{{ content | trim }}"
+_SYSTEM_FIRST = "{% if messages[0]['role'] != 'system' %}SYSTEM{% endif %}"
+# What `vr-jax chat` asks, for each chat format that a LLaVA speaks, as templates of transformers.
+CHAT_TEMPLATES: dict[Template, str] = {
+    "qwen_1_5": (
+        _SYSTEM_FIRST.replace("SYSTEM", f"<|im_start|>system\n{NAMED['qwen_1_5'].system_message}<|im_end|>\n")
+        + "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        + _IMAGES_AND_TEXT
+        + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "vicuna_v1": (
+        _SYSTEM_FIRST.replace("SYSTEM", NAMED["vicuna_v1"].system_message + " ")
+        + "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+        "{% elif message['role'] == 'assistant' %}ASSISTANT: {% endif %}"
+        + _IMAGES_AND_TEXT
+        + "{% if message['role'] == 'assistant' %}</s>{% else %} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    "llama_3": (
+        "<|begin_of_text|>"
+        + _SYSTEM_FIRST.replace(
+            "SYSTEM",
+            f"<|start_header_id|>system<|end_header_id|>\n\n{NAMED['llama_3'].system_message}<|eot_id|>",
+        )
+        + "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+        + _TRIMMED
+        + "<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "mistral_instruct": (
+        "{% for message in messages %}{% if message['role'] == 'system' %}"
+        "{% elif message['role'] == 'user' %}[INST] "
+        "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}<<SYS>>\n"
+        "{% if messages[0]['content'] is string %}{{ messages[0]['content'] }}"
+        "{% else %}{{ messages[0]['content'][0]['text'] }}{% endif %}{{ '\\n<</SYS>>\\n\\n' }}{% endif %}"
+        + _IMAGES_AND_TEXT
+        + " [/INST]{% else %} "
+        + _IMAGES_AND_TEXT
+        + " </s>{% endif %}{% endfor %}"
+    ),
+}

@@ -9,24 +9,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture
-from vr_jax.convert.config_writing import (
-    hf_llava_obstacle,
-    siglip_and_qwen2,
-    write_hf_llava,
-    write_llava,
-    write_qwen2,
-    write_siglip,
-)
+from vr_jax.convert.config_writing import hf_llava_obstacle, write_hf_llava, write_llava
+from vr_jax.convert.decoder_configs import decoder_family, write_decoder
+from vr_jax.convert.encoder_configs import encoder_family, write_encoder
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE
-from vr_jax.convert.preprocessing import pixel_fields, write_siglip_processor
+from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, Architecture
+from vr_jax.convert.preprocessing import write_image_processor
 from vr_jax.convert.processor_export import complete_export, portable_tokenizer
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
-from vr_jax.model.decoders.transformer import TransformerConfig
-from vr_jax.model.encoders.siglip import SiglipConfig
+from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
 from vr_jax.storage import PathLike, as_path, complete_directory, write_json
 
@@ -63,7 +57,9 @@ def export_checkpoint(
     sections = read_sections(source)
     architecture, config = _choose(sections, source, layout)
     params = load_params(source)
-    places = slots(architecture.table(architecture.tables, sections), params)
+    if architecture is HF_LLAVA and not sections["image"]["unpad"]:
+        params.pop("image_newline", None)  # which no token stands for, and its class does not have
+    places = slots(architecture.table(architecture.sections, sections), params)
     sizes = {
         name: int(np.prod(slot.shape)) * params[slot.paths[0]].dtype.itemsize for name, slot in sorted(places.items())
     }
@@ -76,9 +72,10 @@ def export_checkpoint(
             whole = VlmConfig.from_dict(dict(sections))
             token = complete_export(written, whole, report)
             config |= write_hf_llava(whole, whole.image_token_id or IMAGE_TOKEN if token is None else token)
-        elif architecture is SIGLIP:
-            processor = write_siglip_processor(_pixels(sections), sections["encoder"]["image_size"])
-            write_json(written / IMAGE_PROCESSOR_FILE, processor)
+        elif architecture.encoder is not None:
+            tile, own = sections["encoder"]["image_size"], architecture.encoder.one_tile
+            image = ImageConfig.from_dict({**sections[PIXELS], "tile_size": tile, "aspect_ratio": own})
+            write_json(written / IMAGE_PROCESSOR_FILE, write_image_processor(image, architecture.encoder.processor))
         host = {path: np.asarray(array) for path, array in params.items()}
         write_safetensors(written, sizes, lambda name: places[name].take(host), max_shard_bytes)
         write_json(written / "config.json", config)
@@ -93,22 +90,19 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
         if layout == "llava":
             raise UserError(f"{source} holds only {next(iter(parts))}: layout 'llava' needs a whole model")
         if "encoder" in parts:
-            return SIGLIP, write_siglip(SiglipConfig.from_dict(parts["encoder"]))
-        return QWEN2, write_qwen2(TransformerConfig.from_dict(parts["decoder"]))
+            encoder = EncoderConfig.from_dict(parts["encoder"])
+            family = encoder_family(encoder)
+            return next(one for one in ARCHITECTURES if one.encoder is family), write_encoder(encoder)
+        decoder = DecoderConfig.from_dict(parts["decoder"])
+        text = decoder_family(decoder)
+        return next(one for one in ARCHITECTURES if one.decoder is text), write_decoder(decoder)
     if "image" not in parts:
         raise UserError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
     config = VlmConfig.from_dict(dict(sections))
-    siglip_and_qwen2(config)
+    encoder_family(config.encoder), decoder_family(config.decoder)  # they are refused here if no format has them
     obstacle = hf_llava_obstacle(config)
     if layout == "hf" and obstacle:
         raise UserError(f"{source}: transformers has no model with {obstacle}; use --layout llava")
     if layout == "llava" or obstacle:
         return LLAVA, write_llava(config)
     return HF_LLAVA, {}
-
-
-def _pixels(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of preprocessor_config.json that an encoder's directory holds."""
-    names = sections[PIXELS]
-    image = ImageConfig.from_dict({"aspect_ratio": "square", **names})
-    return pixel_fields(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vr_jax.convert.architectures import HF_LLAVA, LLAVA, QWEN2, SIGLIP, Architecture, Source, section_of
-from vr_jax.convert.configs import read_hf_llava, read_llava, read_qwen2, read_siglip
+from vr_jax.convert.architectures import Source, section_of
+from vr_jax.convert.chat_template import find_template, named_template
+from vr_jax.convert.configs import read_hf_llava, read_llava
+from vr_jax.convert.decoder_configs import read_decoder
+from vr_jax.convert.encoder_configs import read_encoder
 from vr_jax.convert.folder import read_folder
 from vr_jax.convert.folder_settings import (
-    check_llava_pixels,
     check_tokenizer,
     encoder_pixels,
     generation_fields,
+    with_llava_pixels,
     with_processor,
 )
+from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, Architecture
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError, message_list
@@ -35,7 +40,7 @@ from vr_jax.model_directory import PIXELS, save_params
 from vr_jax.storage import PathLike, as_path, check_target
 
 Sections = dict[str, Any]
-_READERS: dict[str, Callable[..., Any]] = {"encoder": read_siglip, "decoder": read_qwen2}
+_PARTS = ("encoder", "decoder")
 _MAX_LISTED = 1000  # tensors that do not fit; a whole checkpoint of another model has hundreds
 _CHUNK = 1 << 24  # values that are looked at together
 
@@ -64,9 +69,9 @@ def import_checkpoint(
     Args:
         source: A checkpoint of any known format, or None.
         target: The model directory, which appears only when it is complete.
-        encoder: A SigLIP directory. It gives what a `source` in LLaVA's layout lacks; without a source the result holds
-            only the encoder, and the decoder if that is given.
-        decoder: A Qwen2 directory, in the same way.
+        encoder: The directory of an encoder. It gives what a `source` in LLaVA's layout lacks; without a source the
+            result holds only the encoder, and the decoder if that is given.
+        decoder: The directory of a decoder, in the same way.
         dtype: Type of the stored parameters, "float32" or "bfloat16"; None keeps that of each tensor.
         ignore: Names of fields and files of the folders that are left out of consideration.
         overwrite: Whether an existing directory is replaced.
@@ -98,10 +103,12 @@ def import_checkpoint(
     device = jax.local_devices(backend="cpu")[0]
     # The memory is aligned, so that JAX takes the arrays as its own buffers without copying them.
     arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}
-    # An encoder brings no tokenizer: every SigLIP has one, of its text tower.
+    # An encoder brings no tokenizer: that of its folder belongs to its text tower.
     tokenizer = providers["decoder"].directory if "decoder" in providers else None
     types = Counter(str(array.dtype) for array in arrays.values())
-    save_params(target, sections, arrays, tokenizer, generation=generation, overwrite=overwrite)
+    found = find_template(tokenizer) if tokenizer is not None and sections.get("template") == "tokenizer" else None
+    template = None if found is None else found[0]
+    save_params(target, sections, arrays, tokenizer, generation=generation, chat_template=template, overwrite=overwrite)
     for part, _ in plans:
         report(f"{part.directory}: {part.architecture.name}, {len(part.originals)} tensors imported")
         if part.unwrapped:
@@ -185,10 +192,12 @@ def _open(
     if absent:
         folders = ", ".join(str(one.directory) for one in sources.values())
         raise UserError(f"--ignore={absent[0]}: no file of {folders} has this field or name; leave the flag out")
-    for role, expected in (("encoder", SIGLIP), ("decoder", QWEN2)):
-        if role in sources and sources[role].architecture is not expected:
-            found = sources[role]
-            raise UserError(f"--{role} {found.directory} is {found.architecture.name}, expected {expected.name}")
+    for role in _PARTS:
+        if role in sources and sources[role].architecture.holds != role:
+            found, known = sources[role], [one.name for one in ARCHITECTURES if one.holds == role]
+            raise UserError(
+                f"--{role} {found.directory} is {found.architecture.name}, expected one of {', '.join(known)}"
+            )
     main = sources.get("main")
     if main is not None and len(sources) > 1 and main.architecture is not LLAVA:
         raise UserError(
@@ -201,44 +210,65 @@ def _open(
 def _sections(sources: Mapping[str, Source], report: Callable[[str], None]) -> tuple[Sections, dict[str, Source]]:
     """The sections of the result, and the checkpoint that provides the parameters of each section."""
     main = sources.get("main")
-    if main is None or main.architecture in (SIGLIP, QWEN2):
-        parts = dict(sources)
-        if main is not None:
-            parts = {"encoder" if main.architecture is SIGLIP else "decoder": main}
-        sections = {role: _READERS[role](part.config.values, part.config.where) for role, part in parts.items()}
-        found: Sections = {role: config.to_dict() for role, config in sections.items()}
-        if "encoder" in parts:
-            found[PIXELS] = encoder_pixels(parts["encoder"].folder, sections["encoder"].image_size, report)
-        return found, parts
-    providers = dict.fromkeys(main.architecture.tables, main)
+    if main is None or main.architecture.holds in _PARTS:
+        parts: dict[str, Source] = dict(sources) if main is None else {main.architecture.holds: main}
+        return _part_sections(parts, report), parts
+    providers = dict.fromkeys(main.architecture.sections, main)
     if main.architecture is HF_LLAVA:
         config = read_hf_llava(main.config.values, main.config.where)
         return with_processor(config, main.folder, report).to_dict(), providers
-    for role, what in (("encoder", "SigLIP"), ("decoder", "Qwen2")):
+    for role in _PARTS:
         if not main.holds(role):
             if role not in sources:
-                raise UserError(f"{main.directory} holds no {what}; give that it was trained with: --{role} DIR")
+                raise UserError(
+                    f"{main.directory} holds no {role}; give that it was trained with: --{role} DIR{_named(main, role)}"
+                )
             providers[role] = sources[role]
         elif role in sources and role == "decoder":
-            raise UserError(f"{main.directory} already holds a Qwen2; leave --decoder out")
+            raise UserError(f"{main.directory} already holds a decoder; leave --decoder out")
     # An encoder that is in `main`, and that its config.json does not describe, is described by --encoder.
-    given = {
-        role: _READERS[role](sources[role].config.values, sources[role].config.where)
-        for role in _READERS
-        if role in sources
-    }
+    given = {role: _read_part(role, sources[role]) for role in _PARTS if role in sources}
     config = read_llava(
         main.config.values,
         main.config.where,
         own_layers=main.count_layers("encoder"),
         encoder=given.get("encoder"),
         decoder=given.get("decoder"),
+        text=main.decoder_family,
     )
     if "vr_jax" not in main.config.values:
-        for part in (main, sources.get("encoder")):
-            if part is not None:
-                check_llava_pixels(part.folder, config.image.tile_size, report)
+        encoder = sources["encoder"].folder if "encoder" in sources else None
+        config = with_llava_pixels(config, main.folder, encoder, report)
+        tokenizer, size = providers["decoder"].directory, config.decoder.vocab_size
+        config = dataclasses.replace(config, template=named_template(main.decoder_family, tokenizer, size))
     return config.to_dict(), providers
+
+
+def _part_sections(parts: Mapping[str, Source], report: Callable[[str], None]) -> Sections:
+    """The sections of an encoder, a decoder or both."""
+    configs = {role: _read_part(role, part) for role, part in parts.items()}
+    found: Sections = {role: config.to_dict() for role, config in configs.items()}
+    if "encoder" in parts:
+        part = parts["encoder"]
+        assert part.architecture.encoder is not None
+        found[PIXELS] = encoder_pixels(part.folder, part.architecture.encoder, configs["encoder"].image_size, report)
+    return found
+
+
+def _read_part(role: str, part: Source) -> Any:
+    """The config of an encoder or a decoder alone."""
+    architecture = part.architecture
+    if role == "encoder":
+        assert architecture.encoder is not None
+        return read_encoder(architecture.encoder, part.config.values, part.config.where)
+    assert architecture.decoder is not None
+    return read_decoder(architecture.decoder, part.config.values, part.config.where)
+
+
+def _named(main: Source, role: str) -> str:
+    """What the config.json of a LLaVA calls a part that the folder does not hold."""
+    name = main.config.values.get("mm_vision_tower" if role == "encoder" else "_name_or_path")
+    return f" ({main.config.where} names {name})" if isinstance(name, str) and name else ""
 
 
 def _head_and_embedding(architecture: Architecture) -> tuple[str, str]:

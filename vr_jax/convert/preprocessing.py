@@ -1,7 +1,7 @@
 """preprocessor_config.json and processor_config.json: how transformers turns an image into pixels of the encoder.
 
-What such a file leaves out has the default of its class, as in transformers. In the classes of LLaVA-OneVision and NeXT
-that is the mean of CLIP, not of SigLIP.
+What such a file leaves out has the default of its class, as in transformers. In the classes of LLaVA the mean is that
+of CLIP, not of SigLIP.
 """
 
 from __future__ import annotations
@@ -34,19 +34,25 @@ class ProcessorClass:
         image_mean: The mean of the normalisation.
         image_std: The standard deviation.
         size: The side of a tile.
+        square: Whether a size of one number is a square; otherwise it is that of the shorter side.
         crop_size: The side of the crop, or None for no crop.
-        pinpoints: The sizes (height, width) of images cut into tiles, or None for a class that does not cut.
+        pads: Whether `do_pad` pads an image to a square.
+        pinpoints: The sizes (height, width) of images cut into tiles, or None for a class that makes one tile.
     """
 
     name: str
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     size: int
+    square: bool = False
     crop_size: int | None = None
+    pads: bool = False
     pinpoints: tuple[tuple[int, int], ...] | None = None
 
 
-SIGLIP_CLASS = ProcessorClass("SiglipImageProcessor", SIGLIP_MEAN, SIGLIP_STD, 224)
+SIGLIP_CLASS = ProcessorClass("SiglipImageProcessor", SIGLIP_MEAN, SIGLIP_STD, 224, square=True)
+CLIP_CLASS = ProcessorClass("CLIPImageProcessor", CLIP_MEAN, CLIP_STD, 224, crop_size=224)
+LLAVA_CLASS = ProcessorClass("LlavaImageProcessor", CLIP_MEAN, CLIP_STD, 224, crop_size=224, pads=True)
 ONEVISION_CLASS = ProcessorClass(
     "LlavaOnevisionImageProcessor",
     CLIP_MEAN,
@@ -65,22 +71,24 @@ NEXT_CLASS = ProcessorClass(
 
 _BATCHING = "It is about batches of several images in transformers."
 IMAGE_PROCESSOR_TABLE = FieldTable(
-    honoured=frozenset((*_PIXEL_FIELDS, "size", "crop_size", "image_grid_pinpoints", "image_processor_type")),
+    honoured=frozenset(
+        (
+            *_PIXEL_FIELDS,
+            *("size", "crop_size", "do_center_crop", "do_pad", "default_to_square"),
+            *("image_grid_pinpoints", "image_processor_type", "feature_extractor_type"),
+        )
+    ),
     fixed={
         "do_resize": (True,),
         "do_rescale": (True,),
         "do_normalize": (True,),
         "do_convert_rgb": (True,),
-        "do_center_crop": (True, False),  # the crop is as large as the tile, which is checked
         "pad_size": (None,),
         "data_format": ("channels_first",),
         "input_data_format": (None,),
     },
     without_meaning={
-        "do_pad": "It makes the numbers of tiles in a batch equal, and the padding is never read.",
-        "default_to_square": "It says how a size of one number is read, and sizes are squares here.",
         "processor_class": "It names the class that holds the image processor.",
-        "feature_extractor_type": "It names the class in old versions of transformers.",
         "image_seq_length": "transformers does not read it for these classes.",
         "disable_grouping": _BATCHING,
         "device": "It chooses where transformers computes.",
@@ -99,10 +107,10 @@ PROCESSOR_TABLE = FieldTable(
             "patch_size",
             "vision_aspect_ratio",
             "vision_feature_select_strategy",
+            "num_additional_image_tokens",
             "chat_template",
         )
     ),
-    fixed={"num_additional_image_tokens": (0,)},
     without_meaning={
         "processor_class": "It names the class of the processor.",
         "video_processor": "Videos are not read here.",
@@ -115,50 +123,96 @@ PROCESSOR_TABLE = FieldTable(
 
 
 def read_image_processor(
-    values: Mapping[str, Any], default: ProcessorClass, tile: int, pinpoints: Sequence[Sequence[int]] | None, where: str
+    values: Mapping[str, Any],
+    classes: Sequence[ProcessorClass],
+    tile: int,
+    pinpoints: Sequence[Sequence[int]] | None,
+    where: str,
 ) -> dict[str, Any]:
     """Reads the settings of an image processor.
 
     Args:
         values: The content of preprocessor_config.json, or of `image_processor` in processor_config.json.
-        default: The class of the processor.
+        classes: The classes that the processor may have, first that of a file that names none.
         tile: The side of the encoder's images in pixels.
-        pinpoints: The sizes (height, width) of the model's config.json, or None for a model that is no LLaVA.
+        pinpoints: The sizes (height, width) of the model's config.json; empty or None for a model that has none.
         where: The file, for messages.
 
     Returns:
-        The fields of `ImageConfig` that say how pixels come about.
+        The fields of `ImageConfig` that say how pixels come about; of a class that makes one tile, how it does so
+        (`aspect_ratio`) too.
 
     Raises:
         UserError: A field is not known, has a wrong value, or asks for what is not computed here.
     """
     IMAGE_PROCESSOR_TABLE.check(values, where)
-    found = str(values.get("image_processor_type") or default.name)
-    if found.removesuffix("Fast").removesuffix("Pil") != default.name:
-        raise UserError(f"{where}: image_processor_type = {found!r} is not supported, expected {default.name!r}")
-    for name, side, square in (("size", default.size, True), ("crop_size", default.crop_size, False)):
-        given = values.get(name)
-        sides = (side, side) if given is None else _sides(given, f"{where}: {name}", square=square)
-        if side is None and given is None:
-            continue
-        if sides != (tile, tile):
-            absent = "is absent, and its class takes" if given is None else f"= {shown(given)} makes tiles of"
-            raise UserError(
-                f"{where}: {name} {absent} {sides[0]} x {sides[1]} pixels, but the encoder's image_size is {tile}"
-            )
-    if default.pinpoints is not None and pinpoints is not None:
+    kind = _class_of(values, classes, where)
+    fields = {
+        "image_mean": _channels(values.get("image_mean"), kind.image_mean, Rgb, f"{where}: image_mean"),
+        "image_std": _channels(values.get("image_std"), kind.image_std, Deviation, f"{where}: image_std"),
+        **_scalars(values, where),
+    }
+    if kind.pinpoints is None:
+        return {**fields, "aspect_ratio": _one_tile(values, kind, tile, where)}
+    for name, side, square in (("size", kind.size, True), ("crop_size", kind.crop_size, False)):
+        _check_side(values, name, side, tile, where, square=square)
+    if pinpoints is not None:
         theirs = values.get("image_grid_pinpoints")
-        theirs = default.pinpoints if theirs is None else theirs
+        theirs = kind.pinpoints if theirs is None else theirs
         if not isinstance(theirs, list | tuple) or _pairs(theirs) != _pairs(pinpoints):
             raise UserError(
                 f"{where}: image_grid_pinpoints = {shown(theirs)} differs from that of config.json, "
                 f"{shown(list(pinpoints))}; set both to the same sizes"
             )
-    return {
-        "image_mean": _channels(values.get("image_mean"), default.image_mean, Rgb, f"{where}: image_mean"),
-        "image_std": _channels(values.get("image_std"), default.image_std, Deviation, f"{where}: image_std"),
-        **_scalars(values, where),
-    }
+    return fields
+
+
+def _class_of(values: Mapping[str, Any], classes: Sequence[ProcessorClass], where: str) -> ProcessorClass:
+    """The class that a file names; `feature_extractor_type` is an older name of the field."""
+    name = "image_processor_type" if values.get("image_processor_type") else "feature_extractor_type"
+    found = str(values.get(name) or classes[0].name)
+    plain = found.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    for kind in classes:
+        if kind.name == plain:
+            return kind
+    expected = " or ".join(repr(kind.name) for kind in classes)
+    raise UserError(f"{where}: {name} = {found!r} is not supported, expected {expected}")
+
+
+def _one_tile(values: Mapping[str, Any], kind: ProcessorClass, tile: int, where: str) -> str:
+    """How a class that makes one tile of an image does so, as `ImageConfig.aspect_ratio` has it."""
+    size = values.get("size")
+    square = values.get("default_to_square")
+    square = kind.square if square is None else bool(square)
+    shorter = set(size) == {"shortest_edge"} if isinstance(size, Mapping) else not square
+    _check_side(values, "size", kind.size, tile, where, square=True)
+    crops = values.get("do_center_crop")
+    crops = kind.crop_size is not None if crops is None else bool(crops)
+    if crops:
+        _check_side(values, "crop_size", kind.crop_size or kind.size, tile, where, square=False)
+    if kind.pads and values.get("do_pad"):
+        return "pad"
+    if not shorter:
+        return "square"
+    if not crops:
+        raise UserError(
+            f"{where}: size gives the shorter side of an image and do_center_crop is off, so that images would keep "
+            "their shapes; set do_center_crop to true, or size to height and width"
+        )
+    return "crop"
+
+
+def _check_side(values: Mapping[str, Any], name: str, side: int | None, tile: int, where: str, *, square: bool) -> None:
+    """Raises UserError if a size is not that of a tile; `side` is the default of the class."""
+    given = values.get(name)
+    if side is None and given is None:
+        return
+    sides = (side, side) if given is None else _sides(given, f"{where}: {name}", square=square)
+    if sides != (tile, tile):
+        absent = "is absent, and its class takes" if given is None else f"= {shown(given)} makes tiles of"
+        raise UserError(
+            f"{where}: {name} {absent} {sides[0]} x {sides[1]} pixels, but the encoder's image_size is {tile}"
+        )
 
 
 def check_processor(values: Mapping[str, Any], config: Mapping[str, Any], where: str) -> None:
@@ -180,27 +234,24 @@ def check_processor(values: Mapping[str, Any], config: Mapping[str, Any], where:
             raise UserError(f"{where}: {name} = {shown(found)} does not fit the model's {expected!r}; {way_out}")
 
 
-def write_image_processor(image: ImageConfig, *, onevision: bool) -> dict[str, Any]:
-    """Returns the preprocessor_config.json of a LLaVA-OneVision or LLaVA-NeXT of transformers."""
+def write_image_processor(image: ImageConfig, kind: ProcessorClass, processor: str | None = None) -> dict[str, Any]:
+    """Returns the preprocessor_config.json of an encoder or of a LLaVA of transformers.
+
+    Args:
+        image: The images of the model.
+        kind: The class of the image processor.
+        processor: The class of the processor that holds it, or None for that of an encoder.
+    """
     side = {"height": image.tile_size, "width": image.tile_size}
-    kind = ONEVISION_CLASS if onevision else NEXT_CLASS
+    shorter = kind is NEXT_CLASS or image.aspect_ratio in ("crop", "pad")
     return {
         "image_processor_type": kind.name,
-        "processor_class": "LlavaOnevisionProcessor" if onevision else "LlavaNextProcessor",
+        **({} if processor is None else {"processor_class": processor}),
         **pixel_fields(image),
-        "size": side if onevision else {"shortest_edge": image.tile_size},
-        **({} if onevision else {"crop_size": side, "do_center_crop": True}),
-        "image_grid_pinpoints": write_pinpoints(image),
-        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"), True),
-    }
-
-
-def write_siglip_processor(pixels: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """Returns the preprocessor_config.json of a SigLIP."""
-    return {
-        "image_processor_type": SIGLIP_CLASS.name,
-        **dict(pixels),
-        "size": {"height": side, "width": side},
+        "size": {"shortest_edge": image.tile_size} if shorter else side,
+        **({} if kind.crop_size is None else {"crop_size": side, "do_center_crop": shorter}),
+        **({} if kind.pinpoints is None else {"image_grid_pinpoints": write_pinpoints(image), "do_pad": True}),
+        **({"do_pad": image.aspect_ratio == "pad"} if kind.pads else {}),
         **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
     }
 

@@ -7,8 +7,12 @@ from typing import Any
 
 from etils import epath
 
+from vr_jax.convert.chat_template import CHAT_TEMPLATES
+from vr_jax.convert.configs import NEXT, ONEVISION, LlavaClass, class_of
+from vr_jax.convert.encoder_configs import encoder_family
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE, PROCESSOR_FILE
-from vr_jax.convert.preprocessing import write_image_processor
+from vr_jax.convert.preprocessing import LLAVA_CLASS, NEXT_CLASS, ONEVISION_CLASS, write_image_processor
+from vr_jax.data.prompts.templates import NAMED
 from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import GENERATION_FILE, read_json, token_ids
@@ -19,18 +23,6 @@ _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _MESSAGE_END, _TEXT_END = "<|im_end|>", "<|endoftext|>"
 _FLAGS = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
-# What `vr-jax chat` asks: ChatML with a default system message, and the images of a question before its text.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
-    "{% for image in images %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
-    "{% if images %}{{ '\\n' }}{% endif %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> int | None:
@@ -47,17 +39,23 @@ def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[
     Raises:
         UserError: The tokenizer cannot be read, or the vocabulary has no room for the image token.
     """
-    onevision = config.image.aspect_ratio == "anyres_max"
-    write_json(directory / IMAGE_PROCESSOR_FILE, write_image_processor(config.image, onevision=onevision))
-    write_json(directory / PROCESSOR_FILE, _processor(config, onevision=onevision))
+    kind = class_of(config)
+    assert kind is not None
+    image_processor = {ONEVISION.name: ONEVISION_CLASS, NEXT.name: NEXT_CLASS}.get(kind.name, LLAVA_CLASS)
+    name = f"{kind.name}Processor"
+    write_json(directory / IMAGE_PROCESSOR_FILE, write_image_processor(config.image, image_processor, name))
+    write_json(directory / PROCESSOR_FILE, {"processor_class": name, **_processor(config, kind)})
     if not (directory / _TOKENIZER).exists():
         report(f"there is no {_TOKENIZER} to export, so that AutoProcessor of transformers cannot be used")
         return None
     # Only a model that came from transformers has a template for prompts with images.
-    if config.image_token_id is None or not _has_template(directory):
+    if config.template != "tokenizer" and (config.image_token_id is None or not _has_template(directory)):
         for name in ("chat_template.json", _TEMPLATE_FILE):
             (directory / name).unlink(missing_ok=True)
-        write_text(directory / _TEMPLATE_FILE, CHAT_TEMPLATE)
+        if config.template in CHAT_TEMPLATES:
+            write_text(directory / _TEMPLATE_FILE, CHAT_TEMPLATES[config.template])
+        else:
+            report(f"there is no chat template of transformers for the template {config.template!r}; add one")
     token = _add_tokens(directory, config)
     _write_generation(directory, config, report)
     return token
@@ -81,18 +79,22 @@ def portable_tokenizer(directory: epath.Path) -> None:
     write_json(path, values)
 
 
-def _processor(config: VlmConfig, *, onevision: bool) -> dict[str, Any]:
-    common = {"image_token": IMAGE_TOKEN, "vision_feature_select_strategy": "full"}
-    if onevision:
+def _processor(config: VlmConfig, kind: LlavaClass) -> dict[str, Any]:
+    """The fields by which a processor counts the vision tokens of an image."""
+    family = encoder_family(config.encoder)
+    common = {"image_token": IMAGE_TOKEN, "vision_feature_select_strategy": family.select}
+    if kind is ONEVISION:
         return {
-            "processor_class": "LlavaOnevisionProcessor",
             **common,
             "video_token": VIDEO_TOKEN,
             "num_image_tokens": config.cells_per_tile,
             "vision_aspect_ratio": f"anyres_max_{config.image.max_tiles}",
         }
-    patch = getattr(config.encoder, "patch_size", None)
-    return {"processor_class": "LlavaNextProcessor", **common, "patch_size": patch, "num_additional_image_tokens": 0}
+    return {
+        **common,
+        "patch_size": config.encoder.patch_size,
+        "num_additional_image_tokens": family.extra_tokens,
+    }
 
 
 def _has_template(directory: epath.Path) -> bool:
@@ -133,7 +135,8 @@ def _write_generation(directory: epath.Path, config: VlmConfig, report: Callable
     path = directory / GENERATION_FILE
     values: Mapping[str, Any] = read_json(path) if path.exists() else {}
     ids = token_ids(directory / _TOKENIZER)
-    ends = [ids[name] for name in (_MESSAGE_END, _TEXT_END) if name in ids]
+    names = NAMED[config.template].end_tokens if config.template in NAMED else (_MESSAGE_END, _TEXT_END)
+    ends = [ids[name] for name in names if name in ids]
     if values.get("eos_token_id") is None and ends:
         values = {**values, "eos_token_id": ends, "pad_token_id": ends[-1]}
     if values:

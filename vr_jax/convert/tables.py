@@ -100,10 +100,8 @@ def prefixed(prefix: str, table: Table) -> Table:
     return tuple(replace(rule, theirs=prefix + rule.theirs) for rule in table)
 
 
-# The names of transformers:models/siglip/modeling_siglip.py below `vision_model.`.
-VISION: Table = (
-    Rule("embeddings.patch_embedding.weight", ("encoder.patch_embed.kernel",), PATCH),
-    Rule("embeddings.patch_embedding.bias", ("encoder.patch_embed.bias",)),
+_PATCHES = Rule("embeddings.patch_embedding.weight", ("encoder.patch_embed.kernel",), PATCH)
+_TOWER: Table = (
     Rule("embeddings.position_embedding.weight", ("encoder.position_embedding",)),
     *norm("encoder.layers.{n}.layer_norm1", "encoder.layers.norm1"),
     *norm("encoder.layers.{n}.layer_norm2", "encoder.layers.norm2"),
@@ -114,6 +112,15 @@ VISION: Table = (
     *linear("encoder.layers.{n}.mlp.fc1", "encoder.layers.mlp.fc1"),
     *linear("encoder.layers.{n}.mlp.fc2", "encoder.layers.mlp.fc2"),
     *norm("post_layernorm", "encoder.post_norm"),
+)
+# The names of transformers:models/siglip/modeling_siglip.py below `vision_model.`.
+VISION: Table = (_PATCHES, Rule("embeddings.patch_embedding.bias", ("encoder.patch_embed.bias",)), *_TOWER)
+# The names of transformers:models/clip/modeling_clip.py below `vision_model.`, one of them with its misspelling.
+CLIP_VISION: Table = (
+    _PATCHES,
+    Rule("embeddings.class_embedding", ("encoder.class_embedding",)),
+    *norm("pre_layrnorm", "encoder.pre_norm"),
+    *_TOWER,
 )
 
 # The names of transformers:models/qwen2/modeling_qwen2.py below `model.`, which qwen3, llama and mistral share.

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from vr_jax.data.layouts import TokenLayout, frozen
-from vr_jax.data.resizing import centred, padded_square, resized
+from vr_jax.data.resizing import centred, covering_size, cropped_square, padded_square, resized
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig
 
@@ -160,6 +160,8 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
     side = config.tile_size
     if config.aspect_ratio == "square":
         return np.asarray(resized(image, (side, side), config.resample))[None]
+    if config.aspect_ratio == "crop":
+        return cropped_square(image, side, config.resample)[None]
     if not (config.is_anyres and alone):
         return padded_square(image, side, config.pad_colour, config.resample)[None]
     columns, rows = select_grid(image.size, config.grids, side)
@@ -185,8 +187,8 @@ class Placement:
         first: The number of the upper left tile of the canvas.
         columns: The number of tiles from left to right.
         rows: The number of tiles from top to bottom.
-        left: The left edge of the image in pixels of the canvas.
-        top: The top edge of the image in pixels of the canvas.
+        left: The left edge of the image in pixels of the canvas; it is negative where the image is cropped.
+        top: The top edge of the image in pixels of the canvas, in the same way.
         width: The width of the image in pixels of the canvas.
         height: The height of the image in pixels of the canvas.
     """
@@ -218,6 +220,10 @@ def placement(size: tuple[int, int], config: ImageConfig, *, alone: bool = True,
         return Placement(1, columns, rows, float(left), float(top), float(fitted[0]), float(fitted[1]))
     if config.aspect_ratio == "square" or (config.is_anyres and alone):
         return Placement(0, 1, 1, 0.0, 0.0, float(side), float(side))
+    if config.aspect_ratio == "crop":
+        width, height = covering_size(size, side)
+        left, top = -((width - side) // 2), -((height - side) // 2)
+        return Placement(0, 1, 1, float(left), float(top), float(width), float(height))
     square = max(size)
     left, top = centred(size, (square, square))
     return Placement(0, 1, 1, *(side * value / square for value in (left, top, *size)))

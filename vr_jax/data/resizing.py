@@ -117,6 +117,36 @@ def padded_square(
     return result
 
 
+def cropped_square(image: Image.Image, side: int, resample: str = "bicubic") -> UInt8[np.ndarray, "S S 3"]:
+    """Resizes an image until its shorter side has `side` pixels, and cuts a square out of its middle.
+
+    This is what CLIP's image processor does. Of an image that is so long that the resized one would take much memory,
+    only the square is computed, where a value can differ by 1 of 255.
+
+    Args:
+        image: The image in mode RGB.
+        side: The pixels per side of the result.
+        resample: The filter, by Pillow's name in small letters.
+    """
+    (whole_w, whole_h), (width, height) = covering_size(image.size, side), image.size
+    left, top = (whole_w - side) // 2, (whole_h - side) // 2
+    if whole_w * whole_h <= max(_SMALL_CANVAS, 2 * width * height):
+        return np.asarray(resized(image, (whole_w, whole_h), resample))[top : top + side, left : left + side]
+    filter_ = Image.Resampling[resample.upper()]
+    across, down = width / whole_w, height / whole_h
+    # The passes are made one after another, since Pillow chooses their order by the size of the result.
+    rows = image.resize((side, height), filter_, (left * across, 0, min((left + side) * across, width), height))
+    return np.asarray(rows.resize((side, side), filter_, (0, top * down, side, min((top + side) * down, height))))
+
+
+def covering_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Returns the (width, height) of an image whose shorter side is resized to `side`; the longer one is truncated."""
+    width, height = size
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
 def centred(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """Returns the left and top edge of an image in the middle of `target`.
 

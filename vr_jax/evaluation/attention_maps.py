@@ -178,18 +178,21 @@ def on_image(
         config: The config of the model.
 
     Returns:
-        An array with about the aspect ratio of the image. It is NaN where no patch lies, also at the right and bottom
-        edge of a tile whose size is not a multiple of the patch size.
+        An array with about the aspect ratio of the image. It is NaN where no patch lies, which is so outside a crop,
+        and at the right and bottom edge of a tile whose size is not a multiple of the patch size.
     """
     side, patch, grid = config.image.tile_size, config.encoder.patch_size, tiles.shape[-1]
-    longer = max(MIN_SIDE, round(PIXELS_PER_PATCH * max(place.width, place.height) / patch))
+    longest = min(max(place.width, place.height), side * max(place.columns, place.rows))
+    longer = max(MIN_SIDE, round(PIXELS_PER_PATCH * longest / patch))
     width, height = (max(1, round(longer * extent / max(size))) for extent in size)
     column, x = np.divmod(place.left + (np.arange(width) + 0.5) * place.width / width, side)
     row, y = np.divmod(place.top + (np.arange(height) + 0.5) * place.height / height, side)
+    seen_x, seen_y = (column >= 0) & (column < place.columns), (row >= 0) & (row < place.rows)
+    column, row = np.clip(column, 0, place.columns - 1), np.clip(row, 0, place.rows - 1)
     tile = (place.first + row[:, None] * place.columns + column).astype(int)
     x, y = (x // patch).astype(int), (y // patch).astype(int)
     values = tiles[tile, np.minimum(y, grid - 1)[:, None], np.minimum(x, grid - 1)]
-    return np.where((y < grid)[:, None] & (x < grid), values, np.nan)
+    return np.where((seen_y & (y < grid))[:, None] & seen_x & (x < grid), values, np.nan)
 
 
 def _first_sizes(items: Sequence[Item], numbers: Iterable[int]) -> dict[int, tuple[int, int]]:

@@ -50,10 +50,11 @@ class ImageConfig(Config):
     Attributes:
         tile_size: Pixels per side of a tile slot; must equal the encoder's `image_size`.
         aspect_ratio: "square" squashes the image to one tile. "pad" pads it to a square, which becomes one tile.
-            "anyres" makes a base tile and the tiles of the best grid. "anyres_max" does the same, and shrinks the
-            vision tokens of a grid above `max_tiles` tiles bilinearly after the projector, as LLaVA-OneVision does.
-            "native" keeps about the image's own size and makes tiles of the encoder's attention windows, as Qwen2.5-VL
-            does. "slices" makes an overview and slices of any aspect ratio, as MiniCPM-V 2.0 does.
+            "crop" cuts one tile out of its middle, as CLIP's image processor does. "anyres" makes a base tile and the
+            tiles of the best grid. "anyres_max" does the same, and shrinks the vision tokens of a grid above
+            `max_tiles` tiles bilinearly after the projector, as LLaVA-OneVision does. "native" keeps about the image's
+            own size and makes tiles of the encoder's attention windows, as Qwen2.5-VL does. "slices" makes an overview
+            and slices of any aspect ratio, as MiniCPM-V 2.0 does.
         grids: The grids (columns, rows) that "anyres" and "anyres_max" choose from, in the order of preference.
         max_tiles: N of LLaVA-OneVision's `anyres_max_N`.
         unpad: Whether the rows and columns of the padding are dropped and every row ends with the newline vector.
@@ -95,7 +96,7 @@ class ImageConfig(Config):
     )
 
     tile_size: PositiveInt = 384
-    aspect_ratio: Literal["square", "pad", "anyres", "anyres_max", "native", "slices"] = "anyres_max"
+    aspect_ratio: Literal["square", "pad", "crop", "anyres", "anyres_max", "native", "slices"] = "anyres_max"
     grids: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Distinct()] = ()
     max_tiles: PositiveInt = 9
     unpad: bool = True
@@ -171,7 +172,7 @@ class ImageConfig(Config):
 def single_tile(
     tile_size: int = 384,
     *,
-    aspect_ratio: Literal["square", "pad", "anyres", "anyres_max"] = "square",
+    aspect_ratio: Literal["square", "pad", "crop", "anyres", "anyres_max"] = "square",
     unpad: bool = False,
 ) -> ImageConfig:
     """One tile per image. The paper's first phase squashes the image and has no newline vector."""
@@ -357,6 +358,8 @@ class VlmConfig(Config):
             remat=self.remat,
             dtype=jnp.dtype(self.dtype),
             layout=self.encoder.layout,
+            encoder=self.encoder.name,
+            encoder_gives_attention=self.encoder.gives_attention,
             pixel_scale=self.image.pixel_scale,
             pixel_shift=self.image.pixel_shift,
         )

@@ -162,9 +162,11 @@ class EncoderConfig(MethodConfig, kind="encoder"):
         num_layers: Number of layers.
         image_size: Pixels per side of a tile.
         patch_size: Pixels per side of a patch.
+        gives_attention: Whether the module has `EncoderModule.received_attention`, by which VisPruner ranks patches.
     """
 
     layout: ClassVar[Layout] = "square"
+    gives_attention: ClassVar[bool] = True
 
     hidden_size: PositiveInt
     num_layers: PositiveInt

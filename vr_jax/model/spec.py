@@ -33,6 +33,8 @@ class ModelSpec:
         dtype: Type of the activations.
         layout: How the patches of an image lie in tiles (`EncoderConfig.layout`).
         window_slots: Patch slots of a window, where windows differ in size; None where each has stride * stride.
+        encoder: Name of the encoder.
+        encoder_gives_attention: Whether the encoder's module has `EncoderModule.received_attention`.
         pixel_scale: What the value 0..255 of a pixel is multiplied by, for red, green and blue.
         pixel_shift: What is then subtracted.
     """
@@ -53,6 +55,8 @@ class ModelSpec:
     dtype: DTypeLike = jnp.float32
     layout: str = "square"
     window_slots: int | None = None
+    encoder: str = "siglip"
+    encoder_gives_attention: bool = True
     pixel_scale: tuple[float, float, float] = SIGLIP_SCALE
     pixel_shift: tuple[float, float, float] = SIGLIP_SHIFT
 

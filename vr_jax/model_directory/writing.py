@@ -16,8 +16,9 @@ from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory.generation import GENERATION_FILE
 from vr_jax.model_directory.layout import copy_side_files, orbax_errors, params_folder, write_sections
-from vr_jax.storage import PathLike, as_path, complete_directory, write_json
+from vr_jax.storage import PathLike, as_path, complete_directory, write_json, write_text
 
+CHAT_TEMPLATE_FILE = "chat_template.jinja"  # which transformers takes before those inside other files
 # Both bound the host memory that a save needs beyond the arrays themselves (measured: 0.4 GB for any model).
 _CHUNK_BYTES, _FILE_BYTES = 32 << 20, 64 << 20
 
@@ -57,6 +58,7 @@ def save_params(
     tokenizer_dir: PathLike | None = None,
     *,
     generation: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
     overwrite: bool = False,
     owner: str = "",
 ) -> None:
@@ -68,6 +70,7 @@ def save_params(
         params: Arrays by merged path.
         tokenizer_dir: A folder whose `SIDE_FILES` are copied.
         generation: The fields of generation_config.json, which replaces that of the folder.
+        chat_template: The tokenizer's chat template, where another file of the folder holds it.
         overwrite: Whether an existing directory is replaced.
         owner: Who writes it (`storage.complete_directory`).
 
@@ -83,6 +86,8 @@ def save_params(
                 copy_side_files(tokenizer_dir, written)
             if generation is not None:
                 write_json(as_path(written) / GENERATION_FILE, dict(generation))
+            if chat_template is not None:
+                write_text(as_path(written) / CHAT_TEMPLATE_FILE, chat_template)
 
     with complete_directory(directory, size=size, overwrite=overwrite, owner=owner) as written:
         _write_params(directory, written, params)

@@ -5,7 +5,6 @@ Source: transformers `models/siglip/modeling_siglip.py`; docs/design/methods.md#
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,11 +17,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from vr_jax.fields import PositiveFloat, PositiveInt, check
-from vr_jax.kernels.attention import full_attention
 from vr_jax.model.batch import TilePlaces
-from vr_jax.model.layers import LayerNorm, linear, merge_heads, normal, split_heads, stack_layers, xavier
+from vr_jax.model.layers import LayerNorm, linear, normal, stack_layers
 from vr_jax.model.registry import EncoderConfig
 from vr_jax.model.spec import SIGLIP_SCALE, SIGLIP_SHIFT, ModelSpec
+from vr_jax.model.vit import Block, block_flops
 from vr_jax.model.windows import patchify, raster_order
 from vr_jax.sharding import Rules, constrain
 
@@ -70,8 +69,7 @@ class SiglipConfig(EncoderConfig, name="siglip"):
         """See `EncoderConfig.flops_per_tile`."""
         patches, width = self.grid**2, self.hidden_size
         embed = 2 * patches * width * 3 * self.patch_size**2
-        layer = 2 * patches * (4 * width**2 + 2 * width * self.intermediate_size) + 4 * patches**2 * width
-        return embed + layers * layer
+        return embed + layers * block_flops(self, patches)
 
     def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> Siglip:
         """See `EncoderConfig.build`."""
@@ -85,56 +83,6 @@ class SiglipConfig(EncoderConfig, name="siglip"):
             pixel_shift=spec.pixel_shift,
             rngs=rngs,
         )
-
-
-class Attention(nnx.Module):
-    """Bidirectional attention over all patches of a tile."""
-
-    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        """Initialises the projections; `backend` is that of `vr_jax.kernels.attention`."""
-        make = functools.partial(linear, config.hidden_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
-        self.q, self.k, self.v, self.out = make(), make(), make(), make()
-        self.heads, self.backend = config.num_heads, backend
-
-    def received(self, x: Float[Array, "M P D"]) -> Float[Array, "M H P"]:
-        """The attention that each patch receives, averaged over the patches that attend; float32."""
-        q, k = (split_heads(layer(x), self.heads) for layer in (self.q, self.k))
-        logits = jnp.einsum("mqhk,mphk->mhqp", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=2)
-
-    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
-        """The update of the P patches of M tiles."""
-        q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
-        return self.out(merge_heads(full_attention(q, k, v, self.backend)))
-
-
-class Mlp(nnx.Module):
-    """Linear, GELU in its tanh form, Linear."""
-
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        """Initialises the two layers."""
-        self.fc1 = linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs, init=xavier)
-        self.fc2 = linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs, init=xavier)
-
-    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
-        """The update of each patch."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
-
-
-class Block(nnx.Module):
-    """One layer: attention and MLP, each with a LayerNorm before it."""
-
-    def __init__(self, config: SiglipConfig, *, backend: str, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        """Initialises the sub-layers; `backend` is that of `vr_jax.kernels.attention`."""
-        self.norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = Attention(config, backend=backend, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
-        """Runs the layer on the P patches of M tiles."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class Siglip(nnx.Module):
@@ -170,7 +118,9 @@ class Siglip(nnx.Module):
         self.stages = nnx.List(
             [
                 stack_layers(
-                    lambda r: Block(config, backend=attention_backend, dtype=dtype, rngs=r), stop - start, rngs
+                    lambda r: Block(config, activation="gelu_tanh", backend=attention_backend, dtype=dtype, rngs=r),
+                    stop - start,
+                    rngs,
                 )
                 for start, stop in itertools.pairwise(bounds)
             ]

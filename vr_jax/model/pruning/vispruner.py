@@ -56,6 +56,11 @@ class VisPrunerConfig(PrunerConfig, name="vispruner"):
         """See `PrunerConfig.check_model`."""
         patches = spec.patches_per_tile
         check(
+            spec.encoder_gives_attention,
+            f"pruning 'vispruner' ranks patches by the attention that they receive in the encoder's last layer, which "
+            f"the encoder {spec.encoder!r} does not give; use 'fastv' or 'pyramid_drop'",
+        )
+        check(
             spec.projector == "mlp",
             f"pruning 'vispruner' selects patches: it needs the projector 'mlp', one token per patch, found "
             f"{spec.projector!r} with stride {spec.stride}",
