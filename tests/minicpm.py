@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from tests import torch_weights
+from tests.tiny import tiny_decoder, tiny_refusion
 from vr_jax.convert.method_tables import PROJECTORS
 from vr_jax.convert.tables import HEAD, PATCH, TEXT, TRANSPOSE, VISION_REMEMBER, Rule, Table, linear, norm, prefixed
 from vr_jax.model.batch import NO_CELL, Batch
@@ -113,6 +115,22 @@ def model_config(
         image=ImageConfig(tile_size=slot * PATCH_SIZE, aspect_ratio="slices", unpad=False),
         vision_feature_layer=blocks + 1,
     )
+
+
+def tiny_config(slot: int = 8, **changes: Any) -> VlmConfig:
+    """A model with slots of slot x slot patches of 14 pixels, 3 x 3 queries, and Vision Remember.
+
+    Args:
+        slot: The side of a slot.
+        **changes: Fields with other values.
+    """
+    vision = {"img_size": 70, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 1.5, "patch_size": PATCH_SIZE}
+    decoder = tiny_decoder(
+        tie_word_embeddings=False, attention_bias=False, embedding_scale=12.0, residual_scale=0.7, logit_scale=0.5
+    )
+    refusion = tiny_refusion(levels=(1, 3, 4))
+    config = model_config(vision, decoder, blocks=4, queries=3, heads=2, slot=slot, refusion=refusion)
+    return dataclasses.replace(config, **changes)
 
 
 def load(config: VlmConfig, weights: Mapping[str, np.ndarray]) -> VisionLanguageModel:

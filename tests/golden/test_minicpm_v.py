@@ -1,21 +1,26 @@
-"""MiniCPM-V 2.0 against recorded outputs of the official code: vision tower, resampler, decoder, and the whole model."""
+"""MiniCPM-V 2.0 against recorded outputs of the official code: vision tower, resampler, decoder and the whole."""
 
 from __future__ import annotations
+
+import math
 
 import jax
 import numpy as np
 import pytest
 
 from tests import minicpm, torch_weights
-from tests.golden.discovery import Case, cases
+from tests.golden.discovery import Case, cases, documents
 from tests.minicpm import PATCH_SIZE
 from tests.tiny import random_model
 from vr_jax.convert.tables import HEAD, TEXT, prefixed
 from vr_jax.model.batch import NO_CELL, TilePlaces
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model.decoders.transformer import TransformerConfig
+from vr_jax.model.encoders.siglip_slices import SiglipSlicesConfig
+from vr_jax.model.projectors.resampler import ResamplerConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 KINDS = ("vision", "llm", "whole")
 
@@ -171,3 +176,55 @@ def test_whole_model(case: Case):
     np.testing.assert_allclose(found.logits, expected["logits"], **logits)
     np.testing.assert_array_equal(found.tokens[0], expected["greedy_tokens"])
     np.testing.assert_allclose(found.decoded[0], expected["decode_logits"], **logits)
+
+
+def released(**changes) -> VlmConfig:
+    """The released model, of the recorded `config.json`."""
+    layout = layouts()
+    decoder = minicpm.decoder_config(layout["config.json"])
+    return VlmConfig(
+        **{
+            "encoder": SiglipSlicesConfig(),
+            "decoder": decoder,
+            "projector": ResamplerConfig(queries=round(layout["config.json"]["query_num"] ** 0.5)),
+            "image": ImageConfig(tile_size=SiglipSlicesConfig().image_size, aspect_ratio="slices", unpad=False),
+            "vision_feature_layer": 27,
+        }
+        | changes
+    )
+
+
+def layouts() -> dict:
+    found = [document for _, document in documents("minicpm_v") if "names_and_shapes" in document]
+    if not found:
+        pytest.skip("no recorded checkpoint layout of 'minicpm_v'")
+    return found[0]
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_parameters_of_the_published_checkpoint():
+    """All but the positions of the queries, which are a constant here; a vector for the ends of rows is ours alone."""
+    layout, model = layouts(), abstract_model(released())
+    shapes = layout["names_and_shapes"]
+    for part, prefix in ((model.encoder, "vpm."), (model.projector, "resampler."), (model.decoder, "llm.")):
+        theirs = sum(
+            math.prod(shape)
+            for name, shape in shapes.items()
+            if name.startswith(prefix) and name != "resampler.pos_embed"
+        )
+        assert count(part) == theirs
+    constant, newline = math.prod(shapes["resampler.pos_embed"]), model.image_newline[...].size
+    assert count(model) - newline + constant == layout["parameters"]
+
+
+def test_parameters_of_vision_remember():
+    config = released(refusion=VisionRememberConfig(levels=(8, 17, 26)))
+    blocks = abstract_model(config).refusion.blocks
+    inner, width = 3 * 1152, 2304
+    attention = 4 * (inner**2 + inner) + 4 * (width**2 + width)
+    expected = attention + 2 * inner * width + inner + width + 2 * (2 * width + inner)
+    assert [count(block) for block in blocks] == [expected] * 2
+    assert expected == pytest.approx(85e6, abs=0.5e6)
