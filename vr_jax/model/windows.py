@@ -106,7 +106,7 @@ def slot_patches(extent: Int[Array, "*B 2"], patches: int) -> SlotPatches:
 
 def window_bounds(size: Int[Array, "*B"] | int, side: int) -> tuple[Int[Array, "*B n"], Int[Array, "*B n"]]:
     """Returns the first position and the end of each of `side` windows along an axis of `size` patches."""
-    index, size = np.arange(side), jnp.asarray(size)[..., None]
+    index, size = jnp.arange(side), jnp.asarray(size)[..., None]
     return index * size // side, -(-(index + 1) * size // side)
 
 

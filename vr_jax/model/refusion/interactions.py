@@ -269,10 +269,10 @@ class SampledAttention(DeformableAttention):
         query: Float[Array, "B N E"],
         features: Float[Array, "B T C S F"],
         affine: FeatureAffine | None,
-        valid: None = None,
+        valid: Bool[Array, "B T C S"] | None = None,
     ) -> Float[Array, "B N O"]:
         """The update of each cell from its query; `features` hold all levels side by side, F = levels * E."""
-        del valid  # All patches are.
+        assert valid is None
         batch, tiles, cells, patches, _ = features.shape
         if affine is not None:
             features = affine(features)
