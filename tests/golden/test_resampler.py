@@ -12,6 +12,7 @@ from tests.golden.discovery import Case, cases
 from tests.golden.test_projectors import tiny_model
 from tests.tiny import abstract_projector
 from vr_jax.convert.method_tables import PROJECTORS as NAMES
+from vr_jax.model.batch import TilePlaces
 from vr_jax.model.windows import to_windows
 
 
@@ -48,11 +49,20 @@ def test_matches_official_output(case: Case):
 
 
 @pytest.mark.parametrize("case", cases("resampler_minicpm", known=("resampler",)))
-def test_window_major_features_of_a_square_grid(case: Case):
-    """As it runs inside the model: the positions follow the features into windows."""
-    (rows, columns), side = case.config["tgt_hw"], case.config["grid_size"]
-    if rows != columns or rows % side:
-        pytest.skip(f"resampler case {case.name!r}: {rows} x {columns} patches are no tile of {side} x {side} windows")
-    windows = to_windows(jnp.asarray(case.inputs["x"]), rows // side)
-    tokens = jax.jit(lambda r, x: r(x))(official_resampler(case), windows)
-    np.testing.assert_allclose(tokens, case.outputs["y"], **case.tolerance())
+def test_features_as_an_encoder_gives_them(case: Case):
+    """As it runs inside the model: window-major tiles of a square grid, or slots with slices of any grid."""
+    (rows, columns), side, x = case.config["tgt_hw"], case.config["grid_size"], jnp.asarray(case.inputs["x"])
+    resampler = official_resampler(case)
+    if rows == columns and rows % side == 0:
+        tokens = jax.jit(lambda r, x: r(x))(resampler, to_windows(x, rows // side))
+        np.testing.assert_allclose(tokens, case.outputs["y"], **case.tolerance())
+    if not case.config["adaptive"]:
+        return
+    # Three slots: the slice, followed by patches that must not matter; an unused slot; and a slice of another grid.
+    slot = rows * columns + 7
+    filled = jnp.full((len(x), 3, 1, slot, x.shape[-1]), 3.0).at[:, 0, 0, : rows * columns].set(x)
+    extent = np.broadcast_to(np.array([(rows, columns), (0, 0), (2, 3)], np.int32), (len(x), 3, 2))
+    places = TilePlaces(image=np.ones((len(x), 3), np.int32), extent=extent)
+    tokens = np.asarray(jax.jit(lambda r, x, places: r(x, places))(resampler, filled, places))
+    np.testing.assert_allclose(tokens[:, 0], case.outputs["y"], **case.tolerance())
+    assert np.isfinite(tokens).all()

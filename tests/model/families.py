@@ -17,9 +17,11 @@ from vr_jax.data.types import Example
 from vr_jax.model.batch import Batch
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.encoders.qwen2_5_vision import Qwen25VisionConfig
+from vr_jax.model.encoders.siglip_slices import SiglipSlicesConfig
 from vr_jax.model.projectors.merger import MergerConfig
+from vr_jax.model.projectors.resampler import ResamplerConfig
 
-FAMILIES = ("llava", "qwen2_5_vl")
+FAMILIES = ("llava", "qwen2_5_vl", "minicpm_v")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,19 @@ class WindowsImage:
         return TokenLayout(cell=cells, tiles=len(origin), place=places, extent=extents, origin=origins)
 
 
+@dataclass(frozen=True)
+class SlicesImage:
+    """An image of slices of MiniCPM-V's encoder, each of a grid (rows, columns) of patches of its own."""
+
+    grids: tuple[tuple[int, int], ...]
+
+    def layout(self, config: VlmConfig) -> TokenLayout:
+        """The tokens of the slices, one slice after the other."""
+        cells, extents = len(self.grids) * config.cells_per_tile, np.array(self.grids, np.int32)
+        assert (extents.prod(axis=1) <= config.spec.patches_per_tile).all()
+        return TokenLayout(cell=np.arange(cells, dtype=np.int32), tiles=len(self.grids), extent=extents)
+
+
 def family_config(name: str, **changes: Any) -> VlmConfig:
     """A tiny model of a family with Vision Remember in it.
 
@@ -52,6 +67,8 @@ def family_config(name: str, **changes: Any) -> VlmConfig:
     """
     if name == "llava":
         return tiny_config(**changes)
+    if name == "minicpm_v":
+        return minicpm_config(**changes)
     assert name == "qwen2_5_vl", name
     encoder = Qwen25VisionConfig(
         hidden_size=16,
@@ -73,10 +90,28 @@ def family_config(name: str, **changes: Any) -> VlmConfig:
     return VlmConfig(**base | changes)
 
 
+def minicpm_config(**changes: Any) -> VlmConfig:
+    """A tiny MiniCPM-V, with slots of 36 patches and 3 x 3 queries for each slice."""
+    encoder = SiglipSlicesConfig(
+        hidden_size=16, intermediate_size=24, num_layers=4, num_heads=2, image_size=24, patch_size=4, position_grid=5
+    )
+    base = {
+        "encoder": encoder,
+        "decoder": tiny_decoder(embedding_scale=3.0, residual_scale=0.7, logit_scale=0.5, attention_bias=False),
+        "projector": ResamplerConfig(queries=3, heads=2),
+        "refusion": tiny_refusion(levels=(1, 2, 4)),
+        "image": ImageConfig(tile_size=encoder.image_size, aspect_ratio="slices", unpad=False),
+        "vision_feature_layer": 5,
+    }
+    return VlmConfig(**base | changes)
+
+
 def family_images(name: str) -> tuple[ImagePart, ImagePart, ImagePart]:
     """A large, a small and a middle image of a family: three, one and two tiles, of which some are partial."""
     if name == "llava":
         return SampleImage(3, crop=1), SampleImage(1), SampleImage(2)
+    if name == "minicpm_v":
+        return SlicesImage(((4, 7), (5, 5), (5, 5))), SlicesImage(((6, 6),)), SlicesImage(((2, 11), (8, 4)))
     assert name == "qwen2_5_vl", name
     return WindowsImage(2, 10), WindowsImage(4, 4), WindowsImage(6, 4)
 

@@ -17,7 +17,7 @@ from vr_jax.model.registry import ProjectorConfig
 
 def test_every_file_of_the_five_folders_is_found():
     assert {kind: registry.names(kind) for kind in registry.FOLDERS} == {
-        "encoder": ["clip", "qwen2_5_vision", "siglip"],
+        "encoder": ["clip", "qwen2_5_vision", "siglip", "siglip_slices"],
         "projector": [
             "c_abstractor",
             "ldpv2",

@@ -25,6 +25,7 @@ from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
 from vr_jax.model.spec import ModelSpec
+from vr_jax.model.windows import window_capacity
 
 __all__ = ["ConfigError", "ImageConfig", "Template", "VlmConfig", "anyres4", "anyres9", "anyres9_all36", "single_tile"]
 
@@ -251,7 +252,7 @@ class VlmConfig(Config):
         )
         grid, stride = self.encoder.grid, self.projector.stride
         check(
-            grid % stride == 0,
+            grid % stride == 0 or self.encoder.layout == "raster",
             f"projector.stride = {stride} does not divide the encoder's {grid} x {grid} patch grid; "
             f"divisors: {[s for s in range(1, grid + 1) if grid % s == 0]}",
         )
@@ -315,7 +316,7 @@ class VlmConfig(Config):
         )
         windows = self.encoder.grid // self.projector.stride
         check(
-            self.cells_per_side == windows,
+            self.cells_per_side == windows or self.encoder.layout == "raster",
             f"re-fusion block {refusion.name!r} needs one feature window per vision token: projector "
             f"{self.projector.name!r} makes {self.cells_per_side} x {self.cells_per_side} tokens, stride "
             f"{self.projector.stride} makes {windows} x {windows} windows; set a stride that gives as many",
@@ -360,6 +361,7 @@ class VlmConfig(Config):
             layout=self.encoder.layout,
             encoder=self.encoder.name,
             encoder_gives_attention=self.encoder.gives_attention,
+            window_slots=self.window_slots,
             pixel_scale=self.image.pixel_scale,
             pixel_shift=self.image.pixel_shift,
         )
@@ -373,6 +375,13 @@ class VlmConfig(Config):
     def cells_per_tile(self) -> int:
         """Vision tokens of one tile."""
         return self.cells_per_side**2
+
+    @property
+    def window_slots(self) -> int | None:
+        """Patch slots of an adaptive window, for slices of any grid; None where all windows have the same size."""
+        if self.encoder.layout != "raster":
+            return None
+        return window_capacity(self.encoder.grid**2, self.cells_per_side)
 
     @property
     def feature_levels(self) -> tuple[int, ...]:

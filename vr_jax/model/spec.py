@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vr_jax.model.windows import average_window
+
 # A mean and a standard deviation of 0.5: pixels lie in -1..1.
 SIGLIP_SCALE = (2 / 255, 2 / 255, 2 / 255)
 SIGLIP_SHIFT = (1.0, 1.0, 1.0)
@@ -69,6 +71,11 @@ class ModelSpec:
     def patches_per_cell(self) -> int:
         """Patch slots of a window."""
         return self.window_slots or self.stride**2
+
+    @property
+    def window_size(self) -> float:
+        """Patches of a window; where windows differ in size, the mean over those of a full slot."""
+        return self.stride**2 if self.window_slots is None else average_window(self.grid, self.cells_per_side)
 
     @property
     def cells_per_tile(self) -> int:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from vr_jax.kernels.attention import full_attention
+from vr_jax.kernels.attention import attention, full_attention
 from vr_jax.model.layers import LayerNorm, linear, merge_heads, split_heads, xavier
 
 Activation = Literal["gelu_tanh", "gelu", "quick_gelu"]
@@ -73,10 +73,15 @@ class Attention(nnx.Module):
         logits = jnp.einsum("mqhk,mphk->mhqp", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=2)
 
-    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
-        """The update of the P tokens of M tiles."""
+    def __call__(self, x: Float[Array, "M P D"], segments: Int[Array, "M P"] | None = None) -> Float[Array, "M P D"]:
+        """The update of the P tokens of M tiles; see `Block.__call__`."""
         q, k, v = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
-        return self.out(merge_heads(full_attention(q, k, v, self.backend)))
+        if segments is None:
+            return self.out(merge_heads(full_attention(q, k, v, self.backend)))
+        attended = attention(
+            q, k, v, query_segments=segments, key_segments=segments, causal=False, backend=self.backend
+        )
+        return self.out(merge_heads(attended))
 
 
 class Mlp(nnx.Module):
@@ -105,9 +110,18 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config, activation=activation, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "M P D"]) -> Float[Array, "M P D"]:
-        """Runs the layer on the P tokens of M tiles."""
-        x = x + self.attn(self.norm1(x))
+    def __call__(self, x: Float[Array, "M P D"], segments: Int[Array, "M P"] | None = None) -> Float[Array, "M P D"]:
+        """Runs the layer.
+
+        Args:
+            x: The P tokens of M tiles.
+            segments: The segment of each token, whose tokens attend to each other; 0 is padding, which gets finite
+                numbers. None if all tokens of a tile attend to each other.
+
+        Returns:
+            The tokens after the layer.
+        """
+        x = x + self.attn(self.norm1(x), segments)
         return x + self.mlp(self.norm2(x))
 
 

@@ -168,15 +168,16 @@ class VisionLanguageModel(nnx.Module):
         if config.refusion is None or self.refusion is None:
             return None
         refusion, insertions = self.refusion, config.refusion.insert_after
-        context = self.vision_context(levels, batch)
+        context = self._slot_context(levels, batch)
 
         def run(block: Any, inputs: DecoderInputs, rows: Any) -> DecoderInputs:
             features = jax.tree.map(lambda x, like: x.reshape(like.shape), rows, context.features)
-            after: DecoderInputs = block(inputs, dataclasses.replace(context, features=features))
+            after: DecoderInputs = block(inputs, dataclasses.replace(context, features=features).in_windows())
             return after
 
         # What jax.checkpoint keeps lies in memory in its own shape: as rows of patches, which is what the kernels read.
         # A TPU would pad S = 9 patches of a cell to 16, and copy the features into and out of that for every block.
+        # Adaptive windows overlap and are partly empty, so that they are gathered within the block and not kept.
         rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 5 else x, context.features)
         checkpointed = maybe_remat(run, config.remat)
 
@@ -189,10 +190,14 @@ class VisionLanguageModel(nnx.Module):
 
     def vision_context(self, levels: Levels, batch: Batch) -> VisionContext:
         """The images as the re-fusion blocks see them. The model must have re-fusion blocks."""
+        return self._slot_context(levels, batch).in_windows()
+
+    def _slot_context(self, levels: Levels, batch: Batch) -> VisionContext:
+        """The same, before the features of adaptive windows are gathered."""
         assert self.config.refusion is not None
         assert self.refusion is not None
         features = self.refusion.prepare(tuple(levels[level] for level in self.config.refusion.levels))
-        return VisionContext.of(batch, features, self.config.cells_per_tile)
+        return VisionContext.of(batch, features, self.config.cells_per_tile, self.config.window_slots)
 
     def init_cache(self, rows: int, length: int | Sequence[int]) -> KVCache:
         """Empty key-value caches; see `DecoderModule.init_cache`."""

@@ -150,6 +150,13 @@ def test_hidden_keys_and_windows(backend: str, own_keys: bool):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("own_keys", [False, True])
+def test_windows_with_many_slots(backend: str, own_keys: bool):
+    """As those of MiniCPM-V's slices: 48 slots, of which about half hold a patch, and 27 heads with shared keys."""
+    check(Case(windows=9, keys=48, heads=2 if own_keys else 27, own_keys=own_keys, shared=not own_keys), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_softmax_is_float32(backend: str):
     """Logits around 160 lose their differences in bfloat16 (steps of 1)."""
     unit = jnp.zeros(128, jnp.bfloat16).at[0].set(1)

@@ -23,12 +23,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.kernels.window_attention import compiled_bytes
 from vr_jax.kernels.window_attention import window_attention
 
-def compiles(windows, keys, heads, own_keys, dtype):
+def compiles(windows, keys, heads, own_keys, dtype, width=128):
     def run(query, key, valid, grad):
         attend = lambda query, key: window_attention(query, key, key, valid, backend="pallas_tpu")
         out, pull = jax.vjp(attend, query, key)
         return out, pull(grad)
-    query, key = (windows, heads, 128), (windows, keys, heads if own_keys else 1, 128)
+    query, key = (windows, heads, width), (windows, keys, heads if own_keys else 1, width)
     shapes = [(query, dtype), (key, dtype), (key[:2], bool), (query, dtype)]
     jax.jit(run).lower(*[jax.ShapeDtypeStruct(s, t, sharding=where) for s, t in shapes]).compile()
     return [windows, keys, heads, own_keys, dtype.__name__]
@@ -40,7 +40,9 @@ with jax.set_mesh(mesh):
     small = [compiles(21, keys, 3, own_keys, dtype)
              for keys, own_keys, dtype in ((4, False, jnp.float32), (16, False, jnp.bfloat16),
                                            (9, True, jnp.float32), (4, True, jnp.bfloat16))]
-print(json.dumps({"paper": found, "small": small}))
+    adaptive = [compiles(64, 48, 27, own_keys, jnp.bfloat16, width)
+                for own_keys, width in ((False, 3456), (True, 128))]
+print(json.dumps({"paper": found, "small": small, "adaptive": adaptive}))
 """
 
 
@@ -80,3 +82,8 @@ def test_one_pass(compiled: dict, generation: str, form: str, part: str):
 def test_hidden_keys_and_a_part_of_a_block(compiled: dict):
     """21 windows, 4, 9 or 16 keys, 3 heads, both forms, both dtypes, some keys hidden."""
     assert len(compiled["small"]) == 4
+
+
+def test_adaptive_windows_of_minicpm_v(compiled: dict):
+    """64 windows of 48 slots, of which some are hidden, 27 heads, 3456 wide absorbed and 128 plain, bfloat16."""
+    assert len(compiled["adaptive"]) == 2

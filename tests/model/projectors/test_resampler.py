@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests import minicpm
 from tests.tiny import tiny_config, tiny_decoder, tiny_projector
 from vr_jax.errors import ConfigError
 from vr_jax.model.projectors.resampler import bicubic
@@ -31,6 +32,18 @@ def test_bicubic_weights_are_those_of_torch(inputs, outputs):
                 projector=tiny_projector("resampler"), decoder=tiny_decoder(hidden_size=18, num_heads=2), refusion=None
             ),
             r"decoder\.hidden_size = 18 is not divisible by 4",
+        ),
+        (
+            lambda: tiny_config(projector=tiny_projector("resampler", queries=3)),
+            r"projector\.queries = 3 with an encoder of the layout 'square': set it to None",
+        ),
+        (
+            lambda: minicpm.tiny_config(projector=tiny_projector("resampler")),
+            r"projector\.queries = None with an encoder of the layout 'raster': set the number",
+        ),
+        (
+            lambda: minicpm.tiny_config(projector=tiny_projector("resampler", queries=3, adaptive=False)),
+            r"projector\.adaptive = False with an encoder of the layout 'raster'",
         ),
     ],
 )

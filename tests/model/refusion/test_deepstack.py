@@ -11,11 +11,11 @@ from flax import nnx
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchMerger
 
-from tests import torch_weights
-from tests.tiny import tiny_config
+from tests import minicpm, torch_weights
+from tests.tiny import randomized, tiny_config
 from vr_jax.convert.method_tables import DEEPSTACK
 from vr_jax.errors import ConfigError
-from vr_jax.model.refusion.deepstack import DeepStackConfig, PatchMerger
+from vr_jax.model.refusion.deepstack import DeepStackConfig, PatchMerger, PoolMerger
 
 
 @pytest.mark.parametrize("norm_per_patch", [False, True])
@@ -37,6 +37,19 @@ def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
     np.testing.assert_allclose(jax.jit(ours)(windows), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_pooled_merger_takes_the_mean_of_the_valid_patches():
+    """Windows of different sizes give what each would give alone; patches that are not valid may be anything."""
+    merger = randomized(nnx.eval_shape(lambda: PoolMerger(12, 10, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    windows = np.random.default_rng(0).normal(size=(4, 6, 12)).astype(np.float32)
+    sizes = [6, 1, 3, 0]
+    valid = np.arange(6) < np.array(sizes)[:, None]
+    windows[~valid] = np.nan
+    found = jax.jit(merger)(windows, valid)
+    for k, size in enumerate(sizes):
+        alone = merger(windows[k, :size]) if size else merger(jnp.zeros((1, 12)))
+        np.testing.assert_allclose(found[k], alone, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -45,6 +58,12 @@ def test_patch_merger_is_that_of_transformers(norm_per_patch: bool):
             r"2 levels \(7, 23\) for 3 insertions .*: expected one level for each",
         ),
         (lambda: DeepStackConfig(merger="mean"), "merger = 'mean': expected one of 'pool_mlp', 'qwen3_vl'"),
+        (
+            lambda: minicpm.tiny_config(
+                refusion=DeepStackConfig(insert_after=(1,), levels=(1,), merger="qwen3_vl"),
+            ),
+            r"refusion\.merger = 'qwen3_vl' with an encoder of the layout 'raster'",
+        ),
         (lambda: tiny_config(refusion=DeepStackConfig()), r"refusion\.levels: hidden state 7 .* 0\.\.4"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import field
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vr_jax.model.batch import NEWLINE, Batch
+from vr_jax.model.windows import adaptive_windows
 from vr_jax.pytree import array_dataclass
 
 
@@ -28,6 +30,8 @@ class VisionContext:
         tile_segment: See `Batch`.
         tile_image: See `Batch`.
         cells_per_tile: Vision tokens of a tile.
+        patch: The number of each window's patches in its slot, where windows adapt to slices of any grid; else None.
+        valid: Whether there is such a patch; None if all patch slots hold one. Blocks must not read other patches.
     """
 
     features: Any
@@ -37,11 +41,27 @@ class VisionContext:
     tile_segment: Int[Array, "B T"]
     tile_image: Int[Array, "B T"]
     cells_per_tile: int = field(metadata={"static": True})
+    patch: Int[Array, "B T C S"] | None = None
+    valid: Bool[Array, "B T C S"] | None = None
 
     @classmethod
-    def of(cls, batch: Batch, features: Any, cells_per_tile: int) -> VisionContext:
-        """The context of a batch with the given features."""
+    def of(cls, batch: Batch, features: Any, cells_per_tile: int, window_slots: int | None = None) -> VisionContext:
+        """The context of a batch with the given features.
+
+        Args:
+            batch: The batch.
+            features: See the attribute. Where windows adapt to slices, they are (B, T, 1, patches of a slot, width),
+                and `in_windows` gathers them.
+            cells_per_tile: Vision tokens of a tile.
+            window_slots: Patch slots of an adaptive window, or None where windows have one size.
+        """
+        patch = valid = None
+        if window_slots is not None:
+            assert batch.tile_extent is not None
+            patch, valid = adaptive_windows(jnp.asarray(batch.tile_extent), round(cells_per_tile**0.5), window_slots)
         return cls(
+            patch=patch,
+            valid=valid,
             features=features,
             vision_cell=batch.vision_cell,
             segment_ids=batch.segment_ids,
@@ -50,6 +70,18 @@ class VisionContext:
             tile_image=batch.tile_image,
             cells_per_tile=cells_per_tile,
         )
+
+    def in_windows(self) -> VisionContext:
+        """The same with features by window, (B, T, cells of a tile, patches of a cell, width)."""
+        patch = self.patch
+        if patch is None:
+            return self
+
+        def gather(slots: Float[Array, "B T 1 P E"]) -> Float[Array, "B T C S E"]:
+            index = patch.reshape(*patch.shape[:2], -1, 1)
+            return jnp.take_along_axis(slots[:, :, 0], index, axis=2).reshape(*patch.shape, slots.shape[-1])
+
+        return dataclasses.replace(self, features=jax.tree.map(gather, self.features), patch=None)
 
     @property
     def is_vision(self) -> Bool[Array, "B N"]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vr_jax.fields import NonNegativeInt, PositiveInt, check
 from vr_jax.model.decoders.stages import DecoderInputs
@@ -38,7 +38,7 @@ class DeepStackConfig(RefusionConfig, name="deepstack"):
     """
 
     # Each cell is merged by itself, so a cell that a partial window lacks matters to nothing.
-    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows")
+    layouts: ClassVar[tuple[Layout, ...]] = ("square", "windows", "raster")
 
     insert_after: tuple[PositiveInt, ...] = (1, 2, 3)
     levels: tuple[NonNegativeInt, ...] = (7, 15, 23)
@@ -51,6 +51,14 @@ class DeepStackConfig(RefusionConfig, name="deepstack"):
             len(self.levels) == len(self.insert_after),
             f"DeepStackConfig: {len(self.levels)} levels {self.levels} for {len(self.insert_after)} insertions "
             f"insert_after = {self.insert_after}: expected one level for each insertion",
+        )
+
+    def check_model(self, spec: ModelSpec) -> None:
+        """See `RefusionConfig.check_model`."""
+        check(
+            spec.layout != "raster" or self.merger == "pool_mlp",
+            f"refusion.merger = {self.merger!r} with an encoder of the layout 'raster': it joins the patches of a "
+            "window, and the windows of slices have no common size; set it to 'pool_mlp'",
         )
 
     def flops_per_tile(self, spec: ModelSpec) -> float:
@@ -99,7 +107,7 @@ class PatchMerger(nnx.Module):
 
 
 class PoolMerger(nnx.Module):
-    """Window mean, LayerNorm, Linear, exact GELU, Linear."""
+    """Mean over the valid patches of a window, LayerNorm, Linear, exact GELU, Linear."""
 
     def __init__(self, width: int, out: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         """Initialises the layers from `width` to `out` channels."""
@@ -107,9 +115,17 @@ class PoolMerger(nnx.Module):
         self.fc1 = linear(width, out, dtype=dtype, rngs=rngs)
         self.fc2 = linear(out, out, dtype=dtype, rngs=rngs)
 
-    def __call__(self, windows: Float[Array, "*B S Dv"]) -> Float[Array, "*B Dt"]:
-        """Maps windows of S patches to one vector each."""
-        return self.fc2(jax.nn.gelu(self.fc1(self.norm(jnp.mean(windows, axis=-2))), approximate=False))
+    def __call__(
+        self, windows: Float[Array, "*B S Dv"], valid: Bool[Array, "*B S"] | None = None
+    ) -> Float[Array, "*B Dt"]:
+        """Maps windows of S patches to one vector each; `valid` are the patches that take part, or None if all do."""
+        if valid is None:
+            mean = jnp.mean(windows, axis=-2)
+        else:
+            # In float32, because a window may have dozens of patches.
+            total = jnp.sum(jnp.where(valid[..., None], windows, 0), axis=-2, dtype=jnp.float32)
+            mean = (total / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)).astype(windows.dtype)
+        return self.fc2(jax.nn.gelu(self.fc1(self.norm(mean)), approximate=False))
 
 
 class Block(nnx.Module):
@@ -127,6 +143,7 @@ class Block(nnx.Module):
 
     def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
         """Adds to the hidden states of vision tokens and leaves all others as they are."""
-        cells = self.merger(vision.features[self.index])
+        windows = vision.features[self.index]
+        cells = self.merger(windows, vision.valid) if isinstance(self.merger, PoolMerger) else self.merger(windows)
         cells = constrain(cells.reshape(cells.shape[0], -1, cells.shape[-1]), "batch", "cells", "embed")
         return inputs.replace(hidden=inputs.hidden + vision.scatter_cells(cells))

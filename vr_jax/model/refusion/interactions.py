@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import window_attention, window_weights
@@ -72,11 +72,16 @@ class KeyAttention(MultiHeadAttention):
         query: Float[Array, "B N E"],
         features: Float[Array, "B T C S E"],
         affine: FeatureAffine | None,
+        valid: Bool[Array, "B T C S"] | None = None,
     ) -> Float[Array, "B N O"]:
-        """The update of each cell from its query."""
+        """The update of each cell from its query; `valid` are the patches that take part, or None if all do."""
         keys = self.keys(features)
+        mask = None if valid is None else valid.reshape(keys.shape[:2])
         grouped, key = self._logit_factors(query, keys, affine)
-        attended = self._absorbed(grouped, key, affine) if self.absorbed else self._plain(grouped, key, keys, affine)
+        if self.absorbed:
+            attended = self._absorbed(grouped, key, affine, mask)
+        else:
+            attended = self._plain(grouped, key, keys, affine, mask)
         return self.out(merge_heads(attended).reshape(query.shape))
 
     @staticmethod
@@ -85,9 +90,14 @@ class KeyAttention(MultiHeadAttention):
         raise NotImplementedError
 
     def attend(
-        self, query: Float[Array, "G Q H d"], key: Float[Array, "G K h d"], value: Float[Array, "G K h v"], scale: float
+        self,
+        query: Float[Array, "G Q H d"],
+        key: Float[Array, "G K h d"],
+        value: Float[Array, "G K h v"],
+        valid: Bool[Array, "G K"] | None,
+        scale: float,
     ) -> Float[Array, "G Q H v"]:
-        """The attention; h is H, or 1 where all heads share keys and values, as they do in the absorbed form."""
+        """The attention to the valid keys; h is H, or 1 where all heads share keys and values (the absorbed form)."""
         raise NotImplementedError
 
     @property
@@ -116,13 +126,18 @@ class KeyAttention(MultiHeadAttention):
         key: Float[Array, "G K H d"],
         keys: Float[Array, "G K E"],
         affine: FeatureAffine | None,
+        valid: Bool[Array, "G K"] | None,
     ) -> Float[Array, "G Q H d"]:
         """The reference: values of every patch are projected."""
         value = split_heads(self.v(_with(affine, keys)), self.heads)
-        return self.attend(query, key, value, self._head_dim**-0.5)
+        return self.attend(query, key, value, valid, self._head_dim**-0.5)
 
     def _absorbed(
-        self, query: Float[Array, "G Q H e"], shared: Float[Array, "G K 1 e"], affine: FeatureAffine | None
+        self,
+        query: Float[Array, "G Q H e"],
+        shared: Float[Array, "G K 1 e"],
+        affine: FeatureAffine | None,
+        valid: Bool[Array, "G K"] | None,
     ) -> Float[Array, "G Q H d"]:
         """The same function with the value projection behind the softmax (docs/design/decisions.md#decision-6).
 
@@ -136,7 +151,7 @@ class KeyAttention(MultiHeadAttention):
             scale, bias = affine.scale[...].reshape(-1), affine.bias[...].reshape(-1)
             value_bias = value_bias + jnp.einsum("e,ehd->hd", bias, value)
             value = value * scale[:, None, None]
-        context = self.attend(query, shared, shared, self._head_dim**-0.5)
+        context = self.attend(query, shared, shared, valid, self._head_dim**-0.5)
         return jnp.einsum("gqhe,ehd->gqhd", context, value.astype(query.dtype)) + value_bias.astype(query.dtype)
 
 
@@ -169,7 +184,12 @@ class LocalAttention(KeyAttention):
         return features.reshape(-1, *features.shape[3:])
 
     def attend(
-        self, query: Float[Array, "W 1 H d"], key: Float[Array, "W S h d"], value: Float[Array, "W S h v"], scale: float
+        self,
+        query: Float[Array, "W 1 H d"],
+        key: Float[Array, "W S h d"],
+        value: Float[Array, "W S h v"],
+        valid: Bool[Array, "W S"] | None,
+        scale: float,
     ) -> Float[Array, "W 1 H v"]:
         """Attention of one query to its window.
 
@@ -177,7 +197,7 @@ class LocalAttention(KeyAttention):
             ConfigError: The chosen kernel does not run here.
         """
         try:
-            return window_attention(query[:, 0], key, value, scale=scale, backend=self.kernel)[:, None]
+            return window_attention(query[:, 0], key, value, valid, scale=scale, backend=self.kernel)[:, None]
         except ConfigError as error:
             raise ConfigError(f"refusion.kernel = {self.kernel!r}: {error}") from error
 
@@ -186,10 +206,16 @@ class LocalAttention(KeyAttention):
         query: Float[Array, "B N E"],
         features: Float[Array, "B T C S E"],
         affine: FeatureAffine | None,
+        valid: Bool[Array, "B T C S"] | None = None,
     ) -> Float[Array, "B T C S"]:
-        """The attention weights of each query over the patches of its cell, float32, averaged over the heads."""
-        grouped, key = self._logit_factors(query, self.keys(features), affine)
-        weights = window_weights(grouped[:, 0], key, scale=self._head_dim**-0.5)
+        """The attention weights of each query over the patches of its cell, float32, averaged over the heads.
+
+        Patches that are not valid have zeros.
+        """
+        keys = self.keys(features)
+        mask = None if valid is None else valid.reshape(keys.shape[:2])
+        grouped, key = self._logit_factors(query, keys, affine)
+        weights = window_weights(grouped[:, 0], key, mask, scale=self._head_dim**-0.5)
         return jnp.mean(weights, axis=1).reshape(features.shape[:-1])
 
 
@@ -203,9 +229,15 @@ class GlobalAttention(KeyAttention):
         return features.reshape(batch * tiles, cells * patches, width)
 
     def attend(
-        self, query: Float[Array, "G Q H d"], key: Float[Array, "G K h d"], value: Float[Array, "G K h v"], scale: float
+        self,
+        query: Float[Array, "G Q H d"],
+        key: Float[Array, "G K h d"],
+        value: Float[Array, "G K h v"],
+        valid: Bool[Array, "G K"] | None,
+        scale: float,
     ) -> Float[Array, "G Q H v"]:
-        """Attention of the queries of a tile to its patches."""
+        """Attention of the queries of a tile to its patches, all of which are valid."""
+        assert valid is None
         return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="xla")
 
 
@@ -237,8 +269,10 @@ class SampledAttention(DeformableAttention):
         query: Float[Array, "B N E"],
         features: Float[Array, "B T C S F"],
         affine: FeatureAffine | None,
+        valid: Bool[Array, "B T C S"] | None = None,
     ) -> Float[Array, "B N O"]:
         """The update of each cell from its query; `features` hold all levels side by side, F = levels * E."""
+        assert valid is None
         batch, tiles, cells, patches, _ = features.shape
         if affine is not None:
             features = affine(features)

@@ -176,14 +176,15 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
 
     def flops_per_tile(self, spec: ModelSpec) -> float:
         """See `RefusionConfig.flops_per_tile`. The attention among vision tokens is not counted."""
-        queries, patches, width = spec.cells_per_tile, spec.patches_per_tile, spec.decoder_width
+        queries, width = spec.cells_per_tile, spec.decoder_width
+        patches = queries * spec.window_size  # Adaptive windows overlap, and a patch counts once for each.
         inner, (heads, _) = self.inner_width(spec), self.heads(spec)
         query = 2 * queries * (width * inner + inner**2)
         out = 2 * queries * (inner**2 + inner * width)
         if self.up == "mlp":
             query += 2 * queries * inner**2
             out = 2 * queries * inner * width
-        keys = patches if self.interaction == "global" else spec.patches_per_cell
+        keys = patches if self.interaction == "global" else spec.window_size
         if self.interaction == "deformable":
             samples = queries * heads * len(self.levels) * self.points
             # Values of all levels; three numbers for each sample (offset and weight); four corners of each.
@@ -313,7 +314,7 @@ class Block(nnx.Module):
             x = self.bidirectional(x, inputs, vision, *self._text_token(x, vision))
         assert isinstance(self.cross_attn, LocalAttention)
         query = self._cross_query(x, vision)
-        weights = self.cross_attn.weights(query, vision.features, self._feature_affine)
+        weights = self.cross_attn.weights(query, vision.features, self._feature_affine, vision.valid)
         update, state = (
             jnp.linalg.norm(cells.astype(jnp.float32), axis=-1)
             for cells in (self._cross_update(query, vision), vision.gather_cells(x))
@@ -332,7 +333,7 @@ class Block(nnx.Module):
         return self.up2(jax.nn.gelu(query, approximate=False)) if self.config.up == "mlp" else query
 
     def _cross_update(self, query: Float[Array, "B cells E"], vision: VisionContext) -> Float[Array, "B cells D"]:
-        update = self.cross_attn(query, vision.features, self._feature_affine)
+        update = self.cross_attn(query, vision.features, self._feature_affine, vision.valid)
         # Without these two constraints XLA (jax 0.12) partitions two products in a row, or the gradient of two,
         # wrongly on a mesh that uses all three axes: other numbers, no error.
         update = constrain(update, "batch", "cells", "embed")
