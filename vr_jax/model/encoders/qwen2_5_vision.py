@@ -251,7 +251,11 @@ class Qwen25Vision(nnx.Module):
             if stop > max(levels):
                 break
             attend = kinds[start in self.config.full_attention_layers]
-            x, _ = jax.lax.scan(lambda h, block, attend=attend: (block(h, rotary, attend), None), x, stage)
+
+            def body(h: Array, block: Block, attend: Attend = attend) -> tuple[Array, None]:
+                return block(h, rotary, attend), None
+
+            x, _ = jax.lax.scan(body, x, stage)
             taken[stop] = x
         return tuple(taken[level].reshape(rows, tiles, cells, window, -1) for level in levels)
 
@@ -268,8 +272,8 @@ class Qwen25Vision(nnx.Module):
         segments = real.reshape(-1, real.shape[-1]).astype(jnp.int32)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            windows = (x.reshape(*segments.shape, *x.shape[2:]) for x in (q, k, v))
-            return full_attention(*windows, self.backend, segments).reshape(q.shape)
+            query, key, value = (x.reshape(*segments.shape, *x.shape[2:]) for x in (q, k, v))
+            return full_attention(query, key, value, self.backend, segments).reshape(q.shape)
 
         return attend
 
