@@ -1,5 +1,6 @@
 """The files of configs/: the numbers of the paper, every field spelled out, and the values that were once recorded."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.tiny import quick
 from vr_jax import sharding
 from vr_jax.errors import ConfigError
 from vr_jax.experiments import DECODERS, TABLES, find_row
+from vr_jax.model.vlm import abstract_model
 from vr_jax.settings import TrainConfig, load_config, read_config_file
 from vr_jax.training.inputs import check_batch
 from vr_jax.training.state import ModelTree
@@ -21,6 +23,7 @@ PAPER = {size: f"configs/llava_vr_qwen2_{name}.py" for size, name in SIZES.items
 VARIANTS = ("phase1", "phase2", "phase1_baseline", "phase2_baseline")
 LITERAL = (
     *(f"{file}:{phase}" for file in PAPER.values() for phase in ("phase1", "phase2")),
+    *(f"configs/table6/{file}_vr.py:{phase}" for file in ("qwen2_5_vl", "minicpm_v") for phase in ("phase1", "phase2")),
     "configs/demo.py",
     "configs/real_charts.py:phase1",
     "configs/real_charts.py:phase2",
@@ -166,6 +169,30 @@ def test_every_row_can_be_built(row):
             assert model.image.max_tiles_per_image == 1 + grids
             assert config.batch.tokens >= (1 + grids) * model.cells_per_tile + newlines + 512
     ModelTree(model).trainable(config.trainable)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "minicpm_v"])
+def test_table_six_adds_two_blocks_to_a_model_that_is_otherwise_the_same(family):
+    """Blocks of 91.5 and 85.0 million parameters, and rows that hold the largest image and a question."""
+    for phase in ("phase1", "phase2"):
+        with_blocks = load_config(f"configs/table6/{family}_vr.py:{phase}")
+        without = load_config(f"configs/table6/{family}.py:{phase}")
+        assert with_blocks.model.refusion is not None
+        assert dataclasses.replace(with_blocks.model, refusion=None) == without.model
+        assert set(with_blocks.trainable) == {*without.trainable, "refusion.*"}
+        expected = resolved(f"configs/table6/{family}_vr.py:{phase}")
+        found = resolved(f"configs/table6/{family}.py:{phase}")
+        different = {name for name in found if found[name] != expected.get(name)}
+        assert different == {"model.refusion", "trainable"}, different
+        sizes = [
+            sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_model(config.model)))
+            for config in (with_blocks, without)
+        ]
+        million = {"qwen2_5_vl": 91.53, "minicpm_v": 84.98}[family]
+        assert (sizes[0] - sizes[1]) / 2e6 == pytest.approx(million, abs=0.01)
+        largest = {"qwen2_5_vl": 1280, "minicpm_v": 10 * 66}[family]
+        assert phase == "phase1" or with_blocks.batch.tokens >= largest + 512
+        assert ModelTree(with_blocks.model).trainable(with_blocks.trainable)
 
 
 def test_small_configs_can_be_built():
