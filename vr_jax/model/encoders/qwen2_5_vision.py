@@ -181,6 +181,11 @@ class Block(nnx.Module):
         return constrain(x + self.mlp(self.norm2(x)), "batch", "seq", "embed")
 
 
+def _run_block(rotary: Rotary, attend: Attend, x: Float[Array, "B N D"], block: Block) -> tuple[Array, None]:
+    """One step of the scan over the layers of a stage."""
+    return block(x, rotary, attend), None
+
+
 class Qwen25Vision(nnx.Module):
     """The vision tower without its merger, which is the projector `merger`; `EncoderModule` documents its methods."""
 
@@ -251,11 +256,7 @@ class Qwen25Vision(nnx.Module):
             if stop > max(levels):
                 break
             attend = kinds[start in self.config.full_attention_layers]
-
-            def body(h: Array, block: Block, attend: Attend = attend) -> tuple[Array, None]:
-                return block(h, rotary, attend), None
-
-            x, _ = jax.lax.scan(body, x, stage)
+            x, _ = jax.lax.scan(functools.partial(_run_block, rotary, attend), x, stage)
             taken[stop] = x
         return tuple(taken[level].reshape(rows, tiles, cells, window, -1) for level in levels)
 
