@@ -1,4 +1,4 @@
-"""Which methods read which layouts of tiles, and that those which read windows do not read beyond an image."""
+"""Which methods read which layouts of tiles, and that none reads what lies in a tile beyond an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.model.families import WindowsImage, family_config
+from tests.model.families import WindowsImage, family_config, family_images
 from tests.tiny import PROJECTOR_FIELDS, Text, example, pack, quick, random_model, tiny_refusion
 from vr_jax.errors import ConfigError
 from vr_jax.model import registry
@@ -17,7 +17,7 @@ from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
-from vr_jax.model.windows import patch_places
+from vr_jax.model.windows import patch_places, slot_patches
 
 WINDOWS = "qwen2_5_vl"
 # Models of whole windows whose methods are not those of the family.
@@ -63,6 +63,42 @@ def test_methods_that_read_windows_do_not_read_beyond_an_image(name: str):
     assert np.abs(moved - found).max() > 1e-3
 
 
+SLICES = {
+    "vision_remember": {},
+    "deepstack": {"refusion": DeepStackConfig(insert_after=(1, 2), levels=(2, 4))},
+}
+
+
+@pytest.mark.parametrize("name", quick(SLICES, "deepstack"))
+def test_methods_that_read_slices_do_not_read_beyond_them(name: str):
+    """Other pixels beyond the slices, and another sample in the row, change no state of a sample."""
+    config = family_config("minicpm_v", **SLICES[name])
+    large, small, middle = family_images("minicpm_v")
+    question, answer = Text(2, text_token=True), Text(2, target=True)
+    samples = [
+        example(config, Text(1), large, question, answer, seed=1),
+        example(config, Text(1), small, Text(1), middle, question, answer, seed=2),
+    ]
+    model, run = random_model(config), jax.jit(lambda model, batch: model(batch)[0])
+    size = {"tokens": sum(len(one.tokens) for one in samples), "tiles": 7}
+    packed = pack(config, [samples, samples[::-1]], **size)
+    found = np.asarray(run(model, packed))
+
+    grid, side = config.encoder.grid, config.encoder.patch_size
+    inside = slot_patches(packed.tile_extent, grid**2).valid.reshape(2, 7, grid, grid)
+    inside = np.asarray(inside).repeat(side, 2).repeat(side, 3)[..., None]
+    other = packed.replace(tile_pixels=np.where(inside, packed.tile_pixels, 255 - packed.tile_pixels))
+    assert (other.tile_pixels != packed.tile_pixels).any()
+    np.testing.assert_array_equal(run(model, other), found)
+
+    alone = np.asarray(run(model, pack(config, [[one] for one in samples], **size)))
+    begin = 0
+    for row, one in enumerate(samples):
+        part = found[0, begin : begin + len(one.tokens)]
+        np.testing.assert_allclose(part, alone[row, : len(one.tokens)], atol=2e-5)
+        begin += len(one.tokens)
+
+
 def methods_of(kind: str, layout: str) -> set[str]:
     return {name for name in registry.names(kind) if layout in registry.method(kind, name).layouts}
 
@@ -70,6 +106,11 @@ def methods_of(kind: str, layout: str) -> set[str]:
 def test_what_reads_windows():
     assert {"merger", "mlp", "pixel_shuffle", "pool"} <= methods_of("projector", "windows")
     assert methods_of("refusion", "windows") == {"deepstack", "vision_remember"}
+
+
+def test_what_reads_slices():
+    assert methods_of("projector", "raster") == {"resampler"}
+    assert methods_of("refusion", "raster") == {"deepstack", "vision_remember"}
 
 
 @pytest.mark.parametrize("name", ["c_abstractor", "ldpv2", "perceiver", "token_packer"])
@@ -86,18 +127,21 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("family", [WINDOWS, "minicpm_v"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_blocks_that_read_whole_tiles_are_refused(name: str):
+def test_blocks_that_read_whole_tiles_are_refused(name: str, family: str):
     make, message = REFUSED[name]
     with pytest.raises(ConfigError, match=message):
-        family_config(WINDOWS, refusion=make())
+        family_config(family, refusion=make())
 
 
-def test_pruners_are_refused():
-    with pytest.raises(ConfigError, match="pruning 'fastv' with the encoder 'qwen2_5_vision'"):
-        family_config(WINDOWS, refusion=None, pruning=FastVConfig())
+@pytest.mark.parametrize(("family", "encoder"), [(WINDOWS, "qwen2_5_vision"), ("minicpm_v", "siglip_slices")])
+def test_pruners_are_refused(family: str, encoder: str):
+    with pytest.raises(ConfigError, match=f"pruning 'fastv' with the encoder '{encoder}'"):
+        family_config(family, refusion=None, pruning=FastVConfig())
 
 
-def test_a_config_survives_json():
-    config = family_config(WINDOWS)
+@pytest.mark.parametrize("family", [WINDOWS, "minicpm_v"])
+def test_a_config_survives_json(family: str):
+    config = family_config(family)
     assert VlmConfig.from_dict(config.to_dict()) == config

@@ -17,7 +17,7 @@ from tests.training.test_flops import dot_flops
 from vr_jax.errors import ConfigError
 from vr_jax.model.batch import TilePlaces
 from vr_jax.model.encoders.siglip_slices import SiglipSlicesConfig, resize_weights
-from vr_jax.model.vlm import VisionLanguageModel
+from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 
 # Enlarged, shrunk, kept, enlarged on one axis and shrunk on the other, thin.
 GRIDS = [(8, 8), (3, 4), (5, 5), (2, 16), (9, 4), (1, 30), (6, 10)]
@@ -102,6 +102,19 @@ def test_the_last_level_alone_is_normalised():
     *_, raw, normed = states()(encoder, pixels, places)
     np.testing.assert_allclose(encoder.post_norm(raw), normed, atol=1e-6)
     assert np.abs(raw - normed).max() > 0.1
+
+
+def test_activations_are_of_the_type_of_the_model():
+    config = dataclasses.replace(tiny_config(), dtype="bfloat16")
+    half = abstract_model(config)
+    pixels, places = slots(0, (5, 7), (3, 3))
+
+    def run(half):
+        states = half.encoder(pixels, (0, 4, 5), places)
+        return *states, half.projector(states[-1], places=places)
+
+    assert {x.dtype for x in jax.eval_shape(run, half)} == {jnp.dtype(jnp.bfloat16)}
+    assert jax.eval_shape(lambda half: half.encoder.positions(places.extent[0]), half).dtype == jnp.float32
 
 
 def test_refusals():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from tests.model.families import family_batch, family_config
 from tests.tiny import quick, random_model
 from vr_jax.model.refusion.context import VisionContext
+from vr_jax.model.vlm import abstract_model
 
 
 def holders(batch, config) -> np.ndarray:
@@ -59,6 +62,22 @@ def test_a_patch_reaches_the_tokens_whose_windows_hold_it(cross_attention: str):
     assert not expected.any(axis=(0, 1)).all()  # patches of no window
     for patch, states in enumerate(changed):
         np.testing.assert_array_equal((states != reference).any(axis=-1), expected[..., patch])
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_backward_pass_keeps_slots_and_not_windows(remat: str, capsys: pytest.CaptureFixture):
+    """Windows have more slots than their slice has patches; without rematerialisation they are kept."""
+    config = dataclasses.replace(family_config("minicpm_v"), remat=remat)
+    model, batch = abstract_model(config), family_batch("minicpm_v", config)
+    print_saved_residuals(lambda model: jnp.sum(model(batch)[0]), model)
+    shapes = re.findall(r"^f32\[([\d,]+)\]", capsys.readouterr().out, re.MULTILINE)
+    sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
+    slots, width = batch.tile_image.size, len(config.refusion.levels) * config.encoder.hidden_size
+    kept = slots * config.spec.patches_per_tile * width
+    gathered = slots * config.cells_per_tile * config.window_slots * width
+    assert kept < gathered
+    assert kept in sizes
+    assert (max(sizes) >= gathered) == (remat == "none")
 
 
 def test_square_tiles_are_in_windows_already():
