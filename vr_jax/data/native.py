@@ -113,7 +113,7 @@ def _layout(rows: int, columns: int, cells: int, stride: int) -> TokenLayout:
     marker = np.full(count + 2, Marker.NONE, np.int8)
     marker[[0, -1]] = Marker.IMAGE_START, Marker.IMAGE_END
     place = np.stack([row.ravel(), column.ravel()], axis=-1)
-    first = np.stack(np.indices((down, across), np.int32), axis=-1).reshape(-1, 2) * cells
+    first = np.indices((down, across), np.int32).reshape(2, -1).T * np.int32(cells)
     extent = np.minimum(np.asarray([rows, columns], np.int32) - first, cells)
     return frozen(
         TokenLayout(
