@@ -20,7 +20,7 @@ from vr_jax.convert.qwen2_5_vl import FRAMES, TOKENS, read_config
 from vr_jax.convert.qwen2_5_vl_fields import IMAGE_PROCESSOR_FIELDS, PROCESSOR_FIELDS
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import shown
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import Template, VlmConfig
 from vr_jax.model_directory import is_there, token_ids
 from vr_jax.storage import write_json
 
