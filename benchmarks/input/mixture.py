@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vr_jax.data import anyres
+from vr_jax.data import tiling
 from vr_jax.model.config import VlmConfig
 
 SYSTEM, TURN = 11, 10  # ChatML adds so many tokens for the system message, and for a question with its answer.
@@ -95,7 +95,7 @@ class Sample:
         """The numbers of tokens and of tiles under the tiling and the ratio of a model."""
         if self.image is None:
             return self.text, 0
-        layout = anyres.layout(self.image, config.cells_per_side, config.image)
+        layout = tiling.layout(self.image, config)
         return self.text + len(layout.cell), layout.tiles
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.convert.conftest import PINPOINTS, TEXT, VISION, torch, transformers
 from tests.torch_weights import randomize
-from vr_jax.convert import config_fields, decoder_fields, encoder_fields
+from vr_jax.convert import config_fields, decoder_fields, encoder_fields, qwen2_5_vl_fields
 from vr_jax.convert.configs import LLAVA_1_5
 from vr_jax.convert.preprocessing import IMAGE_PROCESSOR_TABLE
 from vr_jax.errors import UserError
@@ -28,6 +28,9 @@ TABLES = {
     "LlavaOnevisionConfig": config_fields.ONEVISION_FIELDS,
     "LlavaNextConfig": config_fields.NEXT_FIELDS,
     f"{LLAVA_1_5.name}Config": config_fields.LLAVA_1_5_FIELDS,
+    "Qwen2_5_VLConfig": qwen2_5_vl_fields.NESTED_FIELDS,
+    "Qwen2_5_VLTextConfig": qwen2_5_vl_fields.TEXT_FIELDS,
+    "Qwen2_5_VLVisionConfig": qwen2_5_vl_fields.VISION_FIELDS,
 }
 # A value that differs from the default, for fields without meaning whose default says nothing of their type.
 UNUSUAL = {

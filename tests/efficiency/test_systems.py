@@ -2,13 +2,16 @@
 
 import pytest
 
+from tests.convert import qwen2_5_vl_folder
 from tests.efficiency import tiny_systems
 from tests.inference import tiny
+from tests.model.families import family_config
+from tests.tiny import tiny_decoder
 from vr_jax.data.processor import Processor
 from vr_jax.efficiency import Source, read_systems
 from vr_jax.efficiency.systems import image_size, prompt
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.model.config import anyres4, anyres9, single_tile
+from vr_jax.model.config import ImageConfig, anyres4, anyres9, single_tile
 
 
 def test_names_are_as_short_as_they_are_unique(config_file, tmp_path):
@@ -55,6 +58,23 @@ def test_a_source_is_given_once_and_exists(config_file):
     ):
         with pytest.raises(UserError, match=message):
             read_systems(sources, "anyres4")
+
+
+def test_a_model_that_keeps_the_sizes_of_images_is_measured_with_a_stated_size():
+    """The text has the stated length, in which the markers around the image count."""
+    tokenizer = qwen2_5_vl_folder.tokenizer()
+    decoder = tiny_decoder(hidden_size=32, rope_sections=(1, 2, 1), vocab_size=len(tokenizer))
+    image = ImageConfig(tile_size=16, aspect_ratio="native", unpad=False, min_pixels=64, max_pixels=6400)
+    config = family_config("qwen2_5_vl", decoder=decoder, image=image, template="qwen2_vl")
+    processor = Processor(tokenizer, config)
+    with pytest.raises(UserError, match="give the size to measure, --image_size=WIDTHxHEIGHT"):
+        prompt(processor, 70)
+    with pytest.raises(UserError, match=r"--image_size=900x2: .*at most 200 times"):
+        prompt(processor, 70, (900, 2))
+    found = prompt(processor, 70, (50, 30))
+    assert (found.vision_cell >= 0).sum() == 6 * 4
+    assert (found.vision_cell < 0).sum() == 70
+    assert len(found.tile_pixels) == 3 * 2
 
 
 def test_too_few_text_tokens_are_refused():

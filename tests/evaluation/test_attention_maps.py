@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.inference import tiny
+from tests.model.families import family_config
 from tests.tiny import randomized, tiny_config, tiny_encoder
-from vr_jax.data import anyres
+from vr_jax.data import anyres, tiling
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
 from vr_jax.evaluation import attention_maps as maps
@@ -163,6 +164,35 @@ def test_a_crop_shows_its_patches_in_the_middle_of_the_image(size):
         inner = found[seen.any(axis=1)][:, seen.any(axis=0)]
         assert (np.diff(inner, axis=0) >= 0).all()
         assert (np.diff(inner, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("size", [(40, 24), (61, 33), (9, 100), (300, 20)], ids=str)
+def test_windows_lie_where_the_image_shows_them(size):
+    """Windows of an image of any size form one map of the whole image, partial windows at its edges included."""
+    image = ImageConfig(tile_size=16, aspect_ratio="native", unpad=False, min_pixels=256, max_pixels=4096)
+    config = family_config("qwen2_5_vl", image=image)
+    layout, place = tiling.layout(size, config), tiling.placement(size, config)
+    assert layout.tiles == place.columns * place.rows
+    # The grey grows from left to right, and then from top to bottom.
+    for axis in (0, 1):
+        ramp = np.linspace(20, 235, size[axis])
+        grey = np.broadcast_to(ramp if axis == 0 else ramp[:, None], size[::-1]).round().astype(np.uint8)
+        tiles = tiling.tiles(Image.fromarray(np.repeat(grey[..., None], 3, axis=2)), config)
+        found = maps.on_image(values_of_tiles(tiles, config), place, size, config)
+        expected = np.linspace(20, 235, found.shape[1 - axis])
+        expected = np.broadcast_to(expected if axis == 0 else expected[:, None], found.shape)
+        one_patch = 215 * 4 / (place.width, place.height)[axis]
+        assert np.abs(found - expected).max() <= one_patch + 8
+    # A map has a value where a token is, which is everywhere, also where windows are partial.
+    weights = np.zeros((layout.tiles * 4, 4), np.float32)
+    weights[layout.cell[layout.cell >= 0]] = 1 / 4
+    weights[layout.cell[1]] = np.eye(4)[0]
+    shown = maps.on_image(maps.relative_weights(weights.reshape(-1, 4, 4)), place, size, config)
+    assert not np.isnan(shown).any()
+    assert shown[0, 0] == 4
+    assert shown[-1, -1] == 1
+    reread = Reread(weights=weights.reshape(-1, 4, 4), update=np.ones((layout.tiles, 4), np.float32))
+    assert len(maps.heat_maps([reread, reread], size, config)) == 2
 
 
 def test_notes_and_colours():

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.model.families import family_config
 from tests.tiny import randomized
 from tests.training.tiny import noise_batch, tiny_run
 from vr_jax import sharding
@@ -21,7 +22,7 @@ from vr_jax.data.collate import collate
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.inference import PromptBatch, Sampling
 from vr_jax.model.batch import BatchShape
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.vlm import abstract_model
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
@@ -186,6 +187,23 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(config):
         arrays, static = generator._prefill_arguments(prompts, 5, Sampling())  # noqa: SLF001  # only this part is compared
         real = generator.prefill_program.trace(*arrays, **static)
     assert str(planned[0].jaxpr) == str(real.jaxpr)
+
+
+def test_a_prompt_has_the_stated_image(topology, config):
+    """A model that keeps the sizes of images has no largest one, and its plan counts the tiles of the stated size."""
+    image = ImageConfig(tile_size=16, aspect_ratio="native", unpad=False, min_pixels=64, max_pixels=6400)
+    config = dataclasses.replace(config, model=family_config("qwen2_5_vl", image=image, attention="xla"))
+    with pytest.raises(UserError, match="give the size to plan for, --image_size=WIDTHxHEIGHT"):
+        plan_inference("tiny", config, topology, "prefill", Request(batch=8))
+    with pytest.raises(UserError, match=r"--image_size=900x2: .*at most 200 times"):
+        plan_inference("tiny", config, topology, "prefill", Request(batch=8, image_size=(900, 2)))
+    found = plan_inference("tiny", config, topology, "prefill", Request(batch=8, image_size=(50, 30)))
+    assert found.settings["tiles"] == 3 * 2
+    assert found.settings["vision_tokens"] == 6 * 4 + 2
+    # The layers of full attention compare a patch with all patches of the image, here of all its six tiles.
+    encoder = config.model.encoder
+    pairs = 2 * 16**2 * (6 * 6 - 6)
+    assert encoder.flops_per_image(4, 6) == 6 * encoder.flops_per_tile(4) + 4 * 16 * pairs
 
 
 def test_roofline_and_verdict():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from tests.model.families import family_config
 from tests.training.tiny import tiny_config, tiny_run
 from vr_jax import settings
 from vr_jax.errors import ConfigError
@@ -149,3 +150,21 @@ def test_an_unknown_name_is_one_line_with_the_known_ones(values, message):
     with pytest.raises(ConfigError, match=message) as error:
         TrainConfig.from_config_dict(values)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tiles": 12},
+            r"batch.tiles = 12 holds no image: one has 13 tiles or more .*better 50176, the tiles of",
+        ),
+        ({"tiles": 13, "tokens": 49}, "config.batch.tokens = 49 holds no image and its text: an image has 49 vision"),
+    ],
+)
+def test_a_row_holds_the_smallest_image_of_a_model_that_keeps_their_sizes(changes, message):
+    """The fewest pixels, 56 x 56, are 12.25 tiles of 16 x 16 pixels and 49 cells of 8 x 8 pixels."""
+    config = tiny_run().to_dict() | {"model": family_config("qwen2_5_vl").to_dict()}
+    TrainConfig.from_config_dict(config | {"batch": config["batch"] | {"tiles": 13, "tokens": 50}})
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_config_dict(config | {"batch": config["batch"] | {"tokens": 50} | changes})

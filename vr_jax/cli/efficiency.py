@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, cast
 
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.cli.shared import DType
+from vr_jax.cli.shared import DType, read_image_size
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.efficiency import (
     JSON,
@@ -53,6 +53,9 @@ class EfficiencyFlags(Flags):
     output: PathText | None = flag(None, f"Folder for {JSON}, {MARKDOWN} and {PLOT}.", metavar="DIR")
     overwrite: bool = flag(False, "Replace the results in --output.")
     image: Literal["anyres4", "anyres9", "config"] = flag("anyres4", "Layout of the image.")
+    image_size: str | None = flag(
+        None, "Size of the image in pixels. The default fills the largest grid of the layout.", metavar="WIDTHxHEIGHT"
+    )
     dtype: DType | None = flag(
         None, "Type of parameters and activations. The default is float32 on CPUs, else bfloat16."
     )
@@ -80,6 +83,7 @@ def compare(flags: EfficiencyFlags) -> Report:
     scores = parse_scores(flags.score, [system.name for system in found])
     settings = EfficiencySettings(
         image=flags.image,
+        image_size=read_image_size(flags.image_size),
         text_tokens=flags.text_tokens,
         new_tokens=flags.new_tokens,
         batch_size=flags.batch_size,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.cli.shared import CONFIG_HELP
+from vr_jax.cli.shared import CONFIG_HELP, read_image_size
 from vr_jax.errors import UserError
 from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
 from vr_jax.path_text import FileVariantText, PathText
@@ -32,7 +32,7 @@ class PlanFlags(Flags):
         NoEffect(("overwrite",), "output", lambda flags: flags.output is None, "nothing is written without it"),
         NoEffect(("budget",), "search", lambda flags: not flags.search, "it bounds the time of the search"),
         NoEffect(
-            ("batch", "text_tokens", "new_tokens", "cache_tokens"),
+            ("batch", "image_size", "text_tokens", "new_tokens", "cache_tokens"),
             "mode",
             lambda flags: flags.mode == "train",
             "they are the prompts of prefill and decode; the batch of training is in the config",
@@ -58,6 +58,11 @@ class PlanFlags(Flags):
     search: bool = flag(False, "Try meshes, remat policies and micro-batches.")
     budget: PositiveFloat = flag(600.0, "Seconds for --search.")
     batch: PositiveInt = flag(Request.batch, "Prompts of prefill and decode.")
+    image_size: str | None = flag(
+        None,
+        "Size of the image of a prompt, of prefill and decode. The default fills the model's largest grid.",
+        metavar="WIDTHxHEIGHT",
+    )
     text_tokens: NonNegativeInt = flag(
         Request.text_tokens, "Tokens of a prompt that are not the image's, of prefill and decode."
     )
@@ -117,6 +122,7 @@ def _plan(flags: PlanFlags, config: TrainConfig, topology: Topology, fixed_rows:
         )
     request = Request(
         batch=flags.batch,
+        image_size=read_image_size(flags.image_size),
         text_tokens=flags.text_tokens,
         new_tokens=flags.new_tokens,
         cache_tokens=flags.cache_tokens,

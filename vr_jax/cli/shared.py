@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,6 +16,7 @@ from vr_jax.cli import logs
 from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
+from vr_jax.errors import UserError
 from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt, Seed, Temperature
 from vr_jax.hub import local_folder
 from vr_jax.inference import Generator, load_for_inference, memory_errors, with_penalty, with_pruning
@@ -54,6 +56,20 @@ class ProcessFlags(Flags):
     process_id: NonNegativeInt | None = flag(
         None, "Number of this process, from 0, with --coordinator.", environment="JAX_PROCESS_ID"
     )
+
+
+def read_image_size(text: str | None) -> tuple[int, int] | None:
+    """Returns the (width, height) that --image_size gives, or None where it is not given.
+
+    Raises:
+        UserError: The text is not of the form WIDTHxHEIGHT.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise UserError(f"--image_size={text}: expected WIDTHxHEIGHT in pixels, e.g. 1024x768")
+    return int(match[1]), int(match[2])
 
 
 def start_processes(flags: ProcessFlags) -> None:

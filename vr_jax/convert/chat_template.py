@@ -83,11 +83,16 @@ def unusable(template: str, directory: epath.Path) -> str | None:
 
 def writes_chatml(template: str) -> bool:
     """Returns whether a template writes the prompts of "qwen_1_5"."""
-    return _same(template, CHAT_TEMPLATES["qwen_1_5"])
+    return same_prompts(template, CHAT_TEMPLATES["qwen_1_5"])
 
 
-def _same(template: str, other: str) -> bool:
-    """Returns whether two templates write the same prompts."""
+def same_prompts(template: str, other: str) -> bool:
+    """Returns whether two templates write the same prompts, as far as two short conversations tell.
+
+    Args:
+        template: The text of a template.
+        other: The text of another one.
+    """
     conversations = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one"}]}],
         [
@@ -115,7 +120,7 @@ _IMAGES_AND_TEXT = (
 )
 _TRIMMED = "{% set content %}" + _IMAGES_AND_TEXT + "{% endset %}{{ content | trim }}"
 _SYSTEM_FIRST = "{% if messages[0]['role'] != 'system' %}SYSTEM{% endif %}"
-# What `vr-jax chat` asks, for each chat format that a LLaVA speaks, as templates of transformers.
+# What `vr-jax chat` asks, for each chat format that an export may have, as templates of transformers.
 CHAT_TEMPLATES: dict[Template, str] = {
     "qwen_1_5": (
         _SYSTEM_FIRST.replace("SYSTEM", f"<|im_start|>system\n{NAMED['qwen_1_5'].system_message}<|im_end|>\n")
@@ -153,5 +158,16 @@ CHAT_TEMPLATES: dict[Template, str] = {
         + " [/INST]{% else %} "
         + _IMAGES_AND_TEXT
         + " </s>{% endif %}{% endfor %}"
+    ),
+    # Unlike LLaVA's, images have no white space around them, and stand where the message has them.
+    "qwen2_vl": (
+        _SYSTEM_FIRST.replace("SYSTEM", f"<|im_start|>system\n{NAMED['qwen2_vl'].system_message}<|im_end|>\n")
+        + "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
 }

@@ -232,8 +232,12 @@ def write_decoder(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def default_ends(family: DecoderFamily) -> Any:
-    """Returns the ids that end a reply where neither config.json nor generation_config.json says them."""
+def default_ends(name: str) -> Any:
+    """Returns the ids that end a reply where neither config.json nor generation_config.json says them.
+
+    Args:
+        name: The class of transformers that config.json is read with.
+    """
     import transformers
 
-    return getattr(transformers, family.hf_config)().eos_token_id
+    return getattr(transformers, name)().eos_token_id

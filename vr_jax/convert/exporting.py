@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from vr_jax.convert import qwen2_5_vl, qwen2_5_vl_processor
 from vr_jax.convert.config_writing import hf_llava_obstacle, write_hf_llava, write_llava
 from vr_jax.convert.decoder_configs import decoder_family, write_decoder
 from vr_jax.convert.encoder_configs import encoder_family, write_encoder
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE
-from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, Architecture
+from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL, Architecture
 from vr_jax.convert.preprocessing import write_image_processor
 from vr_jax.convert.processor_export import complete_export, portable_tokenizer
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.encoders.qwen2_5_vision import Qwen25VisionConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
 from vr_jax.storage import PathLike, as_path, complete_directory, write_json
@@ -57,7 +59,7 @@ def export_checkpoint(
     sections = read_sections(source)
     architecture, config = _choose(sections, source, layout)
     params = load_params(source)
-    if architecture is HF_LLAVA and not sections["image"]["unpad"]:
+    if architecture in (HF_LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL) and not sections["image"]["unpad"]:
         params.pop("image_newline", None)  # which no token stands for, and its class does not have
     places = slots(architecture.table(architecture.sections, sections), params)
     sizes = {
@@ -72,6 +74,9 @@ def export_checkpoint(
             whole = VlmConfig.from_dict(dict(sections))
             token = complete_export(written, whole, report)
             config |= write_hf_llava(whole, whole.image_token_id or IMAGE_TOKEN if token is None else token)
+        elif architecture in (QWEN2_5_VL, VR_QWEN2_5_VL):
+            whole = VlmConfig.from_dict(dict(sections))
+            config |= qwen2_5_vl.write_config(whole, qwen2_5_vl_processor.complete_export(written, whole, report))
         elif architecture.encoder is not None:
             tile, own = sections["encoder"]["image_size"], architecture.encoder.one_tile
             image = ImageConfig.from_dict({**sections[PIXELS], "tile_size": tile, "aspect_ratio": own})
@@ -99,6 +104,8 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
     if "image" not in parts:
         raise UserError(f"{source} holds parts of a model ({', '.join(sorted(parts))}); there is no format for that")
     config = VlmConfig.from_dict(dict(sections))
+    if isinstance(config.encoder, Qwen25VisionConfig):
+        return _native(config, source, layout), {}
     encoder_family(config.encoder), decoder_family(config.decoder)  # they are refused here if no format has them
     obstacle = hf_llava_obstacle(config)
     if layout == "hf" and obstacle:
@@ -106,3 +113,17 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
     if layout == "llava" or obstacle:
         return LLAVA, write_llava(config)
     return HF_LLAVA, {}
+
+
+def _native(config: VlmConfig, source: epath.Path, layout: str | None) -> Architecture:
+    """The format of a whole model with Qwen2.5-VL's vision tower."""
+    obstacle = qwen2_5_vl.obstacle(config)
+    if layout == "llava":
+        raise UserError(
+            f"{source}: LLaVA's layout has no place for the encoder {config.encoder.name!r}; leave --layout out"
+        )
+    if layout == "hf" and obstacle:
+        raise UserError(
+            f"{source}: transformers has no model with {obstacle}; leave --layout out for a layout of our own"
+        )
+    return VR_QWEN2_5_VL if obstacle else QWEN2_5_VL

@@ -178,8 +178,13 @@ def generation_fields(part: Source, sections: Mapping[str, Any]) -> dict[str, An
             GenerationSettings.from_foreign(fields, place.where)
             return fields
     inner = places[1] if "text_config" in part.config.values else places[0]
-    ids = None if "eos_token_id" in inner.values else default_ends(part.decoder_family)
+    ids = None if "eos_token_id" in inner.values else default_ends(_text_config(part))
     return None if ids is None else {"eos_token_id": ids}
+
+
+def _text_config(part: Source) -> str:
+    """The config class that transformers has for the decoder of a checkpoint."""
+    return part.architecture.text_config or part.decoder_family.hf_config
 
 
 def check_tokenizer(folder: ForeignFolder, report: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vr_jax.convert import qwen2_5_vl
 from vr_jax.convert.configs import LLAVA_CLASSES
 from vr_jax.convert.decoder_configs import DECODERS, DecoderFamily
 from vr_jax.convert.encoder_configs import CLIP_FAMILY, ENCODERS, SIGLIP_FAMILY, EncoderFamily
@@ -30,6 +31,7 @@ class Architecture:
         ignored: Tensors that our model has no place for, as pairs of a pattern and a description.
         encoder: The family of an encoder alone.
         decoder: The family of a decoder alone.
+        text_config: The config class of transformers that the decoder has, where it belongs to no family.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Architecture:
     ignored: tuple[tuple[str, str], ...] = ()
     encoder: EncoderFamily | None = None
     decoder: DecoderFamily | None = None
+    text_config: str | None = None
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -172,4 +175,23 @@ LLAVA = Architecture(
     ),
     ignored=(_HEAD, _BUFFERS),
 )
-ARCHITECTURES = (SIGLIP, CLIP, *DECODER_FORMATS, HF_LLAVA, LLAVA)
+QWEN2_5_VL = Architecture(
+    name="Qwen2.5-VL (Hugging Face layout)",
+    holds="model",
+    classes={qwen2_5_vl.CLASS: (qwen2_5_vl.MODEL_TYPE,)},
+    model_types=(qwen2_5_vl.MODEL_TYPE,),
+    tables={"encoder": qwen2_5_vl.VISION, "projector": qwen2_5_vl.MERGER, "decoder": qwen2_5_vl.DECODER},
+    renames=qwen2_5_vl.RENAMES,
+    ignored=(_BUFFERS,),
+    text_config="Qwen2_5_VLTextConfig",
+)
+VR_QWEN2_5_VL = Architecture(
+    name="a model with Qwen2.5-VL's vision tower that transformers has no class for",
+    holds="model",
+    classes={qwen2_5_vl.VR_CLASS: (qwen2_5_vl.VR_MODEL_TYPE,)},
+    model_types=(qwen2_5_vl.VR_MODEL_TYPE,),
+    tables={"encoder": qwen2_5_vl.VISION, "decoder": qwen2_5_vl.DECODER},
+    methods={"projector": qwen2_5_vl.VR_PROJECTORS, "refusion": qwen2_5_vl.VR_REFUSION},
+    text_config="Qwen2_5_VLTextConfig",
+)
+ARCHITECTURES = (SIGLIP, CLIP, *DECODER_FORMATS, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL)

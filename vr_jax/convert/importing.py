@@ -25,7 +25,9 @@ from vr_jax.convert.folder_settings import (
     with_llava_pixels,
     with_processor,
 )
-from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, Architecture
+from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL, Architecture
+from vr_jax.convert.qwen2_5_vl import read_vr_config
+from vr_jax.convert.qwen2_5_vl_processor import read_qwen2_5_vl
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError, message_list
@@ -217,6 +219,10 @@ def _sections(sources: Mapping[str, Source], report: Callable[[str], None]) -> t
     if main.architecture is HF_LLAVA:
         config = read_hf_llava(main.config.values, main.config.where)
         return with_processor(config, main.folder, report).to_dict(), providers
+    if main.architecture is QWEN2_5_VL:
+        return read_qwen2_5_vl(main.folder, report).to_dict(), providers
+    if main.architecture is VR_QWEN2_5_VL:
+        return read_vr_config(main.config.values, main.config.where).to_dict(), providers
     for role in _PARTS:
         if not main.holds(role):
             if role not in sources:
@@ -297,8 +303,8 @@ def _resolve_tie(sections: Sections, part: Source, report: Callable[[str], None]
 
 def _has_newline(part: Source) -> bool:
     """Returns whether a checkpoint holds the newline vector."""
-    name = next(rule.theirs for rule in part.architecture.tables["projector"] if rule.ours == ("image_newline",))
-    return name in part.originals
+    rules = part.architecture.every_rule("projector")
+    return any(rule.theirs in part.originals for rule in rules if rule.ours == ("image_newline",))
 
 
 def _plan(

@@ -147,11 +147,7 @@ def read_image_processor(
     """
     IMAGE_PROCESSOR_TABLE.check(values, where)
     kind = _class_of(values, classes, where)
-    fields = {
-        "image_mean": _channels(values.get("image_mean"), kind.image_mean, Rgb, f"{where}: image_mean"),
-        "image_std": _channels(values.get("image_std"), kind.image_std, Deviation, f"{where}: image_std"),
-        **_scalars(values, where),
-    }
+    fields = read_pixel_fields(values, kind.image_mean, kind.image_std, where)
     if kind.pinpoints is None:
         return {**fields, "aspect_ratio": _one_tile(values, kind, tile, where)}
     for name, side, square in (("size", kind.size, True), ("crop_size", kind.crop_size, False)):
@@ -165,6 +161,27 @@ def read_image_processor(
                 f"{shown(list(pinpoints))}; set both to the same sizes"
             )
     return fields
+
+
+def read_pixel_fields(
+    values: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...], where: str
+) -> dict[str, Any]:
+    """Reads how pixels are resized and normalised.
+
+    Args:
+        values: The content of preprocessor_config.json, or of `image_processor` in processor_config.json.
+        mean: The mean of the normalisation that the class has by default.
+        std: Its standard deviation.
+        where: The file, for messages.
+
+    Raises:
+        UserError: A field has a wrong value.
+    """
+    return {
+        "image_mean": _channels(values.get("image_mean"), mean, Rgb, f"{where}: image_mean"),
+        "image_std": _channels(values.get("image_std"), std, Deviation, f"{where}: image_std"),
+        **_scalars(values, where),
+    }
 
 
 def _class_of(values: Mapping[str, Any], classes: Sequence[ProcessorClass], where: str) -> ProcessorClass:

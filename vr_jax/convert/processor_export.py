@@ -20,7 +20,7 @@ from vr_jax.storage import write_json, write_text
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 _TEMPLATE_FILE = "chat_template.jinja"
-_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_FILE, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _MESSAGE_END, _TEXT_END = "<|im_end|>", "<|endoftext|>"
 _FLAGS = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
 
@@ -45,9 +45,23 @@ def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[
     name = f"{kind.name}Processor"
     write_json(directory / IMAGE_PROCESSOR_FILE, write_image_processor(config.image, image_processor, name))
     write_json(directory / PROCESSOR_FILE, {"processor_class": name, **_processor(config, kind)})
-    if not (directory / _TOKENIZER).exists():
-        report(f"there is no {_TOKENIZER} to export, so that AutoProcessor of transformers cannot be used")
+    if not (directory / TOKENIZER_FILE).exists():
+        report(f"there is no {TOKENIZER_FILE} to export, so that AutoProcessor of transformers cannot be used")
         return None
+    write_template(directory, config, report)
+    token = _add_tokens(directory, config)
+    write_generation(directory, config, report)
+    return token
+
+
+def write_template(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> None:
+    """Writes the chat template that the model is asked by, unless the folder has one of transformers.
+
+    Args:
+        directory: The folder of an export, which holds the files of the tokenizer already.
+        config: The model.
+        report: Receives a line where no template is known.
+    """
     # Only a model that came from transformers has a template for prompts with images.
     if config.template != "tokenizer" and (config.image_token_id is None or not _has_template(directory)):
         for name in ("chat_template.json", _TEMPLATE_FILE):
@@ -56,9 +70,6 @@ def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[
             write_text(directory / _TEMPLATE_FILE, CHAT_TEMPLATES[config.template])
         else:
             report(f"there is no chat template of transformers for the template {config.template!r}; add one")
-    token = _add_tokens(directory, config)
-    _write_generation(directory, config, report)
-    return token
 
 
 def portable_tokenizer(directory: epath.Path) -> None:
@@ -106,7 +117,7 @@ def _has_template(directory: epath.Path) -> bool:
 
 def _add_tokens(directory: epath.Path, config: VlmConfig) -> int:
     """Adds the tokens of images and videos to the tokenizer where it lacks them; returns the id of that of images."""
-    path = directory / _TOKENIZER
+    path = directory / TOKENIZER_FILE
     values = read_json(path)
     ids = token_ids(path)
     added = []
@@ -130,11 +141,17 @@ def _add_tokens(directory: epath.Path, config: VlmConfig) -> int:
     return ids[IMAGE_TOKEN]
 
 
-def _write_generation(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> None:
-    """Says which tokens end a reply, where generation_config.json does not."""
+def write_generation(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> None:
+    """Says which tokens end a reply, where generation_config.json does not.
+
+    Args:
+        directory: The folder of an export, which holds the files of the tokenizer already.
+        config: The model.
+        report: Receives a line where transformers would reply otherwise.
+    """
     path = directory / GENERATION_FILE
     values: Mapping[str, Any] = read_json(path) if path.exists() else {}
-    ids = token_ids(directory / _TOKENIZER)
+    ids = token_ids(directory / TOKENIZER_FILE)
     names = NAMED[config.template].end_tokens if config.template in NAMED else (_MESSAGE_END, _TEXT_END)
     ends = [ids[name] for name in names if name in ids]
     if values.get("eos_token_id") is None and ends:

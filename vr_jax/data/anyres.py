@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
-from vr_jax.data.layouts import TokenLayout, frozen
+from vr_jax.data.layouts import Placement, TokenLayout, frozen
 from vr_jax.data.resizing import centred, covering_size, cropped_square, padded_square, resized
 from vr_jax.model.batch import NEWLINE
 from vr_jax.model.config import ImageConfig
@@ -177,29 +176,6 @@ def tiles(image: Image.Image, config: ImageConfig, *, alone: bool = True) -> UIn
             inside = result[1 + row * columns + column, max(-y, 0) :, max(-x, 0) :]
             inside[: part.shape[0], : part.shape[1]] = part
     return result
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The position of an image on the canvas that its tiles form. The rest of the canvas is padding.
-
-    Attributes:
-        first: The number of the upper left tile of the canvas.
-        columns: The number of tiles from left to right.
-        rows: The number of tiles from top to bottom.
-        left: The left edge of the image in pixels of the canvas; it is negative where the image is cropped.
-        top: The top edge of the image in pixels of the canvas, in the same way.
-        width: The width of the image in pixels of the canvas.
-        height: The height of the image in pixels of the canvas.
-    """
-
-    first: int
-    columns: int
-    rows: int
-    left: float
-    top: float
-    width: float
-    height: float
 
 
 def placement(size: tuple[int, int], config: ImageConfig, *, alone: bool = True, base: bool = False) -> Placement:

@@ -1,4 +1,4 @@
-"""`TokenLayout`: the vision tokens of one image in order, and the tiles that they are computed from."""
+"""The vision tokens of one image in order, and the tiles that they are computed from."""
 
 from __future__ import annotations
 
@@ -37,6 +37,29 @@ class TokenLayout:
     place: Int[np.ndarray, "n 2"] | None = None
     extent: Int[np.ndarray, "t 2"] | None = None
     origin: Int[np.ndarray, "t 2"] | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The position of an image on the canvas that its tiles form. The rest of the canvas is padding.
+
+    Attributes:
+        first: The number of the upper left tile of the canvas.
+        columns: The number of tiles from left to right.
+        rows: The number of tiles from top to bottom.
+        left: The left edge of the image in pixels of the canvas.
+        top: The top edge of the image in pixels of the canvas.
+        width: The width of the image in pixels of the canvas.
+        height: The height of the image in pixels of the canvas.
+    """
+
+    first: int
+    columns: int
+    rows: int
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 def frozen(layout: TokenLayout) -> TokenLayout:

@@ -35,6 +35,7 @@ SkipReason = Literal[
     "broken_image",  # The image file is damaged or is not an image.
     "image_mode",  # The numbers of the image have no known range, so that none of them is known to be white.
     "image_too_large",  # The image has more pixels than allowed, as a decompression bomb has.
+    "image_shape",  # The image has no area, or the model has no tiles for a shape so long.
     "too_long",  # The sample has more tokens than a row of the batch.
     "too_many_tiles",  # The sample has more tiles than a row of the batch.
 ]
@@ -53,8 +54,9 @@ REMEDIES: dict[str, str] = {
     "broken_image": "fetch or convert these images anew",
     "image_mode": "convert these images to 8 or 16 bits",
     "image_too_large": "raise data.max_pixels, or shrink these images",
+    "image_shape": "crop these images, or leave them out",
     "too_long": "raise batch.tokens, or choose a stronger compression of the images",
-    "too_many_tiles": "raise batch.tiles, or lower model.image.max_tiles",
+    "too_many_tiles": "raise batch.tiles, or lower what an image may have: model.image.max_tiles or max_pixels",
 }
 LISTED = 20  # samples of each reason that are kept, logged and listed
 MAX_DETAIL, MAX_ID = 300, 100  # characters of what is kept of a skipped sample

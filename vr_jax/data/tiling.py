@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vr_jax.data import anyres, native, slices
-from vr_jax.data.layouts import TokenLayout
+from vr_jax.data.layouts import Placement, TokenLayout
 from vr_jax.model.config import VlmConfig
 
 
@@ -41,9 +41,31 @@ def tiles(image: Image.Image, config: VlmConfig, *, alone: bool = True) -> UInt8
         image: The image in mode RGB.
         config: The model.
         alone: See `layout`.
+
+    Raises:
+        SkipRecord: The model has no tiles for an image of this size.
     """
     if config.image.aspect_ratio == "native":
         return native.tiles(image, config.encoder.patch_size, config.projector.stride, config.image)
     if config.image.aspect_ratio == "slices":
         return slices.tiles(image, config.encoder.patch_size, config.image)
     return anyres.tiles(image, config.image, alone=alone)
+
+
+def placement(size: tuple[int, int], config: VlmConfig, *, alone: bool = True, base: bool = False) -> Placement:
+    """Returns where `tiles` puts an image.
+
+    Args:
+        size: The (width, height) of the image.
+        config: The model.
+        alone: See `layout`.
+        base: Whether the placement on the base tile is asked for instead of that on the grid. Where there is no grid,
+            and where windows of the whole image are the only tiles, both are the same.
+
+    Raises:
+        SkipRecord: The model has no tiles for an image of this size.
+    """
+    image = config.image
+    if image.aspect_ratio == "native":
+        return native.placement(size, config.encoder.patch_size, config.projector.stride, image)
+    return anyres.placement(size, image, alone=alone, base=base)

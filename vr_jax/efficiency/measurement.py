@@ -107,8 +107,8 @@ class _Subject:
     def __init__(self, system: System, settings: EfficiencySettings):
         self.system, self.settings = system, settings
         loaded = load(system, settings)
-        self.example = prompt(loaded.processor, settings.text_tokens)
-        buckets = Buckets() if settings.buckets else _exact(self.example)
+        self.example = prompt(loaded.processor, settings.text_tokens, settings.image_size)
+        buckets = Buckets.of(system.config) if settings.buckets else _exact(self.example)
         self.generator = Generator(loaded.model, loaded.tokenizer, buckets, ignore_stop=True)
         self.prompts = self.generator.batch(
             dict.fromkeys(range(settings.batch_size), self.example), settings.batch_size

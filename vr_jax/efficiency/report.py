@@ -56,10 +56,13 @@ def notes(report: Report) -> list[str]:
     tiles = sorted({one.tiles for one in report.measurements})
     device = machine.processor if machine.platform == "cpu" else machine.device
     order = "one system after another" if settings.isolated else "in turns"
+    image = settings.image
+    if settings.image_size is not None:
+        image += f" of {settings.image_size[0]} x {settings.image_size[1]} pixels"
     padding = "padded to buckets" if settings.buckets else "not padded"
     lines = [
         f"Machine: {device}, {machine.platform}, {machine.cores} cores, jax {machine.jax}. Models: {settings.dtype}, "
-        f"batch {settings.batch_size}. Prompts: {settings.text_tokens} text tokens and one image, {settings.image}, "
+        f"batch {settings.batch_size}. Prompts: {settings.text_tokens} text tokens and one image, {image}, "
         f"{' or '.join(map(str, tiles))} tiles, {padding}; {settings.new_tokens} new tokens.",
         f"Values are the median (lowest .. highest) of {settings.repeats} repeats, {order}, after {settings.warmup} "
         "runs for warming up. Ratios and differences compare with the first system.",

@@ -21,6 +21,7 @@ class EfficiencySettings(Config):
 
     Attributes:
         image: The layout of the image: "anyres4", "anyres9", or "config" for the layout of each config.
+        image_size: The (width, height) of the image, or None for the largest that the layout has.
         text_tokens: The tokens of the prompt that are not the image's, those of the chat template included.
         new_tokens: The tokens that are generated.
         batch_size: The number of equal prompts that are answered together.
@@ -32,6 +33,7 @@ class EfficiencySettings(Config):
     """
 
     image: str = "anyres4"
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
     text_tokens: PositiveInt = 60
     new_tokens: Annotated[int, Range(2, MAX_INT)] = 64
     batch_size: PositiveInt = 1

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
+from vr_jax.data import tiling
 from vr_jax.data.processor import Processor
+from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.experiments import IMAGES
@@ -127,23 +129,29 @@ def image_size(image: ImageConfig) -> tuple[int, int]:
     """Returns the (width, height) in pixels of an image that fills the largest grid of a layout without padding.
 
     The grid nearest to a square is taken among equally large ones: 2 x 2 tiles for AnyRes4, 3 x 3 tiles for AnyRes9.
+
+    Raises:
+        UserError: The layout keeps the sizes of images, so that none is the largest.
     """
+    if image.aspect_ratio == "native":
+        raise UserError("The model keeps the sizes of images: give the size to measure, --image_size=WIDTHxHEIGHT.")
     grid = (
         max(image.grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1]))) if image.is_anyres else (1, 1)
     )
     return grid[0] * image.tile_size, grid[1] * image.tile_size
 
 
-def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
+def prompt(processor: Processor, text_tokens: int, size: tuple[int, int] | None = None, seed: int = 0) -> Example:
     """Prepares a question about an image of noise.
 
     Args:
         processor: The processor of the model.
         text_tokens: The number of tokens that are not the image's, those of the chat template included.
+        size: The (width, height) of the image, or None for the largest that the model's layout has (`image_size`).
         seed: The seed of the image.
 
     Raises:
-        UserError: The template needs more tokens.
+        UserError: The template needs more tokens, or the model has no tiles for the size.
     """
 
     def turn(digits: int) -> Turn:
@@ -151,10 +159,17 @@ def prompt(processor: Processor, text_tokens: int, seed: int = 0) -> Example:
         text = "".join(str(number % 10) for number in range(digits))
         return user_turn(text, 1, processor.encoder.separators)
 
-    least = len(processor.encoder.prompt((turn(1),)).tokens) - 1
+    config = processor.config
+    width, height = size or image_size(config.image)
+    try:
+        layout = tiling.layout((width, height), config)
+    except SkipRecord as error:
+        raise UserError(f"--image_size={width}x{height}: {error.detail}") from error
+    # The image's place in the text is one token, and its layout may bring markers, which are text.
+    markers = 0 if layout.marker is None else int(np.count_nonzero(layout.marker))
+    least = len(processor.encoder.prompt((turn(1),)).tokens) - 1 + markers
     if text_tokens < least:
         raise UserError(f"text_tokens = {text_tokens}: the chat template and one digit need {least}.")
-    width, height = image_size(processor.config.image)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=0)

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from vr_jax.data.anyres import Placement, placement
+from vr_jax.data import tiling
 from vr_jax.data.images import open_image
+from vr_jax.data.layouts import Placement
 from vr_jax.data.processor import Processor
 from vr_jax.data.types import Example
 from vr_jax.distributed import gather, together
@@ -130,11 +131,11 @@ def heat_maps(
         One map for each insertion, or none if no vision token lies on the image.
     """
     assert config.refusion is not None
-    place = placement(size, config.image, alone=images == 1, base=base)
+    place = tiling.placement(size, config, alone=images == 1, base=base)
     tiles = slice(place.first, place.first + place.columns * place.rows)
     if not any(one.weights[tiles].any() for one in found):
         # The image is so narrow that unpadding leaves no row of its grid. The base tile still shows it.
-        place, tiles = placement(size, config.image, alone=images == 1, base=True), slice(0, 1)
+        place, tiles = tiling.placement(size, config, alone=images == 1, base=True), slice(0, 1)
     if not all(one.weights[tiles].any() for one in found):
         return ()
     which = f"the first of {images} images; " if images > 1 else ""

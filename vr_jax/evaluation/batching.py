@@ -63,9 +63,9 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
         with ExitStack() as stack:
             opened = [stack.enter_context(open_image(image, max_pixels=processor.max_pixels)) for image in item.images]
             sizes = [size_of(image, rotate=processor.rotate) for image in opened]
+        layouts = [tiling.layout(size, config, alone=len(sizes) == 1) for size in sizes]
     except _UNUSABLE:
         return 0, 0
-    layouts = [tiling.layout(size, config, alone=len(sizes) == 1) for size in sizes]
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts), sum(one.tiles for one in layouts)
 
 

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from vr_jax.errors import UserError
 from vr_jax.fields import Config, PositiveInt, check
+from vr_jax.model.config import VlmConfig
+
+# The tile slots of models that keep the sizes of images. A tile is then a small window, of which an image of 12.8
+# million pixels has 1,024, or up to 1,359 if it is long and thin. The number of slots grows by at most a half above 8.
+_NATIVE_TILES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
 
 
 class PromptTooLong(UserError):  # the name of the reason that evaluation counts
@@ -18,7 +23,8 @@ class Buckets(Config):
     """The numbers of token slots and tile slots that a batch of prompts may have.
 
     Token slots grow by at most a half from one bucket to the next, which bounds the padding. Tile slots are exact up to
-    ten (an image with nine tiles and its overview), because an unused tile slot still runs through the encoder.
+    ten (an image with nine tiles and its overview), because an unused tile slot still runs through the encoder. Models
+    that keep the sizes of images have other numbers of tile slots (`of`).
 
     Attributes:
         tokens: Increasing numbers of token slots.
@@ -40,6 +46,15 @@ class Buckets(Config):
             sizes = getattr(self, name)
             increasing = bool(sizes) and all(low < high for low, high in itertools.pairwise(sizes))
             check(increasing, f"Buckets.{name} = {sizes}: expected at least one number, strictly increasing")
+
+    @classmethod
+    def of(cls, config: VlmConfig) -> Buckets:
+        """Returns the buckets for the prompts of a model.
+
+        Args:
+            config: The model.
+        """
+        return cls(tiles=_NATIVE_TILES) if config.image.aspect_ratio == "native" else cls()
 
     @property
     def max_tokens(self) -> int:

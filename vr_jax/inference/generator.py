@@ -80,8 +80,8 @@ class Generator:
         Args:
             model: The model. Its parameters may be sharded.
             tokenizer: A Hugging Face tokenizer with the end tokens of the model's chat format.
-            buckets: The static sizes that prompts are padded to. With a pruner they are also the sizes of what is left
-                of the prompts in each stage of the decoder.
+            buckets: The static sizes that prompts are padded to; by default `Buckets.of` the model. With a pruner they
+                are also the sizes of what is left of the prompts in each stage of the decoder.
             settings: The tokens that end a reply, and what changes the logits; by default those that end a reply in the
                 model's chat format, and nothing.
             ignore_stop: Whether answers go on to `max_new_tokens` whatever is generated, which measurements of speed
@@ -92,7 +92,7 @@ class Generator:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.buckets = buckets or Buckets()
+        self.buckets = buckets or Buckets.of(model.config)
         self.settings = settings or GenerationSettings()
         vocabulary = tokenizer.get_vocab()
         ends = _end_tokens(model.config.template, tokenizer)

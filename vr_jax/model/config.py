@@ -159,6 +159,13 @@ class ImageConfig(Config):
         return 1 + max(w * h for w, h in self.grids) if self.is_anyres else 1
 
     @property
+    def min_tiles_per_image(self) -> int:
+        """The fewest tiles that an image has."""
+        if self.aspect_ratio == "native":
+            return -(-self.min_pixels // self.tile_size**2)
+        return 1 + min(w * h for w, h in self.grids) if self.is_anyres else 1
+
+    @property
     def may_interpolate(self) -> bool:
         """Whether a grid exists whose vision tokens are shrunk bilinearly, so that they leave the grid of cells.
 
@@ -382,6 +389,13 @@ class VlmConfig(Config):
         if self.encoder.layout != "raster":
             return None
         return window_capacity(self.encoder.grid**2, self.cells_per_side)
+
+    @property
+    def min_tokens_per_image(self) -> int:
+        """The fewest vision tokens that an image has, where none are lost with the padding."""
+        if self.image.aspect_ratio != "native":
+            return self.cells_per_tile
+        return max(1, self.image.min_pixels * self.cells_per_tile // self.image.tile_size**2)
 
     @property
     def feature_levels(self) -> tuple[int, ...]:

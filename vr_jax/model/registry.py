@@ -192,6 +192,10 @@ class EncoderConfig(MethodConfig, kind="encoder"):
         """Operations of the forward pass of one full tile through the first `layers` layers, two per multiply-add."""
         raise NotImplementedError
 
+    def flops_per_image(self, layers: int, tiles: int) -> float:
+        """Operations for all full tiles of one image, whose patches may attend to one another."""
+        return tiles * self.flops_per_tile(layers)
+
     def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> EncoderModule:
         """The encoder's module.
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vr_jax import sharding
+from vr_jax.data import tiling
+from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.inference import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
@@ -32,6 +34,7 @@ class Request:
 
     Attributes:
         batch: The number of prompts.
+        image_size: The (width, height) of the image in pixels, or None for one that fills the largest grid.
         text_tokens: The tokens of a prompt that are not the image's.
         new_tokens: The tokens of an answer that the cache has room for.
         cache_tokens: The slots of the cache, or 0 for those of the prompt and of `new_tokens`.
@@ -39,6 +42,7 @@ class Request:
     """
 
     batch: int = 1
+    image_size: tuple[int, int] | None = None
     text_tokens: int = 64
     new_tokens: int = 128
     cache_tokens: int = 0
@@ -125,7 +129,7 @@ def plan_inference(
         raise UserError("--batch, --text_tokens and --new_tokens must be positive")
     model_config = dataclasses.replace(config.model, dtype=request.dtype, remat="none")  # type: ignore[arg-type]  # the config checks the string
     mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
-    tiles, vision = _image(model_config)
+    tiles, vision = _image(model_config, request.image_size)
     length = vision + request.text_tokens
     new_tokens = request.new_tokens
     if request.cache_tokens:
@@ -197,8 +201,24 @@ def _abstract_model(config: VlmConfig, mesh: Mesh, dtype: str) -> VisionLanguage
     )
 
 
-def _image(config: VlmConfig) -> tuple[int, int]:
-    """Returns the tiles and vision tokens of an image that fills the largest grid, with base tile and newlines."""
+def _image(config: VlmConfig, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Returns the tiles and tokens of an image, markers and newlines included.
+
+    Args:
+        config: The model.
+        size: The (width, height) of the image. None is one that fills the largest grid, with base tile and newlines.
+
+    Raises:
+        UserError: The model has no largest image, or no tiles for an image of this size.
+    """
+    if size is not None:
+        try:
+            layout = tiling.layout(size, config)
+        except SkipRecord as error:
+            raise UserError(f"--image_size={size[0]}x{size[1]}: {error.detail}") from error
+        return layout.tiles, len(layout.cell)
+    if config.image.aspect_ratio == "native":
+        raise UserError("the model keeps the sizes of images: give the size to plan for, --image_size=WIDTHxHEIGHT")
     side, cells = config.cells_per_side, config.cells_per_tile
     if not config.image.is_anyres:
         return 1, cells
@@ -210,7 +230,8 @@ def _prefill_flops(config: VlmConfig, request: Request, tiles: int, length: int)
     """Returns the operations that the model needs; only the last position is projected to the vocabulary."""
     forward = forward_flops(config)
     per_prompt = (
-        tiles * (forward["encoder"] + forward["projector"] + forward["refusion"])
+        config.encoder.flops_per_image(max(config.feature_levels), tiles)
+        + tiles * (forward["projector"] + forward["refusion"])
         + length * forward["decoder"]
         + length * (length + 1) / 2 * forward["attention"]
         + forward["head"]

@@ -151,17 +151,19 @@ class TrainConfig(Config):
     def _check_samples(self) -> None:
         """Checks that the rows of a batch can hold samples, and as many as `samples_per_step` says."""
         batch, image = self.batch, self.model.image
-        tiles = 1 + min(columns * rows for columns, rows in image.grids) if image.is_anyres else 1
+        tiles, tokens = image.min_tiles_per_image, self.model.min_tokens_per_image
+        enough = f"{image.max_tiles_per_image}, the tiles of the largest grid"
+        if image.aspect_ratio == "native":
+            enough = f"{tiles}, better {-(-image.max_pixels // image.tile_size**2)}, the tiles of image.max_pixels"
         check(
             batch.tiles >= tiles,
             f"config.batch.tiles = {batch.tiles} holds no image: one has {tiles} tiles or more "
-            f"(config.model.image.aspect_ratio = {image.aspect_ratio!r}); set at least {image.max_tiles_per_image}, "
-            "the tiles of the largest grid",
+            f"(config.model.image.aspect_ratio = {image.aspect_ratio!r}); set at least {enough}",
         )
         check(
-            batch.tokens > self.model.cells_per_tile,
-            f"config.batch.tokens = {batch.tokens} holds no image and its text: a tile has "
-            f"{self.model.cells_per_tile} vision tokens; raise it",
+            batch.tokens > tokens,
+            f"config.batch.tokens = {batch.tokens} holds no image and its text: an image has {tokens} vision tokens or "
+            "more; raise it",
         )
         check(
             self.data.packing or self.samples_per_step == batch.rows,

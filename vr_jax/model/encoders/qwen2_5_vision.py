@@ -130,6 +130,10 @@ class Qwen25VisionConfig(EncoderConfig, name="qwen2_5_vision"):
         pairs = patches**2 * (layers - full + full * image_tiles)
         return embed + layers * layer + 4 * width * pairs
 
+    def flops_per_image(self, layers: int, tiles: int) -> float:
+        """See `EncoderConfig.flops_per_image`."""
+        return tiles * self.flops_per_tile(layers, tiles)
+
     def build(self, spec: ModelSpec, *, bounds: tuple[int, ...], rngs: nnx.Rngs) -> Qwen25Vision:
         """See `EncoderConfig.build`."""
         return Qwen25Vision(self, spec, bounds=bounds, rngs=rngs)
