@@ -6,6 +6,9 @@ The results are docs/results/plan.json and the table of docs/results/plan.md. Bo
 pip install 'vr-jax[tpu,cuda13]'. Each plan is a process of `vr-jax plan`. Its results are kept in the work directory,
 so the same command continues where it was stopped. A list below the table names what is not planned yet.
 
+With --table6 the models of the paper's Table 6 take their place: docs/results/plan_table6.json and the table of
+docs/results/plan_table6.md.
+
 With --tiny one plan of configs/demo.py for the CPU takes their place, which shows that the script works.
 """
 
@@ -37,7 +40,8 @@ class Case:
     """One plan.
 
     Attributes:
-        variant: Size and phase, such as "0_5b:phase1"; or "demo".
+        variant: Size and phase, such as "0_5b:phase1"; or file and phase of Table 6, such as
+            "table6/qwen2_5_vl:phase1"; or "demo".
         topology: The devices.
         flags: Further flags; none for the config file as it is.
     """
@@ -51,13 +55,15 @@ class Case:
         """The config file and its variant."""
         if self.variant == "demo":
             return "configs/demo.py"
+        if self.variant.startswith("table6/"):
+            return f"configs/{self.variant.replace(':', '.py:')}"
         return f"configs/llava_vr_qwen2_{self.variant.replace(':', '.py:')}"
 
     @property
     def name(self) -> str:
         """The name of the folder with the results."""
         parts = [self.variant, self.topology, *(flag.rsplit(".", 1)[-1] for flag in self.flags)]
-        return "_".join(parts).replace(":", "_").replace("=", "")
+        return "_".join(parts).replace(":", "_").replace("=", "").replace("/", "_")
 
 
 # A second mesh (replica, fsdp) where the model's widths cannot be divided by the number of chips. On the first mesh
@@ -72,6 +78,14 @@ SMALLER = {
 
 
 TINY_CASES = (Case("demo", "cpu:1"),)
+# Phase 2 costs most, and so comes first.
+TABLE6_CASES = tuple(
+    Case(f"table6/{model}{blocks}:{phase}", topology)
+    for phase in ("phase2", "phase1")
+    for topology in ("h200:1x1x8", "v5p:4x4x4", "v5e:16x16")
+    for model in ("qwen2_5_vl", "minicpm_v")
+    for blocks in ("_vr", "")
+)
 
 
 def cases() -> list[Case]:
@@ -109,7 +123,7 @@ def row(case: Case, plan: dict[str, Any]) -> list[str]:
     memory, work, roof = plan["memory"], plan["work"], plan["roofline"]
     temporaries, peak = memory["temporaries"], memory["peak"]
     cells = [
-        case.variant.replace("_", ".", 1).replace(":", " "),
+        case.variant.removeprefix("table6/").replace(":", " ") if "/" in case.variant else _sized(case.variant),
         case.topology,
         " x ".join(str(size) for size in plan["mesh"].values()),
         f"{plan['settings']['rows']}",
@@ -135,6 +149,11 @@ def row(case: Case, plan: dict[str, Any]) -> list[str]:
         f"{24 * 60 * plan['schedule']['days']:.3g}",
         f"{plan['compile_seconds']:.0f}",
     ]
+
+
+def _sized(variant: str) -> str:
+    """The size and phase of a variant as the table shows them, "0.5b phase1"."""
+    return variant.replace("_", ".", 1).replace(":", " ")
 
 
 HEAD = (
@@ -178,8 +197,9 @@ def parser() -> argparse.ArgumentParser:
         "--workdir", type=arguments.path, default=ROOT / "runs" / "pod_plans", help="folder of the plans"
     )
     flags.add_argument(
-        "--page", type=arguments.path, default=ROOT / "docs" / "results" / "plan.md", help="page with the table"
+        "--page", type=arguments.path, help="page with the table (docs/results/plan.md, or plan_table6.md)"
     )
+    flags.add_argument("--table6", action="store_true", help="the models of the paper's Table 6")
     flags.add_argument("--tiny", action="store_true", help="one plan of configs/demo.py for the CPU")
     return flags
 
@@ -193,11 +213,12 @@ def main(arguments: list[str] | None = None) -> None:
         if time.monotonic() < until:
             print(case.name, run(case, workdir, options.optimization_level), flush=True)
 
-    chosen = TINY_CASES if options.tiny else cases()
+    chosen = TINY_CASES if options.tiny else TABLE6_CASES if options.table6 else cases()
+    page = options.page or ROOT / "docs" / "results" / ("plan_table6.md" if options.table6 else "plan.md")
     workdir = options.workdir.resolve()
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(one, chosen))
-    write(chosen, workdir, options.page)
+    write(chosen, workdir, page)
 
 
 if __name__ == "__main__":
