@@ -38,7 +38,7 @@ Template = Literal["qwen_1_5", "vicuna_v1", "llama_3", "mistral_instruct", "mini
 QUIRKS = ("qwen_1_5", "llama_3")
 # What an error advises for the layout of an encoder.
 LAYOUT_MODES = {
-    "square": "set image.aspect_ratio to 'square', 'pad', 'anyres' or 'anyres_max'",
+    "square": "set image.aspect_ratio to 'square', 'pad', 'crop', 'anyres' or 'anyres_max'",
     "windows": "set image.aspect_ratio to 'native'",
     "raster": "set image.aspect_ratio to 'slices'",
 }
