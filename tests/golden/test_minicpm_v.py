@@ -26,7 +26,8 @@ KINDS = ("vision", "llm", "whole")
 
 
 def of_kind(kind: str) -> list:
-    found = cases("minicpm_v", known=KINDS)
+    # The whole model of an image with slices is compiled for the case with two images too.
+    found = cases("minicpm_v", known=KINDS, slow=("whole_one_sliced",))
     return [p for p in found if p.values[0] is None or p.values[0].kind not in KINDS or p.values[0].kind == kind]
 
 

@@ -14,6 +14,7 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.projectors.pixel_shuffle import PixelShuffleConfig
 from vr_jax.model.projectors.pool import PoolConfig
+from vr_jax.model.projectors.resampler import ResamplerConfig
 from vr_jax.model.pruning.fastv import FastVConfig
 from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
@@ -133,6 +134,18 @@ def test_blocks_that_read_whole_tiles_are_refused(name: str, family: str):
     make, message = REFUSED[name]
     with pytest.raises(ConfigError, match=message):
         family_config(family, refusion=make())
+
+
+@pytest.mark.parametrize("refusion", [tiny_refusion(levels=(1, 2, 4)), DeepStackConfig(insert_after=(1,), levels=(2,))])
+def test_operations_of_slices_that_divide_into_windows_are_those_of_square_tiles(refusion):
+    """A slot of 6 x 6 patches with 3 x 3 cells, and a tile of as many with a stride of 2."""
+    slices = family_config("minicpm_v", refusion=refusion)
+    tiles = family_config(
+        "llava", refusion=refusion, decoder=slices.decoder, projector=ResamplerConfig(stride=2, heads=2)
+    )
+    assert tiles.encoder.grid == slices.encoder.grid
+    assert slices.refusion.flops_per_tile(slices.spec) == tiles.refusion.flops_per_tile(tiles.spec)
+    assert slices.projector.flops_per_tile(slices.spec) == tiles.projector.flops_per_tile(tiles.spec)
 
 
 @pytest.mark.parametrize(("family", "encoder"), [(WINDOWS, "qwen2_5_vision"), ("minicpm_v", "siglip_slices")])

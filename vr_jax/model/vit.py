@@ -1,7 +1,7 @@
 """The layers that the vision transformers of SigLIP and CLIP share.
 
-Source: transformers `models/siglip/modeling_siglip.py` and `models/clip/modeling_clip.py`, whose layers differ in the
-activation alone.
+Source: transformers `models/siglip/modeling_siglip.py` and `models/clip/modeling_clip.py`, and timm 0.9.10
+`vision_transformer.py` as MiniCPM-V uses it, whose layers differ in the activation alone.
 """
 
 from __future__ import annotations

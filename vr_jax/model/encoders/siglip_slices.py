@@ -51,6 +51,7 @@ class SiglipSlicesConfig(EncoderConfig, name="siglip_slices"):
     """
 
     layout: ClassVar[Layout] = "raster"
+    gives_attention: ClassVar[bool] = False
     # The inputs of the patch embedding are no multiple of 8 at patches of 14 pixels (588), so they stay whole.
     sharding_rules: ClassVar[Rules] = (
         (r"patch_embed\.kernel", P(None, "fsdp")),
@@ -188,7 +189,7 @@ class SiglipSlices(nnx.Module):
         return jnp.where(places.valid[..., None], found, 0)
 
     def received_attention(self, hidden: Float[Array, "*B 1 P D"]) -> Float[Array, "*B heads 1 P"]:
-        """Refuses: the pruners that ask for it are defined for square tiles.
+        """Refuses: the pruner that asks for it is defined for square tiles (`EncoderConfig.gives_attention`).
 
         Raises:
             NotImplementedError: Always.
