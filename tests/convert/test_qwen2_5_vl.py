@@ -16,7 +16,8 @@ from tests.convert.conftest import torch, transformers
 from tests.convert.qwen2_5_vl_folder import Reference, flat, image_file, write_folder
 from tests.tiny import random_model, tiny_refusion
 from vr_jax.cli.main import main
-from vr_jax.convert.importing import import_checkpoint, plan_import
+from vr_jax.convert.chat_template import CHAT_TEMPLATES
+from vr_jax.convert.importing import _open, _planned, import_checkpoint, plan_import
 from vr_jax.data.types import Conversation, Example
 from vr_jax.errors import UserError
 from vr_jax.inference import Generator, load_for_inference, user_turn
@@ -357,3 +358,28 @@ def _changed(folder, tmp_path, file, changes):
             section[field] = value
     (target / file).write_text(json.dumps(values))
     return target
+
+
+def test_a_folder_is_asked_by_its_own_chat_template_where_that_writes_other_prompts(folder, tmp_path):
+    def planned(template, place):
+        place.mkdir()
+        source = _changed(folder, place, "chat_template.json", {"chat_template": template})
+        lines: list[str] = []
+        return plan_import(source, report=lines.append)["template"], lines
+
+    own = CHAT_TEMPLATES["qwen2_vl"]
+    other = own.replace("You are a helpful assistant.", "Answer.")
+    assert planned(own, tmp_path / "same")[0] == "qwen2_vl"
+    assert planned(other, tmp_path / "other")[0] == "tokenizer"
+    found, lines = planned("{{ messages | length }}", tmp_path / "unusable")
+    assert found == "qwen2_vl"
+    assert any("it is kept for exports" in line for line in lines)
+
+
+def test_ends_of_a_reply_that_no_file_says_are_those_of_the_class(folder, tmp_path):
+    """transformers takes the default of the decoder's class, which is the released `<|im_end|>`."""
+    source = _changed(folder, tmp_path, "config.json", {"text_config.eos_token_id": None, "eos_token_id": None})
+    (source / "generation_config.json").unlink()
+    lines: list[str] = []
+    _, _, generation, *_ = _planned(_open(source, None, None, ()), lines.append)
+    assert generation == {"eos_token_id": transformers.Qwen2_5_VLTextConfig().eos_token_id}
