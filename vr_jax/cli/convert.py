@@ -23,7 +23,7 @@ class ImportFlags(Flags):
     source: PathText | None = flag(
         None,
         "Directory of an encoder (SigLIP, CLIP), a decoder (Qwen2, Qwen3, Llama, Mistral) or a LLaVA (1.5, NeXT, "
-        "OneVision, or in its own layout); or a name on the Hugging Face hub, e.g. Qwen/Qwen2-0.5B.",
+        "OneVision, or in its own layout) or a Qwen2.5-VL; or a name on the Hugging Face hub, e.g. Qwen/Qwen2-0.5B.",
         name="from",
         metavar="DIR",
     )
