@@ -20,6 +20,7 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Marker
 from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import ImageConfig
+from vr_jax.model.windows import largest_window, window_capacity
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def _multiple(length: float, unit: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def layout(size: tuple[int, int], patch_size: int, cells_per_side: int, config: ImageConfig) -> TokenLayout:
+def layout(
+    size: tuple[int, int], patch_size: int, cells_per_side: int, config: ImageConfig, *, windows: bool = False
+) -> TokenLayout:
     """Lays out the vision tokens of an image: each slice's cells between two markers, the pieces between two more.
 
     Args:
@@ -111,16 +114,17 @@ def layout(size: tuple[int, int], patch_size: int, cells_per_side: int, config: 
         patch_size: Pixels per side of a patch.
         cells_per_side: The number of cells per side of a slice.
         config: The size of a slice, the most pieces, and the size of a tile slot.
+        windows: Whether re-fusion blocks read the adaptive window of each cell, which has a largest size.
 
     Returns:
         The layout. It is cached and shared, so its arrays are read-only.
 
     Raises:
-        SkipRecord: The image has no pixels, or a slice has more patches than a slot holds.
+        SkipRecord: The image has no pixels, or a slice has more patches than a slot or than a window holds.
     """
     found = slicing(size, patch_size, config)
     extent = np.asarray([(height // patch_size, width // patch_size) for width, height in found.slices], np.int32)
-    _check_extent(size, extent, (config.tile_size // patch_size) ** 2)
+    _check_extent(size, extent, (config.tile_size // patch_size) ** 2, cells_per_side if windows else None)
     marker: list[int] = []
     one = [Marker.IMAGE_START, *[Marker.NONE] * cells_per_side**2, Marker.IMAGE_END]
     marker += one
@@ -137,8 +141,10 @@ def layout(size: tuple[int, int], patch_size: int, cells_per_side: int, config: 
     return frozen(TokenLayout(cell, len(extent), found.grid, marker=markers, extent=extent))
 
 
-def _check_extent(size: tuple[int, int], extent: Int[np.ndarray, "t 2"], room: int) -> None:
-    """Checks that a slot has room for the patches of each slice."""
+def _check_extent(
+    size: tuple[int, int], extent: Int[np.ndarray, "t 2"], room: int, cells_per_side: int | None = None
+) -> None:
+    """Checks that a slot has room for the patches of each slice, and a window for those of each cell."""
     rows, columns = max(extent.tolist(), key=math.prod)
     if rows * columns > room:
         raise SkipRecord(
@@ -146,6 +152,16 @@ def _check_extent(size: tuple[int, int], extent: Int[np.ndarray, "t 2"], room: i
             f"The image of {size[0]} x {size[1]} pixels makes a slice of {columns} x {rows} patches, but a tile slot "
             f"has room for {room}.",
         )
+    if cells_per_side is None:
+        return
+    window = window_capacity(room, cells_per_side)
+    for rows, columns in extent.tolist():
+        if (found := largest_window(rows, columns, cells_per_side)) > window:
+            raise SkipRecord(
+                "image_shape",
+                f"The image of {size[0]} x {size[1]} pixels makes a slice of {columns} x {rows} patches, of which a "
+                f"vision token would re-read {found}, but at most {window} are possible.",
+            )
 
 
 def tiles(image: Image.Image, patch_size: int, config: ImageConfig) -> UInt8[np.ndarray, "t H W 3"]:

@@ -30,7 +30,8 @@ def layout(size: tuple[int, int], config: VlmConfig, *, alone: bool = True) -> T
     if image.aspect_ratio == "native":
         return native.layout(size, config.encoder.patch_size, config.projector.stride, image)
     if image.aspect_ratio == "slices":
-        return slices.layout(size, config.encoder.patch_size, config.cells_per_side, image)
+        windows = config.refusion is not None
+        return slices.layout(size, config.encoder.patch_size, config.cells_per_side, image, windows=windows)
     return anyres.layout(size, config.cells_per_side, image, alone=alone)
 
 
