@@ -14,7 +14,16 @@ from vr_jax.convert.config_writing import hf_llava_obstacle, write_hf_llava, wri
 from vr_jax.convert.decoder_configs import decoder_family, write_decoder
 from vr_jax.convert.encoder_configs import encoder_family, write_encoder
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE
-from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, MINICPM, MINICPM_V, QWEN2_5_VL, VR_QWEN2_5_VL, Architecture
+from vr_jax.convert.formats import (
+    ARCHITECTURES,
+    HF_LLAVA,
+    LLAVA,
+    MINICPM,
+    MINICPM_V,
+    QWEN2_5_VL,
+    VR_QWEN2_5_VL,
+    Architecture,
+)
 from vr_jax.convert.minicpm_writing import is_minicpm, write_minicpm, write_minicpm_v
 from vr_jax.convert.preprocessing import write_image_processor
 from vr_jax.convert.processor_export import complete_export, portable_tokenizer
@@ -22,6 +31,7 @@ from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.qwen2_5_vision import Qwen25VisionConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
@@ -111,7 +121,7 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
             family = encoder_family(encoder)
             return next(one for one in ARCHITECTURES if one.encoder is family), write_encoder(encoder)
         decoder = DecoderConfig.from_dict(parts["decoder"])
-        if is_minicpm(decoder):
+        if isinstance(decoder, TransformerConfig) and is_minicpm(decoder):
             return MINICPM, write_minicpm(decoder)
         text = decoder_family(decoder)
         return next(one for one in ARCHITECTURES if one.decoder is text), write_decoder(decoder)

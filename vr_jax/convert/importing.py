@@ -26,7 +26,16 @@ from vr_jax.convert.folder_settings import (
     with_llava_pixels,
     with_processor,
 )
-from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, MINICPM, MINICPM_V, QWEN2_5_VL, VR_QWEN2_5_VL, Architecture
+from vr_jax.convert.formats import (
+    ARCHITECTURES,
+    HF_LLAVA,
+    LLAVA,
+    MINICPM,
+    MINICPM_V,
+    QWEN2_5_VL,
+    VR_QWEN2_5_VL,
+    Architecture,
+)
 from vr_jax.convert.minicpm_v import marker_ids, read_minicpm, read_minicpm_v, with_slices
 from vr_jax.convert.qwen2_5_vl import read_vr_config
 from vr_jax.convert.qwen2_5_vl_processor import read_qwen2_5_vl

@@ -163,7 +163,7 @@ def with_slices(config: VlmConfig, folder: ForeignFolder, report: Callable[[str]
                 f"{where}: {name} = {shown(values[name])} does not fit config.json, whose model has {value!r}; set "
                 "both to the same"
             )
-    pixels = {}
+    pixels: dict[str, Any] = {}
     for ours, theirs, default in (("image_mean", "norm_mean", SIGLIP_MEAN), ("image_std", "norm_std", SIGLIP_STD)):
         value = default if values.get(theirs) is None else values[theirs]
         if not isinstance(value, list | tuple):

@@ -13,16 +13,13 @@ from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.projectors.resampler import ResamplerConfig
-from vr_jax.model.registry import DecoderConfig
 
 # Where the remote code is found, which is no part of an export.
 HUB_NAME = "openbmb/MiniCPM-V-2"
 
 
-def is_minicpm(config: DecoderConfig) -> bool:
+def is_minicpm(config: TransformerConfig) -> bool:
     """Returns whether a decoder has one of the scales that MiniCPM has and other decoders do not have."""
-    if not isinstance(config, TransformerConfig):
-        return False
     return (config.embedding_scale, config.residual_scale, config.logit_scale) != (1, 1, 1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from vr_jax.data.layouts import TokenLayout, frozen
+from vr_jax.data.layouts import Placement, TokenLayout, frozen
 from vr_jax.data.resizing import resized
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Marker
@@ -210,6 +210,32 @@ def _patches(picture: UInt8[np.ndarray, "h w 3"], patch_size: int) -> UInt8[np.n
     rows, columns = picture.shape[0] // patch_size, picture.shape[1] // patch_size
     parts = picture.reshape(rows, patch_size, columns, patch_size, 3).swapaxes(1, 2)
     return parts.reshape(rows * columns, patch_size, patch_size, 3)
+
+
+def placement(size: tuple[int, int], patch_size: int, config: ImageConfig, *, base: bool = False) -> Placement:
+    """Returns where the slices of an image lie: the pieces side by side, or the overview alone.
+
+    Args:
+        size: The (width, height) of the image.
+        patch_size: Pixels per side of a patch.
+        config: The size of a slice and the most pieces.
+        base: Whether the overview is asked for. It is all that an image has that is not cut.
+
+    Raises:
+        SkipRecord: The image has no pixels.
+    """
+    found = slicing(size, patch_size, config)
+    if base or found.grid is None or found.refined is None:
+        width, height = found.overview
+        return Placement(0, 1, 1, 0.0, 0.0, float(width), float(height), tile=found.overview)
+    (columns, rows), (width, height) = found.grid, found.refined
+    return Placement(1, columns, rows, 0.0, 0.0, float(width), float(height), tile=found.piece)
+
+
+def largest_size(config: ImageConfig) -> tuple[int, int]:
+    """Returns the (width, height) of an image that is cut into the most pieces, as nearly square as there is one."""
+    rows = next(rows for rows in range(math.isqrt(config.max_slices), 0, -1) if config.max_slices % rows == 0)
+    return config.max_slices // rows * config.slice_size, rows * config.slice_size
 
 
 def unpacked(slot: UInt8[np.ndarray, "H W 3"], extent: tuple[int, int], patch_size: int) -> UInt8[np.ndarray, "h w 3"]:
