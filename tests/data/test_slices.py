@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.sliced import unpacked
 from vr_jax.data import slices
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Marker
@@ -72,12 +73,12 @@ def test_pieces_are_cut_from_one_resized_image():
     image = Image.fromarray(pixels)
     found, laid_out = slices.tiles(image, 14, SMALL), slices.layout(image.size, 14, 2, SMALL)
     assert laid_out.grid == (2, 2)
-    pictures = [slices.unpacked(slot, extent, 14) for slot, extent in zip(found, laid_out.extent.tolist(), strict=True)]
-    together = np.concatenate([np.concatenate(pictures[k : k + 2], axis=1) for k in (1, 3)])
+    images = [unpacked(slot, extent, 14) for slot, extent in zip(found, laid_out.extent.tolist(), strict=True)]
+    together = np.concatenate([np.concatenate(images[k : k + 2], axis=1) for k in (1, 3)])
     height, width = together.shape[:2]
     np.testing.assert_array_equal(together, np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
-    overview = image.resize(pictures[0].shape[1::-1], Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(pictures[0], np.asarray(overview))
+    overview = image.resize(images[0].shape[1::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(images[0], np.asarray(overview))
 
 
 def test_markers_surround_slices_and_rows():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.sliced import unpacked
 from tests.inference import tiny
 from tests.minicpm import model_config
 from tests.tiny import random_model
@@ -42,8 +43,8 @@ def patch_means(image: Image.Image) -> np.ndarray:
     extent = tiling.layout(image.size, CONFIG).extent
     result = np.full((len(extent), *extent.max(axis=0)), np.nan)
     for number, (slot, (rows, columns)) in enumerate(zip(tiling.tiles(image, CONFIG), extent.tolist(), strict=True)):
-        picture = slices.unpacked(slot, (rows, columns), 14)[..., 0].astype(np.float64)
-        result[number, :rows, :columns] = picture.reshape(rows, 14, columns, 14).mean(axis=(1, 3))
+        pixels = unpacked(slot, (rows, columns), 14)[..., 0].astype(np.float64)
+        result[number, :rows, :columns] = pixels.reshape(rows, 14, columns, 14).mean(axis=(1, 3))
     return result
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.sliced import unpacked
 from tests.golden.discovery import cases, documents
 from vr_jax.data import slices
 from vr_jax.data.types import Marker
@@ -89,8 +90,8 @@ def test_pixels_of_every_recorded_slice(document, folder):
             expected += np.split(stacked, result["slices"])
         found, laid_out = slices.tiles(image, patch, config), slices.layout(image.size, patch, 8, config)
         assert found.shape == (len(expected), 476, 476, 3)
-        for slot, extent, picture in zip(found, laid_out.extent.tolist(), expected, strict=True):
-            np.testing.assert_array_equal(slices.unpacked(slot, extent, patch), picture)
+        for slot, extent, pixels in zip(found, laid_out.extent.tolist(), expected, strict=True):
+            np.testing.assert_array_equal(unpacked(slot, extent, patch), pixels)
             assert not slots_rest(slot, extent[0] * extent[1], patch).any()
 
 
@@ -119,5 +120,5 @@ def test_slices_of_whole_models(case):
         extents += laid_out.extent.tolist()
     assert extents == case.config["slice_grids_hw"]
     for number, (slot, extent) in enumerate(zip(found, extents, strict=True)):
-        np.testing.assert_array_equal(slices.unpacked(slot, extent, patch), case.outputs[f"slice_{number}"])
+        np.testing.assert_array_equal(unpacked(slot, extent, patch), case.outputs[f"slice_{number}"])
     assert f"slice_{len(found)}" not in case.outputs

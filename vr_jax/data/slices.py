@@ -180,36 +180,29 @@ def tiles(image: Image.Image, patch_size: int, config: ImageConfig) -> UInt8[np.
     found = slicing(image.size, patch_size, config)
     extent = np.asarray([(height // patch_size, width // patch_size) for width, height in found.slices], np.int32)
     _check_extent(image.size, extent, (config.tile_size // patch_size) ** 2)
-    pictures = [np.asarray(resized(image, found.overview, config.resample))]
+    pieces = [np.asarray(resized(image, found.overview, config.resample))]
     if found.grid is not None and found.refined is not None and found.piece is not None:
         refined = np.asarray(resized(image, found.refined, config.resample))
         (columns, rows), (width, height) = found.grid, found.piece
-        pictures += [
+        pieces += [
             refined[row * height : (row + 1) * height, column * width : (column + 1) * width]
             for row in range(rows)
             for column in range(columns)
         ]
-    result = np.zeros((len(pictures), config.tile_size, config.tile_size, 3), np.uint8)
-    for slot, picture in zip(result, pictures, strict=True):
-        _pack(slot, picture, patch_size)
+    result = np.zeros((len(pieces), config.tile_size, config.tile_size, 3), np.uint8)
+    for slot, pixels in zip(result, pieces, strict=True):
+        _pack(slot, pixels, patch_size)
     return result
 
 
-def _pack(slot: UInt8[np.ndarray, "H W 3"], picture: UInt8[np.ndarray, "h w 3"], patch_size: int) -> None:
+def _pack(slot: UInt8[np.ndarray, "H W 3"], pixels: UInt8[np.ndarray, "h w 3"], patch_size: int) -> None:
     """Writes the patches of a slice into a slot, both in raster order."""
-    patches = _patches(picture, patch_size)
-    grid = slot.shape[0] // patch_size
-    canvas = np.zeros((grid * grid, *patches.shape[1:]), np.uint8)
-    canvas[: len(patches)] = patches
+    rows, columns, grid = (side // patch_size for side in (*pixels.shape[:2], slot.shape[0]))
+    patches = pixels.reshape(rows, patch_size, columns, patch_size, 3).swapaxes(1, 2)
+    canvas = np.zeros((grid * grid, patch_size, patch_size, 3), np.uint8)
+    canvas[: rows * columns] = patches.reshape(-1, patch_size, patch_size, 3)
     side = grid * patch_size
     slot[:side, :side] = canvas.reshape(grid, grid, patch_size, patch_size, 3).swapaxes(1, 2).reshape(side, side, 3)
-
-
-def _patches(picture: UInt8[np.ndarray, "h w 3"], patch_size: int) -> UInt8[np.ndarray, "P p p 3"]:
-    """Returns the patches of a picture row by row."""
-    rows, columns = picture.shape[0] // patch_size, picture.shape[1] // patch_size
-    parts = picture.reshape(rows, patch_size, columns, patch_size, 3).swapaxes(1, 2)
-    return parts.reshape(rows * columns, patch_size, patch_size, 3)
 
 
 def placement(size: tuple[int, int], patch_size: int, config: ImageConfig, *, base: bool = False) -> Placement:
@@ -236,16 +229,3 @@ def largest_size(config: ImageConfig) -> tuple[int, int]:
     """Returns the (width, height) of an image that is cut into the most pieces, as nearly square as there is one."""
     rows = next(rows for rows in range(math.isqrt(config.max_slices), 0, -1) if config.max_slices % rows == 0)
     return config.max_slices // rows * config.slice_size, rows * config.slice_size
-
-
-def unpacked(slot: UInt8[np.ndarray, "H W 3"], extent: tuple[int, int], patch_size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns the picture of a slice from its slot, as pages show it; the inverse of what `tiles` does.
-
-    Args:
-        slot: The pixels of the tile slot.
-        extent: The rows and columns of patches of the slice.
-        patch_size: Pixels per side of a patch.
-    """
-    rows, columns = extent
-    parts = _patches(slot, patch_size)[: rows * columns].reshape(rows, columns, patch_size, patch_size, 3)
-    return parts.swapaxes(1, 2).reshape(rows * patch_size, columns * patch_size, 3)
