@@ -84,6 +84,7 @@ def test_an_export_has_the_fields_of_the_published_folder(layout):
     assert read_minicpm_v(values, "config.json") == config
 
 
+@pytest.mark.slow  # It compiles generation.
 @pytest.mark.parametrize("case", whole_cases())
 def test_a_folder_answers_as_recorded_and_returns_unchanged(case, tmp_path, converted, monkeypatch):
     """Import, the recorded question with its images through processor and generator, export, and import again."""
@@ -239,6 +240,7 @@ def test_tensors_that_do_not_fit_are_listed(case, tmp_path, convert, monkeypatch
     assert "missing     vpm.blocks.2.attn.qkv.weight: expected (48, 16)" in err
 
 
+@pytest.mark.slow  # It makes the parameters of models and writes them; tests/convert/test_tables.py compares others.
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_vision_remember_in_a_minicpm_v_returns_unchanged(dtype, case, tmp_path, converted, monkeypatch):
     """The remote code has no fields for it, so that `vr_jax` in config.json holds the model's config."""

@@ -95,6 +95,7 @@ def test_uniform_weights_are_one_everywhere():
     np.testing.assert_allclose(relative[0, : extent[0, 0], : extent[0, 1]], 1, rtol=1e-6)
 
 
+@pytest.mark.slow  # It compiles a prefill.
 def test_a_prompt_has_its_maps():
     """From an image to a map: the weights of the model lie on the slices of the image."""
     config = dataclasses.replace(CONFIG, template="qwen_1_5")
