@@ -36,6 +36,8 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model_directory import load_params, read_config, save_model
+from vr_jax.model_directory.comparison import config_differences
+from vr_jax.settings import load_config
 
 
 def layouts() -> list:
@@ -66,6 +68,17 @@ def test_the_published_checkpoint_has_a_place_for_every_tensor(layout):
     assert config.decoder.residual_scale == pytest.approx(1.4 / math.sqrt(40), rel=1e-15)
     assert (config.decoder.embedding_scale, config.decoder.logit_scale) == (12, 256 / 2304)
     assert (config.cells_per_tile, config.image.max_tiles_per_image, config.image.tile_size) == (64, 10, 476)
+
+
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("name", ["minicpm_v", "minicpm_v_vr"])
+@pytest.mark.parametrize("phase", ["phase1", "phase2"])
+def test_the_configs_of_table_6_start_from_the_published_model(name, phase, layout):
+    """No field of a section whose parameters are taken differs from that of the imported folder."""
+    stored = read_minicpm_v(layout["config.json"], "config.json").to_dict()
+    config = load_config(f"configs/table6/{name}.py:{phase}").model
+    assert config_differences(stored, config, ("encoder.x", "decoder.x", "projector.x")) == []
+    assert config.template == stored["template"]
 
 
 @pytest.mark.parametrize("layout", layouts())

@@ -122,7 +122,9 @@ def read_minicpm_v(values: Mapping[str, Any], file: PathLike) -> VlmConfig:
         {
             "encoder": encoder,
             "decoder": decoder,
-            "projector": ResamplerConfig(queries=math.isqrt(queries), heads=_heads(decoder)),
+            "projector": ResamplerConfig(
+                queries=math.isqrt(queries), heads=max(1, decoder.hidden_size // HEAD_CHANNELS)
+            ),
             "image": image,
             "vision_feature_layer": encoder.last_level,
             "template": "minicpm_v",
@@ -194,11 +196,6 @@ def _tower(values: Mapping[str, Any], where: str) -> SiglipSlicesConfig:
             f"{known.patch_size}"
         )
     return dataclasses.replace(known, num_layers=known.num_layers - drop)
-
-
-def _heads(decoder: TransformerConfig) -> int | None:
-    """The heads of the resampler; None stands for one per 128 channels."""
-    return None if HEAD_CHANNELS == 128 else decoder.hidden_size // HEAD_CHANNELS
 
 
 def _check_present(

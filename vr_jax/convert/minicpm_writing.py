@@ -112,7 +112,11 @@ def _describes(values: Mapping[str, Any], config: VlmConfig) -> bool:
     except UserError:
         return False
     image = dataclasses.replace(found.image, image_mean=config.image.image_mean, image_std=config.image.image_std)
-    return dataclasses.replace(found, image=image, dtype=config.dtype) == config
+    projector = config.projector
+    if isinstance(projector, ResamplerConfig):
+        projector = dataclasses.replace(projector, heads=projector.head_count(config.spec))
+    expected = dataclasses.replace(config, projector=projector)
+    return dataclasses.replace(found, image=image, dtype=config.dtype) == expected
 
 
 def _shortest(value: float, inverse: Callable[[float], float]) -> float | int:
