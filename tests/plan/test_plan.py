@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.sliced import sliced_config
 from tests.model.families import family_config
 from tests.tiny import randomized
 from tests.training.tiny import noise_batch, tiny_run
@@ -204,6 +205,15 @@ def test_a_prompt_has_the_stated_image(topology, config):
     encoder = config.model.encoder
     pairs = 2 * 16**2 * (6 * 6 - 6)
     assert encoder.flops_per_image(4, 6) == 6 * encoder.flops_per_tile(4) + 4 * 16 * pairs
+
+
+@pytest.mark.slow  # It compiles a model.
+def test_the_prompt_of_a_model_of_slices_has_the_most_pieces(topology, config):
+    """An overview and four pieces of 2 x 2 tokens, with ten markers around them and three around and between pieces."""
+    config = dataclasses.replace(config, model=sliced_config(attention="xla")).replace({"batch.tiles": 5})
+    found = plan_inference("sliced", config, topology, "prefill", Request(batch=4, text_tokens=8, new_tokens=8))
+    assert (found.settings["tiles"], found.settings["vision_tokens"]) == (5, 5 * 4 + 10 + 3)
+    assert found.work.model_flops <= found.work.flops
 
 
 def test_roofline_and_verdict():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.sliced import sliced_config
 from tests.inference import tiny
 from tests.tiny import pack
 from vr_jax.data.processor import Processor
@@ -26,6 +27,11 @@ from vr_jax.probe.training import loss_of
 
 CONFIG = one_tile(tiny.config())
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), dtype=np.uint8)
+
+
+def test_an_encoder_of_slices_is_refused():
+    with pytest.raises(UserError, match="the encoder 'siglip_slices' does not read"):
+        one_tile(sliced_config())
 
 
 def encoded(pixels) -> bytes:

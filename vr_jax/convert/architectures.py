@@ -100,6 +100,7 @@ class Source:
         checkpoint: The weight files.
         originals: The tensors' names in the weight files, by their names in the rules of the format.
         ignored: Number of tensors that are left out, by their description.
+        computed: The tensors' names in the weight files of `Architecture.computed`, by their names there.
         unwrapped: Number of tensors whose names had the prefix of a wrapper.
     """
 
@@ -114,6 +115,7 @@ class Source:
         self.checkpoint = folder.checkpoint
         self.originals: dict[str, str] = {}
         self.ignored: Counter[str] = Counter()
+        self.computed: dict[str, str] = {}
         self.unwrapped = 0
         for original in self.checkpoint.tensors:
             name = _WRAPPERS.sub("", original)
@@ -128,6 +130,8 @@ class Source:
             reason = next((why for pattern, why in self.architecture.ignored if re.fullmatch(pattern, name)), None)
             if reason is not None:
                 self.ignored[reason] += 1
+            elif name in self.architecture.computed:
+                self.computed[name] = original
             elif name in self.originals:
                 raise UserError(
                     f"{folder.directory} holds both {self.originals[name]} and {original}: the same parameter"

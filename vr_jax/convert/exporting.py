@@ -14,13 +14,24 @@ from vr_jax.convert.config_writing import hf_llava_obstacle, write_hf_llava, wri
 from vr_jax.convert.decoder_configs import decoder_family, write_decoder
 from vr_jax.convert.encoder_configs import encoder_family, write_encoder
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE
-from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL, Architecture
+from vr_jax.convert.formats import (
+    ARCHITECTURES,
+    HF_LLAVA,
+    LLAVA,
+    MINICPM,
+    MINICPM_V,
+    QWEN2_5_VL,
+    VR_QWEN2_5_VL,
+    Architecture,
+)
+from vr_jax.convert.minicpm_writing import is_minicpm, write_minicpm, write_minicpm_v
 from vr_jax.convert.preprocessing import write_image_processor
 from vr_jax.convert.processor_export import complete_export, portable_tokenizer
 from vr_jax.convert.tables import slots
 from vr_jax.convert.weights import write_safetensors
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, VlmConfig
+from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.qwen2_5_vision import Qwen25VisionConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
@@ -59,14 +70,17 @@ def export_checkpoint(
     sections = read_sections(source)
     architecture, config = _choose(sections, source, layout)
     params = load_params(source)
-    if architecture in (HF_LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL) and not sections["image"]["unpad"]:
+    if architecture in (HF_LLAVA, MINICPM_V, QWEN2_5_VL, VR_QWEN2_5_VL) and not sections["image"]["unpad"]:
         params.pop("image_newline", None)  # which no token stands for, and its class does not have
     places = slots(architecture.table(architecture.sections, sections), params)
     sizes = {
         name: int(np.prod(slot.shape)) * params[slot.paths[0]].dtype.itemsize for name, slot in sorted(places.items())
     }
-    dtypes = {str(array.dtype) for array in params.values()}
-    config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    dtypes = {array.dtype for array in params.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    computed = {name: compute(sections).astype(dtype) for name, compute in architecture.computed.items()}
+    sizes = dict(sorted((sizes | {name: array.nbytes for name, array in computed.items()}).items()))
+    config["torch_dtype"] = str(dtype)
     with complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as written:
         copy_side_files(source, written)
         portable_tokenizer(written)
@@ -77,14 +91,22 @@ def export_checkpoint(
         elif architecture in (QWEN2_5_VL, VR_QWEN2_5_VL):
             whole = VlmConfig.from_dict(dict(sections))
             config |= qwen2_5_vl.write_config(whole, qwen2_5_vl_processor.complete_export(written, whole, report))
+        elif architecture is MINICPM_V:
+            fields, processor = write_minicpm_v(VlmConfig.from_dict(dict(sections)))
+            config |= fields
+            write_json(written / IMAGE_PROCESSOR_FILE, processor)
         elif architecture.encoder is not None:
             tile, own = sections["encoder"]["image_size"], architecture.encoder.one_tile
             image = ImageConfig.from_dict({**sections[PIXELS], "tile_size": tile, "aspect_ratio": own})
             write_json(written / IMAGE_PROCESSOR_FILE, write_image_processor(image, architecture.encoder.processor))
         host = {path: np.asarray(array) for path, array in params.items()}
-        write_safetensors(written, sizes, lambda name: places[name].take(host), max_shard_bytes)
+
+        def take(name: str) -> np.ndarray:
+            return computed[name] if name in computed else places[name].take(host)
+
+        write_safetensors(written, sizes, take, max_shard_bytes)
         write_json(written / "config.json", config)
-    report(f"{target}: {architecture.name}, {len(places)} tensors, {sum(sizes.values()) / 1e6:,.1f} MB")
+    report(f"{target}: {architecture.name}, {len(sizes)} tensors, {sum(sizes.values()) / 1e6:,.1f} MB")
 
 
 def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None) -> tuple[Architecture, dict[str, Any]]:
@@ -99,6 +121,8 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
             family = encoder_family(encoder)
             return next(one for one in ARCHITECTURES if one.encoder is family), write_encoder(encoder)
         decoder = DecoderConfig.from_dict(parts["decoder"])
+        if isinstance(decoder, TransformerConfig) and is_minicpm(decoder):
+            return MINICPM, write_minicpm(decoder)
         text = decoder_family(decoder)
         return next(one for one in ARCHITECTURES if one.decoder is text), write_decoder(decoder)
     if "image" not in parts:
@@ -106,6 +130,13 @@ def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None)
     config = VlmConfig.from_dict(dict(sections))
     if isinstance(config.encoder, Qwen25VisionConfig):
         return _native(config, source, layout), {}
+    if config.encoder.name == "siglip_slices":
+        if layout == "llava":
+            raise UserError(
+                f"{source}: LLaVA's layout has no place for the encoder 'siglip_slices'; leave --layout out, which "
+                "writes that of MiniCPM-V"
+            )
+        return MINICPM_V, {}
     encoder_family(config.encoder), decoder_family(config.decoder)  # they are refused here if no format has them
     obstacle = hf_llava_obstacle(config)
     if layout == "hf" and obstacle:

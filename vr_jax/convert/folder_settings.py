@@ -25,7 +25,14 @@ from vr_jax.convert.preprocessing import (
 )
 from vr_jax.errors import UserError
 from vr_jax.model.config import ImageConfig, Template, VlmConfig
-from vr_jax.model_directory import TOKENIZER_JSON_FILES, GenerationSettings, has_tokenizer, is_there, read_json
+from vr_jax.model_directory import (
+    TOKENIZER_JSON_FILES,
+    GenerationSettings,
+    has_tokenizer,
+    is_there,
+    read_json,
+    token_ids,
+)
 
 _TOKENIZER_FILE, _IMAGE = "tokenizer.json", "<image>"
 _PIXELS = ("image_mean", "image_std", "rescale_factor", "resample")
@@ -201,6 +208,26 @@ def check_tokenizer(folder: ForeignFolder, report: Callable[[str], None]) -> Non
             f"{folder.directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json of the language model "
             "into the result, or set config.tokenizer"
         )
+
+
+def check_token_ids(folder: ForeignFolder, ids: Mapping[str, int]) -> None:
+    """Checks that the tokenizer gives tokens the ids that config.json gives them.
+
+    Args:
+        folder: The folder of the checkpoint.
+        ids: The ids in config.json, by the text of the token.
+
+    Raises:
+        UserError: The tokenizer gives one another id.
+    """
+    path = folder.directory / _TOKENIZER_FILE
+    found = token_ids(path) if ids and path.exists() else {}
+    for text, expected in ids.items():
+        if found.get(text, expected) != expected:
+            raise UserError(
+                f"{folder.config.where}: the token {text!r} has the id {expected!r}, but {path} gives it the id "
+                f"{found[text]!r}; set both to the same id"
+            )
 
 
 def _without_processor(folder: ForeignFolder, family: EncoderFamily) -> str:

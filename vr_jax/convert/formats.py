@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vr_jax.convert import qwen2_5_vl
+import numpy as np
+
+from vr_jax.convert import minicpm_tables, qwen2_5_vl
 from vr_jax.convert.configs import LLAVA_CLASSES
 from vr_jax.convert.decoder_configs import DECODERS, DecoderFamily
 from vr_jax.convert.encoder_configs import CLIP_FAMILY, ENCODERS, SIGLIP_FAMILY, EncoderFamily
@@ -32,6 +34,8 @@ class Architecture:
         encoder: The family of an encoder alone.
         decoder: The family of a decoder alone.
         text_config: The config class of transformers that the decoder has, where it belongs to no family.
+        computed: Tensors that the format stores and our model computes, by name: functions of the sections of the
+            model's config. Import compares them, and export writes them.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Architecture:
     encoder: EncoderFamily | None = None
     decoder: DecoderFamily | None = None
     text_config: str | None = None
+    computed: Mapping[str, Callable[[Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -194,4 +199,25 @@ VR_QWEN2_5_VL = Architecture(
     methods={"projector": qwen2_5_vl.VR_PROJECTORS, "refusion": qwen2_5_vl.VR_REFUSION},
     text_config="Qwen2_5_VLTextConfig",
 )
-ARCHITECTURES = (SIGLIP, CLIP, *DECODER_FORMATS, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL)
+MINICPM = Architecture(
+    name="MiniCPM",
+    holds="decoder",
+    classes={"MiniCPMForCausalLM": ("minicpm",)},
+    model_types=("minicpm",),
+    tables={"decoder": (*prefixed("model.", TEXT), *HEAD)},
+    ignored=(_BUFFERS,),
+)
+MINICPM_V = Architecture(
+    name="MiniCPM-V 2.0 (layout of its remote code)",
+    holds="model",
+    classes={"MiniCPMV": ("minicpmv",)},
+    model_types=("minicpmv",),
+    tables=minicpm_tables.TABLES,
+    methods=minicpm_tables.METHODS,
+    ignored=(
+        _BUFFERS,
+        (r"vpm\.attn_pool\..*", "the pooling head of the vision tower, which MiniCPM-V replaces by nothing"),
+    ),
+    computed={"resampler.pos_embed": minicpm_tables.query_positions},
+)
+ARCHITECTURES = (SIGLIP, CLIP, *DECODER_FORMATS, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL, MINICPM, MINICPM_V)

@@ -19,13 +19,24 @@ from vr_jax.convert.decoder_configs import read_decoder
 from vr_jax.convert.encoder_configs import read_encoder
 from vr_jax.convert.folder import read_folder
 from vr_jax.convert.folder_settings import (
+    check_token_ids,
     check_tokenizer,
     encoder_pixels,
     generation_fields,
     with_llava_pixels,
     with_processor,
 )
-from vr_jax.convert.formats import ARCHITECTURES, HF_LLAVA, LLAVA, QWEN2_5_VL, VR_QWEN2_5_VL, Architecture
+from vr_jax.convert.formats import (
+    ARCHITECTURES,
+    HF_LLAVA,
+    LLAVA,
+    MINICPM,
+    MINICPM_V,
+    QWEN2_5_VL,
+    VR_QWEN2_5_VL,
+    Architecture,
+)
+from vr_jax.convert.minicpm_v import marker_ids, read_minicpm, read_minicpm_v, with_slices
 from vr_jax.convert.qwen2_5_vl import read_vr_config
 from vr_jax.convert.qwen2_5_vl_processor import read_qwen2_5_vl
 from vr_jax.convert.tables import Slot, slots
@@ -43,6 +54,7 @@ from vr_jax.storage import PathLike, as_path, check_target
 
 Sections = dict[str, Any]
 _PARTS = ("encoder", "decoder")
+_COMPUTED_NEAR = {"F32": 1e-5, "F16": 1e-3, "BF16": 2**-8}  # how far rounding takes values up to 1
 _MAX_LISTED = 1000  # tensors that do not fit; a whole checkpoint of another model has hundreds
 _CHUNK = 1 << 24  # values that are looked at together
 
@@ -90,6 +102,8 @@ def import_checkpoint(
     if "image" in sections and {array.dtype.name for array in params.values()} == {"bfloat16"}:
         sections["dtype"] = "bfloat16"  # a model of this type computes in it, as in transformers 5
     broken: list[str] = []
+    for part, _ in plans:
+        _check_computed(part, sections)
     for part, places in plans:
         names = {part.originals[name]: slot for name, slot in places.items()}
         for original, tensor in part.checkpoint.read(names):
@@ -148,7 +162,7 @@ def _planned(sources: Mapping[str, Source], report: Callable[[str], None]) -> tu
         _resolve_tie(sections, providers["decoder"], report)
     shapes = abstract_params(sections)
     if "image" in sections and not sections["image"]["unpad"] and not _has_newline(providers["projector"]):
-        del shapes["image_newline"]  # a LLaVA without unpad has none
+        del shapes["image_newline"]  # a model without unpad has none
     plans = _plan(shapes, providers, sections)
     return sections, providers, generation, plans, shapes
 
@@ -223,6 +237,10 @@ def _sections(sources: Mapping[str, Source], report: Callable[[str], None]) -> t
         return read_qwen2_5_vl(main.folder, report).to_dict(), providers
     if main.architecture is VR_QWEN2_5_VL:
         return read_vr_config(main.config.values, main.config.where).to_dict(), providers
+    if main.architecture is MINICPM_V:
+        config = with_slices(read_minicpm_v(main.config.values, main.config.where), main.folder, report)
+        check_token_ids(main.folder, marker_ids(main.config.values))
+        return config.to_dict(), providers
     for role in _PARTS:
         if not main.holds(role):
             if role not in sources:
@@ -267,6 +285,8 @@ def _read_part(role: str, part: Source) -> Any:
     if role == "encoder":
         assert architecture.encoder is not None
         return read_encoder(architecture.encoder, part.config.values, part.config.where)
+    if architecture is MINICPM:
+        return read_minicpm(part.config.values, part.config.where)
     assert architecture.decoder is not None
     return read_decoder(architecture.decoder, part.config.values, part.config.where)
 
@@ -275,6 +295,22 @@ def _named(main: Source, role: str) -> str:
     """What the config.json of a LLaVA calls a part that the folder does not hold."""
     name = main.config.values.get("mm_vision_tower" if role == "encoder" else "_name_or_path")
     return f" ({main.config.where} names {name})" if isinstance(name, str) and name else ""
+
+
+def _check_computed(part: Source, sections: Sections) -> None:
+    """Raises UserError where a stored tensor differs from what our model computes in its place."""
+    names = {original: name for name, original in part.computed.items()}
+    for original, tensor in part.checkpoint.read(names):
+        expected = part.architecture.computed[names[original]](sections)
+        stored = part.checkpoint.tensors[original]
+        if tensor.shape != expected.shape:
+            raise UserError(f"{stored.file}: {original} has the shape {tensor.shape}, expected {expected.shape}")
+        difference = float(np.abs(tensor.astype(np.float32) - expected).max(initial=0))
+        if not difference <= _COMPUTED_NEAR.get(stored.dtype, 0):
+            raise UserError(
+                f"{stored.file}: {original} differs by {difference:.2g} from the constants that are computed in its "
+                "place; a model that was trained with other ones is not supported"
+            )
 
 
 def _head_and_embedding(architecture: Architecture) -> tuple[str, str]:

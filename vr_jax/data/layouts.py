@@ -51,6 +51,7 @@ class Placement:
         top: The top edge of the image in pixels of the canvas.
         width: The width of the image in pixels of the canvas.
         height: The height of the image in pixels of the canvas.
+        tile: The (width, height) of a tile in pixels of the canvas. None is a square of `ImageConfig.tile_size`.
     """
 
     first: int
@@ -60,6 +61,7 @@ class Placement:
     top: float
     width: float
     height: float
+    tile: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
 
 
 def frozen(layout: TokenLayout) -> TokenLayout:

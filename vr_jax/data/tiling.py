@@ -30,7 +30,8 @@ def layout(size: tuple[int, int], config: VlmConfig, *, alone: bool = True) -> T
     if image.aspect_ratio == "native":
         return native.layout(size, config.encoder.patch_size, config.projector.stride, image)
     if image.aspect_ratio == "slices":
-        return slices.layout(size, config.encoder.patch_size, config.cells_per_side, image)
+        windows = config.refusion is not None
+        return slices.layout(size, config.encoder.patch_size, config.cells_per_side, image, windows=windows)
     return anyres.layout(size, config.cells_per_side, image, alone=alone)
 
 
@@ -59,8 +60,8 @@ def placement(size: tuple[int, int], config: VlmConfig, *, alone: bool = True, b
         size: The (width, height) of the image.
         config: The model.
         alone: See `layout`.
-        base: Whether the placement on the base tile is asked for instead of that on the grid. Where there is no grid,
-            and where windows of the whole image are the only tiles, both are the same.
+        base: Whether the placement on the base tile or the overview is asked for instead of that on the grid. Where
+            there is no grid, and where windows of the whole image are the only tiles, both are the same.
 
     Raises:
         SkipRecord: The model has no tiles for an image of this size.
@@ -68,4 +69,6 @@ def placement(size: tuple[int, int], config: VlmConfig, *, alone: bool = True, b
     image = config.image
     if image.aspect_ratio == "native":
         return native.placement(size, config.encoder.patch_size, config.projector.stride, image)
+    if image.aspect_ratio == "slices":
+        return slices.placement(size, config.encoder.patch_size, image, base=base)
     return anyres.placement(size, image, alone=alone, base=base)

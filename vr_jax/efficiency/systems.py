@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from vr_jax.data import tiling
+from vr_jax.data import slices, tiling
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
@@ -129,12 +129,15 @@ def image_size(image: ImageConfig) -> tuple[int, int]:
     """Returns the (width, height) in pixels of an image that fills the largest grid of a layout without padding.
 
     The grid nearest to a square is taken among equally large ones: 2 x 2 tiles for AnyRes4, 3 x 3 tiles for AnyRes9.
+    An image of slices is cut into the most pieces.
 
     Raises:
         UserError: The layout keeps the sizes of images, so that none is the largest.
     """
     if image.aspect_ratio == "native":
         raise UserError("The model keeps the sizes of images: give the size to measure, --image_size=WIDTHxHEIGHT.")
+    if image.aspect_ratio == "slices":
+        return slices.largest_size(image)
     grid = (
         max(image.grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1]))) if image.is_anyres else (1, 1)
     )

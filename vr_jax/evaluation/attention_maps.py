@@ -7,10 +7,12 @@ with each other. The size of a token's update says how much the token re-read at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
@@ -31,7 +33,7 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model.refusion.vision_remember import Reread
 from vr_jax.model.reread import reread, reread_refusal
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.model.windows import to_raster
+from vr_jax.model.windows import adaptive_windows, to_raster
 from vr_jax.sharding import constrain
 
 # The resolution of a map along its longer side. A patch has several pixels, because edge patches can be partly padding.
@@ -125,7 +127,7 @@ def heat_maps(
         size: The width and height of the image in pixels.
         config: The config of the model.
         images: The number of images of the prompt.
-        base: Whether the base tile is shown instead of the grid of tiles.
+        base: Whether the base tile or the overview is shown instead of the grid of tiles.
 
     Returns:
         One map for each insertion, or none if no vision token lies on the image.
@@ -139,12 +141,19 @@ def heat_maps(
     if not all(one.weights[tiles].any() for one in found):
         return ()
     which = f"the first of {images} images; " if images > 1 else ""
+    extent = tiling.layout(size, config, alone=images == 1).extent if config.encoder.layout == "raster" else None
     maps = []
     for layer, one in zip(config.refusion.insert_after, found, strict=True):
-        ratios = on_image(relative_weights(np.asarray(one.weights)), place, size, config)
+        weights = np.asarray(one.weights)
+        if extent is None:
+            relative, largest = relative_weights(weights), weights[tiles].max(initial=0) * weights.shape[-1]
+        else:
+            relative = slice_weights(weights[: len(extent)], extent)
+            largest = np.nanmax(relative[tiles])
+        ratios = on_image(relative, place, size, config)
         update = one.update[tiles][one.weights[tiles].any(axis=-1)]
         note = (
-            f"{which}largest weight {one.weights[tiles].max(initial=0) * one.weights.shape[-1]:.2f} times uniform; "
+            f"{which}largest weight {largest:.2f} times uniform; "
             f"median update {np.median(update):.1%} of a token's state, largest {update.max():.1%}"
         )
         maps.append(HeatMap(f"after layer {layer}", heat_png(ratios), note))
@@ -167,13 +176,42 @@ def relative_weights(weights: Float[np.ndarray, "T C S"]) -> Float[np.ndarray, "
     return np.asarray(to_raster(relative[..., None])).reshape(tiles, grid, grid)  # type: ignore[arg-type]
 
 
+def slice_weights(weights: Float[np.ndarray, "T C S"], extent: Int[np.ndarray, "T 2"]) -> Float[np.ndarray, "T H W"]:
+    """Arranges the weights of each slice as a raster of its patches.
+
+    The windows of the cells have sizes of their own and may overlap. A patch in several windows gets the mean of their
+    weights, each relative to the uniform weight of its window.
+
+    Args:
+        weights: The attention weights of T slices with C cells of at most S patches.
+        extent: The rows and columns of patches of each slice.
+
+    Returns:
+        The relative weights; NaN beyond a slice's patches, up to the most rows and columns of any slice.
+    """
+    tiles, cells, slots = weights.shape
+    patches, valid = (np.asarray(one) for one in adaptive_windows(jnp.asarray(extent), math.isqrt(cells), slots))
+    rows, columns = extent.max(axis=0)
+    result = np.full((tiles, rows, columns), np.nan)
+    for tile, (height, width) in enumerate(extent.tolist()):
+        inside = valid[tile] & weights[tile].any(axis=-1, keepdims=True)
+        relative = weights[tile] * valid[tile].sum(axis=-1, keepdims=True)
+        total, count = (
+            np.bincount(patches[tile][inside], values[inside], minlength=height * width)
+            for values in (relative, np.ones_like(relative))
+        )
+        with np.errstate(invalid="ignore"):
+            result[tile, :height, :width] = (total / count).reshape(height, width)
+    return result
+
+
 def on_image(
-    tiles: Float[np.ndarray, "T G G"], place: Placement, size: tuple[int, int], config: VlmConfig
-) -> Float[np.ndarray, "H W"]:
+    tiles: Float[np.ndarray, "T H W"], place: Placement, size: tuple[int, int], config: VlmConfig
+) -> Float[np.ndarray, "h w"]:
     """Places the patches of the tiles on the image, with nearest-neighbour sampling, and crops the padding.
 
     Args:
-        tiles: The value of each patch, for T tiles with G x G patches.
+        tiles: The value of each patch, for T tiles with H x W patches or fewer.
         place: The position of the tiles on the image.
         size: The width and height of the image in pixels.
         config: The config of the model.
@@ -182,18 +220,19 @@ def on_image(
         An array with about the aspect ratio of the image. It is NaN where no patch lies, which is so outside a crop,
         and at the right and bottom edge of a tile whose size is not a multiple of the patch size.
     """
-    side, patch, grid = config.image.tile_size, config.encoder.patch_size, tiles.shape[-1]
-    longest = min(max(place.width, place.height), side * max(place.columns, place.rows))
+    patch, (rows, columns) = config.encoder.patch_size, tiles.shape[1:]
+    wide, high = place.tile or (config.image.tile_size, config.image.tile_size)
+    longest = min(max(place.width, place.height), max(wide * place.columns, high * place.rows))
     longer = max(MIN_SIDE, round(PIXELS_PER_PATCH * longest / patch))
     width, height = (max(1, round(longer * extent / max(size))) for extent in size)
-    column, x = np.divmod(place.left + (np.arange(width) + 0.5) * place.width / width, side)
-    row, y = np.divmod(place.top + (np.arange(height) + 0.5) * place.height / height, side)
+    column, x = np.divmod(place.left + (np.arange(width) + 0.5) * place.width / width, wide)
+    row, y = np.divmod(place.top + (np.arange(height) + 0.5) * place.height / height, high)
     seen_x, seen_y = (column >= 0) & (column < place.columns), (row >= 0) & (row < place.rows)
     column, row = np.clip(column, 0, place.columns - 1), np.clip(row, 0, place.rows - 1)
     tile = (place.first + row[:, None] * place.columns + column).astype(int)
     x, y = (x // patch).astype(int), (y // patch).astype(int)
-    values = tiles[tile, np.minimum(y, grid - 1)[:, None], np.minimum(x, grid - 1)]
-    return np.where((seen_y & (y < grid))[:, None] & seen_x & (x < grid), values, np.nan)
+    values = tiles[tile, np.minimum(y, rows - 1)[:, None], np.minimum(x, columns - 1)]
+    return np.where((seen_y & (y < rows))[:, None] & seen_x & (x < columns), values, np.nan)
 
 
 def _first_sizes(items: Sequence[Item], numbers: Iterable[int]) -> dict[int, tuple[int, int]]:

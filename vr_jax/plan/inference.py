@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vr_jax import sharding
-from vr_jax.data import tiling
+from vr_jax.data import slices, tiling
 from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.inference import STOP_TOKENS, DecodeState, Generator, lay_out, unstacked_model, unstacks
@@ -206,11 +206,14 @@ def _image(config: VlmConfig, size: tuple[int, int] | None) -> tuple[int, int]:
 
     Args:
         config: The model.
-        size: The (width, height) of the image. None is one that fills the largest grid, with base tile and newlines.
+        size: The (width, height) of the image. None is one that fills the largest grid, or that is cut into
+            the most pieces.
 
     Raises:
         UserError: The model has no largest image, or no tiles for an image of this size.
     """
+    if size is None and config.image.aspect_ratio == "slices":
+        size = slices.largest_size(config.image)
     if size is not None:
         try:
             layout = tiling.layout(size, config)

@@ -120,7 +120,15 @@ def one_tile(config: VlmConfig) -> VlmConfig:
     """Returns the config with one tile per image, onto which the image is squashed.
 
     A newline token follows the image if the model lays out its images with newlines.
+
+    Raises:
+        UserError: The encoder reads no square tiles.
     """
+    if config.encoder.layout != "square":
+        raise UserError(
+            f"the probe squashes an image to one square tile, which the encoder {config.encoder.name!r} does not read; "
+            "it can be asked about models with square tiles only"
+        )
     image = single_tile(config.image.tile_size, unpad=config.image.unpad)
     return dataclasses.replace(config, image=image)
 
