@@ -197,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
         "--workdir", type=arguments.path, default=ROOT / "runs" / "pod_plans", help="folder of the plans"
     )
     flags.add_argument(
-        "--page", type=arguments.path, help="page with the table (docs/results/plan.md, or plan_table6.md)"
+        "--page", type=arguments.path, help="page with the table (docs/results/plan.md, or docs/results/plan_table6.md)"
     )
     flags.add_argument("--table6", action="store_true", help="the models of the paper's Table 6")
     flags.add_argument("--tiny", action="store_true", help="one plan of configs/demo.py for the CPU")
