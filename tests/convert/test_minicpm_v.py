@@ -24,7 +24,7 @@ from tests.convert.minicpm_folder import (
 from tests.golden.discovery import documents
 from tests.tiny import random_model
 from vr_jax.convert.formats import MINICPM_V
-from vr_jax.convert.importing import abstract_params, plan_import
+from vr_jax.convert.importing import abstract_params, import_checkpoint, plan_import
 from vr_jax.convert.minicpm_fields import MINICPM_FIELDS
 from vr_jax.convert.minicpm_v import read_minicpm, read_minicpm_v
 from vr_jax.convert.minicpm_writing import write_minicpm, write_minicpm_v
@@ -35,7 +35,7 @@ from vr_jax.model.batch import NO_CELL
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
-from vr_jax.model_directory import load_params, read_config, save_model
+from vr_jax.model_directory import load_params, read_config, read_sections, save_model
 from vr_jax.model_directory.comparison import config_differences
 from vr_jax.settings import load_config
 
@@ -310,6 +310,21 @@ def test_the_decoder_alone_is_a_minicpm(case, tmp_path, converted):
     found = {name: x for file in (tmp_path / "back").glob("*.safetensors") for name, x in load_file(file).items()}
     assert found.keys() == tensors.keys()
     assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_parts_of_the_model_are_read_alone(case, tmp_path, monkeypatch):
+    """`--encoder` and `--decoder` take one part of a MiniCPM-V each; the resampler's constants are left out."""
+    describe_tower(case, monkeypatch)
+    folder = write_checkpoint(tmp_path / "theirs", fields(case), case.weights)
+    import_checkpoint(None, tmp_path / "parts", encoder=folder, decoder=folder, ignore=())
+    found, sections = load_params(tmp_path / "parts"), read_sections(tmp_path / "parts")
+    assert {path.split(".")[0] for path in found} == {"encoder", "decoder"}
+    config = read_minicpm_v(fields(case), "config.json")
+    assert sections["encoder"] == config.encoder.to_dict()
+    assert sections["decoder"] == config.decoder.to_dict()
+    blocks = [x for name, x in case.weights.items() if name.startswith("vpm.blocks.0.norm1.weight")]
+    (scale,) = (array for path, array in found.items() if path.endswith("norm1.scale"))
+    np.testing.assert_array_equal(np.asarray(scale)[0], blocks[0])
 
 
 def test_a_decoder_that_is_no_minicpm_has_no_such_format():

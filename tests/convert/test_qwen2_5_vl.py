@@ -17,7 +17,8 @@ from tests.convert.qwen2_5_vl_folder import Reference, flat, image_file, write_f
 from tests.tiny import random_model, tiny_refusion
 from vr_jax.cli.main import main
 from vr_jax.convert.chat_template import CHAT_TEMPLATES
-from vr_jax.convert.importing import _open, _planned, import_checkpoint, plan_import
+from vr_jax.convert.importing import _planned, import_checkpoint, plan_import
+from vr_jax.convert.source_sections import open_sources
 from vr_jax.data.types import Conversation, Example
 from vr_jax.errors import UserError
 from vr_jax.inference import Generator, load_for_inference, user_turn
@@ -25,7 +26,7 @@ from vr_jax.inference.state import on_devices
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
-from vr_jax.model_directory import load_params, read_config, save_params
+from vr_jax.model_directory import PIXELS, load_params, read_config, read_sections, save_params
 
 NEW_TOKENS = 16
 # Questions with the sizes (width, height) of their images: whole windows, partial ones, none, and several images.
@@ -100,6 +101,23 @@ def test_prompts_are_those_of_the_processor(name, imported, reference, asked):
     np.testing.assert_array_equal(np.where(found.vision_cell >= 0, image, found.tokens), ids)
     np.testing.assert_array_equal(found.vision_cell >= 0, ids == image)
     np.testing.assert_array_equal(found.positions, reference.positions(inputs)[:, 0].T)
+
+
+def test_parts_of_the_model_are_read_alone(folder, imported, tmp_path):
+    """`--encoder` and `--decoder` take one part of a whole model, with the same parameters and its pixels."""
+    whole, lines = load_params(imported[0]), []
+    import_checkpoint(None, tmp_path / "parts", encoder=folder, decoder=folder, report=lines.append)
+    found, sections = load_params(tmp_path / "parts"), read_sections(tmp_path / "parts")
+    assert found.keys() == {path for path in whole if path.startswith(("encoder.", "decoder."))}
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, whole[path], err_msg=path)
+    config = read_config(imported[0])
+    assert sections["encoder"] == config.encoder.to_dict()
+    assert sections["decoder"] == config.decoder.to_dict()
+    assert tuple(sections[PIXELS]["image_mean"]) == config.image.image_mean
+    assert any("tensors (the parts of the model beside its encoder)" in line for line in lines), lines
+    import_checkpoint(None, tmp_path / "encoder", encoder=folder)
+    assert load_params(tmp_path / "encoder").keys() == {path for path in whole if path.startswith("encoder.")}
 
 
 def assert_logits(loaded, reference, questions):
@@ -381,5 +399,5 @@ def test_ends_of_a_reply_that_no_file_says_are_those_of_the_class(folder, tmp_pa
     source = _changed(folder, tmp_path, "config.json", {"text_config.eos_token_id": None, "eos_token_id": None})
     (source / "generation_config.json").unlink()
     lines: list[str] = []
-    _, _, generation, *_ = _planned(_open(source, None, None, ()), lines.append)
+    _, _, generation, *_ = _planned(open_sources(source, None, None, ()), lines.append)
     assert generation == {"eos_token_id": transformers.Qwen2_5_VLTextConfig().eos_token_id}

@@ -29,11 +29,15 @@ class ImportFlags(Flags):
     )
     to: PathText = flag(help="Model directory to write. It appears only when it is complete.", metavar="DIR")
     encoder: PathText | None = flag(
-        None, "Directory of a SigLIP or CLIP, for what --from lacks, or together with --decoder.", metavar="DIR"
+        None,
+        "Directory of a SigLIP or CLIP, or of a whole model, whose encoder is taken: for what --from lacks, or alone, "
+        "or together with --decoder.",
+        metavar="DIR",
     )
     decoder: PathText | None = flag(
         None,
-        "Directory of a Qwen2, Qwen3, Llama or Mistral, for what --from lacks, or together with --encoder.",
+        "Directory of a Qwen2, Qwen3, Llama, Mistral or MiniCPM, or of a whole model, whose decoder is taken: for what "
+        "--from lacks, or alone, or together with --encoder.",
         metavar="DIR",
     )
     dtype: DType | None = flag(None, "Type of the parameters. The default is that of each tensor.")

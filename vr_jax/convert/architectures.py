@@ -177,6 +177,19 @@ class Source:
         patterns = [_pattern(rule) for rule in self.architecture.every_rule(section)]
         return any(pattern.fullmatch(name) for pattern in patterns for name in self.originals)
 
+    def restrict(self, section: str) -> None:
+        """Leaves out the tensors of all other sections, for a whole model of which one part is taken."""
+        patterns = [_pattern(rule) for rule in self.architecture.every_rule(section)]
+        kept = {
+            name: original
+            for name, original in self.originals.items()
+            if any(pattern.fullmatch(name) for pattern in patterns)
+        }
+        left = len(self.originals) - len(kept) + len(self.computed)
+        if left:
+            self.ignored[f"the parts of the model beside its {section}"] += left
+        self.originals, self.computed = kept, {}
+
     def count_layers(self, section: str) -> int:
         """Returns the number of a stack's layers that are there."""
         patterns = [_pattern(rule) for rule in self.architecture.every_rule(section) if "{n}" in rule.theirs]

@@ -35,7 +35,7 @@ from vr_jax.model_directory import (
 )
 
 _TOKENIZER_FILE, _IMAGE = "tokenizer.json", "<image>"
-_PIXELS = ("image_mean", "image_std", "rescale_factor", "resample")
+PIXEL_FIELDS = ("image_mean", "image_std", "rescale_factor", "resample")
 
 
 def with_processor(config: VlmConfig, folder: ForeignFolder, report: Callable[[str], None]) -> VlmConfig:
@@ -124,7 +124,7 @@ def encoder_pixels(
         where = folder.image_processor.where
         pixels = read_image_processor(folder.image_processor.values, (family.processor,), tile, None, where)
     image = ImageConfig(tile_size=tile, **{**pixels, "aspect_ratio": "square"})
-    return {name: value for name, value in image.to_dict().items() if name in _PIXELS}
+    return {name: value for name, value in image.to_dict().items() if name in PIXEL_FIELDS}
 
 
 def with_llava_pixels(

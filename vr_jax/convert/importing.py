@@ -2,58 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vr_jax.convert.architectures import Source, section_of
-from vr_jax.convert.chat_template import find_template, named_template
-from vr_jax.convert.configs import read_hf_llava, read_llava
-from vr_jax.convert.decoder_configs import read_decoder
-from vr_jax.convert.encoder_configs import read_encoder
-from vr_jax.convert.folder import read_folder
-from vr_jax.convert.folder_settings import (
-    check_token_ids,
-    check_tokenizer,
-    encoder_pixels,
-    generation_fields,
-    with_llava_pixels,
-    with_processor,
-)
-from vr_jax.convert.formats import (
-    ARCHITECTURES,
-    HF_LLAVA,
-    LLAVA,
-    MINICPM,
-    MINICPM_V,
-    QWEN2_5_VL,
-    VR_QWEN2_5_VL,
-    Architecture,
-)
-from vr_jax.convert.minicpm_v import marker_ids, read_minicpm, read_minicpm_v, with_slices
-from vr_jax.convert.qwen2_5_vl import read_vr_config
-from vr_jax.convert.qwen2_5_vl_processor import read_qwen2_5_vl
+from vr_jax.convert.chat_template import find_template
+from vr_jax.convert.folder_settings import check_tokenizer, generation_fields
+from vr_jax.convert.formats import Architecture
+from vr_jax.convert.source_sections import Sections, open_sources, sections_of
 from vr_jax.convert.tables import Slot, slots
 from vr_jax.convert.weights import DTYPES
 from vr_jax.errors import UserError, message_list
-from vr_jax.model.config import VlmConfig, single_tile
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.registry import DecoderConfig, EncoderConfig
+from vr_jax.model.projectors.resampler import ResamplerConfig
+from vr_jax.model.registry import DecoderConfig, EncoderConfig, Layout
 from vr_jax.model.vlm import abstract_model
-from vr_jax.model_directory import PIXELS, save_params
+from vr_jax.model_directory import save_params
 from vr_jax.storage import PathLike, as_path, check_target
 
-Sections = dict[str, Any]
-_PARTS = ("encoder", "decoder")
+# A mode of images for each layout of an encoder that stands without a model.
+_MODE_OF: dict[Layout, Literal["square", "native", "slices"]] = {
+    "square": "square",
+    "windows": "native",
+    "raster": "slices",
+}
 _COMPUTED_NEAR = {"F32": 1e-5, "F16": 1e-3, "BF16": 2**-8}  # how far rounding takes values up to 1
 _MAX_LISTED = 1000  # tensors that do not fit; a whole checkpoint of another model has hundreds
 _CHUNK = 1 << 24  # values that are looked at together
@@ -83,8 +65,8 @@ def import_checkpoint(
     Args:
         source: A checkpoint of any known format, or None.
         target: The model directory, which appears only when it is complete.
-        encoder: The directory of an encoder. It gives what a `source` in LLaVA's layout lacks; without a source the
-            result holds only the encoder, and the decoder if that is given.
+        encoder: The directory of an encoder, or of a whole model, whose encoder is taken. It gives what a `source` in
+            LLaVA's layout lacks; without a source the result holds only the encoder, and the decoder if that is given.
         decoder: The directory of a decoder, in the same way.
         dtype: Type of the stored parameters, "float32" or "bfloat16"; None keeps that of each tensor.
         ignore: Names of fields and files of the folders that are left out of consideration.
@@ -97,7 +79,7 @@ def import_checkpoint(
     """
     target = as_path(target)
     check_target(target, overwrite=overwrite)
-    sections, providers, generation, plans, shapes = _planned(_open(source, encoder, decoder, ignore), report)
+    sections, providers, generation, plans, shapes = _planned(open_sources(source, encoder, decoder, ignore), report)
     params = _allocate(shapes, plans, dtype)
     if "image" in sections and {array.dtype.name for array in params.values()} == {"bfloat16"}:
         sections["dtype"] = "bfloat16"  # a model of this type computes in it, as in transformers 5
@@ -150,12 +132,12 @@ def plan_import(
     Raises:
         UserError: As `import_checkpoint`.
     """
-    return _planned(_open(source, encoder, decoder, ignore), report)[0]
+    return _planned(open_sources(source, encoder, decoder, ignore), report)[0]
 
 
 def _planned(sources: Mapping[str, Source], report: Callable[[str], None]) -> tuple[Any, ...]:
     """Sections, their providers, generation settings, the place of every tensor, and the shapes of the parameters."""
-    sections, providers = _sections(sources, report)
+    sections, providers = sections_of(sources, report)
     generation = generation_fields(providers["decoder"], sections) if "decoder" in sections else None
     if "decoder" in sections:
         check_tokenizer(providers["decoder"].folder, report)
@@ -187,114 +169,13 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
         config = VlmConfig(
             encoder=encoder,
             decoder=decoder,
-            projector=MlpConfig(),
-            image=single_tile(encoder.image_size),
+            projector=ResamplerConfig(queries=1) if encoder.layout == "raster" else MlpConfig(),
+            image=ImageConfig(tile_size=encoder.image_size, aspect_ratio=_MODE_OF[encoder.layout], unpad=False),
             vision_feature_layer=encoder.num_layers,
         )
     staged = flatten_params(abstract_model(config))
     merged = jax.eval_shape(merge_stages, staged)
     return {path: leaf for path, leaf in sorted(merged.items()) if sections.get(section_of(path)) is not None}
-
-
-def _open(
-    source: PathLike | None, encoder: PathLike | None, decoder: PathLike | None, ignore: Sequence[str]
-) -> dict[str, Source]:
-    """Opens the checkpoints that are given, by their roles ("main", "encoder", "decoder")."""
-    paths = {"main": source, "encoder": encoder, "decoder": decoder}
-    sources = {role: Source(read_folder(as_path(path), ignore)) for role, path in paths.items() if path is not None}
-    if not sources:
-        raise UserError("nothing to import: give --from, or --encoder and --decoder")
-    absent = [name for name in ignore if not any(name in one.folder.ignored for one in sources.values())]
-    if absent:
-        folders = ", ".join(str(one.directory) for one in sources.values())
-        raise UserError(f"--ignore={absent[0]}: no file of {folders} has this field or name; leave the flag out")
-    for role in _PARTS:
-        if role in sources and sources[role].architecture.holds != role:
-            found, known = sources[role], [one.name for one in ARCHITECTURES if one.holds == role]
-            raise UserError(
-                f"--{role} {found.directory} is {found.architecture.name}, expected one of {', '.join(known)}"
-            )
-    main = sources.get("main")
-    if main is not None and len(sources) > 1 and main.architecture is not LLAVA:
-        raise UserError(
-            f"--from {main.directory} is {main.architecture.name}: --encoder and --decoder only complete a directory "
-            "in LLaVA's own layout, or stand alone"
-        )
-    return sources
-
-
-def _sections(sources: Mapping[str, Source], report: Callable[[str], None]) -> tuple[Sections, dict[str, Source]]:
-    """The sections of the result, and the checkpoint that provides the parameters of each section."""
-    main = sources.get("main")
-    if main is None or main.architecture.holds in _PARTS:
-        parts: dict[str, Source] = dict(sources) if main is None else {main.architecture.holds: main}
-        return _part_sections(parts, report), parts
-    providers = dict.fromkeys(main.architecture.sections, main)
-    if main.architecture is HF_LLAVA:
-        config = read_hf_llava(main.config.values, main.config.where)
-        return with_processor(config, main.folder, report).to_dict(), providers
-    if main.architecture is QWEN2_5_VL:
-        return read_qwen2_5_vl(main.folder, report).to_dict(), providers
-    if main.architecture is VR_QWEN2_5_VL:
-        return read_vr_config(main.config.values, main.config.where).to_dict(), providers
-    if main.architecture is MINICPM_V:
-        config = with_slices(read_minicpm_v(main.config.values, main.config.where), main.folder, report)
-        check_token_ids(main.folder, marker_ids(main.config.values))
-        return config.to_dict(), providers
-    for role in _PARTS:
-        if not main.holds(role):
-            if role not in sources:
-                raise UserError(
-                    f"{main.directory} holds no {role}; give that it was trained with: --{role} DIR{_named(main, role)}"
-                )
-            providers[role] = sources[role]
-        elif role in sources and role == "decoder":
-            raise UserError(f"{main.directory} already holds a decoder; leave --decoder out")
-    # An encoder that is in `main`, and that its config.json does not describe, is described by --encoder.
-    given = {role: _read_part(role, sources[role]) for role in _PARTS if role in sources}
-    config = read_llava(
-        main.config.values,
-        main.config.where,
-        own_layers=main.count_layers("encoder"),
-        encoder=given.get("encoder"),
-        decoder=given.get("decoder"),
-        text=main.decoder_family,
-    )
-    if "vr_jax" not in main.config.values:
-        encoder = sources["encoder"].folder if "encoder" in sources else None
-        config = with_llava_pixels(config, main.folder, encoder, report)
-        tokenizer, size = providers["decoder"].directory, config.decoder.vocab_size
-        config = dataclasses.replace(config, template=named_template(main.decoder_family, tokenizer, size))
-    return config.to_dict(), providers
-
-
-def _part_sections(parts: Mapping[str, Source], report: Callable[[str], None]) -> Sections:
-    """The sections of an encoder, a decoder or both."""
-    configs = {role: _read_part(role, part) for role, part in parts.items()}
-    found: Sections = {role: config.to_dict() for role, config in configs.items()}
-    if "encoder" in parts:
-        part = parts["encoder"]
-        assert part.architecture.encoder is not None
-        found[PIXELS] = encoder_pixels(part.folder, part.architecture.encoder, configs["encoder"].image_size, report)
-    return found
-
-
-def _read_part(role: str, part: Source) -> Any:
-    """The config of an encoder or a decoder alone."""
-    architecture = part.architecture
-    if role == "encoder":
-        assert architecture.encoder is not None
-        return read_encoder(architecture.encoder, part.config.values, part.config.where)
-    if architecture is MINICPM:
-        return read_minicpm(part.config.values, part.config.where)
-    assert architecture.decoder is not None
-    return read_decoder(architecture.decoder, part.config.values, part.config.where)
-
-
-def _named(main: Source, role: str) -> str:
-    """What the config.json of a LLaVA calls a part that the folder does not hold."""
-    name = main.config.values.get("mm_vision_tower" if role == "encoder" else "_name_or_path")
-    return f" ({main.config.where} names {name})" if isinstance(name, str) and name else ""
 
 
 def _check_computed(part: Source, sections: Sections) -> None:
