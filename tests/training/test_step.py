@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.model.families import FAMILIES, family_batch
 from tests.tiny import quick, randomized
 from tests.training.tiny import PLAIN, noise_batch, tiny_config
 from vr_jax import sharding
@@ -158,6 +159,15 @@ def test_metrics_count_work_without_padding():
         "tiles": 16,
         "pairs": sum(n * (n + 1) // 2 for n in lengths),
     }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pairs_are_counted_whatever_the_positions_are(name: str):
+    """A row of several samples, padding, and positions of several axes, which stand still within an image."""
+    batch = family_batch(name)
+    ids = np.asarray(batch.segment_ids)
+    lengths = [int(np.count_nonzero(row == number)) for row in ids for number in range(1, row.max() + 1)]
+    assert int(batch_counts(batch)["pairs"]) == sum(n * (n + 1) // 2 for n in lengths)
 
 
 def test_micro_batches_keep_rows_on_their_device():

@@ -31,12 +31,16 @@ def batch_counts(batch: Batch) -> Metrics:
         query and a key that causal attention within samples sees.
     """
     used = batch.segment_ids > 0
+    # The place of a token in its sample is counted, because multi-axis positions advance less than one for each token.
+    index = jnp.arange(batch.segment_ids.shape[1])
+    begins = jnp.diff(batch.segment_ids, axis=1, prepend=-1) != 0
+    first = jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
     counts = {
         "samples": jnp.max(batch.segment_ids, axis=1),
         "tokens": used,
         "targets": next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)[1],
         "tiles": batch.tile_segment > 0,
-        "pairs": jnp.where(used, batch.positions + 1, 0),
+        "pairs": jnp.where(used, index - first + 1, 0),
     }
     return {name: jnp.sum(values, dtype=jnp.float32) for name, values in counts.items()}
 
