@@ -112,7 +112,9 @@ def model_config(
         decoder=decoder,
         projector=ResamplerConfig(queries=queries, heads=heads),
         refusion=refusion,
-        image=ImageConfig(tile_size=slot * PATCH_SIZE, aspect_ratio="slices", unpad=False),
+        image=ImageConfig(
+            tile_size=slot * PATCH_SIZE, aspect_ratio="slices", unpad=False, slice_size=(slot - 1) * PATCH_SIZE
+        ),
         vision_feature_layer=blocks + 1,
     )
 

@@ -100,7 +100,7 @@ def minicpm_config(**changes: Any) -> VlmConfig:
         "decoder": tiny_decoder(embedding_scale=3.0, residual_scale=0.7, logit_scale=0.5, attention_bias=False),
         "projector": ResamplerConfig(queries=3, heads=2),
         "refusion": tiny_refusion(levels=(1, 2, 4)),
-        "image": ImageConfig(tile_size=encoder.image_size, aspect_ratio="slices", unpad=False),
+        "image": ImageConfig(tile_size=encoder.image_size, aspect_ratio="slices", unpad=False, slice_size=20),
         "vision_feature_layer": 5,
     }
     return VlmConfig(**base | changes)

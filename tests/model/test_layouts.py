@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from tests.model.families import WindowsImage, family_config, family_images
-from tests.tiny import PROJECTOR_FIELDS, Text, example, pack, quick, random_model, tiny_refusion
+from tests.tiny import PROJECTOR_FIELDS, Text, example, pack, quick, random_model, tiny_decoder, tiny_refusion
 from vr_jax.errors import ConfigError
 from vr_jax.model import registry
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.projectors.mlp import MlpConfig
 from vr_jax.model.projectors.pixel_shuffle import PixelShuffleConfig
 from vr_jax.model.projectors.pool import PoolConfig
@@ -146,6 +149,43 @@ def test_operations_of_slices_that_divide_into_windows_are_those_of_square_tiles
     assert tiles.encoder.grid == slices.encoder.grid
     assert slices.refusion.flops_per_tile(slices.spec) == tiles.refusion.flops_per_tile(tiles.spec)
     assert slices.projector.flops_per_tile(slices.spec) == tiles.projector.flops_per_tile(tiles.spec)
+
+
+def image_of(family: str, **changes: Any) -> ImageConfig:
+    return dataclasses.replace(family_config(family).image, **changes)
+
+
+NO_SENSE = {
+    "slices larger than a slot": (
+        "minicpm_v",
+        lambda: {"image": image_of("minicpm_v", slice_size=28)},
+        r"image.slice_size = 28: a square slice has 7 x 7 patches of 4 pixels, but .* room for 6 x 6; lower it",
+    ),
+    "fewer pixels than a cell": (
+        WINDOWS,
+        lambda: {"image": image_of(WINDOWS, min_pixels=1, max_pixels=63)},
+        "image.max_pixels = 63: an image has at least one cell of 8 x 8 pixels; set at least 64",
+    ),
+    "one time axis for all tokens of an image": (
+        WINDOWS,
+        lambda: {"refusion": tiny_refusion(levels=(1, 2, 4), self_positions="rope")},
+        "self_positions = 'rope' with decoder.rope_sections: .*same for all tokens of an image.*set it to 'none'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_SENSE)
+def test_settings_that_cannot_work_are_refused(name: str):
+    family, changes, message = NO_SENSE[name]
+    with pytest.raises(ConfigError, match=message):
+        family_config(family, **changes())
+
+
+def test_settings_that_just_work_are_accepted():
+    family_config("minicpm_v", image=image_of("minicpm_v", slice_size=26))  # 6.5 patches are rounded to 6
+    family_config(WINDOWS, image=image_of(WINDOWS, min_pixels=1, max_pixels=64))
+    counted = tiny_decoder(hidden_size=32)
+    family_config(WINDOWS, decoder=counted, refusion=tiny_refusion(levels=(1, 2, 4), self_positions="rope"))
 
 
 @pytest.mark.parametrize(("family", "encoder"), [(WINDOWS, "qwen2_5_vision"), ("minicpm_v", "siglip_slices")])

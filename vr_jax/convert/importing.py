@@ -170,7 +170,12 @@ def abstract_params(sections: Sections) -> dict[str, jax.ShapeDtypeStruct]:
             encoder=encoder,
             decoder=decoder,
             projector=ResamplerConfig(queries=1) if encoder.layout == "raster" else MlpConfig(),
-            image=ImageConfig(tile_size=encoder.image_size, aspect_ratio=_MODE_OF[encoder.layout], unpad=False),
+            image=ImageConfig(
+                tile_size=encoder.image_size,
+                aspect_ratio=_MODE_OF[encoder.layout],
+                unpad=False,
+                slice_size=encoder.image_size,
+            ),
             vision_feature_layer=encoder.num_layers,
         )
     staged = flatten_params(abstract_model(config))

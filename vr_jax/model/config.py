@@ -269,6 +269,7 @@ class VlmConfig(Config):
             "set both to the same number of pixels",
         )
         self._check_layout()
+        self._check_image_size()
         self._check_levels("vision_feature_layer", (self.vision_feature_layer,))
         self._check_levels("projector.levels", self.projector.feature_levels(self.spec))
         self.projector.check_model(self.spec)
@@ -301,6 +302,23 @@ class VlmConfig(Config):
             self.pruning is None or not self.decoder.multi_axis,
             f"pruning {self.pruning and self.pruning.name!r} with rotary positions of several axes: the pruners are "
             "defined for positions that count tokens; set decoder.rope_sections to None",
+        )
+
+    def _check_image_size(self) -> None:
+        """Checks that the sizes that images are resized to fit the tiles."""
+        patch, image = self.encoder.patch_size, self.image
+        rows = max(1, round(image.slice_size / patch))
+        check(
+            image.aspect_ratio != "slices" or rows <= self.encoder.grid,
+            f"image.slice_size = {image.slice_size}: a square slice has {rows} x {rows} patches of {patch} pixels, but "
+            f"a tile slot has room for {self.encoder.grid} x {self.encoder.grid}; lower it, or raise image.tile_size "
+            "and encoder.image_size",
+        )
+        cell = patch * self.projector.stride
+        check(
+            image.aspect_ratio != "native" or image.max_pixels >= cell**2,
+            f"image.max_pixels = {image.max_pixels}: an image has at least one cell of {cell} x {cell} pixels; set at "
+            f"least {cell**2}",
         )
 
     def _check_levels(self, name: str, levels: tuple[int, ...]) -> None:
@@ -366,6 +384,7 @@ class VlmConfig(Config):
             remat=self.remat,
             dtype=jnp.dtype(self.dtype),
             layout=self.encoder.layout,
+            multi_axis=self.decoder.multi_axis,
             encoder=self.encoder.name,
             encoder_gives_attention=self.encoder.gives_attention,
             window_slots=self.window_slots,

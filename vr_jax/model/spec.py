@@ -34,6 +34,7 @@ class ModelSpec:
         remat: What the decoder's layers recompute in the backward pass (`layers.maybe_remat`).
         dtype: Type of the activations.
         layout: How the patches of an image lie in tiles (`EncoderConfig.layout`).
+        multi_axis: Whether the decoder has rotary positions of several axes (`DecoderConfig.multi_axis`).
         window_slots: Patch slots of a window, where windows differ in size; None where each has stride * stride.
         encoder: Name of the encoder.
         encoder_gives_attention: Whether the encoder's module has `EncoderModule.received_attention`.
@@ -56,6 +57,7 @@ class ModelSpec:
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
     layout: str = "square"
+    multi_axis: bool = False
     window_slots: int | None = None
     encoder: str = "siglip"
     encoder_gives_attention: bool = True

@@ -144,6 +144,40 @@ def test_the_self_attention_joins_the_tiles_of_an_image_and_nothing_else(config,
         assert (found[token, 0] & text_token[0]).any() == (text_token[0] & same_sample[token]).any()
 
 
+def test_the_text_guided_token_is_not_searched_anew_for_each_tile_slot(inside):
+    """A row has hundreds of slots where tiles are small windows, and each may be an image of its own."""
+    block, inputs, vision = inside
+    rows, tokens, width = inputs.hidden.shape
+    slots = 200
+    used, unused = vision.tile_image.shape[1], ((0, 0), (0, slots - vision.tile_image.shape[1]))
+    many = dataclasses.replace(
+        vision,
+        patch=None,
+        valid=None,
+        **{name: jnp.pad(getattr(vision, name), unused) for name in ("tile_image", "tile_segment")},
+    )
+    largest = max(
+        out.aval.size
+        for equation in equations(jax.make_jaxpr(lambda *x: x[0].text_token(*x[1:]))(block, inputs.hidden, many).jaxpr)
+        for out in equation.outvars
+    )
+    assert rows * slots * width <= largest < rows * slots * tokens * width / 4
+    few = block.text_token(inputs.hidden, vision)
+    for found, expected in zip(block.text_token(inputs.hidden, many), few, strict=True):
+        np.testing.assert_array_equal(found[:, :used], expected)
+
+
+def equations(jaxpr):
+    """Every equation of a program and of the programs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        params = list(equation.params.values())
+        for value in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
 # --- absorbed equals plain
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.fields import NoEffect, NonNegativeInt, PositiveInt, check
 from vr_jax.kernels.attention import attention
@@ -165,6 +165,11 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
             f"refusion.interaction = {self.interaction!r}: it reads whole tiles, and those of the layout "
             f"{spec.layout!r} hold places without a patch; set it to 'local'",
         )
+        check(
+            self.self_positions == "none" or not (spec.multi_axis and spec.layout == "windows"),
+            f"refusion.self_positions = {self.self_positions!r} with decoder.rope_sections: it rotates by the time "
+            "axis, which is the same for all tokens of an image, so that nothing would tell them apart; set it to 'none'",
+        )
         widths = self.inner_width(spec), spec.decoder_width
         for name, heads, width in zip(("cross_heads", "self_heads"), self.heads(spec), widths, strict=True):
             check(width % heads == 0, f"refusion.{name} = {heads} does not divide the width {width}; set a divisor")
@@ -290,7 +295,7 @@ class Block(nnx.Module):
 
     def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
         """Updates the hidden states of vision tokens and leaves all others as they are."""
-        text_token, has_text_token = self._text_token(inputs.hidden, vision)
+        text_token, has_text_token = self.text_token(inputs.hidden, vision)
         x = inputs.hidden
         if self.config.order == "cross_self":
             x = self.cross(x, vision)
@@ -311,7 +316,7 @@ class Block(nnx.Module):
         """
         x = inputs.hidden
         if self.config.order == "self_cross":
-            x = self.bidirectional(x, inputs, vision, *self._text_token(x, vision))
+            x = self.bidirectional(x, inputs, vision, *self.text_token(x, vision))
         assert isinstance(self.cross_attn, LocalAttention)
         query = self._cross_query(x, vision)
         weights = self.cross_attn.weights(query, vision.features, self._feature_affine, vision.valid)
@@ -397,7 +402,7 @@ class Block(nnx.Module):
             return update
         return update * jnp.tanh(getattr(self, gate)[...]).astype(update.dtype)
 
-    def _text_token(
+    def text_token(
         self, hidden: Float[Array, "B N D"], vision: VisionContext
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """The text-guided token of each group's sample, and whether there is one.
@@ -407,13 +412,19 @@ class Block(nnx.Module):
         """
         if self.config.text_pool == "none":
             return hidden[:, :0], jnp.zeros((hidden.shape[0], 0), bool)
-        segment = vision.group_segment(self.config.self_scope)
+        segment, states = vision.group_segment(self.config.self_scope), jax.lax.stop_gradient(hidden)
         pooled = vision.text_token_mask[:, None, :] & (vision.segment_ids[:, None, :] == segment[..., None])
-        pooled &= (segment > 0)[..., None]
-        exists = jnp.any(pooled, axis=-1)
-        # With argmax and a gather in place of max, the gradient needs (B, T, D) indices and no (B, T, N, D) mask.
-        masked = jnp.where(pooled[..., None], jax.lax.stop_gradient(hidden)[:, None], -jnp.inf)
-        winner = jnp.argmax(masked, axis=2)
+        exists = jnp.any(pooled & (segment > 0)[..., None], axis=-1)
+
+        def of_sample(number: Int[Array, ""], winner: Int[Array, "B T D"]) -> Int[Array, "B T D"]:
+            pooled = vision.text_token_mask & (vision.segment_ids == number)
+            largest = jnp.argmax(jnp.where(pooled[..., None], states, -jnp.inf), axis=1)
+            return jnp.where((segment == number)[..., None], largest[:, None].astype(jnp.int32), winner)
+
+        # With argmax and a gather in place of max, the gradient needs (B, T, D) indices and no (B, T, N, D) mask. The
+        # loop visits samples, of which a row has few. Groups are as many as tile slots: 1,024 windows of a large image.
+        winner = jnp.zeros((*segment.shape, hidden.shape[-1]), jnp.int32)
+        winner = jax.lax.fori_loop(1, jnp.max(segment, initial=0) + 1, of_sample, winner)
         text_token = jnp.take_along_axis(hidden, winner, axis=1)
         return constrain(jnp.where(exists[..., None], text_token, 0), "batch", None, "embed"), exists
 
