@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.data.samples import GRIDS, chat, interpolating_image_config, png, small_config
-from vr_jax.data import anyres
+from tests.model.families import family_config
+from vr_jax.data import anyres, tiling
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import REASONS, SkipRecord
 from vr_jax.data.types import IMAGE, Conversation, Turn
@@ -235,3 +236,27 @@ def test_the_size_is_known_without_decoding(processor, images):
     )
     with pytest.raises(SkipRecord, match="too_long"):
         dataclasses.replace(processor, max_tokens=len(example.tokens) - 1).size(conversation)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "minicpm_v"])
+def test_a_chat_format_without_markers_leaves_them_out(tokenizer, family):
+    """Any decoder can be asked about the images of any encoder; a wide and a small image have markers of all kinds."""
+    base = family_config(family)
+    config = dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, vocab_size=512))
+    processor = Processor(tokenizer, config)
+    sizes, conversation = [(45, 30), (9, 8)], chat("<image>A<image>?", "B", images=(png(45, 30), png(9, 8)))
+    example = processor.example(conversation)
+    vision = example.vision_cell != NO_CELL
+    layouts = [tiling.layout(size, config) for size in sizes]
+    assert all(np.any(one.marker) for one in layouts)
+    cells = np.concatenate([one.cell[one.cell != NO_CELL] for one in layouts])
+    cells[np.count_nonzero(layouts[0].cell != NO_CELL) :] += layouts[0].tiles * config.cells_per_tile
+    np.testing.assert_array_equal(example.vision_cell[vision], cells)
+    text = tokenizer.decode(example.tokens[~vision])
+    assert text.endswith("<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n")
+    assert processor.size(conversation) == (len(example.tokens), len(example.tile_pixels))
+    if example.positions is not None:  # Text counts on, and the first token of an image follows the text before it.
+        steps = np.diff(example.positions.max(axis=1))[~vision[1:] & ~vision[:-1]]
+        assert np.all(steps == 1)
+        begins = np.flatnonzero(vision & ~np.append(False, vision[:-1]))
+        np.testing.assert_array_equal(example.positions[begins], example.positions[begins - 1] + 1)

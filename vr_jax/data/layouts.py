@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from vr_jax.data.types import Marker
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,26 @@ class Placement:
     width: float
     height: float
     tile: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
+
+
+def written(layout: TokenLayout, markers: Collection[Marker]) -> TokenLayout:
+    """Leaves the markers out that a chat format has no token for.
+
+    Args:
+        layout: The layout.
+        markers: The markers that the format has.
+
+    Returns:
+        The layout itself where it has no other markers.
+    """
+    if layout.marker is None:
+        return layout
+    kept = np.isin(layout.marker, [Marker.NONE, *markers])
+    if kept.all():
+        return layout
+    names = ("cell", "cells", "weights", "marker", "place")
+    fields = {name: value[kept] for name in names if (value := getattr(layout, name)) is not None}
+    return dataclasses.replace(layout, **fields)
 
 
 def frozen(layout: TokenLayout) -> TokenLayout:

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from vr_jax.data import tiling
 from vr_jax.data.conversations import IMAGE_TOKEN, ChatEncoder, TextPool, TokenisedConversation
 from vr_jax.data.images import MAX_PIXELS, decode_rgb, open_image, size_of
-from vr_jax.data.layouts import TokenLayout
+from vr_jax.data.layouts import TokenLayout, written
 from vr_jax.data.positions import multi_axis_positions
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import IMAGE_PLACEHOLDER, Conversation, Example, Marker
@@ -106,6 +106,18 @@ class Processor:
             text, _, layouts = self._laid_out(conversation, self.encoder.sample, stack)
             return _length(text, layouts), sum(one.tiles for one in layouts)
 
+    def layouts(self, sizes: Sequence[tuple[int, int]]) -> list[TokenLayout]:
+        """Lays out the images of a sample, with those markers that the model's chat format has.
+
+        Args:
+            sizes: The (width, height) of each image.
+
+        Raises:
+            SkipRecord: The model has no tiles for an image of such a size.
+        """
+        laid_out = [tiling.layout(size, self.config, alone=len(sizes) == 1) for size in sizes]
+        return [written(one, self.encoder.markers) for one in laid_out]
+
     def _build(self, conversation: Conversation, encode: Callable[..., TokenisedConversation]) -> Example:
         config = self.config
         alone = len(conversation.images) == 1
@@ -149,7 +161,7 @@ class Processor:
         self._check_count(conversation, text)
         opened = [stack.enter_context(open_image(image, max_pixels=self.max_pixels)) for image in images]
         sizes = [size_of(image, rotate=self.rotate) for image in opened]
-        layouts = [tiling.layout(size, self.config, alone=len(images) == 1) for size in sizes]
+        layouts = self.layouts(sizes)
         self._check_size(text, layouts)
         return text, opened, layouts
 

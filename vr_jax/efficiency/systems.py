@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from vr_jax.data import slices, tiling
+from vr_jax.data import slices
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Example, Turn
@@ -162,10 +162,9 @@ def prompt(processor: Processor, text_tokens: int, size: tuple[int, int] | None 
         text = "".join(str(number % 10) for number in range(digits))
         return user_turn(text, 1, processor.encoder.separators)
 
-    config = processor.config
-    width, height = size or image_size(config.image)
+    width, height = size or image_size(processor.config.image)
     try:
-        layout = tiling.layout((width, height), config)
+        (layout,) = processor.layouts([(width, height)])
     except SkipRecord as error:
         raise UserError(f"--image_size={width}x{height}: {error.detail}") from error
     # The image's place in the text is one token, and its layout may bring markers, which are text.

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
-from vr_jax.data import tiling
 from vr_jax.data.images import DECODE_ERRORS, open_image, size_of
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
@@ -56,14 +55,13 @@ def prompt_size(processor: Processor, benchmark: Benchmark, item: Item) -> tuple
     """
     if item.problem is not None:
         return 0, 0
-    config = processor.config
     try:
         conversation = conversation_of(processor, benchmark, item)
         text = processor.encoder.prompt(conversation.turns)
         with ExitStack() as stack:
             opened = [stack.enter_context(open_image(image, max_pixels=processor.max_pixels)) for image in item.images]
             sizes = [size_of(image, rotate=processor.rotate) for image in opened]
-        layouts = [tiling.layout(size, config, alone=len(sizes) == 1) for size in sizes]
+        layouts = processor.layouts(sizes)
     except _UNUSABLE:
         return 0, 0
     return len(text.tokens) + sum(len(one.cell) - 1 for one in layouts), sum(one.tiles for one in layouts)
