@@ -168,7 +168,7 @@ class VisionRememberConfig(RefusionConfig, name="vision_remember"):
         check(
             self.self_positions == "none" or not (spec.multi_axis and spec.layout == "windows"),
             f"refusion.self_positions = {self.self_positions!r} with decoder.rope_sections: it rotates by the time "
-            "axis, which is the same for all tokens of an image, so that nothing would tell them apart; set it to 'none'",
+            "axis, which is the same for all tokens of an image, so that it would tell none apart; set it to 'none'",
         )
         widths = self.inner_width(spec), spec.decoder_width
         for name, heads, width in zip(("cross_heads", "self_heads"), self.heads(spec), widths, strict=True):
@@ -295,7 +295,7 @@ class Block(nnx.Module):
 
     def __call__(self, inputs: DecoderInputs, vision: VisionContext) -> DecoderInputs:
         """Updates the hidden states of vision tokens and leaves all others as they are."""
-        text_token, has_text_token = self.text_token(inputs.hidden, vision)
+        text_token, has_text_token = self._text_token(inputs.hidden, vision)
         x = inputs.hidden
         if self.config.order == "cross_self":
             x = self.cross(x, vision)
@@ -316,7 +316,7 @@ class Block(nnx.Module):
         """
         x = inputs.hidden
         if self.config.order == "self_cross":
-            x = self.bidirectional(x, inputs, vision, *self.text_token(x, vision))
+            x = self.bidirectional(x, inputs, vision, *self._text_token(x, vision))
         assert isinstance(self.cross_attn, LocalAttention)
         query = self._cross_query(x, vision)
         weights = self.cross_attn.weights(query, vision.features, self._feature_affine, vision.valid)
@@ -402,7 +402,7 @@ class Block(nnx.Module):
             return update
         return update * jnp.tanh(getattr(self, gate)[...]).astype(update.dtype)
 
-    def text_token(
+    def _text_token(
         self, hidden: Float[Array, "B N D"], vision: VisionContext
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """The text-guided token of each group's sample, and whether there is one.
