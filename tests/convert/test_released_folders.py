@@ -114,6 +114,51 @@ def _part(part):
     return {"type": "image"} if part is IMAGE else {"type": "text", "text": part}
 
 
+def _written_by_transformers_4_53(values):
+    """A config.json of Qwen2.5-VL with the decoder's fields in `text_config` and outside of it."""
+    outer = {name: one for name, one in values.items() if not name.endswith("_token_id") and name != "vision_config"}
+    rope = {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"}
+    inner = outer | {
+        "bos_token_id": values["bos_token_id"],
+        "eos_token_id": values["eos_token_id"],
+        "image_token_id": None,
+        "layer_types": ["full_attention"] * 2,
+        "model_type": "qwen2_5_vl_text",
+        "rope_scaling": rope,
+        "sliding_window": None,
+        "video_token_id": None,
+    }
+    vision = values["vision_config"] | {"initializer_range": 0.02, "model_type": "qwen2_5_vl"}
+    return {**values, "rope_scaling": rope, "text_config": inner, "vision_config": vision}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"num_key_value_heads": None, "rope_scaling": None}, None),
+        ({"hidden_size": 64}, "hidden_size = 64, but text_config has 32"),
+        ({"rope_theta": 5.0}, "rope_theta = 5.0, but text_config has 1000000.0"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}, "mrope_section = .*4, 2, 2.*2, 3, 3"),
+        (
+            {"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3], "factor": 4}},
+            "json: rope_scaling has type = 'yarn', which is not supported",
+        ),
+    ],
+)
+def test_a_qwen_with_its_decoders_fields_twice(changes, message, tmp_path):
+    source = write_released(tmp_path, QWEN2_5_VL)
+    expected = plan_import(source, report=lambda line: None)
+    values = _written_by_transformers_4_53(json.loads((source / "config.json").read_text()))
+    (source / "config.json").write_text(json.dumps(values | changes))
+    if message is None:
+        assert plan_import(source, report=lambda line: None) == expected
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        plan_import(source, report=lambda line: None)
+    assert str(caught.value).startswith(str(source / "config.json"))
+
+
 @pytest.fixture
 def tiny_tower(monkeypatch):
     """Makes the tower that the config.json files name as small as that of the folders."""
