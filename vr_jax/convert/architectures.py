@@ -37,6 +37,24 @@ def section_of(path: str) -> str:
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|base_model\.model\.)+")
 _LORA = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer)\.")
 
+# What is said of models that are easily taken for known ones, by how their class or model_type begins in lower case
+# and without underscores.
+_RELATIVES = (
+    ("siglip2", "this is a NaFlex SigLIP 2, which takes images of any shape; the ones of a fixed size are SiglipModel"),
+    *(
+        (name, "this is another model than Qwen2.5-VL; take a checkpoint of Qwen2_5_VLForConditionalGeneration")
+        for name in ("qwen2vl", "qwen3vl", "qwen25omni")
+    ),
+    *(
+        (
+            name,
+            "this is a LLaVA for videos; take a checkpoint of one for images, e.g. LlavaNextForConditionalGeneration",
+        )
+        for name in ("llavanextvideo", "videollava")
+    ),
+    ("minicpmo", "this is another model than MiniCPM-V 2.0; take openbmb/MiniCPM-V-2"),
+)
+
 
 def recognise(folder: ForeignFolder) -> Architecture:
     """Finds the format of a checkpoint.
@@ -70,9 +88,8 @@ def recognise(folder: ForeignFolder) -> Architecture:
         return found
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     what = f"architecture {', '.join(classes)}" if classes else f"model_type {values.get('model_type')!r}"
-    hint = ""
-    if any(str(one).lower().startswith("siglip2") for one in (*classes, values.get("model_type"))):
-        hint = "; this is a NaFlex SigLIP 2, which takes images of any shape; the ones of a fixed size are SiglipModel"
+    names = [str(one).lower().replace("_", "") for one in (*classes, values.get("model_type"))]
+    hint = next((f"; {hint}" for begin, hint in _RELATIVES if any(name.startswith(begin) for name in names)), "")
     raise UserError(f"{where}: {what} is not known; known architectures: {known}{hint}")
 
 

@@ -204,7 +204,10 @@ def _rope_theta(full: Any, where: str) -> Any:
     """The base of the rotary frequencies of a completed config; what else it says of them is refused."""
     rope = full.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{where}: rope type {rope['rope_type']!r} is not supported, expected 'default'")
+        raise UserError(
+            f"{where}: rope type {rope['rope_type']!r} is not supported, expected 'default'; take a checkpoint whose "
+            "rotary positions are not rescaled, e.g. Llama 3 in place of 3.1"
+        )
     for name, value in rope.items():
         if name not in ("rope_type", "type", "rope_theta") and (name, value) != ("partial_rotary_factor", 1.0):
             raise UserError(f"{where}: rope_parameters has {name} = {shown(value)}, which is not supported; remove it")

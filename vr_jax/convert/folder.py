@@ -74,7 +74,7 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
         ignored: Names of fields and files that are left out of consideration.
 
     Raises:
-        UserError: A file is missing or damaged, or there is an adapter beside the weights.
+        UserError: A file is missing or damaged, the weights are quantised, or there is an adapter beside them.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder of a checkpoint")
@@ -82,6 +82,7 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
     config = JsonFile(_without(read_json(directory / CONFIG_FILE), ignored, found), str(directory / CONFIG_FILE))
     if config.values.get("format") == FORMAT:
         raise UserError(f"{directory} is a model directory of vr_jax already; it needs no import")
+    _check_quantised(config.values, config.where)
     for name in _ADAPTER_FILES:
         if not (directory / name).exists():
             continue
@@ -109,6 +110,18 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
         checkpoint=Checkpoint(directory),
         ignored=frozenset(found.intersection(ignored)),
     )
+
+
+def _check_quantised(values: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if a config.json, or a section of it, says that the weights are quantised."""
+    places = {where: values, **{f"{where}: {name}": one for name, one in values.items() if isinstance(one, Mapping)}}
+    for place, fields in places.items():
+        found = fields.get("quantization_config")
+        if found is not None:
+            raise UserError(
+                f"{place}: quantization_config = {shown(found)} is not supported: quantised weights are not read; take "
+                "the checkpoint in float32, float16 or bfloat16 that these were made of"
+            )
 
 
 def _without(values: Mapping[str, Any], ignored: Collection[str], found: set[str]) -> dict[str, Any]:

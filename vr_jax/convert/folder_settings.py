@@ -35,6 +35,7 @@ from vr_jax.model_directory import (
 )
 
 _TOKENIZER_FILE, _IMAGE = "tokenizer.json", "<image>"
+_SENTENCEPIECE, _READ = "tokenizer.model", (_TOKENIZER_FILE, "vocab.json")
 PIXEL_FIELDS = ("image_mean", "image_std", "rescale_factor", "resample")
 
 
@@ -195,7 +196,7 @@ def _text_config(part: Source) -> str:
 
 
 def check_tokenizer(folder: ForeignFolder, report: Callable[[str], None]) -> None:
-    """Reads the tokenizer's JSON files of a decoder's folder, and reports that there are none.
+    """Reads the tokenizer's JSON files of a decoder's folder, and reports where there are none to load it from.
 
     Raises:
         UserError: One is no JSON object, e.g. since a download left a pointer in its place.
@@ -203,7 +204,13 @@ def check_tokenizer(folder: ForeignFolder, report: Callable[[str], None]) -> Non
     for name in TOKENIZER_JSON_FILES:
         if is_there(folder.directory / name):
             read_json(folder.directory / name)
-    if not has_tokenizer(folder.directory):
+    if is_there(folder.directory / _SENTENCEPIECE) and not any(is_there(folder.directory / name) for name in _READ):
+        report(
+            f"{folder.directory} has its tokenizer as {_SENTENCEPIECE} alone, which is not read; with the package "
+            f"sentencepiece, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers writes "
+            f"{_TOKENIZER_FILE} there: do that and import again"
+        )
+    elif not has_tokenizer(folder.directory):
         report(
             f"{folder.directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json of the language model "
             "into the result, or set config.tokenizer"

@@ -86,6 +86,8 @@ IMAGE_PROCESSOR_TABLE = FieldTable(
         "pad_size": (None,),
         "data_format": ("channels_first",),
         "input_data_format": (None,),
+        # The released LLaVA-NeXT have it, from before their class was a part of transformers, which does not read it.
+        "aspect_ratio_setting": ("anyres",),
     },
     without_meaning={
         "processor_class": "It names the class that holds the image processor.",

@@ -129,6 +129,8 @@ def read_config(values: Mapping[str, Any], file: PathLike) -> VlmConfig:
     if nested:
         TEXT_FIELDS.check(text, where)
     sections = _rope_sections(text, where)
+    if nested:
+        _check_agreement(values, text, sections, file)
     given = {
         **({"text_config": known(text, TEXT_FIELDS)} if nested else known(text, TEXT_FIELDS)),
         "vision_config": known(vision, VISION_FIELDS),
@@ -232,6 +234,29 @@ def write_config(config: VlmConfig, tokens: Mapping[str, int]) -> dict[str, Any]
             "fullatt_block_indexes": list(encoder.full_attention_layers),
         },
     }
+
+
+def _check_agreement(
+    values: Mapping[str, Any], text: Mapping[str, Any], sections: tuple[int, int, int], file: PathLike
+) -> None:
+    """Raises UserError if a field of the decoder stands outside of `text_config` too, with another value.
+
+    transformers 4.52 to 4.56 write the fields in both places and read the outer ones; transformers 5 reads the inner
+    ones.
+    """
+    for name in (*_TEXT_NAMES.values(), "rope_theta"):
+        outer, inner = values.get(name), text.get(name)
+        if outer is not None and inner is not None and outer != inner:
+            raise UserError(
+                f"{file}: {name} = {shown(outer)}, but text_config has {shown(inner)}, and versions of transformers "
+                "differ in which they read; set both to the value that the model was trained with"
+            )
+    if any(values.get(name) for name in ("rope_scaling", "rope_parameters")):
+        outer = _rope_sections(values, str(file))
+        if outer != sections:
+            raise UserError(
+                f"{file}: mrope_section = {list(outer)}, but text_config has {list(sections)}; set both to the same"
+            )
 
 
 def _check_numbers(values: Mapping[str, Any], where: str) -> None:
