@@ -11,17 +11,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
 from tokenizers import processors
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from tests.model.families import FAMILIES, family_config
-from tests.tiny import tiny_config, tiny_decoder, tiny_refusion
+from tests.tiny import random_model, tiny_config, tiny_decoder, tiny_refusion
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.encoders.clip import ClipConfig
-from vr_jax.model.projectors.mlp import MlpConfig
-from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import save_model
 from vr_jax.settings import DEMO, TrainConfig
 
@@ -84,16 +81,11 @@ def small_config(name: str, **changes: Any) -> VlmConfig:
     return family_config(name, **base | {"encoder": encoder, "image": image} | changes)
 
 
-def uncompressed(name: str) -> VlmConfig:
-    """A LLaVA with one token for each patch and without re-fusion blocks, as LLaVA-1.5 is."""
-    return small_config(name, projector=MlpConfig(), refusion=None)
-
-
 def save_family(directory: Path, config: VlmConfig, seed: int = 0) -> Path:
-    """Writes a model directory with the initial parameters of a seed and the tokenizer of `tokenizer`."""
+    """Writes a model directory with small random parameters of a seed and the tokenizer of `tokenizer`."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer().save_pretrained(folder)
-        save_model(directory, VisionLanguageModel(config, rngs=nnx.Rngs(seed)), folder)
+        save_model(directory, random_model(config, seed, scale=0.05), folder)
     return directory
 
 

@@ -35,7 +35,7 @@ from jax.sharding import SingleDeviceSharding
 from vr_jax import experiments, sharding
 from vr_jax.data import tiling
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
-from vr_jax.model.config import VlmConfig
+from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.decoders.stages import KVCache
 from vr_jax.model.refusion.vision_remember import Block, VisionRememberConfig
 from vr_jax.model.vlm import VisionLanguageModel, abstract_model
@@ -99,6 +99,9 @@ def prefill_models(size: str) -> tuple[VlmConfig, VlmConfig]:
         return dataclasses.replace(remember, refusion=None), remember
     if size in TABLE6:
         remember = load_config(f"configs/table6/{size}_vr.py:phase2").model
+        # The training rows of Table 6 hold smaller images than the released Qwen2.5-VL takes.
+        image = dataclasses.replace(remember.image, max_pixels=ImageConfig.max_pixels)
+        remember = dataclasses.replace(remember, image=image)
         return dataclasses.replace(remember, refusion=None), remember
     baseline, remember = (
         system.config(experiments.DECODERS[size], "anyres4")
@@ -169,7 +172,10 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument(
-        "--size", choices=(TINY, *sorted(experiments.DECODERS), *TABLE6), default="0.5b", help="size of the decoder, or a model"
+        "--size",
+        choices=(TINY, *sorted(experiments.DECODERS), *TABLE6),
+        default="0.5b",
+        help="size of the decoder, or a model of Table 6",
     )
     return flags
 
