@@ -1,15 +1,15 @@
-"""Trains two phases on real files and evaluates the model, with one command.
+"""Trains a model of a family on real files and evaluates it, with one command.
 
-    python -m benchmarks.accuracy.real_charts [--data DIR] [--items 32] [--workdir runs/real_charts]
+    python -m benchmarks.accuracy.real_charts [--family llava|qwen2_5_vl|minicpm_v] [--data DIR] [--items 32]
 
-Phase 1 learns the captions of real photographs. Phase 2 starts from its model and learns real ChartQA training
-questions. Both run train.py with the real Qwen2 tokenizer. Then eval.py asks the same questions, of which a model that
-has memorised them answers at least 95 % correctly. It also asks the test questions; their score says nothing, because
-nothing here is pretrained.
+Phase 1 of the LLaVA learns the captions of real photographs. Phase 2 starts from its model and learns real ChartQA
+training questions. The small Qwen2.5-VL and the small MiniCPM-V learn these questions in one run. All run train.py with
+the real Qwen2 tokenizer. Then eval.py asks the same questions, of which a model that has memorised them answers at
+least 95 % correctly. It also asks the test questions; their score says nothing, because nothing here is pretrained.
 
 DIR holds natural/captions_llava.json with natural/images, chartqa/train.jsonl and chartqa/test.jsonl (with the fields
-type, question, answer and image) with chartqa/images, and qwen2_tokenizer/. The result is written to the Markdown page
---results.
+type, question, answer and image) with chartqa/images, and qwen2_tokenizer/. The result is the family's section of the
+Markdown page --results; the sections of the other families stay.
 """
 
 from __future__ import annotations
@@ -30,18 +30,37 @@ from benchmarks import arguments
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/real_charts.py"
 PROMPT = "<image>\n{question}\nAnswer the question with a single word."  # The question as eval.py asks it.
+# The title of each family's section, and its runs: the name, and the variant of the config.
+FAMILIES = {
+    "llava": ("LLaVA with SigLIP and Qwen2", (("phase 1", "phase1"), ("phase 2", "phase2"))),
+    "qwen2_5_vl": ("Qwen2.5-VL", (("training", "qwen2_5_vl"),)),
+    "minicpm_v": ("MiniCPM-V", (("training", "minicpm_v"),)),
+}
+CAPTIONS = "phase1"
+# Those of the chat formats that Qwen2's tokenizer lacks.
+TOKENS = ("<|vision_start|>", "<|vision_end|>", "</s>", "<image>", "</image>", "<slice>", "</slice>")
 NEEDED = ("natural/captions_llava.json", "chartqa/train.jsonl", "chartqa/test.jsonl", "qwen2_tokenizer/vocab.json")
+
+HEAD = """# Real charts, end to end
+
+`python -m benchmarks.accuracy.real_charts --family=FAMILY` trains a model of a family with Vision Remember on real
+ChartQA training questions, the LLaVA after a first phase on captions of real photographs. All start from scratch, with
+models small enough for two CPU cores and the real Qwen2 tokenizer. Then `vr-jax eval` measures ChartQA's relaxed
+accuracy. That the training questions are memorised shows that the whole path works on real files; the test score of a
+model trained on so few questions says nothing about the method.
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--family", choices=FAMILIES, default="llava", help="the family of the model")
     flags.add_argument("--data", type=arguments.path, default=ROOT.parent / "shared" / "data")
     flags.add_argument("--items", type=int, default=32, help="training questions to memorise")
     flags.add_argument("--workdir", type=arguments.path, default=ROOT / "runs" / "real_charts", help="emptied first")
     flags.add_argument("--results", type=arguments.path, default=ROOT / "docs" / "results" / "real_charts.md")
-    flags.add_argument("--steps", type=int, help="updates of phase 2; default: those of the config")
-    flags.add_argument("--caption_steps", type=int, help="updates of phase 1; default: those of the config")
+    flags.add_argument("--steps", type=int, help="updates on the questions; default: those of the config")
+    flags.add_argument("--caption_steps", type=int, help="updates on the captions; default: those of the config")
     flags.add_argument("--limit", type=int, help="test questions that are asked; default: all")
     return flags
 
@@ -56,30 +75,28 @@ def main(arguments: list[str] | None = None) -> int:
     workdir, data = options.workdir.resolve(), options.data.resolve()
     shutil.rmtree(workdir, ignore_errors=True)
     count = write_items(data / "chartqa", workdir / "chartqa", options.items)
+    title, runs = FAMILIES[options.family]
+    tokenizer = write_tokenizer(data / "qwen2_tokenizer", workdir / "tokenizer")
 
     seconds: dict[str, float] = {}
-    tokenizer = f"--config.tokenizer={data / 'qwen2_tokenizer'}"
-    run(
-        seconds,
-        "phase 1",
-        "train.py",
-        f"--config={CONFIG}:phase1",
-        f"--workdir={workdir / 'phase1'}",
-        f"--config.data.path={data / 'natural' / 'captions_llava.json'}",
-        tokenizer,
-        *([f"--config.steps={options.caption_steps}"] if options.caption_steps else []),
-    )
-    run(
-        seconds,
-        "phase 2",
-        "train.py",
-        f"--config={CONFIG}:phase2",
-        f"--workdir={workdir / 'phase2'}",
-        f"--config.init_from={workdir / 'phase1' / 'model'}",
-        f"--config.data.path={workdir / 'chartqa' / 'train.json'}",
-        tokenizer,
-        *([f"--config.steps={options.steps}"] if options.steps else []),
-    )
+    start: list[str] = []
+    for name, variant in runs:
+        captions = variant == CAPTIONS
+        steps = options.caption_steps if captions else options.steps
+        path = data / "natural" / "captions_llava.json" if captions else workdir / "chartqa" / "train.json"
+        run(
+            seconds,
+            name,
+            "train.py",
+            f"--config={CONFIG}:{variant}",
+            f"--workdir={workdir / variant}",
+            f"--config.data.path={path}",
+            f"--config.tokenizer={tokenizer}",
+            *start,
+            *([f"--config.steps={steps}"] if steps else []),
+        )
+        start = [f"--config.init_from={workdir / variant / 'model'}"]
+    last = runs[-1][1]
     scores = {}
     for name, folder, split in (("memorised", workdir / "chartqa", "train"), ("test", data / "chartqa", "test")):
         output = workdir / f"eval_{name}"
@@ -87,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
             seconds,
             f"evaluation, {name}",
             "eval.py",
-            f"--checkpoint={workdir / 'phase2' / 'model'}",
+            f"--checkpoint={workdir / last / 'model'}",
             "--benchmark=chartqa",
             f"--data={folder}",
             f"--split={split}",
@@ -95,12 +112,25 @@ def main(arguments: list[str] | None = None) -> int:
             *([f"--limit={options.limit}"] if options.limit else []),
         )
         scores[name] = json.loads((output / "chartqa" / "summary.json").read_text())
-    losses = {phase: final_loss(workdir / phase / "metrics.jsonl") for phase in ("phase1", "phase2")}
-    page = write_page(count, scores, losses, seconds)
+    losses = {name: final_loss(workdir / variant / "metrics.jsonl") for name, variant in runs}
+    section = write_section(count, scores, losses, seconds)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(page)
-    print(page)
+    page = options.results.read_text() if options.results.exists() else ""
+    options.results.write_text(with_section(page, title, section))
+    print(section)
     return 0
+
+
+def write_tokenizer(source: Path, target: Path) -> Path:
+    """Writes the tokenizer with the tokens of all chat formats behind its own, and returns its folder."""
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    known = tokenizer.get_vocab()
+    added = [AddedToken(name, special=True, normalized=False) for name in TOKENS if name not in known]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.save_pretrained(target)
+    return target
 
 
 def write_items(source: Path, target: Path, count: int) -> int:
@@ -142,29 +172,21 @@ def final_loss(path: Path) -> tuple[float, float]:
     return losses[0], losses[-1]
 
 
-def write_page(
+def write_section(
     count: int, scores: dict[str, Any], losses: dict[str, tuple[float, float]], seconds: dict[str, float]
 ) -> str:
-    """The result page as Markdown.
+    """The results of a family as Markdown.
 
     Args:
         count: Training questions.
         scores: The evaluations' summaries, "memorised" and "test" (`summary.json` of a benchmark).
-        losses: Losses of the first and the last step of each phase.
+        losses: Losses of the first and the last step of each run.
         seconds: Seconds of each part.
     """
     import jax
 
     memorised, test = scores["memorised"]["metrics"], scores["test"]["metrics"]
     lines = [
-        "# Real charts, end to end",
-        "",
-        "`python -m benchmarks.accuracy.real_charts` trains phase 1 on captions of real photographs and phase 2 on",
-        "real ChartQA training questions. Both start from scratch, with a model small enough for two CPU cores and the",
-        "real Qwen2 tokenizer. Then `vr-jax eval` measures ChartQA's relaxed accuracy. That the training questions are",
-        "memorised shows that the whole path works on real files; the test score of a model trained on so few",
-        "questions says nothing about the method.",
-        "",
         "| questions | items | relaxed accuracy |",
         "|---|---|---|",
         f"| training questions it was trained on | {count} | {memorised['relaxed_overall']:.1%} |",
@@ -172,13 +194,21 @@ def write_page(
     ]
     for category, one in scores["test"]["categories"].items():
         lines.append(f"| test subset, {category} | {one['items']} | {test[f'relaxed_{category}_split']:.1%} |")
-    lines += ["", "| phase | loss of the first step | of the last |", "|---|---|---|"]
-    lines += [f"| {phase} | {first:.3f} | {last:.4f} |" for phase, (first, last) in losses.items()]
+    lines += ["", "| run | loss of the first step | of the last |", "|---|---|---|"]
+    lines += [f"| {name} | {first:.3f} | {last:.4f} |" for name, (first, last) in losses.items()]
     lines += ["", "| part | seconds |", "|---|---|"]
     lines += [f"| {name} | {value:.0f} |" for name, value in {**seconds, "all": sum(seconds.values())}.items()]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    lines += ["", f"Machine: {machine}; Python {platform.python_version()}, jax {jax.__version__}.", ""]
+    lines += ["", f"Machine: {machine}; Python {platform.python_version()}, jax {jax.__version__}."]
     return "\n".join(lines)
+
+
+def with_section(page: str, title: str, section: str) -> str:
+    """Returns the page with a family's section in the place of its old one, in the order of `FAMILIES`."""
+    old = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    sections = old | {title: f"\n{section}\n"}
+    titles = [one for one, _ in FAMILIES.values() if one in sections]
+    return HEAD + "".join(f"\n## {one}\n\n{sections[one].strip()}\n" for one in titles)
 
 
 if __name__ == "__main__":

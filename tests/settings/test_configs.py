@@ -27,6 +27,8 @@ LITERAL = (
     "configs/demo.py",
     "configs/real_charts.py:phase1",
     "configs/real_charts.py:phase2",
+    "configs/real_charts.py:qwen2_5_vl",
+    "configs/real_charts.py:minicpm_v",
 )
 ROWS = [f"{table}/{row}" for table, one in TABLES.items() for row in one.rows]
 LAST_ROWS = [f"{table}/{list(one.rows)[-1]}" for table, one in TABLES.items()]
@@ -196,7 +198,7 @@ def test_table_six_adds_two_blocks_to_a_model_that_is_otherwise_the_same(family)
 
 
 def test_small_configs_can_be_built():
-    for spec in ("configs/demo.py", "configs/demo.py:uncompressed", *LITERAL[-2:]):
+    for spec in ("configs/demo.py", "configs/demo.py:uncompressed", *LITERAL[-4:]):
         config = load_config(spec)
         assert isinstance(config, TrainConfig)
         assert ModelTree(config.model).trainable(config.trainable)

@@ -11,25 +11,46 @@ PARTS = ("memorised", "test")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", real_charts.FAMILIES)
 @needs_data("chartqa", "train.jsonl")
 @needs_data("natural", "captions_llava.json")
 @needs_data("qwen2_tokenizer", "vocab.json")
-def test_both_phases_and_the_evaluations(plain_children, tmp_path):
-    """It is slow because two trainings and two evaluations compile models with Qwen2's vocabulary."""
+def test_all_runs_and_the_evaluations(family, plain_children, tmp_path):
+    """It is slow because trainings and two evaluations compile models with Qwen2's vocabulary."""
     page, workdir = tmp_path / "page.md", tmp_path / "work"
-    few = ["--items=2", "--steps=2", "--caption_steps=2", "--limit=2"]
+    few = [f"--family={family}", "--items=2", "--steps=2", "--caption_steps=2", "--limit=2"]
     assert real_charts.main([f"--data={DATA_ROOT}", f"--workdir={workdir}", f"--results={page}", *few]) == 0
     summaries = {name: json.loads((workdir / f"eval_{name}/chartqa/summary.json").read_text()) for name in PARTS}
     assert {summary["items"] for summary in summaries.values()} == {2}
     text = page.read_text()
     scores = {name: f"{summary['metrics']['relaxed_overall']:.1%}" for name, summary in summaries.items()}
+    title, runs = real_charts.FAMILIES[family]
+    assert f"\n## {title}\n" in text
     assert f"| training questions it was trained on | 2 | {scores['memorised']} |" in text
     assert f"| test subset, all | 2 | {scores['test']} |" in text
-    for phase in ("phase1", "phase2"):
-        first, last = real_charts.final_loss(workdir / phase / "metrics.jsonl")
+    for name, variant in runs:
+        first, last = real_charts.final_loss(workdir / variant / "metrics.jsonl")
         # A model that knows nothing has about the logarithm of Qwen2's 151,936 tokens, which is 11.9.
         assert 10 < first < 14
-        assert f"| {phase} | {first:.3f} | {last:.4f} |" in text
+        assert f"| {name} | {first:.3f} | {last:.4f} |" in text
+
+
+def test_a_section_replaces_its_old_one_and_leaves_the_others():
+    titles = [title for title, _ in real_charts.FAMILIES.values()]
+    page = ""
+    for title in (titles[2], titles[0], titles[1]):
+        page = real_charts.with_section(page, title, f"numbers of {title}")
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == titles
+    again = real_charts.with_section(page, titles[1], "others")
+    assert again == page.replace(f"numbers of {titles[1]}", "others")
+    assert again.startswith(real_charts.HEAD)
+
+
+def test_the_page_of_results_has_every_family():
+    page = (real_charts.ROOT / "docs" / "results" / "real_charts.md").read_text()
+    for title, _ in real_charts.FAMILIES.values():
+        section = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        assert "| training questions it was trained on | 32 |" in section
 
 
 def test_missing_data_is_named(tmp_path, capsys):
