@@ -10,7 +10,17 @@ import pytest
 import tokenizers
 
 from tests.convert.conftest import torch
-from tests.convert.released_files import CLIP_336, LLAVA_1_5, NEXT_MISTRAL, NEXT_VICUNA, OWN, PARTS, QWEN2_5_VL, WHOLE
+from tests.convert.released_files import (
+    CLIP_336,
+    LLAVA_1_5,
+    NEXT_MISTRAL,
+    NEXT_VICUNA,
+    OWN,
+    PARTS,
+    QWEN2_5_VL,
+    WHOLE,
+    Released,
+)
 from tests.convert.released_folder import (
     own_names,
     released_names,
@@ -26,6 +36,7 @@ from vr_jax.convert import encoder_configs, import_checkpoint
 from vr_jax.convert.chat_template import find_template
 from vr_jax.convert.importing import plan_import
 from vr_jax.data.conversations import ChatEncoder
+from vr_jax.data.prompts.chat_templates import ChatTemplate
 from vr_jax.data.types import IMAGE, Turn
 from vr_jax.errors import UserError
 from vr_jax.model.encoders.clip import ClipConfig
@@ -72,6 +83,15 @@ EXPECTED = {
 }
 
 
+# By folder: the named format that comes nearest to its template, and whether a special token ends replies there.
+NAMED = {
+    "llava-hf/llava-1.5-7b-hf": ("vicuna_v1", False),
+    "llava-hf/llava-v1.6-mistral-7b-hf": ("mistral_instruct", False),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": ("vicuna_v1", False),
+    "llava-hf/llama3-llava-next-8b-hf": ("llama_3", True),
+}
+
+
 # Each of the others writes and reads one more whole folder, most of them with a vocabulary of 32064 tokens.
 @pytest.mark.parametrize(
     "name", quick(WHOLE, "llava-hf/llava-1.5-7b-hf", "llava-hf/llama3-llava-next-8b-hf", "Qwen/Qwen2.5-VL-3B-Instruct")
@@ -98,6 +118,8 @@ def test_a_whole_model_is_read_as_it_is_released(name, tmp_path):
     found, _ = find_template(as_path(source))
     tokenizer.chat_template = found
     own = ChatEncoder(tokenizer, config.template, False, "none")
+    if isinstance(own.format, ChatTemplate):
+        assert (own.format.named, own.format.closes_replies) == NAMED[name]
     turns = [Turn("user", IMAGE, _ASK), Turn("assistant", "A car."), Turn("user", "Which one?")]
     for number in (1, 3):
         messages = [{"role": turn.role, "content": [_part(part) for part in turn.parts]} for turn in turns[:number]]
@@ -228,6 +250,22 @@ def test_a_part_is_read_as_it_is_released(name, tmp_path):
         ends = made.files["generation_config.json"]["eos_token_id"]
         ends = ends if isinstance(ends, list) else [ends]
         assert list(read_generation(tmp_path / "ours").eos_token_ids) == ends
+
+
+def test_a_llama_that_may_speak_chatml_is_told(tmp_path):
+    """The decoder of liuhaotian/llava-v1.6-34b is a Llama with the tokens of ChatML, and the folder has no template."""
+    files = {name: one for name, one in LLAVA_1_5.files.items() if not name.startswith("chat_template")}
+    source = write_released(tmp_path / "hub", Released(LLAVA_1_5.config, files, "sentencepiece", LLAVA_1_5.ids))
+    lines: list[str] = []
+    assert plan_import(source, report=lines.append)["template"] == "vicuna_v1"
+    assert lines == []
+    path = source / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["added_tokens"].append(values["added_tokens"][-1] | {"id": 32002, "content": "<|im_start|>"})
+    path.write_text(json.dumps(values))
+    assert plan_import(source, report=lines.append)["template"] == "vicuna_v1"
+    assert len(lines) == 1
+    assert "if it was trained in ChatML, set 'template' in config.json of the result to 'qwen_1_5'" in lines[0]
 
 
 def test_a_tokenizer_that_only_sentencepiece_reads_is_told(tmp_path):

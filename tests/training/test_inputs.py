@@ -52,7 +52,11 @@ def test_a_chat_template_that_ends_no_reply_is_refused_for_training():
     config = TrainConfig(model=tiny_config(decoder=decoder, template="tokenizer"))
     with pytest.raises(ConfigError, match=r"^config\.model\.template = 'tokenizer': .* would not learn to end one"):
         inputs._processor(config, tokenizer)  # noqa: SLF001
-    tokenizer.chat_template = tokenizer.chat_template.replace("+ ' ' }}", "+ eos_token }}")
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = plain + "{# [INST] #}"
+    with pytest.raises(ConfigError, match=r"to end one; set 'mistral_instruct' instead$"):
+        inputs._processor(config, tokenizer)  # noqa: SLF001
+    tokenizer.chat_template = plain.replace("+ ' ' }}", "+ eos_token }}")
     assert inputs._processor(config, tokenizer).encoder.format.end_tokens == ("</s>",)  # noqa: SLF001
     with pytest.raises(ConfigError, match=r"^config\.tokenizer, config\.model\.template: The tokenizer encodes"):
         inputs._processor(TrainConfig(model=tiny_config(decoder=decoder, template="llama_3")), tokenizer)  # noqa: SLF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -18,6 +19,7 @@ from vr_jax.model_directory import is_there, load_tokenizer, read_json, token_id
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 _TOKENIZER = "tokenizer.json"
 _LLAMA_3_HEADER, _LLAMA_3_VOCABULARY = "<|start_header_id|>", 128_000
+_CHATML_HEADER = "<|im_start|>"
 
 
 def find_template(directory: epath.Path) -> tuple[str, str] | None:
@@ -63,6 +65,28 @@ def named_template(family: DecoderFamily, directory: epath.Path, vocab_size: int
     path = directory / _TOKENIZER
     third = _LLAMA_3_HEADER in token_ids(path) if path.exists() else vocab_size >= _LLAMA_3_VOCABULARY
     return "llama_3" if third else "vicuna_v1"
+
+
+def tell_doubt(named: Template, directory: epath.Path, report: Callable[[str], None]) -> None:
+    """Reports that a model may speak another format than that of its decoder's family.
+
+    LLaVA tells ChatML by the name of a checkpoint, as that of llava-v1.6-34b, whose decoder is a Llama.
+
+    Args:
+        named: The format of the family.
+        directory: The folder of the tokenizer.
+        report: Receives the line.
+
+    Raises:
+        UserError: The tokenizer cannot be read.
+    """
+    path = directory / _TOKENIZER
+    if named in ("vicuna_v1", "llama_3", "mistral_instruct") and path.exists() and _CHATML_HEADER in token_ids(path):
+        report(
+            f"{path} has the token {_CHATML_HEADER!r} of ChatML, but the folder has no chat template, and the model is "
+            f"asked in the format {named!r} of its decoder; if it was trained in ChatML, set 'template' in config.json "
+            "of the result to 'qwen_1_5'"
+        )
 
 
 def unusable(template: str, directory: epath.Path) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vr_jax.convert.architectures import Source
-from vr_jax.convert.chat_template import find_template, named_template, unusable, writes_chatml
+from vr_jax.convert.chat_template import find_template, named_template, tell_doubt, unusable, writes_chatml
 from vr_jax.convert.configs import NEXT, ONEVISION, class_of
 from vr_jax.convert.decoder_configs import DecoderFamily, decoder_family, default_ends
 from vr_jax.convert.encoder_configs import CLIP_FAMILY, EncoderFamily, encoder_family
@@ -89,7 +89,10 @@ def _template(
     """The chat format that a LLaVA of transformers is asked by: its folder's own where that can be used."""
     named = named_template(family, folder.directory, config.decoder.vocab_size)
     found = find_template(folder.directory)
-    if found is None or (named == "qwen_1_5" and writes_chatml(found[0])):
+    if found is None:
+        tell_doubt(named, folder.directory, report)
+        return named
+    if named == "qwen_1_5" and writes_chatml(found[0]):
         return named
     reason = "a LLaVA-OneVision was trained with LLaVA's system message, which templates of its folders leave out"
     if class_of(config) is not ONEVISION:

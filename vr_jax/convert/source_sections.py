@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vr_jax.convert.architectures import Source
-from vr_jax.convert.chat_template import named_template
+from vr_jax.convert.chat_template import named_template, tell_doubt
 from vr_jax.convert.configs import read_hf_llava, read_llava
 from vr_jax.convert.decoder_configs import read_decoder
 from vr_jax.convert.encoder_configs import read_encoder
@@ -120,7 +120,9 @@ def sections_of(sources: Mapping[str, Source], report: Callable[[str], None]) ->
         encoder = sources["encoder"].folder if "encoder" in sources else None
         config = with_llava_pixels(config, main.folder, encoder, report)
         tokenizer, size = providers["decoder"].directory, config.decoder.vocab_size
-        config = dataclasses.replace(config, template=named_template(main.decoder_family, tokenizer, size))
+        named = named_template(main.decoder_family, tokenizer, size)
+        tell_doubt(named, tokenizer, report)
+        config = dataclasses.replace(config, template=named)
     return config.to_dict(), providers
 
 

@@ -16,6 +16,7 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.fingerprint import fingerprint
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
+from vr_jax.data.prompts.chat_templates import ChatTemplate
 from vr_jax.data.sources import Source, concatenated, open_source
 from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
@@ -166,10 +167,12 @@ def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
         )
     except UserError as error:
         raise ConfigError(f"config.tokenizer, config.model.template: {error}") from error
+    chat = processor.encoder.format
+    named = chat.named if isinstance(chat, ChatTemplate) else "vicuna_v1"
     check(
-        processor.encoder.format.closes_replies,
+        chat.closes_replies,
         "config.model.template = 'tokenizer': the tokenizer's chat template writes no special token behind a reply, so "
-        "that a model would not learn to end one; set a named template, e.g. 'vicuna_v1'",
+        f"that a model would not learn to end one; set {named!r} instead",
     )
     return processor
 

@@ -41,6 +41,7 @@ _NAMED = (
     ("[INST]", "mistral_instruct"),
     ("<用户>", "minicpm_v"),
     ("USER", "vicuna_v1"),
+    ("ASSISTANT:", "vicuna_v1"),  # Templates may write the user's header from the role.
 )
 _PROBE = (Turn("user", "Pqa"), Turn("assistant", "Pqb"), Turn("user", "Pqc"), Turn("assistant", "Pqd"))
 
