@@ -316,7 +316,7 @@ REFUSED = {
     "qwen2.5-omni": ({"model_type": "qwen2_5_omni"}, "another model than Qwen2.5-VL; take"),
     "next video": (
         {"architectures": ["LlavaNextVideoForConditionalGeneration"], "model_type": "llava_next_video"},
-        "a LLaVA for videos; take one for images",
+        "a LLaVA for videos; take a checkpoint of one for images",
     ),
     "minicpm-v 2.5": (
         {**_LATER_MINICPM, "version": "2.5"},
