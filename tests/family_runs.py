@@ -98,7 +98,7 @@ def run_config(name: str, **changes: Any) -> TrainConfig:
     """
     fields = {
         "data.format": DEMO,
-        "data.demo.size": 12,
+        "data.demo.size": 3,  # one of each subject
         "data.demo.turns": 2,
         "data.workers": 0,
         "batch.rows": 8,

@@ -24,7 +24,7 @@ from vr_jax.training.checkpoint import Checkpoints
 
 # Two updates of each family are compiled, for one device and for eight, and a prompt.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_programs")]
-STEPS, EVERY = 24, 8
+STEPS, EVERY = 48, 8
 
 
 class Killed(BaseException):
@@ -64,7 +64,7 @@ def whole(config, tmp_path_factory):
 def test_the_loss_falls_and_frozen_parts_stay(family, start, whole):
     losses = [loss for _, loss, *_ in series(whole)]
     assert losses[0] == pytest.approx(np.log(read_config(start).decoder.vocab_size), rel=0.15)
-    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+    assert np.mean(losses[-3:]) < 0.1 * losses[0]
     before, after = arrays(start), arrays(whole / "model")
     assert before.keys() == after.keys()
     assert read_config(whole / "model") == small_config(family)
@@ -117,14 +117,13 @@ def test_eight_devices_equal_one(config, whole, tmp_path, monkeypatch):
     np.testing.assert_allclose(one, eight[:4], rtol=2e-5)
 
 
-def test_the_exported_model_answers_what_it_has_learned(config, whole):
-    """The first answers to the questions that it was trained on are right; greedy decoding reads the image again."""
+def test_the_exported_model_answers_what_it_has_learned(whole):
+    """The answers to the questions that it was trained on are right, and end where a reply of the format ends."""
     loaded = load_for_inference(whole / "model")
-    samples = [DemoSource("train", 12, turns=2)[index] for index in range(8)]
+    samples = list(DemoSource("train", 3, turns=2))
     asked = [Conversation(one.id, one.turns[:1], one.images) for one in samples]
     prompts = [loaded.processor.prompt(one) for one in asked]
     generator = Generator(loaded.model, loaded.tokenizer, Buckets.of(loaded.model.config), settings=loaded.generation)
     replies = generator.generate(prompts, max_new_tokens=6)
-    right = [reply.text == one.turns[1].text for reply, one in zip(replies, samples, strict=True)]
-    assert sum(right) >= 6, [reply.text for reply in replies]
-    assert all(reply.tokens[-1] in generator.stop_ids for reply in replies)
+    assert [reply.text for reply in replies] == [one.turns[1].text for one in samples]
+    assert {reply.finish for reply in replies} == {"stop"}
