@@ -138,21 +138,28 @@ def assert_one_line(capsys, message: str) -> None:
 def test_efficiency(family, folder, tmp_path, capsys):
     flags = {"image": "config", "repeats": 1, "warmup": 1, "new_tokens": 3, "text_tokens": 60, "output": tmp_path}
     assert run("efficiency", checkpoint=folder / "model", image_size="48x48", **flags) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("model")
+    assert "model" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / JSON).read_text())["systems"]
-    tiles = {"llava": 5, "qwen2_5_vl": 9, "minicpm_v": 5}[family]
-    assert row["tiles"] == tiles
+    # A base tile and four; 3 x 3 windows of an image of 5 x 5 cells; an overview and four slices of 3 x 3 tokens.
+    sizes = {"llava": (5, 51), "qwen2_5_vl": (9, 25), "minicpm_v": (5, 45)}[family]
+    assert (row["tiles"], row["vision_tokens"]) == sizes
 
 
 # The model's states and the heads are compiled.
 @pytest.mark.slow
-def test_the_probe(folder, tmp_path):
+def test_the_probe(family, folder, tmp_path, capsys):
+    """It squashes an image to one square tile, so that it can be asked about encoders of square tiles only."""
     write_stand_in(tmp_path / "data", classes=2, train=4, val=2)
     heads = {"layers": "1,2", "seeds": 1, "width": 16, "heads": 2, "epochs": 1, "batch_size": 8}
     flags = {"checkpoint": folder / "model", "data": tmp_path / "data", "output": tmp_path / "out", "train_images": 8}
-    assert run("probe", **flags, val_images=4, **heads) == 0
-    found = read_results(tmp_path / "out")
-    assert [tap.name for tap in found.taps] == ["encoder", "compressor", "projector", "layer 1", "layer 2"]
+    status = run("probe", **flags, val_images=4, **heads)
+    if family == "llava":
+        assert status == 0
+        names = [tap.name for tap in read_results(tmp_path / "out").taps]
+        assert names == ["encoder", "compressor", "projector", "layer 1", "layer 1 + vision_remember", "layer 2"]
+    else:
+        assert status == 2
+        assert "squashes an image to one square tile, which the encoder" in capsys.readouterr().err.splitlines()[-1]
 
 
 # lmms-eval's requests are answered in batches, and likelihoods compile a program of their own.
