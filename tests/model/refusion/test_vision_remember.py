@@ -58,6 +58,8 @@ def hidden_states(model: VisionLanguageModel, batch):
 # --- zero initialisation
 
 
+# Two whole models are compiled for each family.
+@pytest.mark.parametrize("family", quick(FAMILIES, "llava"), indirect=True, scope="module")
 def test_at_its_initial_values_it_is_the_baseline_bit_for_bit(config, model, batch):
     """All values are random except those that the block itself starts at zero."""
     blocks = jax.jit(lambda: Refusion(config.refusion, config.spec, rngs=nnx.Rngs(0)))()
