@@ -284,8 +284,8 @@ class ChatEncoder:
         if not prompt and self.label_quirk and self._quirk_ids:
             loss = (spans.roles == Role.ASSISTANT) | np.isin(ids, self._quirk_ids)
         elif not prompt:
-            loss = spans.touch(spans.answers)
-        pooled = spans.touch(spans.questions(self._pooled_turns(turns))) & ~np.isin(ids, self._special_ids)
+            loss = spans.overlap(spans.answers)
+        pooled = spans.overlap(spans.questions(self._pooled_turns(turns))) & ~np.isin(ids, self._special_ids)
         front = [] if list(ids[: len(self._bos_ids)]) == self._bos_ids else self._bos_ids
         return TokenisedConversation(
             tokens=_behind(front, ids),
@@ -356,7 +356,7 @@ class _Spans:
                 follows = False
         return [(begin, end) for begin, end in found if begin < end]
 
-    def touch(self, spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " n"]:
+    def overlap(self, spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " n"]:
         """Marks the tokens that hold any character of the spans, which are sorted and disjoint."""
         if not spans:
             return np.zeros(len(self._start), bool)
