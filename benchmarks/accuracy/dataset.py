@@ -11,7 +11,8 @@ from random import Random
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from benchmarks.accuracy.tasks import KINDS, PAD, PART, PROMPT, TOKEN, Mark, Page, SampleImage, Split, draw_image
+from benchmarks.accuracy.tasks import PAD, PART, PROMPT, TOKEN
+from vr_jax.data.demo.pages import KINDS, Mark, Page, SampleImage, Split, draw_image
 
 QUESTIONS = 2  # asked in a row, each PROMPT tokens and its answer
 ROW = QUESTIONS * (PROMPT + 1)

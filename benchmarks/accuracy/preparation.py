@@ -49,7 +49,7 @@ def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
     log(f"{len(train)} + {len(held_out)} images in {time.perf_counter() - start:.0f} s")
 
     encoder = nnx.eval_shape(lambda: PatchReader(setting, rngs=nnx.Rngs(0)))
-    encoder = _stored(workdir / "encoder.npz", encoder, lambda: train_encoder(setting, train, seed=0, log=log))
+    encoder = stored(workdir / "encoder.npz", encoder, lambda: train_encoder(setting, train, seed=0, log=log))
     levels = [
         _stored_levels(workdir / name, encoder, data) for name, data in (("train", train), ("held_out", held_out))
     ]
@@ -57,7 +57,7 @@ def prepare(setting: Setting, workdir: Path, log: Log) -> Prepared:
 
     cached, held_out_cached = CachedImages.of(train, levels[0]), CachedImages.of(held_out, levels[1])
     reader = nnx.eval_shape(lambda: new_model(size_of(setting), seed=0))
-    reader = _stored(workdir / "reader.npz", reader, lambda: train_reader(setting, cached, seed=0, log=log))
+    reader = stored(workdir / "reader.npz", reader, lambda: train_reader(setting, cached, seed=0, log=log))
     return Prepared(cached, held_out, held_out_cached, encoder, reader)
 
 
@@ -74,7 +74,7 @@ def _check_setting(setting: Setting, workdir: Path) -> None:
         path.write_text(described)
 
 
-def _stored[Model: nnx.Module](path: Path, abstract: Model, make: Callable[[], Model]) -> Model:
+def stored[Model: nnx.Module](path: Path, abstract: Model, make: Callable[[], Model]) -> Model:
     """Reads a module from a file, or makes and writes it. The arrays are in the order of the tree's leaves."""
     structure = jax.tree.structure(abstract)
     if path.exists():

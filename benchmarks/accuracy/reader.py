@@ -3,7 +3,7 @@
 Its decoder is the starting point of every system. Attention that finds a patch by a word of the question forms late
 when a model is trained from scratch. Three things make it form earlier:
 
-* The keys start equal to the queries (`_match_contents`).
+* The keys start equal to the queries (`match_contents`).
 * The projector first learns to express each patch in the decoder's own words (`alignment_loss`).
 * The decoder first finds answers among few patches (`focus_loss`), and then among all.
 
@@ -83,7 +83,7 @@ def reading_loss(model: VisionLanguageModel, data: CachedImages, numbers: Int[Ar
     return answer_and_naming_loss(model, hidden, text, data.marks[images])
 
 
-def _match_contents(model: VisionLanguageModel) -> None:
+def match_contents(model: VisionLanguageModel) -> None:
     """Starts the key projections equal to the query projections.
 
     Attention then prefers equal contents from the first step, so a word of the question finds the patches that say the
@@ -102,7 +102,7 @@ def train_reader(setting: Setting, data: CachedImages, *, seed: int, log: Callab
     levels = tuple(setting.levels[level] for level in (7, 15, 23))
     cut = VisionRememberConfig(insert_after=(setting.late_arrival,), levels=levels, cross_heads=setting.cross_heads)
     model = new_model(dataclasses.replace(size_of(setting), refusion=cut), seed=seed)
-    _match_contents(model)
+    match_contents(model)
     stages: list[tuple[str, Loss, Schedule]] = [
         ("alignment", _alignment_loss, setting.alignment),
         ("focus", partial(focus_loss, kept=setting.focus_patches), setting.focus),

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from benchmarks.accuracy.results import Run
 from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.systems import Systems, systems
-from benchmarks.accuracy.tasks import KINDS
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.experiments import TABLES
 
 # The rows with pooling, by compression. The row with Vision Remember has the same name with "_vr" at its end.

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.accuracy.tasks import VOCABULARY, Page
+from benchmarks.accuracy.tasks import VOCABULARY
+from vr_jax.data.demo.pages import Page
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 from benchmarks.accuracy.dataset import Dataset
 from benchmarks.accuracy.encoder import Cached
 from benchmarks.accuracy.settings import Setting
-from benchmarks.accuracy.tasks import KINDS, PAD, PROMPT, TOKEN
+from benchmarks.accuracy.tasks import PAD, PROMPT, TOKEN
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.model.batch import NO_CELL, Batch
 from vr_jax.model.config import VlmConfig, single_tile
 from vr_jax.model.decoders.transformer import DecoderLayer

@@ -15,8 +15,9 @@ from benchmarks.accuracy.encoder import PatchReader
 from benchmarks.accuracy.results import Run
 from benchmarks.accuracy.settings import SETTINGS
 from benchmarks.accuracy.systems import all_rows, systems
-from benchmarks.accuracy.tasks import KINDS, NOTHING, PART, PROMPT, TOKEN, WORD, Page, draw_image
+from benchmarks.accuracy.tasks import PART, PROMPT, TOKEN
 from benchmarks.accuracy.training import new_model, size_of, window_levels
+from vr_jax.data.demo.pages import KINDS, NOTHING, WORD, Page, draw_image
 
 TOY = SETTINGS["toy"]
 TRAINED = ("table1/pooling_vr", "table4/token_packer")

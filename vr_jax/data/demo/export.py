@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from vr_jax.data.demo.source import DemoSource
+from vr_jax.data.demo.source import DemoSample, DemoSource
+from vr_jax.data.types import Conversation
 from vr_jax.storage import complete_directory
 
 _LLAVA_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -33,13 +34,37 @@ def write_llava(source: DemoSource, directory: str | os.PathLike[str]) -> Path:
         for index in range(len(source)):
             sample = source.sample(index)
             (work / "images" / f"{sample.id}.png").write_bytes(sample.png)
-            turns = [{"from": _LLAVA_ROLES[t.role], "value": t.text} for t in sample.conversation().turns]
-            records.append({"id": sample.id, "image": f"{sample.id}.png", "conversations": turns})
+            records.append(llava_record(sample.conversation(), f"{sample.id}.png"))
         (work / "data.json").write_text(json.dumps(records, indent=1) + "\n")
     return Path(directory) / "data.json"
 
 
-def write_chartqa(source: DemoSource, directory: str | os.PathLike[str]) -> Path:
+def llava_record(conversation: Conversation, image: str) -> dict[str, Any]:
+    """Returns a conversation about one image as a record in LLaVA's format.
+
+    Args:
+        conversation: The conversation.
+        image: The name of the image's file.
+    """
+    turns = [{"from": _LLAVA_ROLES[turn.role], "value": turn.text} for turn in conversation.turns]
+    return {"id": conversation.id, "image": image, "conversations": turns}
+
+
+class Samples(Protocol):
+    """A source of generated images with questions."""
+
+    @property
+    def split(self) -> str:
+        """The split, "train" or "held_out"."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def sample(self, index: int) -> DemoSample:
+        """An image with its questions."""
+
+
+def write_chartqa(source: Samples, directory: str | os.PathLike[str]) -> Path:
     """Writes the questions in the format of the ChartQA benchmark with PNG images.
 
     Each question is one line with the fields type (the kind of question), question, answer, imgname and image.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vr_jax.data.demo.images import INKS, WORDS
+from vr_jax.data.demo.reading import BEGINNINGS, END, NAMING, NEXT, PLACES, SUFFIX
 
 END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -19,6 +22,11 @@ PHRASES = (
     "What is in row ", ", column ",
     "What is the word?", "What colour is the word?",
 )  # fmt: skip
+# The same for the pages of `vr_jax.data.demo.reading`, whose answers are single letters and digits.
+READING_PHRASES = (
+    "You are a helpful assistant.", "system", "user", "assistant",
+    *sorted(set(BEGINNINGS.values())), END + SUFFIX, *PLACES, NAMING, NEXT,
+)  # fmt: skip
 
 
 def demo_tokenizer() -> PreTrainedTokenizerFast:
@@ -28,11 +36,21 @@ def demo_tokenizer() -> PreTrainedTokenizerFast:
     the three special tokens. As in Qwen2, `<|endoftext|>` is the pad token and `<|im_end|>` ends a message.
     `save_pretrained` writes a directory that `AutoTokenizer` reads.
     """
+    return _byte_level((*PHRASES, *INKS, *WORDS))
+
+
+def reading_tokenizer() -> PreTrainedTokenizerFast:
+    """Builds the tokenizer of the pretrained parts of the demo: that of `demo_tokenizer` with other phrases."""
+    return _byte_level(READING_PHRASES)
+
+
+def _byte_level(pieces: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Builds a tokenizer of bytes, whole pieces of text, and Qwen2's special tokens."""
     alphabet = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in (*PHRASES, *INKS, *WORDS)])
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
     specials = (END_OF_TEXT, MESSAGE_START, MESSAGE_END)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in specials])
     return PreTrainedTokenizerFast(
