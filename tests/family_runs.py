@@ -75,7 +75,7 @@ def small_config(name: str, **changes: Any) -> VlmConfig:
         base |= {"decoder": dataclasses.replace(decoder, rope_sections=(1, 2, 1)), "vision_feature_layer": 2}
     else:
         encoder = dataclasses.replace(family.encoder, num_layers=2)
-        image = dataclasses.replace(family.image, slice_size=24, max_slices=4)
+        image = dataclasses.replace(family.image, slice_size=20, max_slices=4)
         scales = {"embedding_scale": 3.0, "residual_scale": 0.7, "logit_scale": 0.5, "attention_bias": False}
         base |= {"decoder": dataclasses.replace(decoder, **scales), "vision_feature_layer": 3}
     return family_config(name, **base | {"encoder": encoder, "image": image} | changes)
@@ -99,14 +99,14 @@ def run_config(name: str, **changes: Any) -> TrainConfig:
     fields = {
         "data.format": DEMO,
         "data.demo.size": 3,  # one of each subject
-        "data.demo.turns": 2,
+        "data.demo.turns": 1,  # MiniCPM-V closes the last reply of a conversation only
         "data.workers": 0,
         "batch.rows": 8,
         "batch.tokens": 192,
         "batch.tiles": 20,
         "trainable": ("decoder.*", "projector.*", "refusion.*", *(["image_newline"] if name == "llava" else [])),
         "frozen_dtype": "float32",
-        "optimizer.lr": 5e-3,
+        "optimizer.lr": 8e-3,
         "optimizer.schedule": "constant",
         "optimizer.warmup_ratio": 0.0,
         "loss_chunk": 64,

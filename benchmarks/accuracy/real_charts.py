@@ -37,7 +37,7 @@ FAMILIES = {
     "minicpm_v": ("MiniCPM-V", (("training", "minicpm_v"),)),
 }
 CAPTIONS = "phase1"
-# Those of the chat formats that Qwen2's tokenizer lacks.
+# The special tokens of the chat formats that Qwen2's tokenizer lacks.
 TOKENS = ("<|vision_start|>", "<|vision_end|>", "</s>", "<image>", "</image>", "<slice>", "</slice>")
 NEEDED = ("natural/captions_llava.json", "chartqa/train.jsonl", "chartqa/test.jsonl", "qwen2_tokenizer/vocab.json")
 
@@ -126,8 +126,8 @@ def write_tokenizer(source: Path, target: Path) -> Path:
     from transformers import AddedToken, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    known = tokenizer.get_vocab()
-    added = [AddedToken(name, special=True, normalized=False) for name in TOKENS if name not in known]
+    # The vocabulary has "</s>" as an ordinary token, which no text becomes before it is special.
+    added = [AddedToken(name, special=True, normalized=False) for name in TOKENS]
     tokenizer.add_tokens(added, special_tokens=True)
     tokenizer.save_pretrained(target)
     return target

@@ -16,7 +16,7 @@ from tests.training.tiny import series
 from vr_jax import sharding
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.types import Conversation
-from vr_jax.inference import Buckets, Generator, load_for_inference
+from vr_jax.inference import Buckets, Generator, load_for_inference, user_turn
 from vr_jax.model_directory import load_model, read_config
 from vr_jax.sharding import path_of
 from vr_jax.training import inputs, loop
@@ -24,7 +24,7 @@ from vr_jax.training.checkpoint import Checkpoints
 
 # Two updates of each family are compiled, for one device and for eight, and a prompt.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_programs")]
-STEPS, EVERY = 48, 8
+STEPS, EVERY = 64, 8
 
 
 class Killed(BaseException):
@@ -64,7 +64,7 @@ def whole(config, tmp_path_factory):
 def test_the_loss_falls_and_frozen_parts_stay(family, start, whole):
     losses = [loss for _, loss, *_ in series(whole)]
     assert losses[0] == pytest.approx(np.log(read_config(start).decoder.vocab_size), rel=0.15)
-    assert np.mean(losses[-3:]) < 0.1 * losses[0]
+    assert np.mean(losses[-3:]) < 0.2 * losses[0]
     before, after = arrays(start), arrays(whole / "model")
     assert before.keys() == after.keys()
     assert read_config(whole / "model") == small_config(family)
@@ -120,10 +120,12 @@ def test_eight_devices_equal_one(config, whole, tmp_path, monkeypatch):
 def test_the_exported_model_answers_what_it_has_learned(whole):
     """The answers to the questions that it was trained on are right, and end where a reply of the format ends."""
     loaded = load_for_inference(whole / "model")
-    samples = list(DemoSource("train", 3, turns=2))
-    asked = [Conversation(one.id, one.turns[:1], one.images) for one in samples]
+    source = DemoSource("train", 3)
+    samples = [source.sample(index) for index in range(3)]
+    separators = loaded.processor.encoder.separators
+    asked = [Conversation(one.id, (user_turn(one.questions[0].text, 1, separators),), (one.png,)) for one in samples]
     prompts = [loaded.processor.prompt(one) for one in asked]
     generator = Generator(loaded.model, loaded.tokenizer, Buckets.of(loaded.model.config), settings=loaded.generation)
     replies = generator.generate(prompts, max_new_tokens=6)
-    assert [reply.text for reply in replies] == [one.turns[1].text for one in samples]
+    assert [reply.text.strip() for reply in replies] == [one.questions[0].answer for one in samples]
     assert {reply.finish for reply in replies} == {"stop"}

@@ -199,9 +199,14 @@ class ChatEncoder:
         return self.format.separators
 
     def _single_id(self, text: str, backend: tokenizers.Tokenizer) -> int:
-        """Returns the id of a text that has to be one token."""
-        known = backend.token_to_id(text)
-        ids = [known] if known is not None else self._ids(text)
+        """Returns the id of a text that has to be one token.
+
+        A vocabulary may hold an ordinary token, such as Qwen2's "</s>", that no text becomes. It cannot be what the
+        format writes, since a model would then learn to end its replies with other tokens than the one that ends them.
+        """
+        known, ids = backend.token_to_id(text), self._ids(text)
+        if known is not None and (known in ids or text not in self.format.single_tokens):
+            return known
         if len(ids) != 1:
             raise UserError(
                 f"The tokenizer encodes {text!r} as {len(ids)} tokens {ids}, but the template {self.format.name!r} "

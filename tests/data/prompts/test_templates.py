@@ -1,9 +1,11 @@
 """The named templates: the text that the official code writes, ids as transformers makes them, targets and masks."""
 
+import json
 import pickle
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.data.prompts.small_tokenizers import (
@@ -281,6 +283,22 @@ def test_markers(tokenizers):
 def test_a_tokenizer_without_a_token_of_the_format_is_refused(template, kind, token, tokenizers):
     with pytest.raises(UserError, match=rf"encodes {token} as \d+ tokens .* the template '{template}' needs one"):
         encoder_of(tokenizers[kind], template)
+
+
+def test_an_end_token_that_no_text_becomes_is_refused():
+    """Qwen2's vocabulary has "</s>" as an ordinary token without the merges that would make it."""
+    tokenizer = byte_level(("<|endoftext|>", *MINICPM), pad="<|endoftext|>", eos="<|endoftext|>")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"]["</s>"] = len(tokenizer)
+    ordinary = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), pad_token="<|endoftext|>"
+    )
+    assert ordinary.get_vocab()["</s>"] not in ordinary.encode("a</s>")
+    with pytest.raises(UserError, match=r"encodes '</s>' as \d+ tokens .* the template 'minicpm_v' needs one token"):
+        ChatEncoder(ordinary, "minicpm_v", False, "none")
+    ordinary.add_special_tokens({"additional_special_tokens": ["</s>"]})
+    sample = ChatEncoder(ordinary, "minicpm_v", False, "none").sample([Turn("user", "Hi"), Turn("assistant", "Yes")])
+    assert sample.tokens[-1] == ordinary.get_vocab()["</s>"]
 
 
 def test_captions_begin_with_the_token_that_the_tokenizer_puts_in_front(tokenizers):
