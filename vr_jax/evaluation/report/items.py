@@ -32,6 +32,7 @@ class ReportItem:
         error: The reason why the item could not be asked or scored, or None.
         cut_off: Whether the answer ended at the token limit.
         maps: The heat maps over the first image.
+        others: The answers of other models, as pairs of name and text.
     """
 
     id: str
@@ -45,6 +46,7 @@ class ReportItem:
     error: str | None = None
     cut_off: bool = False
     maps: tuple[HeatMap, ...] = field(default=(), repr=False)
+    others: tuple[tuple[str, str], ...] = ()
 
     @property
     def state(self) -> State:

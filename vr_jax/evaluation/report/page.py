@@ -17,6 +17,7 @@ from markupsafe import Markup
 from vr_jax.evaluation.paper_scores import PaperRow
 from vr_jax.evaluation.report import plots, tables
 from vr_jax.evaluation.report.cards import MAX_IMAGES, WORDS, card_views, map_choices
+from vr_jax.evaluation.report.comparison import Comparison
 from vr_jax.evaluation.report.heat import GRADIENT
 from vr_jax.evaluation.report.images import IMAGE_LEVELS, MAP_LEVELS, Embedded, Source, embed, key_of
 from vr_jax.evaluation.report.items import ReportItem
@@ -44,6 +45,7 @@ def write_report(
     losses: Sequence[tuple[int, float]] = (),
     settings: Mapping[str, object] | None = None,
     paper_rows: Sequence[PaperRow] = (),
+    comparison: Comparison | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> None:
     """Writes the page of a report. The file appears only when it is complete.
@@ -58,6 +60,7 @@ def write_report(
         losses: The steps and losses of a training run, which are plotted if there are any.
         settings: The settings of the run, which are shown as they are.
         paper_rows: The rows of the paper whose model was evaluated (see `paper_scores.rows_of`).
+        comparison: What stands in the place of the scores of one run, if the page compares several runs.
         max_bytes: The largest size of the page.
 
     Raises:
@@ -66,7 +69,7 @@ def write_report(
     """
     run = RunScores.from_summary(summary)
     for shown, length in _versions(items):
-        page = _Page(run, shown, length, title, losses, settings or {}, paper_rows)
+        page = _Page(run, shown, length, title, losses, settings or {}, paper_rows, comparison)
         images, maps = page.sources()
         rest = page.size_without_images(images, maps)
         if rest <= _TEXT_SHARE * max_bytes:
@@ -86,7 +89,9 @@ class _Page:
         losses: Sequence[tuple[int, float]],
         settings: Mapping[str, object],
         paper_rows: Sequence[PaperRow],
+        comparison: Comparison | None = None,
     ):
+        self.template = "page.html" if comparison is None else "comparison.html"
         self.items = items
         self.length = length
         self.titles = {one.name: one.title for one in run.benchmarks}
@@ -104,12 +109,13 @@ class _Page:
             "map_choices": map_choices(labels) if labels else (),
             "gradient": GRADIENT,
             "settings": list(settings.items()),
+            "comparison": comparison,
         }
 
     def render(self, images: _ByKey, maps: _ByKey) -> bytes:
         """Renders the page with embedded images and heat maps by key."""
         cards = card_views(self.items, images, maps, self.titles, self.length)
-        return _template().render(cards=cards, **_assets(), **self.parts).encode()
+        return _template(self.template).render(cards=cards, **_assets(), **self.parts).encode()
 
     def sources(self) -> tuple[dict[str, Source], dict[str, Source]]:
         """Returns the images and the heat maps of the page by key."""
@@ -130,11 +136,11 @@ class _Page:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = page_environment("vr_jax.evaluation.report")
     environment.filters["thousands"] = thousands
     environment.globals["name_length"] = NAME
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 @functools.cache

@@ -1,0 +1,32 @@
+"""The systems that the demo compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DemoSystem:
+    """One system.
+
+    Attributes:
+        name: The name of its folder, and the beginning of the names of its variants in configs/reading.py.
+        title: The name on the page.
+        ratio: The number of patches for each vision token.
+        remembers: Whether Vision Remember re-reads the encoder's features.
+    """
+
+    name: str
+    title: str
+    ratio: int
+    remembers: bool = False
+
+
+# In the order in which they are trained. Pairs with and without Vision Remember stand together.
+SYSTEMS = (
+    DemoSystem("vision_remember_9", "pooling + Vision Remember", 9, remembers=True),
+    DemoSystem("pooling_9", "pooling", 9),
+    DemoSystem("vision_remember_16", "pooling + Vision Remember", 16, remembers=True),
+    DemoSystem("pooling_16", "pooling", 16),
+    DemoSystem("token_packer_9", "TokenPacker", 9),
+)
