@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, remo
 
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
 REPORT = "report.html"
+MODEL = "model"  # The first system's, at a short path.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ def demo(flags: DemoFlags) -> list[SystemResult]:
     }
     for chain in chains:
         settings |= {step.name: step.shown for step in chain}
+    shutil.copytree(results[0].model, workdir / MODEL)
     write_page(workdir / REPORT, results, workdir, settings)
     _print_scores(results, time.perf_counter() - start, workdir / REPORT)
     return results

@@ -111,6 +111,7 @@ def write_page(
     ]
     columns = ("all", *KINDS)
     own, others = by_name["vision_remember_9"], [one for one in results if one.system.ratio == 9]
+    shown, won = _won_items(own, [one for one in others if one is not own], workdir, items)
     comparison = Comparison(
         lead=(
             "A vision-language model that reads an image through few tokens forgets detail. Here it keeps one vision "
@@ -126,14 +127,18 @@ def write_page(
         paper_rows=_paper_rows(),
         curves=compared_curves(runs),
         notes=NOTES,
-        commands=_commands(own, workdir),
+        items_note=(
+            f"{won} of {len(own.answers)} questions are answered by Vision Remember at 1/9 and by no other system at "
+            f"1/9; this page shows {len(shown)} of them. The heat maps show where each insertion re-read."
+        ),
+        commands=_commands(workdir),
     )
     summary = _read_json(own.folder / "eval" / "summary.json")
     write_report(
         path,
         title="Vision Remember against pooling: pages to read",
         summary=summary,
-        items=_won_items(own, [one for one in others if one is not own], workdir, items),
+        items=shown,
         settings=settings,
         comparison=comparison,
     )
@@ -166,16 +171,16 @@ def _paper_rows() -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def _commands(own: SystemResult, workdir: Path) -> tuple[tuple[str, str], ...]:
+def _commands(workdir: Path) -> tuple[tuple[str, str], ...]:
     image = workdir / DATA / HELD_OUT / "images" / "page-held_out-0-2.png"
     return (
         (
             "Ask the model about a page yourself:",
-            f'vr-jax chat --checkpoint={own.model} --image={image} "Which digit is highlighted at the top left?"',
+            f'vr-jax chat --checkpoint={workdir / MODEL} --image={image} "Which digit is highlighted at the top left?"',
         ),
         (
             "See how much Vision Remember adds to the work of a prefill:",
-            f"vr-jax efficiency --checkpoint={own.model}",
+            f"vr-jax efficiency --checkpoint={workdir / MODEL}",
         ),
         (
             "Plan the real training, without a single accelerator:",
@@ -184,8 +189,10 @@ def _commands(own: SystemResult, workdir: Path) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _won_items(own: SystemResult, others: Sequence[SystemResult], workdir: Path, count: int) -> list[ReportItem]:
-    """Items that only Vision Remember answers at its ratio, of all kinds in turn, with heat maps."""
+def _won_items(
+    own: SystemResult, others: Sequence[SystemResult], workdir: Path, count: int
+) -> tuple[list[ReportItem], int]:
+    """Items that only Vision Remember answers at its ratio, of all kinds in turn, with heat maps; and how many are."""
     benchmark = get_benchmark(BENCHMARK)
     items = {item.id: item for item in benchmark.items(workdir / DATA / HELD_OUT)}
     by_kind: dict[str, list[Item]] = {}
@@ -196,11 +203,11 @@ def _won_items(own: SystemResult, others: Sequence[SystemResult], workdir: Path,
     turns = range(max(map(len, kinds), default=0))
     chosen = [found[turn] for turn in turns for found in kinds if turn < len(found)][:count]
     if not chosen:
-        return []
+        return [], 0
     loaded = load_for_inference(own.model)
     generator = Generator(loaded.model, loaded.tokenizer)
     maps = attention_maps(generator, loaded.processor, benchmark, chosen, batch_size=count, progress=False)
-    return [
+    found_items = [
         _report_item(
             own.answers[item.id],
             images=item.images,
@@ -209,6 +216,7 @@ def _won_items(own: SystemResult, others: Sequence[SystemResult], workdir: Path,
         )
         for item, found in zip(chosen, maps, strict=True)
     ]
+    return found_items, sum(map(len, kinds))
 
 
 def _report_item(result: ItemResult, **fields: Any) -> ReportItem:

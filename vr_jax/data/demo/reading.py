@@ -157,6 +157,6 @@ def _write_train(source: ReadingSource, folder: Path) -> None:
         sample = source.sample(index)
         (folder / "images" / f"{sample.id}.png").write_bytes(sample.png)
         for records, conversation in zip((captions, questions), conversations(sample), strict=True):
-            records.append(llava_record(conversation, f"{sample.id}.png"))
+            records.append(llava_record(conversation, f"images/{sample.id}.png"))
     write_text(folder / CAPTIONS, json.dumps(captions) + "\n")
     write_text(folder / QUESTIONS, json.dumps(questions) + "\n")

@@ -70,6 +70,7 @@ class Comparison:
         paper_rows: Its rows; the first cell is the name.
         curves: The loss curves, by the title of the run and the name of the curve.
         notes: Paragraphs on what the numbers say and what they do not.
+        items_note: What the items of the page have in common.
         commands: What to try next, as pairs of a sentence and a command.
     """
 
@@ -83,6 +84,7 @@ class Comparison:
     paper_rows: tuple[tuple[str, ...], ...]
     curves: tuple[tuple[str, LossCurve], ...]
     notes: tuple[str, ...]
+    items_note: str
     commands: tuple[tuple[str, str], ...]
 
 

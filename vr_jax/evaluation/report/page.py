@@ -103,7 +103,7 @@ class _Page:
             "benchmark_rows": tables.benchmark_table(run) if len(run.benchmarks) > 1 or run.of_the_paper else [],
             "plots": [plots.score_plot(one) for one in run.benchmarks],
             "curve": plots.loss_curve(losses),
-            "total": _total(run, items),
+            "total": _total(run, items) if comparison is None else comparison.items_note,
             "states": _states(items),
             "benchmark_choices": _benchmark_choices(items, self.titles),
             "map_choices": map_choices(labels) if labels else (),

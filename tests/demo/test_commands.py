@@ -1,0 +1,73 @@
+"""The commands of the demo are those that a user types; chains run in order, and a failure stops the rest."""
+
+import shlex
+import sys
+import time
+
+import pytest
+
+from vr_jax.cli.eval import EvalFlags
+from vr_jax.cli.flags import parse
+from vr_jax.cli.train import TrainFlags
+from vr_jax.demo.commands import Step, prepare_steps, run_systems, system_steps
+from vr_jax.demo.systems import SYSTEMS
+from vr_jax.errors import UserError
+from vr_jax.settings import load_config
+
+
+def python(name, tmp_path, code):
+    return Step(name, ("python", "-c", code), tmp_path / name / "log.txt")
+
+
+def write(path):
+    return f"open({str(path)!r}, 'w').close()"
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda one: one.name)
+def test_the_commands_of_a_system_exist_and_follow_each_other(system, tmp_path):
+    phase1, phase2, evaluation = system_steps(system, tmp_path, seed=3, steps=7, overrides=["optimizer.lr=0.5"])
+    for step, trained in ((phase1, "start"), (phase2, f"{system.name}/phase1/model")):
+        assert step.words[:2] == ("vr-jax", "train")
+        flags = parse(TrainFlags, list(step.words[2:]))
+        config = load_config(flags.config, flags.overrides)
+        assert (config.steps, config.seed, config.optimizer.lr) == (7, 3, 0.5)
+        assert config.init_from == str(tmp_path / trained)
+        assert (config.model.refusion is not None) == system.remembers
+        assert config.model.projector.stride**2 == system.ratio
+    flags = parse(EvalFlags, list(evaluation.words[2:]))
+    assert flags.checkpoint == str(tmp_path / system.name / "phase2" / "model")
+
+
+def test_a_command_is_shown_as_it_can_be_typed(tmp_path):
+    step, _ = prepare_steps(tmp_path / "it's", pages=1, held_out=1, seed=0)
+    words = shlex.split(step.shown)
+    assert words == list(step.words)
+    assert step.argv == [sys.executable, *words[1:]]
+    compile(words[2], "shown", "exec")
+
+
+def test_chains_run_in_order_and_report_each_command(tmp_path):
+    marks = [tmp_path / str(number) for number in range(3)]
+    chain = [python("first", tmp_path, write(marks[0]))]
+    chain += [python("second", tmp_path, f"import os; assert os.path.exists({str(marks[0])!r}); {write(marks[1])}")]
+    lines = []
+    run_systems([chain, [python("other", tmp_path, write(marks[2]))]], 2, lines.append)
+    assert all(mark.exists() for mark in marks)
+    shown = [line for line in lines if line.startswith("$ ")]
+    assert sorted(shown) == sorted(f"$ {step.shown}" for step in (*chain, python("other", tmp_path, write(marks[2]))))
+    assert sum(line.endswith(" s") for line in lines) == 3
+
+
+def test_a_failure_ends_the_demo_with_the_end_of_its_log(tmp_path):
+    """The command behind it is not started, and a command beside it is ended."""
+    never = tmp_path / "never"
+    fails = python("fails", tmp_path, "import sys; print('the reason'); sys.exit(3)")
+    chains = [
+        [fails, python("behind", tmp_path, write(never))],
+        [python("beside", tmp_path, "import time; time.sleep(60)")],
+    ]
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"fails ended with exit status 3; .*log\.txt ends with: the reason"):
+        run_systems(chains, 2, lambda line: None)
+    assert not never.exists()
+    assert time.monotonic() - began < 50
