@@ -38,7 +38,7 @@ REFUSION = {
 TOKEN_PACKER = {
     "name": "token_packer",
     "stride": 3,
-    "levels": (2, 2, 3, 4),  # the paper's layers 12, 16, 22 and 23 of 24 at this depth
+    "levels": (1, 2, 3, 4),  # the paper's layers 12, 16, 22 and 23 of 24 at this depth
     "heads": 4,
 }
 
