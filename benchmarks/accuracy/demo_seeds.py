@@ -90,11 +90,8 @@ def table(runs: dict[int, list[SystemResult]], seconds: Sequence[float]) -> str:
             f"Vision Remember against pooling at 1/{ratio}: {', '.join(f'{gain:+.1f}' for gain in gains)} points."
         )
     took = ", ".join(f"{one:.0f}" for one in seconds)
-    lines += [
-        "",
-        f"A run took {took} s without the set-up of the environment: {platform.machine()}, jax {jax.__version__}, Python "
-        f"{platform.python_version()}.",
-    ]
+    versions = f"{platform.machine()}, jax {jax.__version__}, Python {platform.python_version()}"
+    lines += ["", f"A run took {took} s without the set-up of the environment: {versions}."]
     return "\n".join(lines)
 
 
