@@ -344,11 +344,11 @@ are so small that two CPU cores can train models that start from them in minutes
 * **Made by** `python -m benchmarks.accuracy.demo_parts` in {minutes:.0f} minutes ({machine}).
 * **Data**: {pages:,} generated pages of 96 x 96 pixels (words, small text, tables of digits, bars, lines) with captions
   and questions; the encoder saw {images:,} such pages. Seed {seed}. No held-out content occurs in training.
-* **SigLIP**: {vision_layers} layers of {vision_width} channels, {vision_count:,} parameters; {encoder_steps} steps of {encoder_batch} pages with
-  linear heads on every patch. It reads {encoder:.1%} of the held-out patches right.
-* **Qwen2**: {text_layers} layers of {text_width} channels, {text_count:,} parameters; {steps} steps with every patch as a vision
-  token. With a projector that is thrown away it answers {questions:.1%} of the questions about held-out pages, and names
-  {captions:.1%} of what their captions name.
+* **SigLIP**: {vision_layers} layers of {vision_width} channels, {vision_count:,} parameters; {encoder_steps} steps of
+  {encoder_batch} pages with linear heads on every patch. It reads {encoder:.1%} of the held-out patches right.
+* **Qwen2**: {text_layers} layers of {text_width} channels, {text_count:,} parameters; {steps} steps with every
+  patch as a vision token. With a projector that is thrown away it answers {questions:.1%} of the questions about
+  held-out pages, and names {captions:.1%} of what their captions name.
 * **Licence**: that of this repository.
 """
 
