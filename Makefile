@@ -1,6 +1,7 @@
-# make dev | demo | test | test-slow | test-lmms-eval | test-transformers4 | lint | bench | clean
+# make dev | demo | test | test-slow | test-tpu-compiler | test-lmms-eval | test-transformers4 | lint | bench | clean
 # Each target creates the environment that it needs in $(VENV), that of lmms-eval in $(LMMS_VENV), and the folder with
-# transformers 4 in $(TRANSFORMERS4).
+# transformers 4 in $(TRANSFORMERS4). VERSIONS=lowest or newest, and BASE_PYTHON=python3.13, change what a new environment
+# has (tools/setup_env.sh); give it a folder of its own: make test VENV=.venv-lowest VERSIONS=lowest.
 VENV ?= .venv
 LMMS_VENV ?= .venv-lmms-eval
 TRANSFORMERS4 ?= .transformers4
@@ -14,7 +15,7 @@ export JAX_PLATFORMS ?= cpu
 # Hundreds of processes import the same packages. Where this variable is set, each of them compiles their source anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: dev demo test test-slow test-lmms-eval test-transformers4 lint bench clean
+.PHONY: dev demo test test-slow test-tpu-compiler test-lmms-eval test-transformers4 lint bench clean
 
 dev: $(VENV)/.dev
 	@echo "$(VENV) is ready: . $(VENV)/bin/activate"
@@ -31,6 +32,12 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m slow $(PYTEST_ARGS)
 
+# The kernel and a whole plan, compiled for TPUs on a machine that has none.
+test-tpu-compiler: $(VENV)/.dev
+	$(PYTHON) -c "import libtpu"
+	$(PYTHON) -m pytest -q -m "slow or not slow" tests/kernels/window_attention/test_pallas_tpu.py \
+	  tests/plan/test_plan.py::test_a_plan_for_tpu $(PYTEST_ARGS)
+
 test-lmms-eval: $(VENV)/.dev $(LMMS_VENV)/.ready
 	VR_JAX_LMMS_EVAL_PYTHON=$(abspath $(LMMS_VENV)/bin/python) $(PYTHON) -m pytest -q tests/evaluation/test_lmms_eval_host.py
 
@@ -43,6 +50,7 @@ lint: $(VENV)/.dev
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(PYTHON) tools/check_words.py
+	$(PYTHON) tools/check_schemas.py
 
 bench: $(VENV)/.dev
 	$(PYTHON) -m benchmarks.speed.cpu
