@@ -1,4 +1,4 @@
-# make dev | demo | test | test-slow | test-lmms-eval | test-transformers4 | lint | bench | clean
+# make dev | demo | docs | tutorials | test | test-slow | test-lmms-eval | test-transformers4 | lint | bench | clean
 # Each target creates the environment that it needs in $(VENV), that of lmms-eval in $(LMMS_VENV), and the folder with
 # transformers 4 in $(TRANSFORMERS4).
 VENV ?= .venv
@@ -14,7 +14,7 @@ export JAX_PLATFORMS ?= cpu
 # Hundreds of processes import the same packages. Where this variable is set, each of them compiles their source anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: dev demo test test-slow test-lmms-eval test-transformers4 lint bench clean
+.PHONY: dev demo docs tutorials test test-slow test-lmms-eval test-transformers4 lint bench clean
 
 dev: $(VENV)/.dev
 	@echo "$(VENV) is ready: . $(VENV)/bin/activate"
@@ -22,6 +22,13 @@ dev: $(VENV)/.dev
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 	@$(if $(DEMO_STEPS),echo "Only $(DEMO_STEPS) updates were made; 'make demo' without DEMO_STEPS makes all of them.",echo "Nothing was skipped.")
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+	@echo "Built site/index.html."
+
+tutorials: $(VENV)/.dev
+	$(PYTHON) -m tools.tutorials --write docs/tutorials
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)
@@ -51,7 +58,7 @@ bench: $(VENV)/.dev
 	$(PYTHON) -m benchmarks.speed.step_cost
 
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) $(TRANSFORMERS4) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(TRANSFORMERS4) runs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
@@ -61,6 +68,10 @@ $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
 $(VENV)/.dev: pyproject.toml constraints.txt tools/setup_env.sh
 	sh tools/setup_env.sh $(VENV) test,lint,tpu
 	touch $(VENV)/.core $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt tools/setup_env.sh | $(VENV)/.dev
+	sh tools/setup_env.sh $(VENV) docs
+	touch $@
 
 $(LMMS_VENV)/.ready: pyproject.toml constraints.txt tools/setup_env.sh tools/setup_lmms_eval.sh | $(VENV)/.dev
 	sh tools/setup_lmms_eval.sh $(LMMS_VENV)
