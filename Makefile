@@ -8,6 +8,7 @@ PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+TUTORIALS_ARGS ?=
 # The tests of one file run in one process, so that what they share is made once.
 PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
@@ -25,10 +26,10 @@ demo: $(VENV)/.core
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
-	@echo "Built site/index.html."
+	@echo "Built the folder site; to read it: $(PYTHON) -m http.server --directory site"
 
 tutorials: $(VENV)/.dev
-	$(PYTHON) -m tools.tutorials --write docs/tutorials
+	$(PYTHON) -m tools.tutorials $(TUTORIALS_ARGS) docs/tutorials
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs import check_command
 from tools.code_blocks import console_lines, read_blocks
-from tools.tiny_files import TINY_FLAGS, write_data, write_models
+from tools.tiny_files import TINY, flags_of, write_data, write_models
 from vr_jax.cli import plan as plan_command
 from vr_jax.cli.main import main
 from vr_jax.plan import topology
@@ -37,7 +37,7 @@ def shrunk(words: list[str]) -> list[str]:
     if command == "demo":
         return [*words, "--steps=1", "--pages=40", "--held_out=10"]
     if command in ("train", "plan"):
-        return [*words, *TINY_FLAGS]
+        return [*words, *flags_of(TINY)]
     if command == "chat":
         return [*words, "--max_new_tokens=4"]
     return words

@@ -11,16 +11,16 @@ from tools import tutorials
 from tools.code_blocks import Block, console_lines, read_blocks, with_flags
 
 PAGES = {path.stem: path for path in sorted((DOCS / "tutorials").glob("*.md")) if path.stem != "index"}
-QUICK = ("heat_maps",)  # the others compile training steps, or several models
+# Commands whose config names a method or reads a model directory that only the page itself makes.
+OF_THE_PAGE = ("max_pool", "my_vlm.py")
 
 
 def text_of(page: str) -> str:
     return PAGES[page].read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "page", [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in PAGES]
-)
+@pytest.mark.slow  # each page compiles several programs; CI runs them all by `make tutorials`
+@pytest.mark.parametrize("page", PAGES)
 def test_the_page_shows_what_its_commands_print(page: str):
     pytest.importorskip("torch", reason="tiny Hugging Face models are made with torch")
     assert tutorials.check(PAGES[page]) == []
@@ -34,10 +34,10 @@ def test_commands_have_flags_and_configs_that_exist(page: str, tmp_path: Path, m
         if block.title:
             (tmp_path / block.title).write_text(block.text)
         for words in console_lines(block.text) if block.language == "console" else []:
-            if words[0] == "vr-jax" and not any("my_vlm.py" in word for word in words):  # it reads a model directory
+            if words[0] == "vr-jax" and not any(name in " ".join(words) for name in OF_THE_PAGE):
                 check_command(words[1:])
                 found += 1
-    assert found
+    assert found or page == "add_method"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -89,7 +89,9 @@ def test_a_page_that_shows_what_is_printed_stays_as_it_is(tmp_path: Path, monkey
     assert tutorials.run_page(PAGE) == PAGE
 
 
-@pytest.mark.parametrize(("shown", "wrong"), [("line 0", "line 1"), ("...\n", ""), ("```text\nfolder", "```text\nanother")])
+@pytest.mark.parametrize(
+    ("shown", "wrong"), [("line 0", "line 1"), ("...\n", ""), ("```text\nfolder", "```text\nanother")]
+)
 def test_another_output_is_found_and_put_in(shown: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     changed = PAGE.replace(shown, wrong)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,11 +87,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in _parts(markdown))
 
 
-def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Gives the start page the title of its entry, not that of its first heading."""
-    return nav
-
-
 def _parts(markdown: str) -> Iterator[str]:
     """The text between fenced code blocks, and the blocks."""
     end = 0
@@ -118,7 +112,9 @@ def _reference_page(title: str) -> str:
 def _reference(title: str, modules: tuple[str, ...]) -> str:
     if modules == (title,):
         return f"# {title}\n\n::: {title}\n"
-    return "\n".join([f"# {title}", *(f"\n## `{name}`\n\n::: {name}\n    options:\n      heading_level: 3" for name in modules)])
+    return "\n".join(
+        [f"# {title}", *(f"\n## `{name}`\n\n::: {name}\n    options:\n      heading_level: 3" for name in modules)]
+    )
 
 
 def _overview() -> str:
@@ -133,5 +129,7 @@ def _overview() -> str:
         "|---|---|",
     ]
     for title, modules in REFERENCE.items():
-        lines.append(f"| [{title}]({posixpath.basename(_reference_page(title))}) | {', '.join(f'`{m}`' for m in modules)} |")
+        lines.append(
+            f"| [{title}]({posixpath.basename(_reference_page(title))}) | {', '.join(f'`{m}`' for m in modules)} |"
+        )
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ compute in no time. The images and texts are those of the demo.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 ENCODER = {
@@ -29,8 +30,8 @@ DECODER = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},  # as Qwen2 is released
 }
-# What makes the paper's configs as small as these checkpoints.
-TINY = {
+# What makes the models of the paper's configs as small as these checkpoints.
+TINY_MODEL = {
     "model.encoder.hidden_size": 32,
     "model.encoder.intermediate_size": 64,
     "model.encoder.num_heads": 2,
@@ -46,10 +47,13 @@ TINY = {
     "batch.rows": 8,
     "batch.tokens": 512,
     "batch.tiles": 12,
-    "steps": 2,
-    "data.workers": 0,
 }
-TINY_FLAGS = tuple(f"--config.{field}={value}" for field, value in TINY.items())
+TINY = TINY_MODEL | {"steps": 2, "data.workers": 0}  # and their runs as short
+
+
+def flags_of(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """The flags of a command that set fields of its config."""
+    return tuple(f"--config.{field}={value}" for field, value in fields.items())
 
 
 def write_models(root: Path) -> None:

@@ -23,31 +23,38 @@ import difflib
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools import tiny_files
 from tools.code_blocks import Block, console_lines, read_blocks, with_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS = re.compile(r"^<!-- tutorial:(.*) -->$", re.MULTILINE)
 SHELL = ("cat", "cp", "head", "ls", "mkdir", "tail")  # the other commands that may run
+SETS = {"TINY": tiny_files.TINY, "TINY_MODEL": tiny_files.TINY_MODEL}
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "VR_JAX_NO_CACHE": "1",
     "COLUMNS": "100",
     "TQDM_DISABLE": "1",
     "PYTHONPATH": str(ROOT),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 # Compiling tiny programs takes far longer than running them, optimised or not.
 XLA_FLAGS = "--xla_backend_optimization_level=0"
 PROGRESS = re.compile(r"\d%\|")  # a progress bar
+UNITS = "ms|s|GiB|MiB|GB|MB|kB|minutes|days|hours|%"
 VARYING = (
     (re.compile(r"\d+:\d\d:\d\d"), "TIME"),
-    (re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)? ?(?:ms|s|GiB|MiB|GB|MB|KB|kB|minutes|days|hours|%)(?!\w)"), "NUMBER"),
+    (re.compile(rf"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)? ?(?:{UNITS})(?!\w)"), "NUMBER"),
     (re.compile(r"\d[\d,]*\.\d+(?:e[+-]?\d+|\.\d+)*|\d+e[+-]?\d+"), "NUMBER"),
 )
 
@@ -132,13 +139,9 @@ def _run(block: Block) -> str:
 
 
 def _flags(given: str) -> Iterator[str]:
-    from tools.tiny_files import TINY_FLAGS
-
+    """The flags of a comment, in which TINY and TINY_MODEL stand for those of tools/tiny_files.py."""
     for word in given.split():
-        if word == "TINY":
-            yield from TINY_FLAGS
-        else:
-            yield word
+        yield from tiny_files.flags_of(SETS[word]) if word in SETS else (word,)
 
 
 def _command(block: Block, words: list[str], flags: list[str]) -> str:
@@ -151,6 +154,8 @@ def _command(block: Block, words: list[str], flags: list[str]) -> str:
         return _in_process(block, lambda: main(words[1:]))
     if words[:2] == ["python", "-c"]:
         return _in_process(block, lambda: exec(words[2], {"__name__": "__main__"}))
+    if words[0] == "python" and words[1].endswith(".py"):
+        return _in_process(block, lambda: _program(with_flags(words[1:], flags)))
     if words[0] == "python":
         return _subprocess(block, [sys.executable, *with_flags(words[1:], flags)])
     if words[0] in SHELL:
@@ -158,7 +163,17 @@ def _command(block: Block, words: list[str], flags: list[str]) -> str:
     raise Failed(f"line {block.line}: {words[0]!r} is none of the commands that run here; skip the block")
 
 
-def _in_process(block: Block, call) -> str:
+def _program(words: list[str]) -> None:
+    """Runs a file of Python as `python FILE ARGUMENTS` does."""
+    before = sys.argv
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def _in_process(block: Block, call: Callable[[], int | None]) -> str:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -202,8 +217,6 @@ def _run_here(path: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            from tools import tiny_files
-
             for name in Needs.of(page).files:
                 getattr(tiny_files, f"write_{name}")(Path(folder))
             return run_page(page)
@@ -246,14 +259,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     pages = [page for path in options.pages for page in (sorted(path.glob("*.md")) if path.is_dir() else [path])]
-    findings = []
-    for path in pages:
-        found = _compare(path, options.write) if options.here else check(path, write=options.write)
-        if not options.here:
-            print(f"{path}: {'differs' if found else 'as shown'}", flush=True)
-        print("".join(f"{line}\n" for line in found), end="", flush=True)
-        findings += found
-    return 1 if findings else 0
+    if options.here:
+        found = _compare(pages[0], options.write)
+        print("\n".join(found))
+        return 1 if found else 0
+    # The pages share what they compile.
+    with tempfile.TemporaryDirectory() as compiled, ThreadPoolExecutor(os.cpu_count()) as pool:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
+        results = pool.map(lambda path: check(path, write=options.write), pages)
+        failed = 0
+        for path, found in zip(pages, results, strict=True):
+            print("\n".join([f"{path}: {'failed' if found else 'as shown'}", *found]), flush=True)
+            failed += bool(found)
+    print(f"{len(pages) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
 def _compare(path: Path, write: bool) -> list[str]:
@@ -266,7 +285,9 @@ def _compare(path: Path, write: bool) -> list[str]:
     if write and after != before:
         path.write_text(after, encoding="utf-8")
         return []
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"{path.name} shows", "it printed", lineterm="")
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), f"{path.name} shows", "it printed", lineterm=""
+    )
     return list(lines)
 
 
