@@ -1,4 +1,4 @@
-"""The pages read the same in the repository and on the site, which `make docs` builds strictly (tools/site_pages.py)."""
+"""The pages read the same in the repository and on the site, which `make docs` builds (tools/site_pages.py)."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def _config(key: PaperRow) -> VlmConfig:
 
 
 def _essence(config: VlmConfig) -> VlmConfig:
-    """Removes the fields that do not affect scores: dtypes, kernels, ids and padding of the vocabulary, initialisation."""
+    """Removes what does not affect scores: dtypes, kernels, ids and padding of the vocabulary, initialisation."""
     ignored: dict[str, Any] = {"vocab_size": 1, "initializer_range": 1.0, "tie_word_embeddings": True}
     decoder = dataclasses.replace(config.decoder, **ignored)
     return dataclasses.replace(
