@@ -1,4 +1,4 @@
-# make dev | demo | test | test-slow | test-tpu-compiler | test-lmms-eval | test-transformers4 | lint | bench | clean
+# make dev | demo | docs | tutorials | test | test-slow | test-tpu-compiler | test-lmms-eval | test-transformers4 | lint | bench | clean
 # Each target creates the environment that it needs in $(VENV), that of lmms-eval in $(LMMS_VENV), and the folder with
 # transformers 4 in $(TRANSFORMERS4). VERSIONS=lowest or newest, and BASE_PYTHON=python3.13, change what a new environment
 # has (tools/setup_env.sh); give it a folder of its own: make test VENV=.venv-lowest VERSIONS=lowest.
@@ -9,13 +9,14 @@ PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+TUTORIALS_ARGS ?=
 # The tests of one file run in one process, so that what they share is made once.
 PYTEST_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 # Hundreds of processes import the same packages. Where this variable is set, each of them compiles their source anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: dev demo test test-slow test-tpu-compiler test-lmms-eval test-transformers4 lint bench clean
+.PHONY: dev demo docs tutorials test test-slow test-tpu-compiler test-lmms-eval test-transformers4 lint bench clean
 
 dev: $(VENV)/.dev
 	@echo "$(VENV) is ready: . $(VENV)/bin/activate"
@@ -23,6 +24,13 @@ dev: $(VENV)/.dev
 demo: $(VENV)/.core
 	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
 	@$(if $(DEMO_STEPS),echo "Only $(DEMO_STEPS) updates were made; 'make demo' without DEMO_STEPS makes all of them.",echo "Nothing was skipped.")
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+	@echo "Built the folder site; to read it: $(PYTHON) -m http.server --directory site"
+
+tutorials: $(VENV)/.dev
+	$(PYTHON) -m tools.tutorials $(TUTORIALS_ARGS) docs/tutorials
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest $(PYTEST_PARALLEL) -q -m "not slow" $(PYTEST_ARGS)
@@ -59,7 +67,7 @@ bench: $(VENV)/.dev
 	$(PYTHON) -m benchmarks.speed.step_cost
 
 clean:
-	rm -rf $(VENV) $(LMMS_VENV) $(TRANSFORMERS4) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LMMS_VENV) $(TRANSFORMERS4) runs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
@@ -69,6 +77,10 @@ $(VENV)/.core: pyproject.toml constraints.txt tools/setup_env.sh
 $(VENV)/.dev: pyproject.toml constraints.txt tools/setup_env.sh
 	sh tools/setup_env.sh $(VENV) test,lint,tpu
 	touch $(VENV)/.core $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt tools/setup_env.sh | $(VENV)/.dev
+	sh tools/setup_env.sh $(VENV) docs
+	touch $@
 
 $(LMMS_VENV)/.ready: pyproject.toml constraints.txt tools/setup_env.sh tools/setup_lmms_eval.sh | $(VENV)/.dev
 	sh tools/setup_lmms_eval.sh $(LMMS_VENV)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 
 from tests.convert.conftest import transformers
+from tools.code_blocks import console_lines, read_blocks
 from vr_jax.model_directory import load_params
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "convert.md"
@@ -17,13 +16,12 @@ EXAMPLE = "## Trying it without a download"
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """Language and content of every code block."""
-    return re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    return [(block.language, block.text) for block in read_blocks(text)]
 
 
 def commands(block: str) -> list[list[str]]:
     """The arguments of the `vr-jax convert` commands of a block."""
-    lines = [shlex.split(line) for line in block.replace("\\\n", "").strip().splitlines()]
-    return [line[2:] for line in lines if line[:2] == ["vr-jax", "convert"]]
+    return [words[2:] for words in console_lines(block) if words[:2] == ["vr-jax", "convert"]]
 
 
 def test_the_example_runs(tmp_path, monkeypatch, converted, capsys):

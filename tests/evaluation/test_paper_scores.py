@@ -40,3 +40,9 @@ def test_rows_of_other_models():
     rows = rows_of(dataclasses.replace(config, dtype="bfloat16", remat="full"))
     assert rows == (PaperRow("table3", "vision_remember", "1.5b"), PaperRow("table4", "vision_remember", "1.5b"))
     assert rows_of(dataclasses.replace(config, vision_feature_layer=22)) == ()
+
+
+def test_a_model_whose_tokenizer_has_a_token_for_images_has_rows_too():
+    """Imported models name the id of that token, here one beyond a vocabulary of a single word."""
+    config = find_row("table3", "vision_remember").config(DECODERS["1.5b"], "anyres9")
+    assert rows_of(dataclasses.replace(config, image_token_id=511)) == rows_of(config) != ()

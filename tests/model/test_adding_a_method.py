@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.docs import DOCS, blocks
 from tests.tiny import (
     SampleImage,
     Text,
@@ -33,7 +32,6 @@ from vr_jax.model.parameters import flatten_params
 from vr_jax.model.registry import ForwardPass, ProjectorConfig
 from vr_jax.model.spec import PromptSize
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 KINDS = ("projector", "refusion", "pruning", "encoder", "decoder")
 TINY_ENCODER = {"hidden_size": 16, "num_layers": 4, "image_size": 24, "patch_size": 4}
 TINY_DECODER = {
@@ -49,13 +47,13 @@ TINY_DECODER = {
 @pytest.fixture
 def page():
     """The names of each example by kind; the methods are forgotten afterwards."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == len(KINDS)
+    examples = blocks("methods.md", "python")
+    assert len(examples) == len(KINDS)
     with registry.registered_temporarily():
         found: dict[str, dict[str, Any]] = {}
-        for kind, code in zip(KINDS, blocks, strict=True):
+        for kind, code in zip(KINDS, examples, strict=True):
             found[kind] = {"__name__": "my_method"}
-            exec(compile(code, str(PAGE), "exec", dont_inherit=True), found[kind])
+            exec(compile(code, str(DOCS / "methods.md"), "exec", dont_inherit=True), found[kind])
         yield found
 
 

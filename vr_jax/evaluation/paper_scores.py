@@ -163,7 +163,9 @@ def _config(key: PaperRow) -> VlmConfig:
 
 
 def _essence(config: VlmConfig) -> VlmConfig:
-    """Removes the fields that do not affect scores, i.e. dtypes and kernels, vocabulary padding and initialisation."""
+    """Removes what does not affect scores: dtypes, kernels, ids and padding of the vocabulary, initialisation."""
     ignored: dict[str, Any] = {"vocab_size": 1, "initializer_range": 1.0, "tie_word_embeddings": True}
     decoder = dataclasses.replace(config.decoder, **ignored)
-    return dataclasses.replace(config, decoder=decoder, dtype="float32", attention="xla", remat="none")
+    return dataclasses.replace(
+        config, decoder=decoder, image_token_id=None, dtype="float32", attention="xla", remat="none"
+    )
