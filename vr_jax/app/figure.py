@@ -143,9 +143,9 @@ def _figure(
     overview: bool,
 ) -> Figure:
     alone, size = len(sizes) == 1, sizes[number]
-    maps = heat_maps(found, size, config, images=len(sizes), base=overview)
+    maps = heat_maps(found, size, config, images=len(sizes), base=overview, which="")
     places = windows(found, size, config, alone=alone, base=overview) if maps else []
-    high, wide = np.max([one.patches for one in places], axis=0, initial=1).tolist()
+    high, wide = np.max([(1, 1), *(one.patches for one in places)], axis=0).tolist()
     columns = max(1, math.isqrt(len(places)))
     insertions = []
     for one, reread in zip(maps, found, strict=False):

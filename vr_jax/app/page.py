@@ -31,6 +31,10 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", 
 STOPPED = "Stopped. The question and what was answered are not part of the conversation."
 EMPTY = "Write a question, with or without images."
 NO_MAPS = "The heat maps of the next answer appear here."
+HELP = (
+    "Colours say how a vision token divides its attention over the patches of its own window: warm is more than "
+    "uniform, cool is less. Point at the image for one token, click to keep it, press Escape for all."
+)
 
 
 @dataclass
@@ -90,7 +94,7 @@ def launch(blocks: gr.Blocks, host: str, port: int | None, *, folder: str | os.P
             pwa=False,
             max_file_size=MAX_BYTES,
             allowed_paths=[os.fspath(folder)],
-            theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
+            theme=_theme(),
             css=_text("page.css"),
             head=f"<script>{_text('page.js')}</script>",
         )
@@ -127,16 +131,21 @@ class _Page:
                     self.chats.append(
                         gr.Chatbot(
                             label=title,
-                            height=420,
+                            height=None,
+                            min_height=240,
+                            max_height=460,
                             render_markdown=False,
                             sanitize_html=True,
-                            buttons=["copy"],
+                            buttons=[],
                             feedback_options=None,
                             allow_file_downloads=False,
+                            elem_id=f"vr-chat-{len(self.chats)}",
                             elem_classes="vr-chat",
                         )
                     )
-                    self.numbers.append(gr.HTML("", elem_classes="vr-numbers"))
+                    self.numbers.append(
+                        gr.HTML("", elem_id=f"vr-numbers-{len(self.numbers)}", elem_classes="vr-numbers")
+                    )
         self.status = gr.HTML("", elem_id="vr-status")
         self.box = gr.MultimodalTextbox(
             show_label=False,
@@ -151,6 +160,7 @@ class _Page:
                 [[{"text": one.question, "files": [one.image]}] for one in self.options.examples],
                 inputs=[self.box],
                 cache_examples=False,
+                elem_id="vr-examples",
                 api_visibility="private",
             )
         with gr.Row():
@@ -181,27 +191,23 @@ class _Page:
                         interactive=bool(one.pruners),
                     )
                 )
-        with gr.Row():
-            half = all(one.dtype == "bfloat16" for one in chosen.variants)
-            self.half = gr.Checkbox(half, label="bfloat16", info="Loads the models anew.")
-            self.maps = gr.Checkbox(chosen.maps, label="Heat maps", info="One more forward pass.")
-            self.overview = gr.Checkbox(
-                chosen.overview, label="Overview", info="Maps of the overview, not of the tiles."
-            )
+        half = all(one.dtype == "bfloat16" for one in chosen.variants)
+        self.half = gr.Checkbox(half, label="Compute in bfloat16, which loads the models anew")
+        self.maps = gr.Checkbox(chosen.maps, label="Heat maps, which take one more forward pass")
+        self.overview = gr.Checkbox(chosen.overview, label="Heat maps over the overview instead of the tiles")
 
     def _maps(self) -> None:
         """What each model re-read."""
-        gr.HTML("<h2>What Vision Remember re-read</h2>", elem_classes="vr-title")
-        self.figures = []
-        for title in self.options.titles:
-            if len(self.options.titles) > 1:
-                gr.HTML(f"<h3>{_escaped(title)}</h3>")
-            self.figures.append(gr.HTML(_line(NO_MAPS), elem_classes="vr-figures"))
-        gr.HTML(
-            "<p>Colours say how a vision token divides its attention over the patches of its own window: warm is more "
-            "than uniform, cool is less. Point at the image for one token, click to keep it, press Escape for all.</p>",
-            elem_classes="vr-help",
-        )
+        gr.HTML(f"<h2>What Vision Remember re-read</h2><p>{HELP}</p>", elem_classes="vr-title")
+        self.figures = [
+            gr.HTML(self._maps_of(number, _line(NO_MAPS)), elem_id=f"vr-maps-{number}", elem_classes="vr-figures")
+            for number in range(len(self.options.titles))
+        ]
+
+    def _maps_of(self, number: int, content: str) -> str:
+        """The maps of a model, under its name where there are two."""
+        several = len(self.options.titles) > 1
+        return (f"<h3>{_escaped(self.options.titles[number])}</h3>" if several else "") + content
 
     def _events(self) -> None:
         controls = [self.length, self.temperature, self.top_p, self.seed, self.half, self.maps, self.overview]
@@ -227,7 +233,7 @@ class _Page:
             }
             return
         talk = talk or Talk(Session(self.thread), [[] for _ in self.options.titles])
-        asked = [*({"role": "user", "content": {"path": file}} for file in files), {"role": "user", "content": text}]
+        asked = [*({"role": "user", "content": {"path": file}} for file in files), _message("user", text)]
         before = [list(one) for one in talk.messages]
         yield {
             self.box: gr.MultimodalTextbox(None, submit_btn=False, stop_btn="Stop"),
@@ -239,7 +245,7 @@ class _Page:
         for number, answer in talk.session.ask(text, uploads, settings):
             if answer.problem:
                 problems.append(f"{self.options.titles[number]}: {answer.problem}")
-            messages = [*before[number], *asked, {"role": "assistant", "content": answer.text or "\u2026"}]
+            messages = [*before[number], *asked, _message("assistant", answer.text or "\u2026")]
             if answer.done and not answer.problem:
                 talk.messages[number] = messages
             yield {
@@ -247,11 +253,18 @@ class _Page:
                 self.chats[number]: talk.messages[number] if answer.problem else messages,
                 self.numbers[number]: _numbers(answer),
                 self.status: _line("; ".join(problems), "alert"),
-                **({self.figures[number]: _figures(answer)} if answer.done and not answer.problem else {}),
+                **(self._maps_after(number, answer) if answer.done and not answer.problem else {}),
             }
         unasked = len(problems) == len(self.options.titles)
         again = {"text": text, "files": files} if unasked else None
         yield {self.box: gr.MultimodalTextbox(again, submit_btn=True, stop_btn=False)}
+
+    def _maps_after(self, number: int, answer: Answer) -> dict[Any, Any]:
+        """What the maps of a model become after its answer."""
+        if answer.figures is not None:
+            return {self.figures[number]: self._maps_of(number, figures_html(answer.figures))}
+        note = f"{answer.note[:1].upper()}{answer.note[1:]}." if answer.note else NO_MAPS
+        return {self.figures[number]: self._maps_of(number, _line(note))}
 
     def _chosen(
         self, length: Any, temperature: Any, top_p: Any, seed: Any, half: Any, maps: Any, overview: Any, *pruners: Any
@@ -283,8 +296,17 @@ class _Page:
             self.status: "",
             **{chat: [] for chat in self.chats},
             **dict.fromkeys(self.numbers, ""),
-            **dict.fromkeys(self.figures, _line(NO_MAPS)),
+            **{one: self._maps_of(number, _line(NO_MAPS)) for number, one in enumerate(self.figures)},
         }
+
+
+def _theme() -> gr.themes.Default:
+    """Returns gradio's own theme with the fonts of the system, and with grey texts that can be read."""
+    theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace"))
+    greys = ("block_info_text_color", "body_text_color_subdued", "input_placeholder_color")
+    return theme.set(
+        **dict.fromkeys(greys, "*neutral_500"), **dict.fromkeys([f"{name}_dark" for name in greys], "*neutral_400")
+    )
 
 
 def _names(options: PageOptions) -> str:
@@ -296,10 +318,9 @@ def _numbers(answer: Answer) -> str:
     return _line(" \u00b7 ".join([*parts, *([answer.note + "\u2026"] if answer.note and not answer.done else [])]))
 
 
-def _figures(answer: Answer) -> str:
-    if answer.figures is None:
-        return _line(answer.note[:1].upper() + answer.note[1:] + "." if answer.note else NO_MAPS)
-    return figures_html(answer.figures)
+def _message(role: str, text: str) -> dict[str, Any]:
+    """A message of a Chatbot. Without Markdown it still shows HTML, so that the text is escaped here."""
+    return {"role": role, "content": _escaped(text)}
 
 
 def _line(text: str, role: str = "status") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
@@ -61,46 +62,57 @@ class Session:
             answer = Answer(note=WAITING)
             yield number, answer
 
-            def job(models: Models, number: int = number) -> Iterator[Answer]:
-                return self._answers(models, number, question, images, settings)
+            def job(models: Models, number: int = number) -> Iterator[tuple[Answer, Chat | None]]:
+                return _answers(models, number, self.chats[number], question, images, settings)
 
             try:
-                for answer in self.thread.run(job):
+                for answer, after in self.thread.run(job):
+                    if after is not None:
+                        self.chats[number] = after
                     yield number, answer
             except Exception as error:
                 yield number, dataclasses.replace(answer, note="", problem=problem_line(error), done=True)
 
-    def _answers(
-        self, models: Models, number: int, question: str, images: Sequence[Upload], settings: Settings
-    ) -> Iterator[Answer]:
-        """Asks one model. It runs in the thread of the models."""
-        with models.use(number, settings.variants[number]) as (generator, processor):
-            yield Answer(note=READING)
-            begin, compiled = time.perf_counter(), generator.compilations.total()
-            chat = self.chats[number] or Chat(generator, processor)
-            chat.use(generator, processor)
-            chat.pending = ()  # those of a question that came to nothing
-            chat.add_images([one.data for one in images])
-            answer, first = Answer(), None
-            for piece in chat.pieces(question, settings.max_new_tokens, settings.sampling):
-                now = time.perf_counter()
-                first = first or now
-                stats = Stats(
-                    *prompt_sizes(chat),
-                    tokens=piece.tokens,
-                    first_token=first - begin,
-                    rest=now - first,
-                    compiled=generator.compilations.total() > compiled,
-                    finish=piece.finish,
-                )
-                answer = Answer(answer.text + piece.text, stats)
-                yield answer
-            self.chats[number] = chat
-            if (refusal := maps_refusal(generator, chat, settings)) is not None:
-                yield dataclasses.replace(answer, note=refusal, done=True)
-                return
-            yield dataclasses.replace(answer, note=DRAWING)
-            yield dataclasses.replace(answer, figures=draw(generator, chat, settings), done=True)
+
+def _answers(
+    models: Models,
+    number: int,
+    before: Chat | None,
+    question: str,
+    images: Sequence[Upload],
+    settings: Settings,
+) -> Iterator[tuple[Answer, Chat | None]]:
+    """Asks one model; it runs in the thread of the models.
+
+    Yields:
+        What is known of the answer, and the conversation that it has joined once it is whole. The conversation before
+        it stays as it was, because the thread may be ahead of a reader who stops.
+    """
+    with models.use(number, settings.variants[number]) as (generator, processor):
+        yield Answer(note=READING), None
+        begin, compiled = time.perf_counter(), generator.compilations.total()
+        chat = Chat(generator, processor) if before is None else copy.copy(before)
+        chat.use(generator, processor)
+        chat.add_images([one.data for one in images])
+        answer, first = Answer(), None
+        for piece in chat.pieces(question, settings.max_new_tokens, settings.sampling):
+            now = time.perf_counter()
+            first = first or now
+            stats = Stats(
+                *prompt_sizes(chat),
+                tokens=piece.tokens,
+                first_token=first - begin,
+                rest=now - first,
+                compiled=generator.compilations.total() > compiled,
+                finish=piece.finish,
+            )
+            answer = Answer(answer.text + piece.text, stats)
+            yield answer, None
+        if (refusal := maps_refusal(generator, chat, settings)) is not None:
+            yield dataclasses.replace(answer, note=refusal, done=True), chat
+            return
+        yield dataclasses.replace(answer, note=DRAWING), chat
+        yield dataclasses.replace(answer, figures=draw(generator, chat, settings), done=True), chat
 
 
 def prompt_sizes(chat: Chat) -> tuple[int, int]:

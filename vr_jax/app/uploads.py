@@ -55,7 +55,10 @@ def check_uploads(
             uploads.append(_checked(Path(file), max_pixels))
             usable.append(file)
         except SkipRecord as error:
-            problems.append(f"{shown_name(file)}: {error.detail}")
+            detail = error.detail
+            if error.reason == "image_too_large" and max_pixels is not None:  # Pillow's own message speaks of an attack
+                detail = f"The image has too many pixels; make it smaller than {max_pixels:,}."
+            problems.append(f"{shown_name(file)}: {detail}")
     if problems:
         others = f" ({len(problems) - 1} more files cannot be used either)" if len(problems) > 1 else ""
         raise UploadError(one_line(problems[0], 400) + others, usable)
@@ -71,7 +74,7 @@ def _checked(path: Path, max_pixels: int | None) -> Upload:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise SkipRecord("image_too_large", f"The file has {size:,} bytes, but at most {MAX_BYTES:,} are allowed.")
+            raise SkipRecord("missing_image", f"The file has {size:,} bytes, but at most {MAX_BYTES:,} are allowed.")
         data = path.read_bytes()
     except OSError as error:
         raise SkipRecord("missing_image", f"The file cannot be read: {error.strerror}.") from error

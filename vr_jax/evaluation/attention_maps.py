@@ -118,16 +118,23 @@ def _reread_rows(
 
 
 def heat_maps(
-    found: Sequence[Reread], size: tuple[int, int], config: VlmConfig, *, images: int = 1, base: bool = False
+    found: Sequence[Reread],
+    size: tuple[int, int],
+    config: VlmConfig,
+    *,
+    images: int = 1,
+    base: bool = False,
+    which: str | None = None,
 ) -> tuple[HeatMap, ...]:
     """Draws the attention weights of a prompt over its first image.
 
     Args:
-        found: The weights at each insertion; see `rereads`.
+        found: The weights at each insertion; see `rereads`. Those of a later image begin with its tiles (`of_image`).
         size: The width and height of the image in pixels.
         config: The config of the model.
         images: The number of images of the prompt.
         base: Whether the base tile or the overview is shown instead of the grid of tiles.
+        which: What the notes say first. By default they say that the image is the first one where there are several.
 
     Returns:
         One map for each insertion, or none if no vision token lies on the image.
@@ -137,7 +144,8 @@ def heat_maps(
     if seen is None:
         return ()
     place, tiles = seen
-    which = f"the first of {images} images; " if images > 1 else ""
+    if which is None:
+        which = f"the first of {images} images; " if images > 1 else ""
     extent = tiling.layout(size, config, alone=images == 1).extent if config.encoder.layout == "raster" else None
     maps = []
     for layer, one in zip(config.refusion.insert_after, found, strict=True):

@@ -48,7 +48,7 @@
       const [row, column] = one.data.places[one.token];
       text = `Token in row ${row + 1}, column ${column + 1}${one.pinned === one.token ? " (pinned)" : ""}: `
         + `largest weight ${insertion.largest[one.token].toFixed(2)} times uniform, `
-        + `update ${(100 * insertion.updates[one.token]).toFixed(1)} % of its state.`;
+        + `update ${(100 * insertion.updates[one.token]).toFixed(1)}% of its state.`;
     }
     if (line.textContent !== text) line.textContent = text;
   }
