@@ -114,6 +114,7 @@ class Answer:
         figures: The heat maps over the images of the conversation; None until they are computed.
         note: Why there are no heat maps, or what the model does now.
         problem: The one line that says why there is no answer, or nothing.
+        whole: Whether the answer is complete and has joined the conversation.
         done: Whether nothing more will come.
     """
 
@@ -122,6 +123,7 @@ class Answer:
     figures: tuple[Figure, ...] | None = None
     note: str = ""
     problem: str = ""
+    whole: bool = False
     done: bool = False
 
 

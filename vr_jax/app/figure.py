@@ -20,8 +20,7 @@ from PIL import Image
 
 from vr_jax.app.windows import Window, windows
 from vr_jax.data.images import decode_rgb, open_image, size_of
-from vr_jax.evaluation import HeatMap, heat_maps, heat_png, of_image
-from vr_jax.evaluation.report.heat import GRADIENT
+from vr_jax.evaluation import GRADIENT, HeatMap, heat_maps, heat_png, of_image
 from vr_jax.model.config import VlmConfig
 from vr_jax.model.refusion.vision_remember import Reread
 from vr_jax.pages import page_environment

@@ -27,8 +27,10 @@ from vr_jax.pages import showable
 
 LENGTHS = (16, 64, 256, 512, 1024, 2048)  # each length is a program of its own, so a few are offered
 NO_PRUNER = "none"
+SECONDS_KEPT = 24 * 3600  # how long uploads and conversations are kept
+VISITORS = 64  # the conversations that are kept at a time
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
-STOPPED = "Stopped. The question and what was answered are not part of the conversation."
+STOPPED = "Stopped. An answer that is not whole is not part of the conversation."
 EMPTY = "Write a question, with or without images."
 NO_MAPS = "The heat maps of the next answer appear here."
 HELP = (
@@ -50,14 +52,9 @@ class Talk:
     messages: list[list[dict[str, Any]]] = field(default_factory=list)
 
 
-def build(thread: ModelThread, options: PageOptions) -> gr.Blocks:
-    """Builds the page.
-
-    Args:
-        thread: Runs the models.
-        options: What the page shows.
-    """
-    return _Page(thread, options).blocks
+def keep_uploads_in(folder: str | os.PathLike[str]) -> None:
+    """Lets the pages of this process that are built from now on keep what is uploaded in a folder."""
+    os.environ["GRADIO_TEMP_DIR"] = os.fspath(folder)
 
 
 def launch(blocks: gr.Blocks, host: str, port: int | None, *, folder: str | os.PathLike[str]) -> str:
@@ -93,6 +90,7 @@ def launch(blocks: gr.Blocks, host: str, port: int | None, *, folder: str | os.P
             ssr_mode=False,
             pwa=False,
             max_file_size=MAX_BYTES,
+            state_session_capacity=VISITORS,
             allowed_paths=[os.fspath(folder)],
             theme=_theme(),
             css=_text("page.css"),
@@ -106,14 +104,29 @@ def launch(blocks: gr.Blocks, host: str, port: int | None, *, folder: str | os.P
     return str(url)
 
 
-class _Page:
-    """The components of a page, and what they do."""
+class Page:
+    """The components of a page, and what they do.
+
+    Attributes:
+        blocks: The page as gradio serves it.
+        box: The question with its images.
+        chats: The answers of each model.
+        numbers: The line of numbers of each model.
+        figures: The heat maps of each model.
+        status: The line that says what is wrong.
+    """
 
     def __init__(self, thread: ModelThread, options: PageOptions):
+        """Builds the page.
+
+        Args:
+            thread: Runs the models.
+            options: What the page shows.
+        """
         self.thread = thread
         self.options = options
-        with gr.Blocks(title="vr-jax", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
-            self.talk = gr.State(None)
+        with gr.Blocks(title="vr-jax", analytics_enabled=False, delete_cache=(3600, SECONDS_KEPT)) as self.blocks:
+            self.talk = gr.State(None, time_to_live=SECONDS_KEPT)
             gr.HTML(f"<h1>Ask about images</h1><p>{_names(options)}</p>", elem_id="vr-head")
             with gr.Row(elem_id="vr-main"):
                 with gr.Column(scale=5, min_width=320):
@@ -213,12 +226,21 @@ class _Page:
         controls = [self.length, self.temperature, self.top_p, self.seed, self.half, self.maps, self.overview]
         shown = [self.box, self.talk, self.status, *self.chats, *self.numbers, *self.figures]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        asked = self.box.submit(self._ask, [self.box, self.talk, *controls, *self.pruners], shown, **private)
-        self.box.stop(self._stopped, None, [self.box, self.status, *self.numbers], cancels=[asked], **private)
-        self.anew.click(self._forget, None, shown, cancels=[asked], **private)
+        asked = self.box.submit(self.ask, [self.box, self.talk, *controls, *self.pruners], shown, **private)
+        self.box.stop(self.stopped, None, [self.box, self.status, *self.numbers], cancels=[asked], **private)
+        self.anew.click(self.forget, None, shown, cancels=[asked], **private)
 
-    def _ask(self, message: dict[str, Any] | None, talk: Talk | None, *values: Any) -> Iterator[dict[Any, Any]]:
-        """Asks the question of the box, and yields what changes on the page."""
+    def ask(self, message: dict[str, Any] | None, talk: Talk | None, *values: Any) -> Iterator[dict[Any, Any]]:
+        """Asks the question of the box.
+
+        Args:
+            message: The text of the box and the paths of its files.
+            talk: The conversation so far; None before the first question.
+            *values: The values of the settings, in the order of `_chosen`.
+
+        Yields:
+            What changes on the page.
+        """
         text, files = (message or {}).get("text") or "", (message or {}).get("files") or []
         try:
             if not text.strip():
@@ -228,7 +250,7 @@ class _Page:
         except UserError as error:
             kept = list(error.usable) if isinstance(error, UploadError) else files
             yield {
-                self.box: gr.MultimodalTextbox({"text": text, "files": kept}),
+                self.box: gr.update(value={"text": text, "files": kept}),
                 self.status: _line(str(error), "alert"),
             }
             return
@@ -236,7 +258,7 @@ class _Page:
         asked = [*({"role": "user", "content": {"path": file}} for file in files), _message("user", text)]
         before = [list(one) for one in talk.messages]
         yield {
-            self.box: gr.MultimodalTextbox(None, submit_btn=False, stop_btn="Stop"),
+            self.box: gr.update(value=None, submit_btn=False, stop_btn="Stop"),
             self.status: "",
             **{chat: [*one, *asked] for chat, one in zip(self.chats, before, strict=True)},
             **dict.fromkeys(self.numbers, ""),
@@ -246,7 +268,7 @@ class _Page:
             if answer.problem:
                 problems.append(f"{self.options.titles[number]}: {answer.problem}")
             messages = [*before[number], *asked, _message("assistant", answer.text or "\u2026")]
-            if answer.done and not answer.problem:
+            if answer.whole:
                 talk.messages[number] = messages
             yield {
                 self.talk: talk,
@@ -256,8 +278,8 @@ class _Page:
                 **(self._maps_after(number, answer) if answer.done and not answer.problem else {}),
             }
         unasked = len(problems) == len(self.options.titles)
-        again = {"text": text, "files": files} if unasked else None
-        yield {self.box: gr.MultimodalTextbox(again, submit_btn=True, stop_btn=False)}
+        again = {"value": {"text": text, "files": files}} if unasked else {}  # a next question may be in the box
+        yield {self.box: gr.update(**again, submit_btn=True, stop_btn=False)}
 
     def _maps_after(self, number: int, answer: Answer) -> dict[Any, Any]:
         """What the maps of a model become after its answer."""
@@ -282,16 +304,18 @@ class _Page:
         sampling = Sampling(float(temperature or 0), float(top_p or 1), int(seed or 0))
         return Settings(int(length), sampling, variants, bool(maps), bool(overview))
 
-    def _stopped(self) -> dict[Any, Any]:
+    def stopped(self) -> dict[Any, Any]:
+        """Returns what changes on the page when an answer is stopped."""
         return {
-            self.box: gr.MultimodalTextbox(submit_btn=True, stop_btn=False),
+            self.box: gr.update(submit_btn=True, stop_btn=False),
             self.status: _line(STOPPED),
             **dict.fromkeys(self.numbers, ""),
         }
 
-    def _forget(self) -> dict[Any, Any]:
+    def forget(self) -> dict[Any, Any]:
+        """Returns what changes on the page when a new conversation begins."""
         return {
-            self.box: gr.MultimodalTextbox(None, submit_btn=True, stop_btn=False),
+            self.box: gr.update(value=None, submit_btn=True, stop_btn=False),
             self.talk: None,
             self.status: "",
             **{chat: [] for chat in self.chats},

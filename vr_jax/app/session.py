@@ -108,6 +108,7 @@ def _answers(
             )
             answer = Answer(answer.text + piece.text, stats)
             yield answer, None
+        answer = dataclasses.replace(answer, whole=True)
         if (refusal := maps_refusal(generator, chat, settings)) is not None:
             yield dataclasses.replace(answer, note=refusal, done=True), chat
             return

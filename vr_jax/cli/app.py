@@ -56,11 +56,12 @@ def run(flags: AppFlags) -> None:
     options = page_options(chosen)
     thread = ModelThread([loader(one) for one in chosen])
     with tempfile.TemporaryDirectory(prefix="vr_jax_app_") as folder:
+        page.keep_uploads_in(Path(folder, "uploads"))  # they are gone when the page ends
         options = dataclasses.replace(options, examples=tuple(write_examples(Path(folder))))
         try:
             for line in thread.run(lambda models: warm(models, options)):
                 print(line, flush=True)
-            blocks = page.build(thread, options)
+            blocks = page.Page(thread, options).blocks
             url = page.launch(blocks, flags.host, flags.port, folder=folder)
             print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
             if not is_loopback(flags.host):

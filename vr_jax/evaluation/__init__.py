@@ -10,12 +10,22 @@ from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
 from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
 from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
 from vr_jax.evaluation.overall import score_table
-from vr_jax.evaluation.report import HeatMap, ReportItem, ScoreRow, heat_png, score_rows, with_baselines, write_report
+from vr_jax.evaluation.report import (
+    GRADIENT,
+    HeatMap,
+    ReportItem,
+    ScoreRow,
+    heat_png,
+    score_rows,
+    with_baselines,
+    write_report,
+)
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.runner import Evaluation, evaluate_items
 
 __all__ = [
     "BENCHMARKS",
+    "GRADIENT",
     "PAPER",
     "PROFILES",
     "Benchmark",
