@@ -75,6 +75,7 @@ _NO_BACKEND = ("Unable to initialize backend", "Unknown backend", "No visible") 
 EXTRAS = {
     "torch": "torch",
     "matplotlib": "benchmarks",
+    "gradio": "app",
     "apache_beam": "beam",
     "lmms_eval": "lmms-eval",
     "accelerate": "lmms-eval",

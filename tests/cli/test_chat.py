@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from tests.inference import tiny
 from vr_jax.cli.main import main
 from vr_jax.data.types import IMAGE, Conversation, Turn
-from vr_jax.inference import Chat, Generator, Sampling, load_for_inference
+from vr_jax.inference import Chat, Generator, Piece, Sampling, load_for_inference
 
 LIMIT = ["--max_new_tokens", "6"]
 
@@ -73,9 +73,10 @@ def test_several_images_and_turns_from_standard_input(folder, generator, loaded,
 class Echo:
     """Stands for a generator: a reply is a digest of the prompt, so that nothing is compiled."""
 
-    def stream(self, prompt, **_):
-        yield f"{zlib.crc32(prompt.tokens.tobytes()):08x} "
-        yield f"{zlib.crc32(prompt.tile_pixels.tobytes()):08x}"
+    def pieces(self, prompt, **_):
+        yield Piece(f"{zlib.crc32(prompt.tokens.tobytes()):08x} ", 1)
+        yield Piece("", 2)
+        yield Piece(f"{zlib.crc32(prompt.tile_pixels.tobytes()):08x}", 3, "stop")
 
 
 @pytest.fixture
@@ -99,7 +100,8 @@ def echo(loaded):
     """What `Echo` replies to a conversation."""
 
     def reply(turns, images=()):
-        return "".join(Echo().stream(loaded.processor.prompt(Conversation("x", tuple(turns), tuple(images)))))
+        prompt = loaded.processor.prompt(Conversation("x", tuple(turns), tuple(images)))
+        return "".join(piece.text for piece in Echo().pieces(prompt))
 
     return reply
 

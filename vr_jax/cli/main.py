@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "Train the model of a config, or continue a run that was stopped.",
     "eval": "Score a checkpoint on benchmarks and write a report.",
     "chat": "Ask a checkpoint about images, once or in a conversation.",
+    "app": "Serve a page to talk to a checkpoint, with heat maps.",
     "generate": "Answer a JSONL file of questions and images in batches.",
     "convert": "Import from Hugging Face or LLaVA, or export to their formats.",
     "prepare": "Write training data as array_record files, or check them.",

@@ -83,7 +83,7 @@ def start_processes(flags: ProcessFlags) -> None:
 class AnswerFlags(Flags):
     """Flags that say how a checkpoint is loaded and how it answers."""
 
-    no_effect: ClassVar = (
+    no_effect: ClassVar[tuple[NoEffect, ...]] = (
         NoEffect(
             ("top_p", "seed"),
             "temperature",

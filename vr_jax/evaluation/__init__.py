@@ -5,20 +5,32 @@ with a model that is already loaded. The modules of `benchmarks/` say what is as
 writes the HTML page.
 """
 
+from vr_jax.evaluation.attention_maps import heat_maps, of_image, placed_tiles, rereads
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
 from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
 from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
 from vr_jax.evaluation.overall import score_table
-from vr_jax.evaluation.report import ReportItem, ScoreRow, score_rows, with_baselines, write_report
+from vr_jax.evaluation.report import (
+    GRADIENT,
+    HeatMap,
+    ReportItem,
+    ScoreRow,
+    heat_png,
+    score_rows,
+    with_baselines,
+    write_report,
+)
 from vr_jax.evaluation.run_directory import load_results
 from vr_jax.evaluation.runner import Evaluation, evaluate_items
 
 __all__ = [
     "BENCHMARKS",
+    "GRADIENT",
     "PAPER",
     "PROFILES",
     "Benchmark",
     "Evaluation",
+    "HeatMap",
     "Item",
     "ItemResult",
     "Outcome",
@@ -30,7 +42,12 @@ __all__ = [
     "evaluate_items",
     "fingerprint",
     "get_benchmark",
+    "heat_maps",
+    "heat_png",
     "load_results",
+    "of_image",
+    "placed_tiles",
+    "rereads",
     "score_rows",
     "score_table",
     "with_baselines",

@@ -118,29 +118,34 @@ def _reread_rows(
 
 
 def heat_maps(
-    found: Sequence[Reread], size: tuple[int, int], config: VlmConfig, *, images: int = 1, base: bool = False
+    found: Sequence[Reread],
+    size: tuple[int, int],
+    config: VlmConfig,
+    *,
+    images: int = 1,
+    base: bool = False,
+    which: str | None = None,
 ) -> tuple[HeatMap, ...]:
     """Draws the attention weights of a prompt over its first image.
 
     Args:
-        found: The weights at each insertion; see `rereads`.
+        found: The weights at each insertion; see `rereads`. Those of a later image begin with its tiles (`of_image`).
         size: The width and height of the image in pixels.
         config: The config of the model.
         images: The number of images of the prompt.
         base: Whether the base tile or the overview is shown instead of the grid of tiles.
+        which: What the notes say first. By default they say that the image is the first one where there are several.
 
     Returns:
         One map for each insertion, or none if no vision token lies on the image.
     """
     assert config.refusion is not None
-    place = tiling.placement(size, config, alone=images == 1, base=base)
-    tiles = slice(place.first, place.first + place.columns * place.rows)
-    if not any(one.weights[tiles].any() for one in found):
-        # The image is so narrow that unpadding leaves no row of its grid. The base tile still shows it.
-        place, tiles = tiling.placement(size, config, alone=images == 1, base=True), slice(0, 1)
-    if not all(one.weights[tiles].any() for one in found):
+    seen = placed_tiles(found, size, config, alone=images == 1, base=base)
+    if seen is None:
         return ()
-    which = f"the first of {images} images; " if images > 1 else ""
+    place, tiles = seen
+    if which is None:
+        which = f"the first of {images} images; " if images > 1 else ""
     extent = tiling.layout(size, config, alone=images == 1).extent if config.encoder.layout == "raster" else None
     maps = []
     for layer, one in zip(config.refusion.insert_after, found, strict=True):
@@ -158,6 +163,46 @@ def heat_maps(
         )
         maps.append(HeatMap(f"after layer {layer}", heat_png(ratios), note))
     return tuple(maps)
+
+
+def placed_tiles(
+    found: Sequence[Reread], size: tuple[int, int], config: VlmConfig, *, alone: bool = True, base: bool = False
+) -> tuple[Placement, slice] | None:
+    """Returns the tiles that show an image, and where they lie on it.
+
+    Args:
+        found: The weights at each insertion, of the tiles of this image and those after them.
+        size: The width and height of the image in pixels.
+        config: The config of the model.
+        alone: Whether the image is the only one of its prompt.
+        base: Whether the base tile or the overview is meant instead of the grid of tiles.
+
+    Returns:
+        The placement and the tiles of the grid; those of the base tile if the image is so narrow that unpadding leaves
+        no row of its grid; or None if no vision token lies on the image.
+    """
+    for choice in dict.fromkeys((base, True)):
+        place = tiling.placement(size, config, alone=alone, base=choice)
+        tiles = slice(place.first, place.first + place.columns * place.rows)
+        if any(one.weights[tiles].any() for one in found):
+            return (place, tiles) if all(one.weights[tiles].any() for one in found) else None
+    return None
+
+
+def of_image(
+    found: Sequence[Reread], sizes: Sequence[tuple[int, int]], number: int, config: VlmConfig
+) -> tuple[Reread, ...]:
+    """Returns the part of a prompt's weights that belongs to one of its images.
+
+    Args:
+        found: The weights at each insertion; see `rereads`.
+        sizes: The width and height of each image of the prompt in pixels.
+        number: The number of the image, from 0.
+        config: The config of the model.
+    """
+    counts = [tiling.layout(size, config, alone=len(sizes) == 1).tiles for size in sizes]
+    tiles = slice(sum(counts[:number]), sum(counts[: number + 1]))
+    return tuple(jax.tree.map(lambda array: array[tiles], one) for one in found)
 
 
 def relative_weights(weights: Float[np.ndarray, "T C S"]) -> Float[np.ndarray, "T G G"]:

@@ -9,7 +9,7 @@ from vr_jax.inference.memory import memory_errors
 from vr_jax.inference.prompts import PromptError, question, user_turn
 from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.state import DecodeState, PromptBatch, Reply, lay_out, on_devices
-from vr_jax.inference.streaming import TextStream, decode_text
+from vr_jax.inference.streaming import Piece, TextStream, decode_text
 from vr_jax.inference.unstacked import unstacked_model, unstacks
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "DecodeState",
     "Generator",
     "Loaded",
+    "Piece",
     "Program",
     "PromptBatch",
     "PromptError",

@@ -21,7 +21,7 @@ from vr_jax.inference.buckets import Buckets
 from vr_jax.inference.programs import Programs
 from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.state import DecodeState, PromptBatch, Reply, on_devices
-from vr_jax.inference.streaming import TextStream, decode_text
+from vr_jax.inference.streaming import Piece, TextStream, decode_text
 from vr_jax.inference.unstacked import unstacked_model, unstacks
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
 from vr_jax.model.config import Template
@@ -177,9 +177,21 @@ class Generator:
     def stream(
         self, prompt: Example, *, max_new_tokens: int, sampling: Sampling | None = None, chunk: int = 4
     ) -> Iterator[str]:
-        """Yields the pieces of one answer as they are decoded.
+        """Yields the texts of `pieces` that are not empty. Joined, they are the text that `generate` returns.
 
-        A piece never ends inside a character. Joined, the pieces are the text that `generate` returns.
+        The arguments and errors are those of `pieces`.
+        """
+        for piece in self.pieces(prompt, max_new_tokens=max_new_tokens, sampling=sampling, chunk=chunk):
+            if piece.text:
+                yield piece.text
+
+    def pieces(
+        self, prompt: Example, *, max_new_tokens: int, sampling: Sampling | None = None, chunk: int = 4
+    ) -> Iterator[Piece]:
+        """Yields one answer piece by piece, as it is decoded.
+
+        The first piece comes as soon as the first token is known, and a further one after each `chunk` tokens. The last
+        one says why the answer ended.
 
         Args:
             prompt: What `Processor.prompt` returns.
@@ -199,17 +211,14 @@ class Generator:
         shown, step, done = 0, 1, False
         while True:
             tokens, stopped = self._until_stop(np.asarray(state.tokens)[0, :step])
-            piece = text.push(tokens[shown:])
-            if piece:
-                yield piece
-            shown = len(tokens)
+            new, shown = text.push(tokens[shown:]), len(tokens)
             if stopped or done or step >= max_new_tokens:
-                break
+                yield Piece(new + text.finish(), shown, "stop" if stopped else "length")
+                return
+            yield Piece(new, shown)
             until = min(step + chunk, max_new_tokens)
             state = self.decode(state, until, sampling)
             step, done = int(state.step), bool(np.all(state.done))
-        if rest := text.finish():
-            yield rest
 
     def batch(self, prompts: Mapping[int, Example], rows: int) -> PromptBatch:
         """Puts numbered prompts into the smallest buckets that hold those of all processes.

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 REPLACEMENT = "�"  # U+FFFD stands for bytes that are not, or not yet, a character
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step of decoding added to an answer.
+
+    Attributes:
+        text: The new text, which never ends inside a character. It is empty while a character is incomplete.
+        tokens: The number of tokens of the answer so far, without the stop token.
+        finish: None while the answer goes on; in the last piece "stop" if a stop token ended the answer, and "length"
+            if the limit did.
+    """
+
+    text: str
+    tokens: int
+    finish: Literal["stop", "length"] | None = None
 
 
 def decode_text(tokenizer: Any, tokens: Iterable[int]) -> str:

@@ -4,9 +4,18 @@ It shows the scores beside those of the paper, the scores by category, and items
 `templates/` (Jinja, with autoescape); the modules of this package compute what the templates show.
 """
 
-from vr_jax.evaluation.report.heat import HeatMap, heat_png
+from vr_jax.evaluation.report.heat import GRADIENT, HeatMap, heat_png
 from vr_jax.evaluation.report.items import ReportItem, ScoreRow, score_rows
 from vr_jax.evaluation.report.page import write_report
 from vr_jax.evaluation.report.scores import with_baselines
 
-__all__ = ["HeatMap", "ReportItem", "ScoreRow", "heat_png", "score_rows", "with_baselines", "write_report"]
+__all__ = [
+    "GRADIENT",
+    "HeatMap",
+    "ReportItem",
+    "ScoreRow",
+    "heat_png",
+    "score_rows",
+    "with_baselines",
+    "write_report",
+]
