@@ -118,6 +118,7 @@ CONFIG = {
     "trainable": ("*",),
     "frozen_dtype": "float32",
     "optimizer": {
+        "name": "adamw",
         "lr": 2e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.05,

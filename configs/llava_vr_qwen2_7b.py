@@ -137,6 +137,7 @@ PHASE1 = {
     "trainable": ("projector.*", "refusion.*"),
     "frozen_dtype": "bfloat16",
     "optimizer": {
+        "name": "adamw",
         "lr": 1e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.03,
@@ -224,6 +225,7 @@ PHASE2 = {
     "trainable": ("decoder.*", "projector.*", "refusion.*", "image_newline"),
     "frozen_dtype": "bfloat16",
     "optimizer": {
+        "name": "adamw",
         "lr": 2e-4,
         "schedule": "cosine",
         "warmup_ratio": 0.03,

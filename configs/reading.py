@@ -129,6 +129,7 @@ PHASE1 = {
     "trainable": ("projector.*", "refusion.*"),
     "frozen_dtype": "float32",
     "optimizer": {
+        "name": "adamw",
         "lr": 3e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.05,

@@ -126,6 +126,7 @@ PHASE1 = {
     "trainable": ("*",),
     "frozen_dtype": "float32",
     "optimizer": {
+        "name": "adamw",
         "lr": 2e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.03,
@@ -192,6 +193,7 @@ PHASE2 = {
     "trainable": ("decoder.*", "projector.*", "refusion.*", "image_newline"),
     "frozen_dtype": "float32",
     "optimizer": {
+        "name": "adamw",
         "lr": 2e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.03,
@@ -297,6 +299,7 @@ QWEN2_5_VL = {
     "trainable": ("*",),
     "frozen_dtype": "float32",
     "optimizer": {
+        "name": "adamw",
         "lr": 4e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.03,
@@ -403,6 +406,7 @@ MINICPM_V = {
     "trainable": ("*",),
     "frozen_dtype": "float32",
     "optimizer": {
+        "name": "adamw",
         "lr": 6e-3,
         "schedule": "cosine",
         "warmup_ratio": 0.03,

@@ -124,6 +124,18 @@ def test_a_run_that_was_asked_to_stop_and_crashed_continues_bit_for_bit(whole, t
     jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), arrays(whole))
 
 
+@pytest.mark.slow  # Muon's update is a program of its own.
+def test_muon_trains_on_eight_devices_and_continues_bit_for_bit(whole, tmp_path):
+    """Its state, which has no Adam moments for matrices, is sharded, saved and restored."""
+    config = twenty_steps(**{"optimizer.name": "muon"})
+    loop.train(config, tmp_path / "whole", open_inputs=noise_inputs())
+    with pytest.raises(Crash):
+        loop.train(config, tmp_path / "resumed", open_inputs=interrupted_inputs(12, crash))
+    loop.train(config, tmp_path / "resumed", open_inputs=noise_inputs())
+    assert series(tmp_path / "resumed") == series(tmp_path / "whole") != series(whole)
+    jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path / "resumed"), arrays(tmp_path / "whole"))
+
+
 def test_the_last_and_the_best_are_kept(whole):
     losses = dict(s[:2] for s in series(whole))
     with Checkpoints(whole) as checkpoints:

@@ -21,6 +21,42 @@ SHAPES = {
 STEPS = 25
 
 
+def newton_schulz(matrix):
+    """Five steps of the quintic iteration of Muon in float64 (Jordan 2024), from the matrix divided by its norm."""
+    wide = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if wide else matrix) / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if wide else x
+
+
+def test_muon_orthogonalises_each_matrix_and_leaves_the_rest_to_adam():
+    """Against the formulas in float64: Nesterov momentum with bias correction, and the size of Adam's updates."""
+    shapes = {"decoder.stages.0.mlp.up.kernel": (2, 6, 9), "refusion.0.bias": (3,), "decoder.embed.weight": (5, 4)}
+    shapes |= {"projector.peg.kernel": (3, 3, 1, 4), "decoder.lm_head.kernel": (4, 5)}
+    config = OptimizerSettings(name="muon", lr=1e-2, clip_norm=1e9, warmup_ratio=0.0, schedule="constant")
+    adamw = OptimizerSettings(lr=1e-2, clip_norm=1e9, warmup_ratio=0.0, schedule="constant")
+    rng = np.random.default_rng(0)
+    params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    optimizers = [make_optimizer(one, make_schedule(one, STEPS), shapes) for one in (config, adamw)]
+    states = [one.init(params) for one in optimizers]
+    momentum = np.zeros(shapes["decoder.stages.0.mlp.up.kernel"])
+    for step in range(1, 6):
+        grads = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+        muon, adam = (one.update(grads, state, params) for one, state in zip(optimizers, states, strict=True))
+        (updates, states[0]), (others, states[1]) = muon, adam
+        grad = np.asarray(grads["decoder.stages.0.mlp.up.kernel"], np.float64)
+        momentum = 0.95 * momentum + 0.05 * grad
+        nesterov = 0.95 * momentum / (1 - 0.95 ** (step + 1)) + 0.05 * grad / (1 - 0.95**step)
+        for layer in range(2):
+            expected = -1e-2 * 0.2 * 3 * newton_schulz(nesterov[layer])  # 3 = sqrt(9)
+            np.testing.assert_allclose(updates["decoder.stages.0.mlp.up.kernel"][layer], expected, atol=2e-7)
+        for path in shapes:
+            if path != "decoder.stages.0.mlp.up.kernel":
+                np.testing.assert_array_equal(updates[path], others[path])
+
+
 def test_trajectory_equals_torch_adamw_with_clipping_groups_and_cosine():
     config = OptimizerSettings(
         lr=3e-2, weight_decay=0.1, clip_norm=1.0, warmup_ratio=0.1, lr_groups=(("encoder.*", 2e-3),)

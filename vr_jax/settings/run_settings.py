@@ -55,9 +55,12 @@ class BatchSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Config):
-    """AdamW and its learning rate; the defaults are those of LLaVA-NeXT's scripts (Hugging Face's Trainer).
+    """The optimizer and its learning rate; the defaults are those of LLaVA-NeXT's scripts (Hugging Face's Trainer).
 
     Attributes:
+        name: "adamw", or "muon", with which Muon updates the matrices of linear layers and AdamW everything else.
+            Muon's updates are scaled to the size of Adam's, so learning rates mean the same with both (Liu et al.
+            2025, arXiv 2502.16982).
         lr: Learning rate at the end of the warm-up.
         schedule: "cosine" decays the learning rate to 0 at the last step, "constant" keeps it.
         warmup_ratio: Share of all steps, rounded up, in which the learning rate rises linearly from 0.
@@ -70,6 +73,7 @@ class OptimizerSettings(Config):
             (("encoder.*", 2e-6),). The first match counts; all other parameters have `lr`.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: BelowOne = 0.03

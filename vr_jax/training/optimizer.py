@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay, gradient clipping and optional learning rates for groups of parameters.
+"""AdamW or Muon with warm-up, cosine decay, gradient clipping and optional learning rates for groups of parameters.
 
 The defaults follow LLaVA-NeXT's scripts, that is Hugging Face's Trainer (docs/design/methods.md#hyper-parameters).
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers
 
 from vr_jax.errors import ConfigError
 from vr_jax.settings import OptimizerSettings
@@ -86,12 +89,47 @@ def make_optimizer(
     def decay_mask(params: Params) -> dict[str, bool]:
         return {path: decays(path) for path in params}
 
+    scale = optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
+    if settings.name == "muon":
+        scale = optax.partition({"muon": _scale_by_muon(settings), "adam": scale}, _labels)
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
+        scale,
         optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
         optax.stateless(scale_groups),
         optax.scale_by_learning_rate(schedule),
+    )
+
+
+def is_matrix(path: str, shape: Sequence[int]) -> bool:
+    """Returns whether a parameter is the matrix of a linear layer, which Muon can update.
+
+    The vocabulary's matrices are none, since their rows are used one by one, and depthwise convolutions have no matrix.
+    """
+    return path.endswith(".kernel") and not path.startswith("decoder.lm_head") and min(shape[-2:]) > 1
+
+
+def _labels(params: Params) -> dict[str, str]:
+    return {path: "muon" if is_matrix(path, leaf.shape) else "adam" for path, leaf in params.items()}
+
+
+def _scale_by_muon(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """Muon with updates of about the root mean square that Adam's have.
+
+    Source: optax.contrib.muon; the scale 0.2 * sqrt(max(in, out)) is that of Liu et al. 2025, arXiv 2502.16982.
+    """
+
+    def dimensions(updates: Params) -> Any:
+        # The axes before the last two stack layers, heads or blocks, of which each is orthogonalised for itself.
+        return jax.tree.map(lambda leaf: MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1), updates)
+
+    def scale(updates: Params, params: Params | None = None) -> Params:
+        del params
+        return jax.tree.map(lambda leaf: leaf * (0.2 * max(leaf.shape[-2:]) ** 0.5), updates)
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(beta=0.95, eps=settings.eps, weight_dimension_numbers=dimensions),
+        optax.stateless(scale),
     )
 
 
@@ -153,7 +191,11 @@ def optimizer_shardings(
         shardings: Their shardings. Each moment is laid out like its parameter.
         replicated: The sharding of the counters.
     """
-    state = jax.eval_shape(optimizer.init, params)
-    return optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, state, shardings, transform_non_params=lambda _: replicated
-    )
+
+    def of(path: Any, leaf: Any) -> jax.sharding.NamedSharding:
+        del leaf
+        names = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        return next((shardings[name] for name in names if name in shardings), replicated)
+
+    found: optax.OptState = jax.tree_util.tree_map_with_path(of, jax.eval_shape(optimizer.init, params))
+    return found
