@@ -35,7 +35,7 @@ def shrunk(words: list[str]) -> list[str]:
     """A command with the flags that make it tiny."""
     command = words[1]
     if command == "demo":
-        return [*words, "--steps=1", "--pages=40", "--held_out=10"]
+        return [*words, "--steps=2", "--config.batch.rows=24"]
     if command in ("train", "plan"):
         return [*words, *flags_of(TINY)]
     if command == "chat":

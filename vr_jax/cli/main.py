@@ -41,7 +41,7 @@ OVERVIEW = """\
 vr-jax: efficient vision-language models in JAX, from two CPU cores to pods.
 
 First: vr-jax demo                    (no data needed; runs/demo/report.html)
-Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "Which digit is highlighted at the top left?"
+Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "How many bars?"
        vr-jax train --config=configs/demo.py --workdir=runs/mine
 
 Commands:

@@ -1,24 +1,11 @@
-"""The demo: it trains systems that start from the same pretrained parts and compares them on one page.
+"""Systems that start from the same tiny pretrained parts, compared on one page.
 
-`systems` names what is compared, `commands` runs the commands that a user would type, and `results` reads what they
-wrote and makes the page.
+`systems` names what is compared, `commands` runs the commands that a user would type, `results` reads what they wrote
+and makes the page, and `run` does all of it.
 """
 
-from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES, Step, prepare_steps, run_systems, run_together, system_steps
-from vr_jax.demo.results import SystemResult, read_result, write_page
+from vr_jax.demo.results import SystemResult, read_result
+from vr_jax.demo.run import REPORT, compare
 from vr_jax.demo.systems import SYSTEMS, DemoSystem
 
-__all__ = [
-    "HELD_OUT_PAGES",
-    "PAGES",
-    "SYSTEMS",
-    "DemoSystem",
-    "Step",
-    "SystemResult",
-    "prepare_steps",
-    "read_result",
-    "run_systems",
-    "run_together",
-    "system_steps",
-    "write_page",
-]
+__all__ = ["REPORT", "SYSTEMS", "DemoSystem", "SystemResult", "compare", "read_result"]

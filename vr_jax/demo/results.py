@@ -36,7 +36,7 @@ NOTES = (
     "TokenPacker stands beside as a stronger projector. It reads several levels of the encoder already before the "
     "decoder, and on pages as small as these that can be better than to re-read later. The paper's Table 4 compares "
     "the two on real images.",
-    "One run has one seed. docs/results/demo.md has three seeds of every system.",
+    "One run has one seed. docs/results/reading.md has three seeds of every system.",
 )
 
 
@@ -131,7 +131,7 @@ def write_page(
             f"{won} of {len(own.answers)} questions are answered by Vision Remember at 1/9 and by no other system at "
             f"1/9; this page shows {len(shown)} of them. The heat maps show where each insertion re-read."
         ),
-        commands=_commands(workdir),
+        commands=_commands(own, workdir),
     )
     summary = _read_json(own.folder / "eval" / "summary.json")
     write_report(
@@ -171,16 +171,16 @@ def _paper_rows() -> tuple[tuple[str, ...], ...]:
     return tuple(rows)
 
 
-def _commands(workdir: Path) -> tuple[tuple[str, str], ...]:
+def _commands(own: SystemResult, workdir: Path) -> tuple[tuple[str, str], ...]:
     image = workdir / DATA / HELD_OUT / "images" / "page-held_out-0-2.png"
     return (
         (
             "Ask the model about a page yourself:",
-            f'vr-jax chat --checkpoint={workdir / MODEL} --image={image} "Which digit is highlighted at the top left?"',
+            f'vr-jax chat --checkpoint={own.model} --image={image} "Which digit is highlighted at the top left?"',
         ),
         (
             "See how much Vision Remember adds to the work of a prefill:",
-            f"vr-jax efficiency --checkpoint={workdir / MODEL}",
+            f"vr-jax efficiency --checkpoint={own.model}",
         ),
         (
             "Plan the real training, without a single accelerator:",

@@ -1,6 +1,6 @@
-"""Runs the demo with several seeds and writes the table of docs/results/demo.md.
+"""Compares pooling, Vision Remember and TokenPacker on pages to read, with several seeds: docs/results/reading.md.
 
-    python -m benchmarks.accuracy.demo_seeds [--seeds 0 1 2] [--workdir=runs/demo_seeds]
+    python -m benchmarks.accuracy.reading [--seeds 0 1 2] [--workdir=runs/reading]
 
 A seed changes the pages, the fresh parameters and the order of the data. A seed whose folder is complete is not run
 again, so the same command continues where it was stopped.
@@ -19,12 +19,11 @@ from pathlib import Path
 import jax
 
 from benchmarks import arguments
-from vr_jax.cli.demo import REPORT, DemoFlags, demo
-from vr_jax.demo import SYSTEMS, SystemResult, read_result
+from vr_jax.demo import REPORT, SYSTEMS, SystemResult, compare, read_result
 from vr_jax.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- table: benchmarks/accuracy/demo_seeds.py -->", "<!-- end of the table -->"
+BEGIN, END = "<!-- table: benchmarks/accuracy/reading.py -->", "<!-- end of the table -->"
 SECONDS = "seconds.txt"
 
 
@@ -32,11 +31,11 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    flags.add_argument("--workdir", type=arguments.path, default=ROOT / "runs" / "demo_seeds")
-    flags.add_argument("--page", type=arguments.path, default=ROOT / "docs" / "results" / "demo.md")
+    flags.add_argument("--workdir", type=arguments.path, default=ROOT / "runs" / "reading")
+    flags.add_argument("--page", type=arguments.path, default=ROOT / "docs" / "results" / "reading.md")
     flags.add_argument("--steps", type=int, help="updates of each phase; default: those of the config")
-    flags.add_argument("--pages", type=int, help="pages to train on; default: those of the demo")
-    flags.add_argument("--held_out", type=int, help="held-out pages; default: those of the demo")
+    flags.add_argument("--pages", type=int, help="pages to train on; default: those of the comparison")
+    flags.add_argument("--held_out", type=int, help="held-out pages; default: those of the comparison")
     return flags
 
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.workdir / str(seed)
         if not (folder / REPORT).exists():
             began = time.perf_counter()
-            demo(DemoFlags(workdir=str(folder), seed=seed, **sizes))
+            compare(folder, seed=seed, **sizes)
             write_text(folder / SECONDS, f"{time.perf_counter() - began:.0f}\n")
         runs[seed] = [read_result(system, folder) for system in SYSTEMS]
         seconds.append(float((folder / SECONDS).read_text()))

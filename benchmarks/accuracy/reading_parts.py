@@ -1,6 +1,6 @@
-"""Trains the tiny SigLIP and the tiny Qwen2 that the demo starts from, and writes them in Hugging Face format.
+"""Trains the tiny SigLIP and the tiny Qwen2 of the comparison on pages, and writes them in Hugging Face format.
 
-    python -m benchmarks.accuracy.demo_parts [--output=vr_jax/data/demo/pretrained] [--setting=cpu]
+    python -m benchmarks.accuracy.reading_parts [--output=vr_jax/data/demo/pretrained] [--setting=cpu]
 
 The encoder learns to read the generated pages of `vr_jax.data.demo` patch by patch (`encoder`). The decoder learns to
 caption the pages and to answer questions about them in the chat format, with every patch as a vision token and without
@@ -55,7 +55,7 @@ from vr_jax.pytree import array_dataclass
 from vr_jax.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-SEED = 1  # Not a seed of the comparison of the demo, whose pages have other seeds too.
+SEED = 1
 TURNS = 3
 VOCABULARY = 288
 PAD_ID = -1  # A token slot that is not used.
@@ -335,13 +335,13 @@ def write_parts(output: Path, workdir: Path, encoder: PatchReader, model: Vision
     write_text(output / "README.md", card)
 
 
-CARD = """# The pretrained parts of the demo
+CARD = """# The pretrained parts of the comparison on pages
 
 `siglip/` is a SiglipVisionModel and `qwen2/` a Qwen2ForCausalLM with its tokenizer, both in Hugging Face format. They
 are so small that two CPU cores can train models that start from them in minutes. They read the generated pages of
 `vr_jax/data/demo/pages.py` and know nothing else.
 
-* **Made by** `python -m benchmarks.accuracy.demo_parts` in {minutes:.0f} minutes ({machine}).
+* **Made by** `python -m benchmarks.accuracy.reading_parts` in {minutes:.0f} minutes ({machine}).
 * **Data**: {pages:,} generated pages of 96 x 96 pixels (words, small text, tables of digits, bars, lines) with captions
   and questions; the encoder saw {images:,} such pages. Seed {seed}. No held-out content occurs in training.
 * **SigLIP**: {vision_layers} layers of {vision_width} channels, {vision_count:,} parameters; {encoder_steps} steps of
@@ -358,7 +358,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--setting", choices=("cpu", "toy"), default="cpu", help="the sizes; toy is for the tests")
     flags.add_argument("--output", type=arguments.path, default=ROOT / "vr_jax" / "data" / "demo" / "pretrained")
-    flags.add_argument("--workdir", type=arguments.path, default=ROOT / "runs" / "demo_parts")
+    flags.add_argument("--workdir", type=arguments.path, default=ROOT / "runs" / "reading_parts")
     return flags
 
 
