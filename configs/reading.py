@@ -1,7 +1,7 @@
 """Systems that benchmarks/accuracy/reading.py compares: pooling, Vision Remember and TokenPacker on pages to read.
 
-All start from the pretrained parts in vr_jax/data/demo, a tiny SigLIP and a tiny Qwen2, and train in the two phases of the
-paper: captions with encoder and decoder frozen, then questions with the encoder frozen.
+All start from the pretrained parts in vr_jax/data/demo, a tiny SigLIP and a tiny Qwen2, and train in the paper's two
+phases: captions with encoder and decoder frozen, then questions with the encoder frozen.
 
 Variants: SYSTEM_phase1 and SYSTEM_phase2, where SYSTEM is pooling_9, vision_remember_9 or token_packer_9, which keep a
 ninth of the patches as vision tokens, or pooling_16 or vision_remember_16, which keep a sixteenth.
