@@ -138,7 +138,10 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_columns_of_every_type_give_the_same_records(folder, name):
-    pq.write_table(pa.table(COLUMNS[name]), folder / "a.parquet")
+    try:
+        pq.write_table(pa.table(COLUMNS[name]), folder / "a.parquet")
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow {pa.__version__} reads such a file but cannot write one: {error}")
     found = as_list(open_source(folder / "a.parquet"))
     if "id" not in COLUMNS[name]:
         assert [one.id for one in found] == ["a.parquet#0", "a.parquet#1"]
