@@ -53,6 +53,12 @@ def test_nothing_is_fetched_from_elsewhere():
     assert "http" not in settings
 
 
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    names = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert [name for name in [*names, *site_pages.OUTSIDE] if f" {name}\n" not in navigation] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_lists_begin_behind_an_empty_line(page: Path):
     """GitHub takes a list directly below a line of text for a list, and the site takes it for more text."""
