@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
     "benchmarks.md": "benchmarks/README.md",
 }
 # The pages of the reference: their titles and the modules on them. Of a package, the names in `__all__` are shown.
