@@ -84,9 +84,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path, hash_, anchor = target.partition("#")
         if re.match(r"[a-z][a-z+.-]*:", target) or not path:
             return found.group(0)
-        there = _page_of(posixpath.normpath(posixpath.join(posixpath.dirname(source), path)))
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        there = _page_of(file)
         if there is None or files.get_file_from_path(there) is None:
-            return text
+            return text if (ROOT / file).exists() else found.group(0)  # mkdocs warns of a link to nothing
         relative = posixpath.relpath(there, posixpath.dirname(page.file.src_uri) or ".")
         return f"{mark}[{text}]({relative}{hash_}{anchor})"
 
