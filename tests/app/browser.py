@@ -6,10 +6,11 @@ Commands go through a pipe in Chromium's own protocol (--remote-debugging-pipe),
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,16 +30,16 @@ class Browser:
     def __init__(self, profile: Path, width: int = 1280, height: int = 900):
         assert CHROMIUM is not None
         (read_here, write_there), (read_there, write_here) = os.pipe(), os.pipe()
-        # Chromium reads commands from descriptor 3 and writes to descriptor 4.
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe"]
         command += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{read_there} 4>&{write_there}', "sh", *command]
-        self.process = subprocess.Popen(
-            shell, pass_fds=(read_there, write_there), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(read_there)
-        os.close(write_there)
+        # Chromium reads commands from descriptor 3 and writes to descriptor 4; the copies are none of these.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (read_there, write_there)]
+        actions = [(os.POSIX_SPAWN_OPEN, one, os.devnull, os.O_RDWR, 0) for one in (1, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, end, number) for end, number in zip(ends, (3, 4), strict=True)]
+        self._process = os.posix_spawn(CHROMIUM, command, os.environ, file_actions=actions)
+        for end in (read_there, write_there, *ends):
+            os.close(end)
         self._reader, self._writer = os.fdopen(read_here, "rb"), os.fdopen(write_here, "wb", buffering=0)
         self._number, self._session = 0, None
         self._buffer = b""
@@ -54,8 +55,8 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(20)
+        os.kill(self._process, signal.SIGTERM)
+        os.waitpid(self._process, 0)
         self._reader.close()
         self._writer.close()
 

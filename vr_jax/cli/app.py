@@ -67,11 +67,16 @@ def run(flags: AppFlags) -> None:
             if not is_loopback(flags.host):
                 print(f"warning: --host={flags.host} lets everyone who reaches this machine ask and upload", flush=True)
             try:
-                threading.Event().wait()
+                stay()
             finally:
                 blocks.close(verbose=False)
         finally:
             thread.close()
+
+
+def stay() -> None:
+    """Waits until Ctrl-C."""
+    threading.Event().wait()
 
 
 def loader(flags: AppFlags) -> Loader:
