@@ -9,14 +9,13 @@ import base64
 import fcntl
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.browser import CHROMIUM
 
 
 class Browser:
@@ -90,7 +89,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60, until: Callable[[Any], bool] = bool) -> Any:
+    def wait(self, script: str, seconds: float = 240, until: Callable[[Any], bool] = bool) -> Any:
         """Runs an expression again and again until its value is as wanted, and returns the value."""
         end = time.monotonic() + seconds
         while not until(found := self.run(script)):

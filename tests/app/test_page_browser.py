@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.app.browser import CHROMIUM, Browser
+from tests.app.browser import Browser
 from tests.app.made_up import Echo, loader, settings, weights
+from tests.browser import needs_chromium
 from tests.inference import tiny
 from vr_jax.app import Checkpoint, Example, ModelThread, PageOptions, session
 from vr_jax.app.figure import figures
@@ -23,7 +24,7 @@ pytest.importorskip("gradio", reason="the page is part of the extra 'app'")
 from vr_jax.app import page
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+    needs_chromium,
     pytest.mark.slow,  # A browser is driven through a whole conversation.
 ]
 
