@@ -229,7 +229,7 @@ def visit(browser: Browser, url: str, files: Path, generator: Hostile) -> dict:
     visitor.ask("And now?")
     found["after"] = visitor.answers(3)
     visitor.press("New conversation")
-    browser.wait("document.querySelectorAll('.vr-chat [data-testid]').length === 0")
+    browser.wait("document.querySelectorAll('.vr-chat [data-testid=bot]').length === 0")
     found["fresh"] = visitor.text("#vr-maps-0 p")
 
     found["overflow"] = {}
