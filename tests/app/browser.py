@@ -6,16 +6,16 @@ Commands go through a pipe in Chromium's own protocol (--remote-debugging-pipe),
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
-import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.browser import CHROMIUM
 
 
 class Browser:
@@ -29,16 +29,16 @@ class Browser:
     def __init__(self, profile: Path, width: int = 1280, height: int = 900):
         assert CHROMIUM is not None
         (read_here, write_there), (read_there, write_here) = os.pipe(), os.pipe()
-        # Chromium reads commands from descriptor 3 and writes to descriptor 4.
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe"]
         command += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        shell = ["sh", "-c", f'exec "$@" 3<&{read_there} 4>&{write_there}', "sh", *command]
-        self.process = subprocess.Popen(
-            shell, pass_fds=(read_there, write_there), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(read_there)
-        os.close(write_there)
+        # Chromium reads commands from descriptor 3 and writes to descriptor 4; the copies are none of these.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (read_there, write_there)]
+        actions = [(os.POSIX_SPAWN_OPEN, one, os.devnull, os.O_RDWR, 0) for one in (1, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, end, number) for end, number in zip(ends, (3, 4), strict=True)]
+        self._process = os.posix_spawn(CHROMIUM, command, os.environ, file_actions=actions)
+        for end in (read_there, write_there, *ends):
+            os.close(end)
         self._reader, self._writer = os.fdopen(read_here, "rb"), os.fdopen(write_here, "wb", buffering=0)
         self._number, self._session = 0, None
         self._buffer = b""
@@ -54,8 +54,8 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(20)
+        os.kill(self._process, signal.SIGTERM)
+        os.waitpid(self._process, 0)
         self._reader.close()
         self._writer.close()
 
@@ -89,7 +89,7 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60, until: Callable[[Any], bool] = bool) -> Any:
+    def wait(self, script: str, seconds: float = 240, until: Callable[[Any], bool] = bool) -> Any:
         """Runs an expression again and again until its value is as wanted, and returns the value."""
         end = time.monotonic() + seconds
         while not until(found := self.run(script)):
