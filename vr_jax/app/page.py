@@ -137,7 +137,8 @@ class Page:
 
     def _conversation(self) -> None:
         """The answers of each model, the question, and the settings."""
-        self.chats, self.numbers = [], []
+        self.chats: list[Any] = []
+        self.numbers: list[Any] = []
         with gr.Row(equal_height=True):
             for title in self.options.titles:
                 with gr.Column(min_width=260):

@@ -14,8 +14,7 @@ from typing import Annotated, ClassVar
 from vr_jax.app import Checkpoint, Example, Loader, Models, ModelThread, PageOptions, Settings, Variant
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
-from vr_jax.data.demo.pages import KINDS
-from vr_jax.data.demo.reading import SUFFIX, ReadingSource
+from vr_jax.data.demo.source import DemoSource
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import NoEffect, Range
 from vr_jax.hub import local_folder
@@ -25,7 +24,7 @@ from vr_jax.model.registry import names
 from vr_jax.model_directory import read_config, read_generation
 from vr_jax.path_text import PathText
 
-EXAMPLES = len(KINDS)  # one of each kind of page
+EXAMPLES = 3  # one of each subject of the demo
 Port = Annotated[int, Range(1, 65535)]
 
 
@@ -150,17 +149,19 @@ def warm(models: Models, options: PageOptions) -> Iterator[str]:
 
 
 def write_examples(folder: Path) -> Iterator[Example]:
-    """Writes generated pages that no demo was trained on, each with a question as the demo's data ask it.
+    """Writes images of the demo, each with a question.
 
     Args:
         folder: The folder for the image files.
     """
-    source = ReadingSource("held_out", EXAMPLES)
+    source = DemoSource("held_out", EXAMPLES)
     for number in range(EXAMPLES):
-        page = source.sample(number)
-        path = folder / f"{page.id}.png"
-        path.write_bytes(page.png)
-        yield Example(page.questions[0].text + SUFFIX, str(path))
+        conversation = source[number]
+        image, turn = conversation.images[0], conversation.turns[0]
+        assert isinstance(image, bytes)
+        path = folder / f"example{number + 1}.png"
+        path.write_bytes(image)
+        yield Example("".join(part for part in turn.parts if isinstance(part, str)).strip(), str(path))
 
 
 def is_loopback(host: str) -> bool:

@@ -125,7 +125,8 @@ def _scale_by_muon(settings: OptimizerSettings) -> optax.GradientTransformation:
 
     def scale(updates: Params, params: Params | None = None) -> Params:
         del params
-        return jax.tree.map(lambda leaf: leaf * (0.2 * max(leaf.shape[-2:]) ** 0.5), updates)
+        scaled: Params = jax.tree.map(lambda leaf: leaf * (0.2 * max(leaf.shape[-2:]) ** 0.5), updates)
+        return scaled
 
     return optax.chain(
         optax.contrib.scale_by_muon(beta=0.95, eps=settings.eps, weight_dimension_numbers=dimensions),
