@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data.samples import GRIDS, chat, interpolating_image_config, png, small_config
 from tests.model.families import family_config
 from vr_jax.data import anyres, tiling
-from vr_jax.data.processor import Processor
+from vr_jax.data.processor import Processor, say_missing_markers
 from vr_jax.data.skips import REASONS, SkipRecord
 from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.errors import ConfigError
@@ -239,11 +239,16 @@ def test_the_size_is_known_without_decoding(processor, images):
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "minicpm_v"])
-def test_a_chat_format_without_markers_leaves_them_out(tokenizer, family):
+def test_a_chat_format_without_markers_leaves_them_out_and_says_so(tokenizer, family, caplog):
     """Any decoder can be asked about the images of any encoder; a wide and a small image have markers of all kinds."""
     base = family_config(family)
     config = dataclasses.replace(base, decoder=dataclasses.replace(base.decoder, vocab_size=512))
+    say_missing_markers.cache_clear()
     processor = Processor(tokenizer, config)
+    dataclasses.replace(processor, max_tokens=9)
+    (warning,) = caplog.messages  # once for both
+    assert warning.startswith(f"The chat format {config.template!r} has no token for image_start, image_end")
+    assert ("slice_start, slice_end, row_end" in warning) == (family == "minicpm_v")
     sizes, conversation = [(45, 30), (9, 8)], chat("<image>A<image>?", "B", images=(png(45, 30), png(9, 8)))
     example = processor.example(conversation)
     vision = example.vision_cell != NO_CELL

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -23,6 +25,21 @@ from vr_jax.errors import ConfigError
 from vr_jax.fields import check_value
 from vr_jax.model.batch import NO_CELL, BatchShape
 from vr_jax.model.config import Template, VlmConfig
+
+logger = logging.getLogger("vr_jax.data")
+
+
+@functools.cache  # A processor is copied with other limits, and each is said once.
+def say_missing_markers(template: str, missing: str, mode: str, own: str) -> None:
+    """Warns that a chat format has no tokens for some markers of an image mode, whose own format is `own`."""
+    logger.warning(
+        "The chat format %r has no token for %s, which stand beside the vision tokens of the image mode %r, so they "
+        "are left out. A released model was trained with them; its format is model.template = %r.",
+        template,
+        missing,
+        mode,
+        own,
+    )
 
 
 @dataclass(frozen=True)
@@ -64,11 +81,19 @@ class Processor:
         check_value(Literal["chat", "plain"], self.template, "template")
         encoder = ChatEncoder(self.tokenizer, template, self.label_quirk, pool, markers_of=model)
         object.__setattr__(self, "encoder", encoder)
+        self._say_missing_markers()
         if len(self.tokenizer) > self.config.decoder.vocab_size:
             raise ConfigError(
                 f"decoder.vocab_size = {self.config.decoder.vocab_size}: the tokenizer has {len(self.tokenizer)} "
                 "tokens; use the model's own tokenizer, or a larger vocabulary"
             )
+
+    def _say_missing_markers(self) -> None:
+        """Warns where the model's chat format has no tokens for what stands beside the vision tokens of its images."""
+        mode = self.config.image.aspect_ratio
+        markers, template = tiling.MARKERS.get(mode, ((), ""))
+        if missing := [marker.name.lower() for marker in markers if marker not in self.encoder.markers]:
+            say_missing_markers(self.config.template, ", ".join(missing), mode, template)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the Hugging Face tokenizer, because the encoder has all that preparing samples needs."""

@@ -8,7 +8,14 @@ from PIL import Image
 
 from vr_jax.data import anyres, native, slices
 from vr_jax.data.layouts import Placement, TokenLayout
+from vr_jax.data.types import Marker
 from vr_jax.model.config import VlmConfig
+
+# The markers that the layouts of a mode can have, and a chat format that has tokens for them.
+MARKERS = {
+    "native": ((Marker.IMAGE_START, Marker.IMAGE_END), "qwen2_vl"),
+    "slices": (tuple(marker for marker in Marker if marker != Marker.NONE), "minicpm_v"),
+}
 
 
 def layout(size: tuple[int, int], config: VlmConfig, *, alone: bool = True) -> TokenLayout:
