@@ -246,6 +246,7 @@ def mixed():
     return names, questions, [WARM if name in ("two", "short") else GREEDY for name in names]
 
 
+@pytest.mark.slow  # Greedy and sampled requests are compiled.
 def test_answers_come_in_the_order_of_the_requests(generator, processor, answerer, mixed, caplog):
     names, questions, settings = mixed
     with caplog.at_level(logging.WARNING):

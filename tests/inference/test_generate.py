@@ -132,6 +132,7 @@ def test_greedy_tokens_are_the_argmax_of_recomputation(model, prompts, replies):
     assert len({reply.tokens for reply in replies}) == len(replies), "the prompts should be told apart"
 
 
+@pytest.mark.slow  # Five prompts are compiled alone.
 def test_alone_and_batched_are_equal(generator, prompts, replies):
     """Other rows, the padding of a larger bucket and empty rows change nothing."""
     assert generator.generate([prompts[1]], max_new_tokens=NEW_TOKENS) == [replies[1]]

@@ -82,6 +82,7 @@ def test_the_planned_program_is_the_one_that_trains(config, topology, program, r
     assert trace_step(topology, config, program).lower().as_text() == real
 
 
+@pytest.mark.slow  # A real run is compiled beside the plan.
 def test_planned_arguments_are_the_bytes_of_real_arrays(plan, program, real):
     state, batch = real
 

@@ -30,6 +30,7 @@ def nan_from(step):
     return lambda config, mesh, workdir: Inputs(Poisoned(config.batch.rows), 1000, None)
 
 
+@pytest.mark.slow  # A second program looks for the samples.
 def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path):
     config = twenty_steps()
     with pytest.raises(NotFinite) as stop:
