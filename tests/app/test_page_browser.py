@@ -72,6 +72,7 @@ class Visitor:
         if images:
             self.browser.choose_files("#vr-box input[type=file]", list(images))
             self.wait_for_files()
+        self.browser.wait("!!document.querySelector('#vr-box .submit-button')")  # It is away while an answer comes.
         self.browser.run("document.querySelector('#vr-box textarea').focus()")
         self.browser.type(text)
         self.browser.key("Enter")
