@@ -279,7 +279,8 @@ class Page:
                 **(self._maps_after(number, answer) if answer.done and not answer.problem else {}),
             }
         unasked = len(problems) == len(self.options.titles)
-        again: dict[str, Any] = {"value": {"text": text, "files": files}} if unasked else {}  # a next question may be in the box
+        # A next question may be in the box already.
+        again: dict[str, Any] = {"value": {"text": text, "files": files}} if unasked else {}
         yield {self.box: gr.update(**again, submit_btn=True, stop_btn=False)}
 
     def _maps_after(self, number: int, answer: Answer) -> dict[Any, Any]:
