@@ -175,6 +175,9 @@ CATCH_ALL = {
     "settings/config_files.py": (1, "the code of a config file may raise anything, and is the user's"),
     "data/tfds_builder.py": (1, "empty folders are taken away"),
     "evaluation/run_directory.py": (1, "the folder is given back"),
+    "app/models.py": (1, "it is raised again where the answer is awaited, in another thread"),
+    "app/session.py": (1, "the page shows any error as one line, and goes on"),
+    "demo/commands.py": (2, "the other commands are stopped, and it is raised again"),
 }
 
 
@@ -205,6 +208,9 @@ WRITES = {
     "cli/main.py": "the null device, for output that nobody can read",
     "evaluation/run_directory.py": "the results that --overwrite gives up, in a folder that it holds",
     "cli/demo.py": "within file_errors, in a folder that it holds",
+    "cli/app.py": "images in a temporary folder",
+    "data/demo/reading.py": "inside a folder of complete_directory",
+    "demo/commands.py": "the log that a command's output is added to",
     "storage": "it is the place for this",
 }
 FUNCTIONS = {

@@ -22,6 +22,7 @@ PACKAGE = "vr_jax"
 # A client, and the other clients that it may use.
 CLIENTS = {
     "app": ("inference", "evaluation"),
+    "demo": ("training", "inference", "evaluation"),
     "inference": (),
     "evaluation": ("inference",),
     "training": ("evaluation",),

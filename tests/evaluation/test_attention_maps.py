@@ -262,7 +262,7 @@ def random_model(config) -> VisionLanguageModel:
 def test_every_item_that_can_be_asked_has_its_maps(model):
     """The maps in batches of two equal those of each item alone, and eight devices compute the same weights."""
     generator, processor = Generator(model, tiny.TOKENIZER, tiny.BUCKETS), Processor(tiny.TOKENIZER, tiny.config())
-    found = maps.attention_maps(generator, processor, Asked(), items(), batch_size=2, progress=False)
+    found = maps.maps_of_items(generator, processor, Asked(), items(), batch_size=2, progress=False)
     assert [len(of_item) for of_item in found] == [1, 0, 0, 1, 0, 1]
     prompts = {5: tiny_prompt(processor, items()[5])}
     (alone,) = maps.rereads(generator, prompts, rows=2).values()
@@ -285,4 +285,4 @@ def test_a_model_without_local_attention_is_refused():
     generator = Generator(random_model(tiny.config(vision_remember=False)), tiny.TOKENIZER, tiny.BUCKETS)
     processor = Processor(tiny.TOKENIZER, tiny.config(vision_remember=False))
     with pytest.raises(UserError, match="heat maps are not possible: only Vision Remember re-reads"):
-        maps.attention_maps(generator, processor, Asked(), items(), progress=False)
+        maps.maps_of_items(generator, processor, Asked(), items(), progress=False)

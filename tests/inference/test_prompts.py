@@ -17,7 +17,7 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.evaluation import batching
 from vr_jax.evaluation.interface import Item
-from vr_jax.inference import Sampling, question, read_questions, user_turn
+from vr_jax.inference import Piece, Sampling, question, read_questions, user_turn
 from vr_jax.inference.chat import Chat
 from vr_jax.model.batch import NO_CELL
 
@@ -67,7 +67,8 @@ def test_every_client_asks_in_the_format_of_the_model(template, tokenizer, tmp_p
     (line,) = read_questions(tmp_path / "q.jsonl", separators)
     asked.append(processor.prompt(line.conversation))
     prompts = []
-    generator = types.SimpleNamespace(stream=lambda prompt, **_: prompts.append(prompt) or iter(["A car."]))
+    reply = Piece("A car.", 2, "stop")
+    generator = types.SimpleNamespace(pieces=lambda prompt, **_: prompts.append(prompt) or iter([reply]))
     chat = Chat(generator, processor, [tmp_path / "a.png"])
     assert list(chat.ask("What is this?", 1, Sampling())) == ["A car."]
     list(chat.ask("Red?", 1, Sampling()))

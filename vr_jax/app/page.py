@@ -137,8 +137,8 @@ class Page:
 
     def _conversation(self) -> None:
         """The answers of each model, the question, and the settings."""
-        self.chats: list[Any] = []
-        self.numbers: list[Any] = []
+        self.chats: list[gr.Chatbot] = []
+        self.numbers: list[gr.HTML] = []
         with gr.Row(equal_height=True):
             for title in self.options.titles:
                 with gr.Column(min_width=260):
@@ -279,7 +279,8 @@ class Page:
                 **(self._maps_after(number, answer) if answer.done and not answer.problem else {}),
             }
         unasked = len(problems) == len(self.options.titles)
-        again = {"value": {"text": text, "files": files}} if unasked else {}  # a next question may be in the box
+        # A next question may be in the box already.
+        again: dict[str, Any] = {"value": {"text": text, "files": files}} if unasked else {}
         yield {self.box: gr.update(**again, submit_btn=True, stop_btn=False)}
 
     def _maps_after(self, number: int, answer: Answer) -> dict[Any, Any]:
@@ -325,7 +326,7 @@ class Page:
         }
 
 
-def _theme() -> gr.themes.Default:
+def _theme() -> gr.themes.Base:
     """Returns gradio's own theme with the fonts of the system, and with grey texts that can be read."""
     theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace"))
     greys = ("block_info_text_color", "body_text_color_subdued", "input_placeholder_color")

@@ -12,14 +12,27 @@ from vr_jax.data.demo.reading import HELD_OUT
 from vr_jax.demo.commands import DATA, MODEL, PHASES
 from vr_jax.demo.systems import DemoSystem
 from vr_jax.errors import UserError
-from vr_jax.evaluation import ReportItem, score_rows, with_baselines, write_report
-from vr_jax.evaluation.attention_maps import attention_maps
-from vr_jax.evaluation.benchmarks import get_benchmark
-from vr_jax.evaluation.interface import Item, ItemResult
-from vr_jax.evaluation.paper_scores import PAPER_SCORES, PaperRow
-from vr_jax.evaluation.report.comparison import ComparedRun, Comparison, Tile, compared_curves, compared_rows
-from vr_jax.evaluation.report.scores import BenchmarkScores, Estimate, RunScores
-from vr_jax.evaluation.run_directory import load_results
+from vr_jax.evaluation import (
+    PAPER_SCORES,
+    BenchmarkScores,
+    ComparedRun,
+    Comparison,
+    Estimate,
+    Item,
+    ItemResult,
+    PaperRow,
+    ReportItem,
+    RunScores,
+    Tile,
+    maps_of_items,
+    compared_curves,
+    compared_rows,
+    get_benchmark,
+    load_results,
+    score_rows,
+    with_baselines,
+    write_report,
+)
 from vr_jax.inference import Generator, load_for_inference
 from vr_jax.training import METRICS_FILE, read_metrics
 
@@ -206,7 +219,7 @@ def _won_items(
         return [], 0
     loaded = load_for_inference(own.model)
     generator = Generator(loaded.model, loaded.tokenizer)
-    maps = attention_maps(generator, loaded.processor, benchmark, chosen, batch_size=count, progress=False)
+    maps = maps_of_items(generator, loaded.processor, benchmark, chosen, batch_size=count, progress=False)
     found_items = [
         _report_item(
             own.answers[item.id],

@@ -5,16 +5,25 @@ with a model that is already loaded. The modules of `benchmarks/` say what is as
 writes the HTML page.
 """
 
-from vr_jax.evaluation.attention_maps import heat_maps, of_image, placed_tiles, rereads
+from vr_jax.evaluation.attention_maps import heat_maps, maps_of_items, of_image, placed_tiles, rereads
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
 from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
 from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
 from vr_jax.evaluation.overall import score_table
+from vr_jax.evaluation.paper_scores import PAPER_SCORES, PaperRow
 from vr_jax.evaluation.report import (
     GRADIENT,
+    BenchmarkScores,
+    ComparedRun,
+    Comparison,
+    Estimate,
     HeatMap,
     ReportItem,
+    RunScores,
     ScoreRow,
+    Tile,
+    compared_curves,
+    compared_rows,
     heat_png,
     score_rows,
     with_baselines,
@@ -27,17 +36,28 @@ __all__ = [
     "BENCHMARKS",
     "GRADIENT",
     "PAPER",
+    "PAPER_SCORES",
     "PROFILES",
     "Benchmark",
+    "BenchmarkScores",
+    "ComparedRun",
+    "Comparison",
+    "Estimate",
     "Evaluation",
     "HeatMap",
     "Item",
     "ItemResult",
     "Outcome",
+    "PaperRow",
     "Profile",
     "ReportItem",
+    "RunScores",
     "ScoreRow",
+    "Tile",
+    "maps_of_items",
     "benchmark_names",
+    "compared_curves",
+    "compared_rows",
     "evaluate",
     "evaluate_items",
     "fingerprint",

@@ -41,7 +41,7 @@ PIXELS_PER_PATCH = 4
 MIN_SIDE = 96  # The smallest longer side of a map, in pixels.
 
 
-def attention_maps(
+def maps_of_items(
     generator: Generator,
     processor: Processor,
     benchmark: Benchmark,

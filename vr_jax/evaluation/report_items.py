@@ -10,7 +10,7 @@ import numpy as np
 
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
-from vr_jax.evaluation.attention_maps import attention_maps
+from vr_jax.evaluation.attention_maps import maps_of_items
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.report import HeatMap, ReportItem
 from vr_jax.evaluation.runner import Evaluation
@@ -44,7 +44,7 @@ def report_items(
     maps: Sequence[tuple[HeatMap, ...]] = [()] * len(items)
     if items and reread_refusal(generator.model.config) is None:
         try:
-            maps = attention_maps(generator, processor, evaluation.benchmark, items, batch_size=batch_size)
+            maps = maps_of_items(generator, processor, evaluation.benchmark, items, batch_size=batch_size)
         except (UserError, ValueError, jax.errors.JaxRuntimeError) as error:
             # The scores are complete by now. A failure of the heat maps, e.g. for lack of memory, must not lose them.
             logger.warning("%s: the report has no heat maps: %s", evaluation.benchmark.name, error)
