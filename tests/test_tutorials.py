@@ -19,7 +19,7 @@ def text_of(page: str) -> str:
     return PAGES[page].read_text(encoding="utf-8")
 
 
-@pytest.mark.slow  # each page compiles several programs; CI runs them all by `make tutorials`
+@pytest.mark.slow  # each page compiles several programs; a job of CI runs them all by `make tutorials`
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_shows_what_its_commands_print(page: str):
     pytest.importorskip("torch", reason="tiny Hugging Face models are made with torch")
