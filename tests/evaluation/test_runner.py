@@ -63,7 +63,6 @@ def finished(generator, processor, items, tmp_path_factory):
     return output, run(generator, processor, output, items)
 
 
-@pytest.mark.slow  # Every item is compiled alone.
 def test_answers_are_those_of_each_item_alone(generator, processor, finished, items):
     _, evaluation = finished
     assert [result.id for result in evaluation.results] == [item.id for item in items]
