@@ -60,7 +60,7 @@ class OptimizerSettings(Config):
     Attributes:
         name: "adamw", or "muon", with which Muon updates the matrices of linear layers and AdamW everything else.
             Muon's updates are scaled to the size of Adam's, so learning rates mean the same with both (Liu et al.
-            2025, arXiv 2502.16982).
+            2025, arXiv 2502.16982). Muon's own momentum is 0.95; `b1` and `b2` are those of AdamW.
         lr: Learning rate at the end of the warm-up.
         schedule: "cosine" decays the learning rate to 0 at the last step, "constant" keeps it.
         warmup_ratio: Share of all steps, rounded up, in which the learning rate rises linearly from 0.
