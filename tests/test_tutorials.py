@@ -147,3 +147,8 @@ def test_blocks_know_their_comments_titles_and_lines():
 
 def test_flags_replace_those_of_the_same_name():
     assert with_flags(["vr-jax", "--a=1", "--b"], ["--a=2", "--c=3"]) == ["vr-jax", "--a=2", "--b", "--c=3"]
+
+
+def test_a_comment_without_a_meaning_is_refused():
+    with pytest.raises(ValueError, match="line 2: 'tests: ad' means nothing; expected add, drop, write, show, skip"):
+        read_blocks("text\n<!-- tests: ad --limit=2 -->\n")

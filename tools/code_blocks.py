@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 FENCE = re.compile(r"^```(\w*)(.*)$")
 DIRECTIVE = re.compile(r"^<!-- tests: (.*) -->$")
+WORDS = ("add", "drop", "write", "show", "skip")
 TITLE = re.compile(r"title=\"([^\"]+)\"")
 
 
@@ -45,12 +46,18 @@ class Block:
 
 
 def read_blocks(page: str) -> list[Block]:
-    """The blocks of the text of a page in their order."""
+    """The blocks of the text of a page in their order.
+
+    Raises:
+        ValueError: A comment for the tests begins with a word that has no meaning.
+    """
     found: list[Block] = []
     directives: list[str] = []
     lines = iter(enumerate(page.splitlines(), 1))
     for number, line in lines:
         if directive := DIRECTIVE.match(line):
+            if (word := re.split(r"[ ,]", directive.group(1))[0]) not in WORDS:
+                raise ValueError(f"line {number}: 'tests: {word}' means nothing; expected {', '.join(WORDS)}")
             directives.append(directive.group(1))
         elif fence := FENCE.match(line):
             inside = "".join(f"{text}\n" for text in _until_fence(lines))

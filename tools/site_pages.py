@@ -43,7 +43,7 @@ REFERENCE = {
     "The probe": ("vr_jax.probe",),
     "Efficiency": ("vr_jax.efficiency",),
     "Experiments": ("vr_jax.experiments",),
-    "The demo": ("vr_jax.demo",),
+    "Comparison on pages": ("vr_jax.demo",),
     "Kernels": (
         "vr_jax.kernels.attention.api",
         "vr_jax.kernels.window_attention.api",
