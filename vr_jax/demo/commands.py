@@ -20,12 +20,14 @@ from vr_jax.data.demo.reading import CAPTIONS, HELD_OUT, QUESTIONS, TRAIN
 from vr_jax.demo.systems import DemoSystem
 from vr_jax.errors import UserError
 from vr_jax.storage import make_folder
+from vr_jax.training import EXPORT_FOLDER
 
 CONFIG = "configs/reading.py"
-DATA, START, MODEL = "data", "start", "model"  # folders
+DATA, START = "data", "start"  # folders
 LOG = "log.txt"
 PHASES = ("phase1", "phase2")
 PAGES, HELD_OUT_PAGES, TURNS = 8_000, 1_000, 3
+SECONDS_TO_END = 5.0  # how long a command that is ended may take to end by itself
 _LAST_LINES = 3  # The lines of a log that an error message shows.
 
 
@@ -94,7 +96,7 @@ def system_steps(
             *(f"--config.{change}" for change in changes),
         )
         found.append(Step(f"{system.name}, {phase}", ("vr-jax", "train", *words), folder / LOG))
-        start = folder / phase / MODEL
+        start = folder / phase / EXPORT_FOLDER
     words = (
         f"--checkpoint={start}",
         "--benchmark=chartqa",
@@ -152,19 +154,28 @@ def _run(step: Step, report: Callable[[str], None], stopped: threading.Event) ->
     with step.log.open("a") as log:
         process = subprocess.Popen(step.argv, stdout=log, stderr=subprocess.STDOUT, env=env, stdin=subprocess.DEVNULL)
         try:
-            while process.poll() is None:
-                if stopped.wait(0.2):
-                    process.terminate()
+            while process.poll() is None and not stopped.wait(0.2):
+                pass
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            _end(process)
     if stopped.is_set():
         return
     if process.returncode:
         lines = " | ".join(_last_lines(step.log))
         raise UserError(f"{step.name} ended with exit status {process.returncode}; {step.log} ends with: {lines}")
     report(f"  {step.name}: {time.perf_counter() - began:.0f} s")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that still runs, gently at first."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _last_lines(log: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vr_jax.data.demo.reading import HELD_OUT
-from vr_jax.demo.commands import DATA, MODEL, PHASES
+from vr_jax.demo.commands import DATA, PHASES
 from vr_jax.demo.systems import DemoSystem
 from vr_jax.errors import UserError
 from vr_jax.evaluation import (
@@ -34,7 +34,7 @@ from vr_jax.evaluation import (
     write_report,
 )
 from vr_jax.inference import Generator, load_for_inference
-from vr_jax.training import METRICS_FILE, read_metrics
+from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics
 
 BENCHMARK = "chartqa"
 ITEMS = 24  # The items that the page shows.
@@ -74,7 +74,7 @@ class SystemResult:
     @property
     def model(self) -> Path:
         """The trained model."""
-        return self.folder / PHASES[-1] / MODEL
+        return self.folder / PHASES[-1] / EXPORT_FOLDER
 
     @property
     def columns(self) -> dict[str, Estimate]:
