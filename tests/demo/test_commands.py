@@ -1,7 +1,6 @@
 """The commands of the demo are those that a user types; chains run in order, and a failure stops the rest."""
 
 import shlex
-import sys
 import time
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from vr_jax.cli.eval import EvalFlags
 from vr_jax.cli.flags import parse
 from vr_jax.cli.train import TrainFlags
-from vr_jax.demo.commands import Step, prepare_steps, run_systems, system_steps
+from vr_jax.demo.commands import Step, Workers, prepare_steps, system_steps
 from vr_jax.demo.systems import SYSTEMS
 from vr_jax.errors import UserError
 from vr_jax.settings import load_config
@@ -42,7 +41,7 @@ def test_a_command_is_shown_as_it_can_be_typed(tmp_path):
     step, _ = prepare_steps(tmp_path / "it's", pages=1, held_out=1, seed=0)
     words = shlex.split(step.shown)
     assert words == list(step.words)
-    assert step.argv == [sys.executable, *words[1:]]
+    assert step.argv == words[1:]
     compile(words[2], "shown", "exec")
 
 
@@ -51,7 +50,8 @@ def test_chains_run_in_order_and_report_each_command(tmp_path):
     chain = [python("first", tmp_path, write(marks[0]))]
     chain += [python("second", tmp_path, f"import os; assert os.path.exists({str(marks[0])!r}); {write(marks[1])}")]
     lines = []
-    run_systems([chain, [python("other", tmp_path, write(marks[2]))]], 2, lines.append)
+    with Workers(2, lines.append) as workers:
+        workers.run([chain, [python("other", tmp_path, write(marks[2]))]])
     assert all(mark.exists() for mark in marks)
     shown = [line for line in lines if line.startswith("$ ")]
     assert sorted(shown) == sorted(f"$ {step.shown}" for step in (*chain, python("other", tmp_path, write(marks[2]))))
@@ -67,7 +67,26 @@ def test_a_failure_ends_the_demo_with_the_end_of_its_log(tmp_path):
         [python("beside", tmp_path, "import time; time.sleep(60)")],
     ]
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"fails ended with exit status 3; .*log\.txt ends with: the reason"):
-        run_systems(chains, 2, lambda line: None)
+    reason = r"fails ended with exit status 3; .*log\.txt ends with: the reason"
+    with pytest.raises(UserError, match=reason), Workers(2, lambda line: None) as workers:
+        workers.run(chains)
     assert not never.exists()
     assert time.monotonic() - began < 50
+
+
+def test_a_command_runs_as_in_a_process_of_its_own(tmp_path):
+    """It sees its own arguments, its output is in its log alone, and an exception is a failure."""
+    first = Step("first", ("python", "-m", "vr_jax", "--help"), tmp_path / "first.txt")
+    second = python("second", tmp_path, "print(__name__); raise ValueError('broken')")
+    reason = r"second ended with exit status 1; .* ends with: .*ValueError: broken"
+    with pytest.raises(UserError, match=reason), Workers(1, lambda line: None) as workers:
+        workers.run([[first, second]])
+    assert "vr-jax demo" in first.log.read_text()
+    assert second.log.read_text().startswith("__main__\n")
+
+
+def test_a_worker_that_dies_is_a_failure(tmp_path):
+    dies = python("dies", tmp_path, "import os; print('last words', flush=True); os._exit(7)")
+    reason = r"dies ended with exit status 7; .* ends with: last words"
+    with pytest.raises(UserError, match=reason), Workers(1, lambda line: None) as workers:
+        workers.run([[dies]])

@@ -1,28 +1,22 @@
-"""`vr-jax demo`: trains a tiny model on generated images, scores it on held-out ones and writes a report."""
+"""`vr-jax demo`: trains systems with and without Vision Remember on generated pages, and compares them on one page."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.compilation import use_compilation_cache
+from vr_jax.demo import HELD_OUT_PAGES, PAGES, REPORT, SystemResult, compare
 from vr_jax.errors import UserError
-from vr_jax.evaluation import ScoreRow, evaluate, score_rows, with_baselines, write_report
-from vr_jax.fields import PositiveInt
-from vr_jax.path_text import FileVariantText, PathText
-from vr_jax.settings import TRAINING, EvaluationSettings, load_config
-from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, refuse_buckets, remove_folder, write_text
-from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics, train
+from vr_jax.fields import NonNegativeInt, PositiveInt
+from vr_jax.path_text import PathText
+from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, remove_folder, write_text
 
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
-REPORT = "report.html"
-ALL_ITEMS = 10_000  # more than the held-out images have
+MODEL = "model"  # The first system's, at a short path.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,65 +26,43 @@ class DemoFlags(Flags):
     workdir: PathText = flag(
         "runs/demo", "Folder for everything that the demo writes. It is emptied first.", metavar="DIR"
     )
-    config: FileVariantText = flag("configs/demo.py", "Config file, or a packaged one.", metavar="FILE[:VARIANT]")
-    overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
-    steps: PositiveInt | None = flag(None, "Number of updates. The default is the config's.")
+    steps: PositiveInt | None = flag(None, "Number of updates of each phase. The default is the config's.")
+    pages: PositiveInt = flag(PAGES, "Number of pages to train on.")
+    held_out: PositiveInt = flag(HELD_OUT_PAGES, "Number of held-out pages, each with one question.")
+    seed: NonNegativeInt = flag(0, "Seed of the pages, of fresh parameters and of the order of the data.")
+    jobs: PositiveInt = flag(2, "Number of systems that are trained at the same time, each on about one CPU core.")
 
 
 def run(flags: DemoFlags) -> None:
-    """Trains, evaluates and reports."""
+    """Trains, evaluates and compares."""
     demo(flags)
 
 
-def demo(flags: DemoFlags) -> list[ScoreRow]:
-    """Trains, evaluates and reports; returns the scores of the kinds of images."""
+def demo(flags: DemoFlags) -> list[SystemResult]:
+    """Trains, evaluates and compares; returns the results of the systems."""
     start = time.perf_counter()
-    use_compilation_cache()
-    workdir = as_path(flags.workdir)
-    overrides = (*flags.overrides, *((f"steps={flags.steps}",) if flags.steps else ()))
-    config = load_config(flags.config, overrides, sections=TRAINING)
-    refuse_buckets(config)
+    workdir = Path(as_path(flags.workdir))
     _empty(workdir)
-    train(config, workdir)
-    trained = time.perf_counter()
-
-    evaluation = evaluate(
-        EvaluationSettings(
-            checkpoint=str(workdir / EXPORT_FOLDER),
-            benchmark="demo",
-            output=str(workdir),
-            batch_size=50,
-            report_items=ALL_ITEMS,
-        )
+    results = compare(
+        workdir,
+        seed=flags.seed,
+        steps=flags.steps,
+        pages=flags.pages,
+        held_out=flags.held_out,
+        jobs=flags.jobs,
+        report=_say,
     )
-    items = evaluation.report_items
-    rows = score_rows(items)
-    settings = {
-        "config": flags.config,
-        "steps": str(config.steps),
-        "samples per step": str(config.samples_per_step),
-        "training": f"{trained - start:.0f} s, set-up of the environment not included",
-        "evaluation": f"{time.perf_counter() - trained:.0f} s",
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
-    }
-    write_report(
-        workdir / REPORT,
-        title="LLaVA-VR demo: held-out charts, tables and words",
-        summary=with_baselines(evaluation.summary, "demo", rows),
-        items=items,
-        losses=[(record["step"], record["loss"]) for record in read_metrics(workdir / METRICS_FILE)],
-        settings=settings,
+    with file_errors(f"{workdir / MODEL} cannot be written"):
+        shutil.copytree(results[0].model, workdir / MODEL)
+    _say(
+        f"\n{time.perf_counter() - start:.0f} s; scores, loss curves, answers and heat maps: {workdir / REPORT}; the "
+        f"first model: {workdir / MODEL}"
     )
-    _print_scores(rows, time.perf_counter() - start, workdir / REPORT)
-    return rows
+    return results
 
 
-def _print_scores(rows: Sequence[ScoreRow], seconds: float, report: Path) -> None:
-    print(f"\n{'held-out images':<20} {'items':>6} {'accuracy':>9} {'majority answer':>16}")
-    for row in rows:
-        print(f"{row.name:<20} {row.count:>6} {row.score:>9.1%} {row.baseline:>16.1%}")
-    times = rows[0].score / rows[0].baseline if rows[0].baseline else 0.0
-    print(f"\n{times:.1f} x the majority answer; {seconds:.0f} s; images, answers, loss curve: {report}")
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _empty(workdir: Path) -> None:
@@ -108,10 +80,11 @@ def _empty(workdir: Path) -> None:
 
 
 COMMAND = Command(
-    summary="Train a tiny model on generated images, score it, write a report.",
+    summary="Train tiny models with and without Vision Remember, and compare them on one page.",
     flags=DemoFlags,
     run=run,
-    details="""The demo needs no data and no download, and starts anew each time. It takes minutes on two CPU cores.""",
+    details="""The demo needs no data and no download, and starts anew each time. It takes minutes on two CPU cores, and
+prints the commands that it runs.""",
     examples=("vr-jax demo", "vr-jax demo --steps=20"),
     verbose=True,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import selectors
 import shlex
 import subprocess
 import sys
@@ -26,7 +28,7 @@ CONFIG = "configs/reading.py"
 DATA, START = "data", "start"  # folders
 LOG = "log.txt"
 PHASES = ("phase1", "phase2")
-PAGES, HELD_OUT_PAGES, TURNS = 8_000, 1_000, 3
+PAGES, HELD_OUT_PAGES, TURNS = 3_200, 500, 3
 SECONDS_TO_END = 5.0  # how long a command that is ended may take to end by itself
 _LAST_LINES = 3  # The lines of a log that an error message shows.
 
@@ -52,9 +54,9 @@ class Step:
 
     @property
     def argv(self) -> list[str]:
-        """The same command with the Python that runs now."""
+        """The same command as arguments of Python."""
         program, *rest = self.words
-        return [sys.executable, *(["-m", "vr_jax"] if program == "vr-jax" else []), *rest]
+        return [*(["-m", "vr_jax"] if program == "vr-jax" else []), *rest]
 
 
 def prepare_steps(workdir: Path, *, pages: int, held_out: int, seed: int) -> list[Step]:
@@ -108,74 +110,123 @@ def system_steps(
     return [*found, Step(f"{system.name}, evaluation", ("vr-jax", "eval", *words), folder / LOG)]
 
 
-def run_systems(chains: Sequence[Sequence[Step]], jobs: int, report: Callable[[str], None]) -> None:
-    """Runs chains of commands, `jobs` chains at a time. The commands of a chain run one after another.
+class Workers:
+    """Processes that run commands. Each runs many, so that imports are paid for once (`vr_jax.demo.worker`)."""
 
-    Raises:
-        UserError: A command failed. No further command is started.
-    """
-    stopped = threading.Event()
+    def __init__(self, jobs: int, report: Callable[[str], None]) -> None:
+        """Starts the processes.
 
-    def chain(steps: Sequence[Step]) -> None:
-        for step in steps:
-            if stopped.is_set():
-                return
+        Args:
+            jobs: The number of processes.
+            report: Receives each command before it runs, and the time that it took.
+        """
+        self._report = report
+        self._stopped = threading.Event()
+        self._workers = [_Worker(self._stopped) for _ in range(jobs)]
+
+    def __enter__(self) -> Workers:
+        """Nothing more is needed."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the processes."""
+        self._stopped.set()
+        for worker in self._workers:
+            worker.end()
+
+    def run(self, chains: Sequence[Sequence[Step]]) -> None:
+        """Runs chains of commands, as many at a time as there are processes, and each chain in its order.
+
+        Raises:
+            UserError: A command failed. No further command is started, and those that run are ended.
+        """
+        waiting, lock = iter(chains), threading.Lock()
+
+        def work(worker: _Worker) -> None:
             try:
-                _run(step, report, stopped)
+                while not self._stopped.is_set():
+                    with lock:
+                        chain = next(waiting, None)
+                    if chain is None:
+                        return
+                    for step in chain:
+                        if not self._stopped.is_set():
+                            worker.run(step, self._report)
             except BaseException:
-                stopped.set()
+                self._stopped.set()
                 raise
 
-    with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            try:
+                # All are awaited in order; a failure of any of them stops the others.
+                for future in [pool.submit(work, worker) for worker in self._workers]:
+                    future.result()
+            except BaseException:
+                self._stopped.set()
+                raise
+
+
+class _Worker:
+    """A process of `vr_jax.demo.worker`."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        """Starts the process.
+
+        Args:
+            stopped: When it is set, the command that runs is ended.
+        """
+        # The models are so small that an accelerator would only wait. Two processes could not share a TPU.
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "vr_jax.demo.worker"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+        )
+        self._stopped = stopped
+
+    def run(self, step: Step, report: Callable[[str], None]) -> None:
+        """Runs a command.
+
+        Raises:
+            UserError: It failed.
+        """
+        make_folder(step.log.parent)
+        report(f"$ {step.shown}")
+        began = time.perf_counter()
+        status = self._ask(json.dumps({"argv": step.argv, "log": str(step.log.absolute())}))
+        if self._stopped.is_set():
+            return
+        if status:
+            lines = " | ".join(_last_lines(step.log)) if step.log.exists() else "nothing"
+            raise UserError(f"{step.name} ended with exit status {status}; {step.log} ends with: {lines}")
+        report(f"  {step.name}: {time.perf_counter() - began:.0f} s")
+
+    def _ask(self, request: str) -> int:
+        """The exit status of a command, or 0 if the demo is stopped meanwhile."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # The process has ended, which the loop below finds.
+            print(request, file=self._process.stdin, flush=True)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while not self._stopped.is_set():
+                if selector.select(timeout=0.2):
+                    answer = self._process.stdout.readline()
+                    return int(answer) if answer else self._process.wait() or 1
+        return 0
+
+    def end(self) -> None:
+        """Ends the process, gently at first."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.terminate()
         try:
-            # The results are awaited in order; a failure anywhere stops the others at their next command.
-            for _ in pool.map(chain, chains):
-                pass
-        except BaseException:
-            stopped.set()
-            raise
-
-
-def run_together(steps: Sequence[Step], jobs: int, report: Callable[[str], None]) -> None:
-    """Runs commands that do not depend on each other, `jobs` at a time.
-
-    Raises:
-        UserError: A command failed.
-    """
-    run_systems([[step] for step in steps], jobs, report)
-
-
-def _run(step: Step, report: Callable[[str], None], stopped: threading.Event) -> None:
-    make_folder(step.log.parent)
-    report(f"$ {step.shown}")
-    began = time.perf_counter()
-    # The models are so small that an accelerator would only wait. Two processes could not share a TPU.
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    with step.log.open("a") as log:
-        process = subprocess.Popen(step.argv, stdout=log, stderr=subprocess.STDOUT, env=env, stdin=subprocess.DEVNULL)
-        try:
-            while process.poll() is None and not stopped.wait(0.2):
-                pass
-        finally:
-            _end(process)
-    if stopped.is_set():
-        return
-    if process.returncode:
-        lines = " | ".join(_last_lines(step.log))
-        raise UserError(f"{step.name} ended with exit status {process.returncode}; {step.log} ends with: {lines}")
-    report(f"  {step.name}: {time.perf_counter() - began:.0f} s")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that still runs, gently at first."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
 
 
 def _last_lines(log: Path) -> Iterator[str]:

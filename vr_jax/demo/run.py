@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES, prepare_steps, run_systems, run_together, system_steps
+from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES, Workers, prepare_steps, system_steps
 from vr_jax.demo.results import SystemResult, read_result, write_page
 from vr_jax.demo.systems import SYSTEMS
 from vr_jax.storage import make_folder
@@ -44,9 +44,10 @@ def compare(
     """
     start = time.perf_counter()
     make_folder(workdir)
-    run_together(prepare_steps(workdir, pages=pages, held_out=held_out, seed=seed), jobs, report)
     chains = [system_steps(system, workdir, seed=seed, steps=steps) for system in SYSTEMS]
-    run_systems(chains, jobs, report)
+    with Workers(jobs, report) as workers:
+        workers.run([[step] for step in prepare_steps(workdir, pages=pages, held_out=held_out, seed=seed)])
+        workers.run(chains)
     results = [read_result(system, workdir) for system in SYSTEMS]
     settings = {
         "pages to train on": str(pages),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -130,11 +130,19 @@ class Canvas:
         self.pixels[top:bottom, left:right] = colour
 
 
-def draw_image(kind: str, page: Page, split: Split, rng: Random) -> SampleImage:
-    """Draws an image of a kind with contents of a split."""
+def draw_image(kind: str, page: Page, split: Split, rng: Random, *, never: Collection[int] = ()) -> SampleImage:
+    """Draws an image of a kind with contents of a split.
+
+    Args:
+        kind: One of `KINDS`.
+        page: The size of the image.
+        split: The split of the contents.
+        rng: Draws everything that is random.
+        never: Rows and columns of patches in which nothing is highlighted.
+    """
     canvas = Canvas(page, rng)
     lay_out, draw = _KINDS[kind]
-    marks = _highlight(list(lay_out(page.grid, split, rng)), rng)
+    marks = _highlight(list(lay_out(page.grid, split, rng)), rng, never)
     for mark in marks:
         if mark.highlighted:
             canvas.box((mark.row, mark.row + 1), (mark.column, mark.column + 1), HIGHLIGHT)
@@ -143,11 +151,11 @@ def draw_image(kind: str, page: Page, split: Split, rng: Random) -> SampleImage:
     return SampleImage(kind, content, canvas.pixels, marks)
 
 
-def _highlight(marks: list[Mark], rng: Random) -> tuple[Mark, ...]:
+def _highlight(marks: list[Mark], rng: Random, never: Collection[int]) -> tuple[Mark, ...]:
     """Highlights one answer of every block, so that a window of up to 4 x 4 patches seldom holds two."""
     blocks: dict[str, list[int]] = {}
     for number, mark in enumerate(marks):
-        if mark.answer != NOTHING:
+        if mark.answer != NOTHING and mark.row not in never and mark.column not in never:
             blocks.setdefault(mark.block, []).append(number)
     chosen = {rng.choice(numbers) for numbers in blocks.values()}
     return tuple(replace(mark, highlighted=number in chosen) for number, mark in enumerate(marks))

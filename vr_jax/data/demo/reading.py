@@ -1,7 +1,8 @@
 """The generated pages as records: a caption of all that is highlighted, and questions about it.
 
 A page of 12 x 12 patches has nine places, such as "top left". Each holds at most one highlighted patch. A question
-names a place, and its answer is the one letter, digit or height that is highlighted there.
+names a place, and its answer is the one letter, digit or height that is highlighted there. A vision token that stands
+for a window of 3 x 3 or 4 x 4 patches sees the highlighted patch of one place at most.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from vr_jax.errors import UserError
 from vr_jax.storage import complete_directory, write_text
 
 PAGE = Page(grid=12, patch=8)
+# Rows and columns of patches in which nothing is highlighted. A window of 3 x 3 patches reaches over the border between
+# two places there, and holds a highlighted patch of one of them at most.
+NEVER = (3, 8)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 # The beginnings of the questions about a kind of page; the name of the place and `END` follow.
@@ -104,7 +108,7 @@ class ReadingSource:
         if not 0 <= index < self.size:
             raise IndexError(f"page {index}: the {self.split} split has pages 0..{self.size - 1}")
         rng = Random(f"reading/{self.split}/{self.seed}/{index}")
-        image = draw_image(KINDS[index % len(KINDS)], PAGE, self.split, rng)
+        image = draw_image(KINDS[index % len(KINDS)], PAGE, self.split, rng, never=NEVER)
         marks = sorted(image.highlighted, key=lambda mark: PLACES.index(place_of(mark)))
         asked = rng.sample(marks, min(self.turns, len(marks)))
         questions = tuple(
