@@ -122,7 +122,7 @@ class Workers:
         """
         self._report = report
         self._stopped = threading.Event()
-        self._workers = [_Worker(self._stopped) for _ in range(jobs)]
+        self._workers = [_Worker(self._stopped, number, jobs) for number in range(jobs)]
 
     def __enter__(self) -> Workers:
         """Nothing more is needed."""
@@ -169,15 +169,17 @@ class Workers:
 class _Worker:
     """A process of `vr_jax.demo.worker`."""
 
-    def __init__(self, stopped: threading.Event) -> None:
+    def __init__(self, stopped: threading.Event, number: int, jobs: int) -> None:
         """Starts the process.
 
         Args:
             stopped: When it is set, the command that runs is ended.
+            number: The number of this process, from 0.
+            jobs: The number of processes. Each gets its share of the CPU cores.
         """
         # The models are so small that an accelerator would only wait. Two processes could not share a TPU.
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "vr_jax.demo.worker"]
+        command = [sys.executable, "-m", "vr_jax.demo.worker", str(number), str(jobs)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
         )

@@ -1,8 +1,9 @@
-"""A process that runs Python command lines one after another: `python -m vr_jax.demo.worker`.
+"""A process that runs Python command lines one after another: `python -m vr_jax.demo.worker NUMBER JOBS`.
 
 To import JAX and this package takes longer than some commands of the demo, and a worker does it once. A line on
 standard input is a request, a JSON object with the command line (`argv`, without the name of the program) and the file
-that its output is added to (`log`). The answer is a line on standard output with the exit status.
+that its output is added to (`log`). The answer is a line on standard output with the exit status. The process is the
+one with this number, from 0, of so many that share the CPU cores.
 """
 
 from __future__ import annotations
@@ -47,8 +48,19 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def share_cores(number: int, jobs: int) -> None:
+    """Keeps this process, number `number` of `jobs`, to its share of the CPU cores.
+
+    Otherwise each of them would start as many threads as there are cores, and they would wait for each other.
+    """
+    if hasattr(os, "sched_setaffinity"):  # Not on macOS.
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number::jobs] or cores)
+
+
 def main() -> None:
     """Answers requests until standard input ends."""
+    share_cores(*map(int, sys.argv[1:]))
     answers = os.fdopen(os.dup(OUTPUT), "w")
     for line in sys.stdin:
         request = json.loads(line)
