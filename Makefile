@@ -7,6 +7,7 @@ LMMS_VENV ?= .venv-lmms-eval
 TRANSFORMERS4 ?= .transformers4
 PYTHON := $(VENV)/bin/python
 DEMO_STEPS ?=
+DEMO_ARGS ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
 TUTORIALS_ARGS ?=
@@ -22,7 +23,7 @@ dev: $(VENV)/.dev
 	@echo "$(VENV) is ready: . $(VENV)/bin/activate"
 
 demo: $(VENV)/.core
-	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS))
+	$(PYTHON) -m vr_jax demo --workdir=$(DEMO_DIR) $(if $(DEMO_STEPS),--steps=$(DEMO_STEPS)) $(DEMO_ARGS)
 	@$(if $(DEMO_STEPS),echo "Only $(DEMO_STEPS) updates were made; 'make demo' without DEMO_STEPS makes all of them.",echo "Nothing was skipped.")
 
 docs: $(VENV)/.docs

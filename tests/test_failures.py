@@ -178,6 +178,7 @@ CATCH_ALL = {
     "app/models.py": (1, "it is raised again where the answer is awaited, in another thread"),
     "app/session.py": (1, "the page shows any error as one line, and goes on"),
     "demo/commands.py": (2, "the other commands are stopped, and it is raised again"),
+    "demo/worker.py": (1, "any error of a command is printed with its traceback, and is a failure of the command"),
 }
 
 
@@ -210,7 +211,7 @@ WRITES = {
     "cli/demo.py": "within file_errors, in a folder that it holds",
     "cli/app.py": "images in a temporary folder",
     "data/demo/reading.py": "inside a folder of complete_directory",
-    "demo/commands.py": "the log that a command's output is added to",
+    "demo/worker.py": "the log that a command's output is added to",
     "storage": "it is the place for this",
 }
 FUNCTIONS = {

@@ -36,6 +36,7 @@ DYNAMIC = {
     "vr_jax": None,  # `import vr_jax` offers its names lazily
     "vr_jax.model.registry": "discover",  # the method files
     "vr_jax.settings.config_files": None,  # the user's own config file, which is no module of ours
+    "vr_jax.demo.worker": "run",  # command lines of the program, run as Python does
 }
 DYNAMIC_NAMES = (
     *("__import__", "exec", "import_module", "reload"),

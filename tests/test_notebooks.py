@@ -11,7 +11,7 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 # What the cell of parameters is given in the test, beside what it sets itself.
 TINY: dict[str, dict[str, Any]] = {
-    "chat_and_heat_maps": {"STEPS": 2},
+    "chat_and_heat_maps": {"PAGES": 64, "STEPS": 2},
     "train_on_own_images": {"STEPS": 2},
 }
 

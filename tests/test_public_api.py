@@ -1,4 +1,4 @@
-"""The names of `import vr_jax`, what importing costs, and the README's example in Python."""
+"""The names of `import vr_jax`, what importing costs, and the example in Python of docs/first_steps.md."""
 
 import ast
 import re
@@ -40,12 +40,14 @@ def test_type_checkers_see_the_same_names():
     assert imported | {"__version__"} == set(vr_jax.__all__)
 
 
-def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    """The first block of Python in the README answers a question about an image, with a tiny model in place."""
-    (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_example_of_the_first_steps_runs(tmp_path, monkeypatch, capsys):
+    """The first block of Python in docs/first_steps.md answers a question, with a tiny model in place."""
+    (code, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "first_steps.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 10
     tiny.save(tmp_path / "runs" / "demo" / "model", vision_remember=False)
-    (tmp_path / "runs" / "chart.png").write_bytes(tiny.png(60, 30, 1))
+    images = tmp_path / "runs" / "demo" / "data" / "held_out" / "images"
+    images.mkdir(parents=True)
+    (images / "page-held_out-0-2.png").write_bytes(tiny.png(60, 30, 1))
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert capsys.readouterr().out.endswith("\n")

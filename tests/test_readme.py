@@ -1,4 +1,4 @@
-"""Every command and every block of Python of README.md runs, with tiny models and files in place of the real ones."""
+"""All commands and Python of README.md and docs/first_steps.md run, with tiny models in the place of real ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from vr_jax.cli import plan as plan_command
 from vr_jax.cli.main import main
 from vr_jax.plan import topology
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "first_steps.md")
 
-BLOCKS = read_blocks(README.read_text(encoding="utf-8"))
+BLOCKS = [block for page in PAGES for block in read_blocks(page.read_text(encoding="utf-8"))]
 CONSOLE_LINES = [words for block in BLOCKS if block.language == "console" for words in console_lines(block.text)]
 PROGRAM_LINES = [words for words in CONSOLE_LINES if words[0] == "vr-jax"]
 
@@ -35,7 +36,7 @@ def shrunk(words: list[str]) -> list[str]:
     """A command with the flags that make it tiny."""
     command = words[1]
     if command == "demo":
-        return [*words, "--steps=2", "--config.batch.rows=24"]
+        return [*words, "--steps=1", "--pages=40", "--held_out=10"]
     if command in ("train", "plan"):
         return [*words, *flags_of(TINY)]
     if command == "chat":
@@ -53,14 +54,14 @@ def test_all_main_commands_are_shown():
 
 
 @pytest.mark.slow
-def test_everything_on_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
-    """In the order of the page, in an empty folder but for the files that a user would have downloaded."""
+def test_everything_on_the_pages_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    """In the order of the pages, in an empty folder but for the files that a user would have downloaded."""
     monkeypatch.chdir(folder)
     # JAX runs already in this process, on the eight devices that the page's plan asks for.
     monkeypatch.setattr(plan_command, "prepare_process", topology.parse)
     for block in BLOCKS:
         if block.language == "python":
-            exec(compile(block.text, "README.md", "exec"), {})
+            exec(compile(block.text, "the page", "exec"), {})
             continue
         for words in console_lines(block.text):
             if words[:2] == ["python", "-c"]:

@@ -80,6 +80,14 @@ def table(runs: dict[int, list[SystemResult]], seconds: Sequence[float]) -> str:
         statistics.mean(results[0].columns[name].baseline or 0.0 for results in runs.values()) for name in columns
     )
     lines += [f"| always the most frequent answer | {' | '.join(f'{one:.1f}' for one in baselines)} | |", ""]
+    lines += [
+        f"| 1/9 pooling + Vision Remember, seed | {' | '.join(columns)} |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for seed, results in runs.items():
+        (ours,) = (one for one in results if one.system.name == "vision_remember_9")
+        lines.append(f"| {seed} | {' | '.join(f'{ours.columns[name].score:.1f}' for name in columns)} |")
+    lines.append("")
     for ratio in (9, 16):
         gains = []
         for results in runs.values():

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from vr_jax.app import Checkpoint, Example, Loader, Models, ModelThread, PageOptions, Settings, Variant
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
-from vr_jax.data.demo.source import DemoSource
+from vr_jax.data.demo.reading import ReadingSource, conversations
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import NoEffect, Range
 from vr_jax.hub import local_folder
@@ -24,7 +24,7 @@ from vr_jax.model.registry import names
 from vr_jax.model_directory import read_config, read_generation
 from vr_jax.path_text import PathText
 
-EXAMPLES = 3  # one of each subject of the demo
+EXAMPLES = 5  # one of each kind of page of the demo
 Port = Annotated[int, Range(1, 65535)]
 
 
@@ -149,14 +149,14 @@ def warm(models: Models, options: PageOptions) -> Iterator[str]:
 
 
 def write_examples(folder: Path) -> Iterator[Example]:
-    """Writes images of the demo, each with a question.
+    """Writes pages of the demo, each with a question.
 
     Args:
         folder: The folder for the image files.
     """
-    source = DemoSource("held_out", EXAMPLES)
+    source = ReadingSource("held_out", EXAMPLES)
     for number in range(EXAMPLES):
-        conversation = source[number]
+        _, conversation = conversations(source.sample(number))
         image, turn = conversation.images[0], conversation.turns[0]
         assert isinstance(image, bytes)
         path = folder / f"example{number + 1}.png"

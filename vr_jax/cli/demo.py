@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.demo import HELD_OUT_PAGES, PAGES, REPORT, SystemResult, compare
+from vr_jax.demo import HELD_OUT_PAGES, PAGES, REPORT, SYSTEMS, SystemResult, compare, find_systems
 from vr_jax.errors import UserError
 from vr_jax.fields import NonNegativeInt, PositiveInt
 from vr_jax.path_text import PathText
@@ -30,6 +30,9 @@ class DemoFlags(Flags):
     pages: PositiveInt = flag(PAGES, "Number of pages to train on.")
     held_out: PositiveInt = flag(HELD_OUT_PAGES, "Number of held-out pages, each with one question.")
     seed: NonNegativeInt = flag(0, "Seed of the pages, of fresh parameters and of the order of the data.")
+    systems: str = flag(
+        ",".join(system.name for system in SYSTEMS), "Names of the systems to compare, with commas between."
+    )
     jobs: PositiveInt = flag(2, "Number of systems that are trained at the same time, each on about one CPU core.")
 
 
@@ -41,6 +44,7 @@ def run(flags: DemoFlags) -> None:
 def demo(flags: DemoFlags) -> list[SystemResult]:
     """Trains, evaluates and compares; returns the results of the systems."""
     start = time.perf_counter()
+    systems = find_systems(flags.systems.split(","))
     workdir = Path(as_path(flags.workdir))
     _empty(workdir)
     results = compare(
@@ -49,6 +53,7 @@ def demo(flags: DemoFlags) -> list[SystemResult]:
         steps=flags.steps,
         pages=flags.pages,
         held_out=flags.held_out,
+        systems=systems,
         jobs=flags.jobs,
         report=_say,
     )

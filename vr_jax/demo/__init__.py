@@ -7,6 +7,16 @@ and makes the page, and `run` does all of it.
 from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES
 from vr_jax.demo.results import SystemResult, read_result
 from vr_jax.demo.run import REPORT, compare
-from vr_jax.demo.systems import SYSTEMS, DemoSystem
+from vr_jax.demo.systems import SYSTEMS, DemoSystem, find_systems
 
-__all__ = ["HELD_OUT_PAGES", "PAGES", "REPORT", "SYSTEMS", "DemoSystem", "SystemResult", "compare", "read_result"]
+__all__ = [
+    "HELD_OUT_PAGES",
+    "PAGES",
+    "REPORT",
+    "SYSTEMS",
+    "DemoSystem",
+    "SystemResult",
+    "compare",
+    "find_systems",
+    "read_result",
+]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES, Workers, prepare_steps, system_steps
 from vr_jax.demo.results import SystemResult, read_result, write_page
-from vr_jax.demo.systems import SYSTEMS
+from vr_jax.demo.systems import SYSTEMS, DemoSystem
 from vr_jax.storage import make_folder
 
 REPORT = "report.html"
@@ -22,10 +22,11 @@ def compare(
     steps: int | None = None,
     pages: int = PAGES,
     held_out: int = HELD_OUT_PAGES,
+    systems: Sequence[DemoSystem] = SYSTEMS,
     jobs: int = 2,
     report: Callable[[str], None] = print,
 ) -> list[SystemResult]:
-    """Trains, scores and compares all systems.
+    """Trains, scores and compares systems.
 
     Args:
         workdir: A new folder for everything that is written.
@@ -33,6 +34,7 @@ def compare(
         steps: The updates of each phase; None for those of configs/reading.py.
         pages: The number of pages to train on.
         held_out: The number of held-out pages.
+        systems: The systems, of which one remembers.
         jobs: The number of systems that are trained at the same time, each on about one CPU core.
         report: Receives the commands as they are run, and the table of the scores.
 
@@ -44,11 +46,11 @@ def compare(
     """
     start = time.perf_counter()
     make_folder(workdir)
-    chains = [system_steps(system, workdir, seed=seed, steps=steps) for system in SYSTEMS]
+    chains = [system_steps(system, workdir, seed=seed, steps=steps) for system in systems]
     with Workers(jobs, report) as workers:
         workers.run([[step] for step in prepare_steps(workdir, pages=pages, held_out=held_out, seed=seed)])
         workers.run(chains)
-    results = [read_result(system, workdir) for system in SYSTEMS]
+    results = [read_result(system, workdir) for system in systems]
     settings = {
         "pages to train on": str(pages),
         "held-out pages": str(held_out),

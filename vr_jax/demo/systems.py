@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from vr_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,19 @@ SYSTEMS = (
     DemoSystem("pooling_16", "pooling", 16),
     DemoSystem("token_packer_9", "TokenPacker", 9),
 )
+
+
+def find_systems(names: Sequence[str]) -> tuple[DemoSystem, ...]:
+    """The systems with these names, in the order of `SYSTEMS`.
+
+    Raises:
+        UserError: There is no system with such a name, or none of them remembers.
+    """
+    known = [system.name for system in SYSTEMS]
+    for name in names:
+        if name not in known:
+            raise UserError(f"the demo has no system {name!r}; choose among {', '.join(known)}")
+    found = tuple(system for system in SYSTEMS if system.name in names)
+    if not any(system.remembers for system in found):
+        raise UserError(f"--systems={','.join(names)}: none has Vision Remember, with which the page compares; add one")
+    return found

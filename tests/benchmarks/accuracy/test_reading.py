@@ -7,7 +7,7 @@ import pytest
 from benchmarks.accuracy import reading, reading_parts
 from vr_jax.cli.main import main
 from vr_jax.demo import SYSTEMS
-from vr_jax.demo.commands import prepare_steps, run_systems, run_together, system_steps
+from vr_jax.demo.commands import Workers, prepare_steps, system_steps
 from vr_jax.demo.results import KINDS, SystemResult
 from vr_jax.evaluation.report.scores import BenchmarkScores, Estimate
 from vr_jax.model_directory import read_sections
@@ -64,6 +64,7 @@ def test_the_table_has_means_seeds_and_gains(tmp_path, monkeypatch):
     assert text.startswith("before ")
     assert text.endswith(" after")
     assert "| 1/9 pooling | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 20.0, 30.0 |" in text
+    assert "| 1 | 70.0 | 70.0 | 70.0 | 70.0 | 70.0 | 70.0 |" in text
     assert "Vision Remember against pooling at 1/16: +40.0, +40.0 points." in text
     assert "old" not in text
 
@@ -78,8 +79,9 @@ def test_the_parts_are_trained_and_a_system_is_trained_from_those_of_the_reposit
     assert "parameters" in (tmp_path / "parts" / "README.md").read_text()
 
     workdir = tmp_path / "run"
-    run_together(prepare_steps(workdir, pages=50, held_out=5, seed=0), 1, print)
     (chain,) = [system_steps(system, workdir, seed=0, steps=1) for system in SYSTEMS if system.name == "pooling_9"]
-    run_systems([chain], 1, print)
+    with Workers(1, print) as workers:
+        workers.run([prepare_steps(workdir, pages=50, held_out=5, seed=0)])
+        workers.run([chain])
     summary = json.loads((workdir / "pooling_9" / "eval" / "summary.json").read_text())
     assert summary["benchmarks"]["chartqa"]["items"] == 5

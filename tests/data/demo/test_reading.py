@@ -54,6 +54,14 @@ def test_a_place_is_a_block_of_patches_with_at_most_one_highlighted_patch(sample
             assert block[2:-2, 2:-2].any() == (name in places), (sample.id, name)
 
 
+@pytest.mark.parametrize("side", [3, 4])
+def test_a_window_holds_one_highlighted_patch_at_most(samples, side):
+    """The windows are those of the vision tokens that stand for a ninth or a sixteenth of the patches."""
+    for sample in samples:
+        windows = [(mark.row // side, mark.column // side) for mark in sample.marks]
+        assert len(set(windows)) == len(windows)
+
+
 def test_captions_and_questions_say_what_the_marks_say(samples):
     for sample in samples:
         answers = {place_of(mark): mark.answer for mark in sample.marks}
@@ -113,7 +121,7 @@ def test_the_written_files_are_the_samples(folder, name, phase):
         np.testing.assert_array_equal(example.tokens, wanted.tokens)
         np.testing.assert_array_equal(example.loss_mask, wanted.loss_mask)
         np.testing.assert_array_equal(example.tile_pixels, wanted.tile_pixels)
-        assert len(example.tokens) <= config.batch.tokens / 3
+        assert len(example.tokens) <= config.batch.tokens
 
 
 def test_the_held_out_file_is_a_benchmark(folder):
