@@ -109,8 +109,8 @@ def test_a_wrong_setting_names_the_file_and_the_field(tmp_path):
 
 
 def test_a_command_ends_with_that_line(capsys, tmp_path):
-    assert run("demo", config="nowhere.py", workdir=tmp_path) == 2
-    assert capsys.readouterr().err.startswith("vr-jax demo: config nowhere.py does not exist")
+    assert run("train", config="nowhere.py", workdir=tmp_path) == 2
+    assert capsys.readouterr().err.startswith("vr-jax train: config nowhere.py does not exist")
 
 
 def test_a_colon_in_a_name_is_none_before_a_variant(tmp_path):

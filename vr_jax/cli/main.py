@@ -24,7 +24,7 @@ TRACEBACK_VARIABLE = "VR_JAX_TRACEBACK"  # any value but 0 shows where an error 
 # The modules of `vr_jax.cli` that hold the commands, and what the commands do. A module is imported when its command is
 # called, so that `vr-jax --help` does not wait for JAX.
 COMMANDS = {
-    "demo": "Train tiny models with and without Vision Remember, and compare them on one page.",
+    "demo": "Compare tiny models with and without Vision Remember.",
     "train": "Train the model of a config, or continue a run that was stopped.",
     "eval": "Score a checkpoint on benchmarks and write a report.",
     "chat": "Ask a checkpoint about images, once or in a conversation.",
@@ -41,7 +41,7 @@ OVERVIEW = """\
 vr-jax: efficient vision-language models in JAX, from two CPU cores to pods.
 
 First: vr-jax demo                    (no data needed; runs/demo/report.html)
-Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "What is highlighted at the top left?"
+Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "What is here?"
        vr-jax train --config=configs/demo.py --workdir=runs/mine
 
 Commands:

@@ -102,7 +102,7 @@ def check_target(target: PathLike, *, overwrite: bool, owner: str = "") -> None:
         if not any(path.iterdir()):
             return
     if not overwrite:
-        raise UserError(f"{path} exists; choose another folder, or overwrite it")
+        raise UserError(f"{path} exists; choose another folder, or overwrite it (--overwrite)")
     if owner and owner_of(path) != owner:
         raise UserError(f"{path} was not written by this run, so it is not replaced; move it away, or choose another")
     if is_local(path) and not (path / COMPLETE_MARKER).exists():
