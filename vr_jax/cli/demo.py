@@ -85,7 +85,7 @@ def _empty(workdir: Path) -> None:
 
 
 COMMAND = Command(
-    summary="Train tiny models with and without Vision Remember, and compare them on one page.",
+    summary="Compare tiny models with and without Vision Remember.",
     flags=DemoFlags,
     run=run,
     details="""The demo needs no data and no download, and starts anew each time. It takes minutes on two CPU cores, and
