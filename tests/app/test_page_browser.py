@@ -6,6 +6,7 @@ The browser and the page start once. The fixture `found` does everything, and ea
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,17 @@ class Visitor:
         self.browser.run("document.querySelector('#vr-box textarea').focus()")
         self.browser.type(text)
         self.browser.key("Enter")
+
+    def insist(self) -> None:
+        """Presses Enter until the question has left the box. Right after Stop the page drops the key, not the text."""
+
+        def taken(text: str) -> bool:
+            if text:
+                self.browser.key("Enter")
+                time.sleep(0.5)
+            return not text
+
+        self.browser.wait("document.querySelector('#vr-box textarea').value", until=taken)
 
     def wait_for_files(self) -> None:
         """Waits until the box shows what was uploaded."""
@@ -228,6 +240,7 @@ def visit(browser: Browser, url: str, files: Path, generator: Hostile) -> dict:
     generator.waits = False
     generator.go.set()
     visitor.ask("And now?")
+    visitor.insist()
     found["after"] = visitor.answers(3)
     visitor.press("New conversation")
     browser.wait("document.querySelectorAll('.vr-chat [data-testid=bot]').length === 0")

@@ -162,6 +162,6 @@ def test_a_real_model_answers_as_in_chat_and_its_maps_are_the_same_on_two_device
     assert found[0].problem == found[1].problem == ""
     (one,), (two,) = found[0].figures, found[1].figures
     assert one.windows == two.windows
-    assert len(one.windows) == 12  # two tiles of 3 x 3 cells, whose upper or lower rows are padding
+    assert len(one.windows) == 18  # two tiles of 3 x 3 cells, which the image fills
     np.testing.assert_allclose(one.insertions[0].updates, two.insertions[0].updates, rtol=1e-4)
     np.testing.assert_allclose(one.insertions[0].largest, two.insertions[0].largest, rtol=1e-4)

@@ -80,7 +80,7 @@
   });
   document.addEventListener("pointerout", event => {
     const figure = figureOf(event);
-    if (figure && onStage(event) && load(figure).pinned < 0 && !figure.contains(event.relatedTarget)) show(figure, -1);
+    if (figure && onStage(event) && load(figure).pinned < 0 && !event.relatedTarget?.closest?.(".vr-stage")) show(figure, -1);
   });
   document.addEventListener("click", event => {
     const figure = figureOf(event);
