@@ -111,10 +111,19 @@ def run_page(page: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """A text without what differs from run to run; runs of spaces count as one, because columns follow the numbers."""
+    """A text without what differs from run to run; runs of spaces count as one, because columns follow the numbers.
+
+    A training logs a step every so many seconds, so a slow machine shows more of them; only the last one counts.
+    """
+    text = "".join(line for line in text.splitlines(keepends=True) if not _is_progress(line))
     for pattern, name in VARYING:
         text = pattern.sub(name, text)
     return "\n".join(re.sub(r"[ \t]+", " ", line).rstrip() for line in text.splitlines())
+
+
+def _is_progress(line: str) -> bool:
+    found = re.search(r" step (\d+) of (\d+): ", line)
+    return found is not None and found[1] != found[2]
 
 
 def _rewritten(block: Block) -> str:
