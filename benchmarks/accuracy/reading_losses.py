@@ -71,7 +71,7 @@ def _text_loss(
     return jnp.sum(losses * targets) / jnp.sum(targets) + naming
 
 
-def _few_patches(key: Array, marks: Int[Array, "B patches 2"], kept: int) -> Int[Array, "B kept"]:
+def few_patches(key: Array, marks: Int[Array, "B patches 2"], kept: int) -> Int[Array, "B kept"]:
     """The highlighted patches and others at random, in their order."""
     _, cells = jax.lax.top_k((marks[..., 0] > 0) + jax.random.uniform(key, marks.shape[:2]), kept)
     return jnp.sort(cells, axis=1)
@@ -81,7 +81,7 @@ def focus_loss(model: VisionLanguageModel, rows: Rows, numbers: Int[Array, " B"]
     """The loss of rows that hold the highlighted patches and others at random, `kept` in all."""
     pages = numbers // VARIANTS
     marks = rows.marks[pages]
-    cells = _few_patches(jax.random.key(numbers[0]), marks, kept)
+    cells = few_patches(jax.random.key(numbers[0]), marks, kept)
     batch = _batch(rows, numbers, cells)
     hidden, _ = model.run(_levels(model, rows, pages), batch)
     return _text_loss(model, hidden, batch, jnp.take_along_axis(marks, cells[..., None], axis=1), rows.before.shape[1])
@@ -102,22 +102,22 @@ def reading_loss(model: VisionLanguageModel, rows: Rows, numbers: Int[Array, " B
 def noise_loss(model: VisionLanguageModel, rows: Rows, numbers: Int[Array, " B"], *, kept: int) -> Float[Array, ""]:
     """The loss of rows with few patches, whose vision tokens are mixed with each other and with noise.
 
-    A decoder that has only seen the clean tokens of a trained projector ignores what a projector at random says, so
-    that hardly any gradient reaches it. The rows have few patches, because a compressed image has few vision tokens.
+    With a decoder that has only seen the clean tokens of a trained projector, a projector that starts at random learned
+    late or not at all from captions. The rows have few patches, because a compressed image has few vision tokens.
     """
     pages = numbers // VARIANTS
     marks, first = rows.marks[pages], rows.before.shape[1]
     cells_key, late_key, *keys = jax.random.split(jax.random.key(numbers[0]), 6)
-    cells = _few_patches(cells_key, marks, kept)
+    cells = few_patches(cells_key, marks, kept)
     batch = _batch(rows, numbers, cells)
     projected = model.embed(batch, _levels(model, rows, pages))
     vision = slice(first, first + kept)
-    projected = projected.at[:, vision].set(_disturb(projected[:, vision], keys))
+    projected = projected.at[:, vision].set(disturb(projected[:, vision], keys))
     hidden = _run_half_late(model, batch, projected, late_key)
     return _text_loss(model, hidden, batch, jnp.take_along_axis(marks, cells[..., None], axis=1), first)
 
 
-def _disturb(tokens: Float[Array, "B K D"], keys: Sequence[Array]) -> Float[Array, "B K D"]:
+def disturb(tokens: Float[Array, "B K D"], keys: Sequence[Array]) -> Float[Array, "B K D"]:
     """Adds up to 60 % of another token, and noise of up to 1.2 times the token's size; both shares differ by row."""
     rows, count, _ = tokens.shape
     others = tokens[:, jax.random.permutation(keys[0], count)]

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from tests.browser import needs_chromium, probed
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.data.demo.reading import write_reading
 from vr_jax.data.demo.tokenizer import reading_tokenizer
-from vr_jax.demo.results import KINDS, read_result, write_page
+from vr_jax.demo.results import read_result, write_page
 from vr_jax.demo.systems import SYSTEMS
 from vr_jax.errors import UserError
 from vr_jax.evaluation import get_benchmark

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 from vr_jax.app import Checkpoint, Example, Loader, Models, ModelThread, PageOptions, Settings, Variant
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.data.demo.reading import ReadingSource, conversations
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import NoEffect, Range
@@ -24,7 +25,7 @@ from vr_jax.model.registry import names
 from vr_jax.model_directory import read_config, read_generation
 from vr_jax.path_text import PathText
 
-EXAMPLES = 5  # one of each kind of page of the demo
+EXAMPLES = len(KINDS)  # one of each kind of page of the demo
 Port = Annotated[int, Range(1, 65535)]
 
 

@@ -9,14 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vr_jax.cli.flags import Command, Flags, flag
-from vr_jax.demo import HELD_OUT_PAGES, PAGES, REPORT, SYSTEMS, SystemResult, compare, find_systems
+from vr_jax.demo import (
+    HELD_OUT_PAGES,
+    PAGES,
+    REPORT,
+    SYSTEMS,
+    SystemResult,
+    compare,
+    find_systems,
+    first_that_remembers,
+)
 from vr_jax.errors import UserError
 from vr_jax.fields import NonNegativeInt, PositiveInt
 from vr_jax.path_text import PathText
-from vr_jax.storage import LOCK_FILE, as_path, directory_lock, file_errors, remove_folder, write_text
+from vr_jax.storage import (
+    COMPLETE_MARKER,
+    LOCK_FILE,
+    as_path,
+    complete_directory,
+    directory_lock,
+    file_errors,
+    remove_folder,
+    write_text,
+)
 
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
-MODEL = "model"  # The first system's, at a short path.
+MODEL = "model"  # The first one with Vision Remember, at a short path.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +64,24 @@ def demo(flags: DemoFlags) -> list[SystemResult]:
     start = time.perf_counter()
     systems = find_systems(flags.systems.split(","))
     workdir = Path(as_path(flags.workdir))
-    _empty(workdir)
-    results = compare(
-        workdir,
-        seed=flags.seed,
-        steps=flags.steps,
-        pages=flags.pages,
-        held_out=flags.held_out,
-        systems=systems,
-        jobs=flags.jobs,
-        report=_say,
-    )
-    with file_errors(f"{workdir / MODEL} cannot be written"):
-        shutil.copytree(results[0].model, workdir / MODEL)
+    with directory_lock(workdir):
+        _empty(workdir)
+        results = compare(
+            workdir,
+            seed=flags.seed,
+            steps=flags.steps,
+            pages=flags.pages,
+            held_out=flags.held_out,
+            systems=systems,
+            jobs=flags.jobs,
+            report=_say,
+        )
+        with complete_directory(workdir / MODEL) as written:
+            ignored = shutil.ignore_patterns(COMPLETE_MARKER)
+            shutil.copytree(first_that_remembers(results).model, written, ignore=ignored, dirs_exist_ok=True)
     _say(
-        f"\n{time.perf_counter() - start:.0f} s; scores, loss curves, answers and heat maps: {workdir / REPORT}; the "
-        f"first model: {workdir / MODEL}"
+        f"\n{time.perf_counter() - start:.0f} s; scores, loss curves, answers and heat maps: {workdir / REPORT}; a "
+        f"model with Vision Remember: {workdir / MODEL}"
     )
     return results
 
@@ -71,8 +91,8 @@ def _say(line: str) -> None:
 
 
 def _empty(workdir: Path) -> None:
-    """Empties the folder of an earlier demo, unless another one is running in it now."""
-    with directory_lock(workdir), file_errors(f"{workdir} cannot be emptied"):
+    """Empties the folder of an earlier demo."""
+    with file_errors(f"{workdir} cannot be emptied"):
         inside = [path for path in workdir.iterdir() if path.name != LOCK_FILE]
         if inside and not (workdir / MARKER).exists():
             raise UserError(f"{workdir} holds other files; give an empty --workdir")

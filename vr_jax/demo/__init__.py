@@ -5,7 +5,7 @@ and makes the page, and `run` does all of it.
 """
 
 from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES
-from vr_jax.demo.results import SystemResult, read_result
+from vr_jax.demo.results import SystemResult, first_that_remembers, read_result
 from vr_jax.demo.run import REPORT, compare
 from vr_jax.demo.systems import SYSTEMS, DemoSystem, find_systems
 
@@ -18,5 +18,6 @@ __all__ = [
     "SystemResult",
     "compare",
     "find_systems",
+    "first_that_remembers",
     "read_result",
 ]

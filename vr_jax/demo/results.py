@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.data.demo.reading import HELD_OUT
 from vr_jax.demo.commands import DATA, PHASES
 from vr_jax.demo.systems import DemoSystem
@@ -38,7 +39,6 @@ from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics
 
 BENCHMARK = "chartqa"
 ITEMS = 24  # The items that the page shows.
-KINDS = ("word", "text", "table", "bars", "line")
 NOTES = (
     "All systems start from the same encoder and the same decoder, see the same pages in the same order, and have the "
     "same schedule. Only the projector and the re-fusion block differ. Held-out pages have other words, digits and "
@@ -102,6 +102,11 @@ def read_result(system: DemoSystem, workdir: Path) -> SystemResult:
     return SystemResult(system, folder, run.benchmarks[0], {one.id: one for one in results}, losses)
 
 
+def first_that_remembers(results: Sequence[SystemResult]) -> SystemResult:
+    """The first result of a system with Vision Remember, whose model the demo shows."""
+    return next(one for one in results if one.system.remembers)
+
+
 def write_page(
     path: Path, results: Sequence[SystemResult], workdir: Path, settings: Mapping[str, object], *, items: int = ITEMS
 ) -> None:
@@ -125,7 +130,7 @@ def write_page(
         for one in sorted(results, key=lambda one: (one.system.ratio, one.system.title))
     ]
     columns = ("all", *KINDS)
-    own = next(one for one in results if one.system.remembers)
+    own = first_that_remembers(results)
     ratio = own.system.ratio
     others = [one for one in results if one.system.ratio == ratio]
     shown, won = _won_items(own, [one for one in others if one is not own], workdir, items)

@@ -34,7 +34,7 @@ def compare(
         steps: The updates of each phase; None for those of configs/reading.py.
         pages: The number of pages to train on.
         held_out: The number of held-out pages.
-        systems: The systems, of which one remembers.
+        systems: The systems, of which at least one has Vision Remember.
         jobs: The number of systems that are trained at the same time, each on about one CPU core.
         report: Receives the commands as they are run, and the table of the scores.
 

@@ -6,9 +6,10 @@ import pytest
 
 from benchmarks.accuracy import reading, reading_parts
 from vr_jax.cli.main import main
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.demo import SYSTEMS
 from vr_jax.demo.commands import Workers, prepare_steps, system_steps
-from vr_jax.demo.results import KINDS, SystemResult
+from vr_jax.demo.results import SystemResult
 from vr_jax.evaluation.report.scores import BenchmarkScores, Estimate
 from vr_jax.model_directory import read_sections
 from vr_jax.settings import load_config
