@@ -92,6 +92,7 @@ def test_mistakes_are_one_line_and_leave_the_question_in_the_box(make, image, tm
     for text, files, message, kept in (
         ("  ", [image], page.EMPTY, [image]),
         ("Which?", [image, tmp_path / "huge.png"], "huge.png: The image has too many pixels", [image]),
+        ("a" * (page.MAX_TEXT + 1), [image], page.TOO_LONG, [image]),
         ("Which?", [image] * 100, "100 files were given, but a question may have at most 16 images", []),
     ):
         shown, talk = ask(one, text, files)
@@ -194,13 +195,33 @@ def test_the_page_is_closed_to_others(served, tmp_path):
         get(f"gradio_api/file={tmp_path}/secret.txt")
 
 
+def test_an_upload_is_no_page_of_this_site(served):
+    """A browser that opens an uploaded file saves it; a script in it would act as the visitor."""
+    _, url = served
+    for name in ("a.html", "a.svg", "a.xml", "a.js"):
+        body = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n<svg/>\r\n--x--\r\n'
+        sent = urllib.request.Request(
+            f"{url}gradio_api/upload", body.encode(), {"Content-Type": "multipart/form-data; boundary=x"}
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(sent, timeout=20) as answer:
+            [path] = json.loads(answer.read())
+        with opener.open(f"{url}gradio_api/file={path}", timeout=20) as answer:
+            assert answer.headers["Content-Disposition"].startswith("attachment"), name
+
+
+def test_a_folder_with_the_uploads_is_not_served(make, tmp_path):
+    with pytest.raises(ValueError, match="holds the uploads"):
+        page.launch(make("a").blocks, "127.0.0.1", None, folder=tmp_path)
+
+
 def test_a_port_that_is_taken_is_one_line(served, make, tmp_path):
     _, url = served
     port = int(url.rsplit(":", 1)[1].strip("/"))
     with pytest.raises(
         UserError, match=rf"no page can be served at 127\.0\.0\.1:{port} .*choose another --port"
     ) as caught:
-        page.launch(make("b").blocks, "127.0.0.1", port, folder=tmp_path)
+        page.launch(make("b").blocks, "127.0.0.1", port, folder=tmp_path / "examples")
     assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -32,6 +33,9 @@ VISITORS = 64  # the conversations that are kept at a time
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
 STOPPED = "Stopped. An answer that is not whole is not part of the conversation."
 EMPTY = "Write a question, with or without images."
+# Longer texts fit no prompt, and the tokeniser would keep every other visitor waiting.
+MAX_TEXT = 200_000  # characters
+TOO_LONG = f"The question is too long; write at most {MAX_TEXT:,} characters."
 NO_MAPS = "The heat maps of the next answer appear here."
 HELP = (
     "Colours say how a vision token divides its attention over the patches of its own window: warm is more than "
@@ -64,14 +68,19 @@ def launch(blocks: gr.Blocks, host: str, port: int | None, *, folder: str | os.P
         blocks: The page.
         host: The address to listen at.
         port: The port, or None for the first free one from 7860.
-        folder: The folder of the examples' images, the only one that the page may read beside what is uploaded.
+        folder: The folder of the examples' images, the only one that the page may read beside what is uploaded. A
+            browser shows every file below it as it is, HTML too, so that it must not hold what is uploaded.
 
     Returns:
         The page's address.
 
     Raises:
         UserError: Nothing can listen there.
+        ValueError: The uploads lie below the folder.
     """
+    uploads = os.environ.get("GRADIO_TEMP_DIR")
+    if uploads and Path(uploads).resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{folder} is served as it is, but holds the uploads")
     # gradio asks the page itself once; a proxy for other hosts must not get that request.
     known = [os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")]
     os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, [*known, "localhost", "127.0.0.1", "::1", host])))
@@ -246,6 +255,8 @@ class Page:
         try:
             if not text.strip():
                 raise UserError(EMPTY)
+            if len(text) > MAX_TEXT:
+                raise UserError(TOO_LONG)
             settings = self._chosen(*values)
             uploads = check_uploads(files)
         except UserError as error:
