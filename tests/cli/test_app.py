@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +88,7 @@ def serve(folder, monkeypatch):
 
     def launch(blocks, host, port, *, folder):
         done["served"] = (host, port)
+        done["shown"] = folder
         return f"http://{host}:{port or 7860}/"
 
     @contextlib.contextmanager
@@ -119,6 +124,22 @@ def test_both_checkpoints_are_loaded_before_the_page_is_served(serve, folder, ca
         "the page is at http://127.0.0.1:8123/ (Ctrl-C ends it)",
     ]
     assert err == "vr-jax app: interrupted\n"
+
+
+def test_what_is_uploaded_lies_beside_what_a_browser_shows_as_it_is_and_is_gone_at_the_end(serve, folder, monkeypatch):
+    def stay():
+        uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+        assert uploads.is_dir()
+        kept.append(uploads)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    kept = []
+    monkeypatch.setattr(app, "stay", stay)
+    status, done = serve(checkpoint=folder / "vr")
+    assert status == 130
+    assert not kept[0].is_relative_to(done["shown"])
+    assert not kept[0].exists()
 
 
 def test_another_host_is_said_aloud(serve, folder, capsys):

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 from vr_jax.app import Checkpoint, Example, Loader, Models, ModelThread, PageOptions, Settings, Variant
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
+from vr_jax.cli.signals import cleaned_up_on_signals
 from vr_jax.data.demo.pages import KINDS
 from vr_jax.data.demo.reading import ReadingSource, conversations
 from vr_jax.errors import ConfigError, UserError
@@ -56,14 +57,16 @@ def run(flags: AppFlags) -> None:
         chosen.append(dataclasses.replace(flags, checkpoint=flags.compare, pruning=flags.compare_pruning))
     options = page_options(chosen)
     thread = ModelThread([loader(one) for one in chosen])
-    with tempfile.TemporaryDirectory(prefix="vr_jax_app_") as folder:
+    with cleaned_up_on_signals(), tempfile.TemporaryDirectory(prefix="vr_jax_app_") as folder:
         page.keep_uploads_in(Path(folder, "uploads"))  # they are gone when the page ends
-        options = dataclasses.replace(options, examples=tuple(write_examples(Path(folder))))
+        examples = Path(folder, "examples")
+        examples.mkdir()
+        options = dataclasses.replace(options, examples=tuple(write_examples(examples)))
         try:
             for line in thread.run(lambda models: warm(models, options)):
                 print(line, flush=True)
             blocks = page.Page(thread, options).blocks
-            url = page.launch(blocks, flags.host, flags.port, folder=folder)
+            url = page.launch(blocks, flags.host, flags.port, folder=examples)
             print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
             if not is_loopback(flags.host):
                 print(f"warning: --host={flags.host} lets everyone who reaches this machine ask and upload", flush=True)
