@@ -1,11 +1,15 @@
 """`vr-jax demo` keeps its folder to itself, empties only its own, and leaves a model with Vision Remember in it."""
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from vr_jax.cli import demo
 from vr_jax.cli.main import main
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.demo import SYSTEMS, find_systems
 from vr_jax.errors import UserError
 from vr_jax.storage import complete_directory
@@ -66,5 +70,31 @@ def test_systems_are_found_by_name_in_their_order():
     assert find_systems(["pooling_16", "vision_remember_9"]) == (SYSTEMS[0], SYSTEMS[3])
     with pytest.raises(UserError, match=r"no system 'pool'; choose among vision_remember_9, pooling_9"):
         find_systems(["pool", "vision_remember_9"])
+    with pytest.raises(UserError, match="pooling_9 is named twice"):
+        find_systems(["pooling_9", "vision_remember_9", "pooling_9"])
     with pytest.raises(UserError, match="--systems=pooling_9: none has Vision Remember"):
         find_systems(["pooling_9"])
+
+
+def test_too_few_held_out_pages_are_refused_before_anything_is_trained(tmp_path, compared, capsys):
+    """The page has a score for each kind of page, and the kinds take turns."""
+    assert main(["demo", f"--workdir={tmp_path / 'demo'}", f"--held_out={len(KINDS) - 1}"]) == 2
+    assert "--held_out=4: expected an integer >= 5" in capsys.readouterr().err
+    assert not compared
+    assert main(["demo", f"--workdir={tmp_path / 'demo'}", f"--held_out={len(KINDS)}"]) == 0
+
+
+def test_a_demo_that_is_ended_by_a_signal_ends_its_processes(tmp_path, monkeypatch, capsys):
+    cleaned = []
+
+    def compare(*_, **settings):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(demo, "compare", compare)
+    assert main(["demo", f"--workdir={tmp_path / 'demo'}"]) == 130
+    assert cleaned
+    assert capsys.readouterr().err.count("\n") == 1

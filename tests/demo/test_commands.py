@@ -1,6 +1,11 @@
 """The commands of the demo are those that a user types; chains run in order, and a failure stops the rest."""
 
+import ast
+import os
 import shlex
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -43,6 +48,13 @@ def test_a_command_is_shown_as_it_can_be_typed(tmp_path):
     assert words == list(step.words)
     assert step.argv == words[1:]
     compile(words[2], "shown", "exec")
+
+
+@pytest.mark.parametrize("name", ['it\'s "a" demo', "\U0001f600 d\u00e9mo", "back\\slash"])
+def test_the_pages_are_drawn_in_the_folder_of_the_demo_whatever_its_name(tmp_path, name):
+    step, _ = prepare_steps(tmp_path / name, pages=1, held_out=5, seed=0)
+    [call] = [node for node in ast.walk(ast.parse(step.words[2])) if isinstance(node, ast.Call)]
+    assert ast.literal_eval(call.args[0]) == str(tmp_path / name / "data")
 
 
 def test_chains_run_in_order_and_report_each_command(tmp_path):
@@ -90,3 +102,47 @@ def test_a_worker_that_dies_is_a_failure(tmp_path):
     reason = r"dies ended with exit status 7; .* ends with: last words"
     with pytest.raises(UserError, match=reason), Workers(1, lambda line: None) as workers:
         workers.run([[dies]])
+
+
+HOLDER = """
+import pathlib, sys
+from vr_jax.demo.commands import Step, Workers
+folder = pathlib.Path(sys.argv[1])
+code = f"import os, time; open({str(folder / 'began')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+with Workers(1, print) as workers:
+    workers.run([[Step("waits", ("python", "-c", code), folder / "log.txt")]])
+"""
+
+
+@pytest.mark.slow  # Two processes import JAX one after the other.
+def test_no_command_outlives_a_demo_that_is_killed(tmp_path):
+    """A command that goes on would write into the folder of the next demo."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.DEVNULL)
+    began = tmp_path / "began"
+    try:
+        wait_until(lambda: began.exists() and began.read_text(), 120)
+    finally:
+        holder.kill()
+        holder.wait()
+    worker = int(began.read_text())
+    try:
+        wait_until(lambda: has_ended(worker), 30)
+    finally:
+        if not has_ended(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
+def wait_until(reached, seconds):
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def has_ended(process):
+    """Whether a process has ended; one that nobody reaped has."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True

@@ -7,8 +7,11 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from vr_jax.cli.flags import Command, Flags, flag
+from vr_jax.cli.signals import cleaned_up_on_signals
+from vr_jax.data.demo.pages import KINDS
 from vr_jax.demo import (
     HELD_OUT_PAGES,
     PAGES,
@@ -20,7 +23,7 @@ from vr_jax.demo import (
     first_that_remembers,
 )
 from vr_jax.errors import UserError
-from vr_jax.fields import NonNegativeInt, PositiveInt
+from vr_jax.fields import MAX_INT, NonNegativeInt, PositiveInt, Range
 from vr_jax.path_text import PathText
 from vr_jax.storage import (
     COMPLETE_MARKER,
@@ -33,6 +36,8 @@ from vr_jax.storage import (
     write_text,
 )
 
+# The kinds take turns, and the page has a score for each of them.
+HeldOut = Annotated[int, Range(len(KINDS), MAX_INT)]
 MARKER = ".vr_jax_demo"  # only a folder that the demo itself made is emptied
 MODEL = "model"  # The first one with Vision Remember, at a short path.
 
@@ -46,7 +51,10 @@ class DemoFlags(Flags):
     )
     steps: PositiveInt | None = flag(None, "Number of updates of each phase. The default is the config's.")
     pages: PositiveInt = flag(PAGES, "Number of pages to train on.")
-    held_out: PositiveInt = flag(HELD_OUT_PAGES, "Number of held-out pages, each with one question.")
+    held_out: HeldOut = flag(
+        HELD_OUT_PAGES,
+        f"Number of held-out pages with one question each, at least {len(KINDS)}: one of each kind.",
+    )
     seed: NonNegativeInt = flag(0, "Seed of the pages, of fresh parameters and of the order of the data.")
     systems: str = flag(
         ",".join(system.name for system in SYSTEMS), "Names of the systems to compare, with commas between."
@@ -56,7 +64,8 @@ class DemoFlags(Flags):
 
 def run(flags: DemoFlags) -> None:
     """Trains, evaluates and compares."""
-    demo(flags)
+    with cleaned_up_on_signals():  # the processes that train must not outlive this one
+        demo(flags)
 
 
 def demo(flags: DemoFlags) -> list[SystemResult]:

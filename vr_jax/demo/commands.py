@@ -63,7 +63,7 @@ def prepare_steps(workdir: Path, *, pages: int, held_out: int, seed: int) -> lis
     """The commands that draw the pages and convert the pretrained parts. They do not depend on each other."""
     parts = resources.files("vr_jax.data.demo") / "pretrained"
     write = (
-        f"from vr_jax.data.demo.reading import write_reading; write_reading({json.dumps(str(workdir / DATA))}, "
+        f"from vr_jax.data.demo.reading import write_reading; write_reading({str(workdir / DATA)!r}, "
         f"pages={pages}, held_out={held_out}, turns={TURNS}, seed={seed})"
     )
     convert = (f"--encoder={parts / 'siglip'}", f"--decoder={parts / 'qwen2'}", f"--to={workdir / START}")

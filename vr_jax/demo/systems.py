@@ -39,12 +39,14 @@ def find_systems(names: Sequence[str]) -> tuple[DemoSystem, ...]:
     """The systems with these names, in the order of `SYSTEMS`.
 
     Raises:
-        UserError: There is no system with such a name, or none of them remembers.
+        UserError: There is no system with such a name, one is named twice, or none of them remembers.
     """
     known = [system.name for system in SYSTEMS]
     for name in names:
         if name not in known:
             raise UserError(f"the demo has no system {name!r}; choose among {', '.join(known)}")
+        if names.count(name) > 1:
+            raise UserError(f"--systems={','.join(names)}: {name} is named twice; name it once")
     found = tuple(system for system in SYSTEMS if system.name in names)
     if not any(system.remembers for system in found):
         raise UserError(f"--systems={','.join(names)}: none has Vision Remember, with which the page compares; add one")

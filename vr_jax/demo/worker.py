@@ -12,13 +12,17 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 
 import jax
 
 OUTPUT, ERRORS = 1, 2  # file descriptors
+SECONDS_TO_LOOK = 1.0  # after which a worker looks again whether the demo still runs
 
 
 def run(argv: Sequence[str]) -> int:
@@ -58,8 +62,16 @@ def share_cores(number: int, jobs: int) -> None:
         os.sched_setaffinity(0, cores[number::jobs] or cores)
 
 
+def end_without(parent: int) -> None:
+    """Ends this process when its parent has ended, even by SIGKILL; nobody else would end the command that runs."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_TO_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> None:
     """Answers requests until standard input ends."""
+    threading.Thread(target=end_without, args=(os.getppid(),), daemon=True).start()
     share_cores(*map(int, sys.argv[1:]))
     answers = os.fdopen(os.dup(OUTPUT), "w")
     for line in sys.stdin:
