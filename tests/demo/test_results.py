@@ -4,6 +4,9 @@ import dataclasses
 import html
 import json
 import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 from flax import nnx
@@ -104,6 +107,24 @@ def test_the_page_says_what_the_files_say(page):
     assert len(cards) == 2
     assert all(card.count("data-note=") == 2 for card in cards)  # a heat map for each insertion
     assert all("<bdi>TokenPacker</bdi>" in card and "<bdi>pooling</bdi>" in card for card in cards)
+
+
+def test_a_system_without_rivals_is_compared_with_none_and_the_commands_can_be_typed(workdir, tmp_path):
+    """The name of the folder may hold what a shell would take apart."""
+    root = tmp_path / "it's a $demo"
+    shutil.copytree(workdir, root)
+    write_page(root / "report.html", [read_result(SYSTEMS[0], root)], root, {}, items=0)
+    page = (root / "report.html").read_text()
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+    assert "5 of 10 questions are answered by Vision Remember at 1/9 (no other system at 1/9 was trained)" in text
+    assert "TokenPacker" not in text
+    chat, efficiency, _ = (html.unescape(one) for one in re.findall(r"<pre><code>(vr-jax .*?)</code>", page))
+    checkpoint = f"--checkpoint={root / 'vision_remember_9' / 'phase2' / 'model'}"
+    assert shlex.split(efficiency) == ["vr-jax", "efficiency", checkpoint]
+    program, action, model, image, question = shlex.split(chat)
+    assert (program, action, model) == ("vr-jax", "chat", checkpoint)
+    assert Path(image.removeprefix("--image=")).is_file()
+    assert question.endswith("?")
 
 
 PROBE = """

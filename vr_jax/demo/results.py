@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,14 @@ NOTES = (
     "The tasks favour methods that carry detail past the compressed tokens: an answer hangs on one patch of 8 x 8 "
     "pixels, and the average over a window of 3 x 3 or 4 x 4 patches does not say which of its characters is "
     "highlighted. Natural images ask for less of that, and the paper's differences are smaller.",
+    "One run has one seed. docs/results/reading.md has three seeds of every system.",
+)
+NOTE_ON_TOKEN_PACKER = (
     "TokenPacker stands beside as a projector that reads several levels of the encoder by attention, before the "
     "decoder. The schedule was chosen for Vision Remember, on pages of other seeds, and in these few updates the "
     "attention of TokenPacker seldom forms. With more updates it reads too (docs/results/reading.md), and in the "
     "longer miniature of docs/results/accuracy.md it is ahead of Vision Remember. The paper's Table 4 compares the two "
-    "on real images.",
-    "One run has one seed. docs/results/reading.md has three seeds of every system.",
+    "on real images."
 )
 
 
@@ -132,8 +135,8 @@ def write_page(
     columns = ("all", *KINDS)
     own = first_that_remembers(results)
     ratio = own.system.ratio
-    others = [one for one in results if one.system.ratio == ratio]
-    shown, won = _won_items(own, [one for one in others if one is not own], workdir, items)
+    rivals = [one for one in results if one.system.ratio == ratio and one is not own]
+    shown, won = _won_items(own, rivals, workdir, items)
     comparison = Comparison(
         lead=(
             "A vision-language model that reads an image through few tokens forgets detail. Here it keeps one vision "
@@ -148,11 +151,11 @@ def write_page(
         paper_head=("system", "vision tokens", "General", "Knowledge", "OCR & Chart", "average"),
         paper_rows=_paper_rows(),
         curves=compared_curves(runs),
-        notes=NOTES,
+        notes=(*NOTES, NOTE_ON_TOKEN_PACKER) if any("token_packer" in name for name in by_name) else NOTES,
         items_note=(
-            f"{won} of {len(own.answers)} questions are answered by Vision Remember at 1/{ratio} and by no other "
-            f"system at 1/{ratio}; this page shows {len(shown)} of them. "
-            "The heat maps show where each insertion re-read."
+            f"{won} of {len(own.answers)} questions are answered by Vision Remember at 1/{ratio} "
+            + (f"and by no other system at 1/{ratio}" if rivals else f"(no other system at 1/{ratio} was trained)")
+            + f"; this page shows {len(shown)} of them. The heat maps show where each insertion re-read."
         ),
         commands=_commands(own, workdir),
     )
@@ -205,11 +208,13 @@ def _commands(own: SystemResult, workdir: Path) -> tuple[tuple[str, str], ...]:
     return (
         (
             "Ask the model about a page yourself:",
-            f'vr-jax chat --checkpoint={own.model} --image={pages / page["image"]} "{page["question"]}"',
+            shlex.join(
+                ["vr-jax", "chat", f"--checkpoint={own.model}", f"--image={pages / page['image']}", page["question"]]
+            ),
         ),
         (
             "See how much Vision Remember adds to the work of a prefill:",
-            f"vr-jax efficiency --checkpoint={own.model}",
+            shlex.join(["vr-jax", "efficiency", f"--checkpoint={own.model}"]),
         ),
         (
             "Plan the real training, without a single accelerator:",
@@ -232,7 +237,7 @@ def _won_items(
     turns = range(max(map(len, kinds), default=0))
     chosen = [found[turn] for turn in turns for found in kinds if turn < len(found)][:count]
     if not chosen:
-        return [], 0
+        return [], sum(map(len, kinds))
     loaded = load_for_inference(own.model)
     generator = Generator(loaded.model, loaded.tokenizer)
     maps = maps_of_items(generator, loaded.processor, benchmark, chosen, batch_size=count, progress=False)
