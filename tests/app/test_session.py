@@ -62,7 +62,7 @@ def test_the_numbers_are_one_line():
         "prompt 1,234 tokens, 1,200 of them vision \u00b7 first token after 0.50 s \u00b7 5 tokens at 2.0 tokens/s "
         "\u00b7 cut at the longest answer \u00b7 times include compiling"
     )
-    assert Stats(10, 0, 1, 0.5).line().endswith("\u00b7 1 tokens")
+    assert Stats(10, 0, 1, 0.5).line().endswith("\u00b7 1 token")
     assert Stats(10, 0, 1, 0.5).per_second is None
 
 

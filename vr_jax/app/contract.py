@@ -96,7 +96,9 @@ class Stats:
         parts = [f"prompt {self.prompt_tokens:,} tokens, {self.vision_tokens:,} of them vision"]
         parts.append(f"first token after {self.first_token:.2f} s")
         speed = self.per_second
-        parts.append(f"{self.tokens} tokens" + (f" at {speed:,.1f} tokens/s" if speed else ""))
+        parts.append(
+            f"{self.tokens} token{'s' if self.tokens != 1 else ''}" + (f" at {speed:,.1f} tokens/s" if speed else "")
+        )
         if self.finish == "length":
             parts.append("cut at the longest answer")
         if self.compiled:
