@@ -19,10 +19,10 @@ from vr_jax.model_directory import load_model
 from vr_jax.training import checksums, loop
 from vr_jax.training.checkpoint import Checkpoints
 from vr_jax.training.inputs import Inputs
-from vr_jax.training.metrics import read_metrics
 from vr_jax.training.optimizer import make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, abstract_state
 from vr_jax.training.stopping import Preempted
+from vr_jax.training.trackers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 

@@ -16,8 +16,8 @@ import pytest
 from tests.training.tiny import noise_inputs, tiny_config, tiny_run
 from vr_jax.model_directory import load_model
 from vr_jax.training import loop
-from vr_jax.training.metrics import read_metrics
 from vr_jax.training.state import ModelTree
+from vr_jax.training.trackers import read_metrics
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 900  # seconds; a process that takes longer has hung

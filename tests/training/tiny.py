@@ -17,7 +17,7 @@ from vr_jax.model.projectors.pool import PoolConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.settings import TrainConfig
 from vr_jax.training.inputs import Inputs
-from vr_jax.training.metrics import read_metrics
+from vr_jax.training.trackers import read_metrics
 
 TILE, CELLS, VOCABULARY = 16, 4, 64
 STEPS = 20

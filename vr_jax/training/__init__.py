@@ -7,7 +7,6 @@ from vr_jax.training.batch_size import fit_batch, raise_rows
 from vr_jax.training.flops import PEAK_FLOPS, StepFlops, forward_flops, peak_flops, step_flops
 from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, open_samples, put_batch
 from vr_jax.training.loop import export_newest, train
-from vr_jax.training.metrics import METRICS_FILE, read_metrics
 from vr_jax.training.not_finite import NotFinite
 from vr_jax.training.optimizer import make_optimizer, make_schedule
 from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
@@ -15,6 +14,7 @@ from vr_jax.training.run_record import EXPORT_FOLDER, versions
 from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state
 from vr_jax.training.step import batch_counts, make_train_step
 from vr_jax.training.stopping import Preempted
+from vr_jax.training.trackers import METRICS_FILE, read_metrics
 
 __all__ = [
     "EXPORT_FOLDER",

@@ -25,15 +25,16 @@ from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
 from vr_jax.training.flops import step_flops
-from vr_jax.training.metrics import MetricsWriter, Progress
 from vr_jax.training.not_finite import FiniteWatch
 from vr_jax.training.profiling import Profiler
 from vr_jax.training.program import TrainProgram, build_program, check_globs, total_steps
+from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
 from vr_jax.training.run_record import EXPORT_FOLDER, check_data, claim, write_run_record
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
+from vr_jax.training.trackers import open_trackers
 
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
 _WAIT_FOR_WORKDIR = 1.2 * STALE_AFTER
@@ -103,11 +104,11 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
 
             first = distributed.is_first()
             with (
-                MetricsWriter(workdir, resume_step=start, tensorboard=config.tensorboard, active=first) as writer,
+                open_trackers(config, workdir, resume_step=start, active=first) as trackers,
                 Progress(start=start, total=total, active=first) as progress,
                 Profiler(config.profile, workdir, start=start, total=total) as profiler,
             ):
-                recorder = Recorder(config, step_flops(program.model, program.trainable), watch, writer, progress)
+                recorder = Recorder(config, step_flops(program.model, program.trainable), watch, trackers, progress)
                 for step in range(start + 1, total + 1):
                     profiler.before(step)
                     waited = time.perf_counter()

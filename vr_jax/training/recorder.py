@@ -11,9 +11,10 @@ import jax
 from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
 from vr_jax.training.flops import StepFlops, peak_flops
-from vr_jax.training.metrics import MetricsWriter, Progress
 from vr_jax.training.not_finite import FiniteWatch
+from vr_jax.training.progress import Progress
 from vr_jax.training.step import Metrics
+from vr_jax.training.trackers import Trackers
 
 _STEPS_TO_AVERAGE = 20  # after so many steps the samples of an update are compared with what the config says
 _FAR = 1.25  # a factor by which they may differ
@@ -38,7 +39,7 @@ class Recorder:
     """
 
     def __init__(
-        self, config: TrainConfig, flops: StepFlops, watch: FiniteWatch, writer: MetricsWriter, progress: Progress
+        self, config: TrainConfig, flops: StepFlops, watch: FiniteWatch, trackers: Trackers, progress: Progress
     ):
         """Starts the clock.
 
@@ -46,12 +47,12 @@ class Recorder:
             config: The settings of the run.
             flops: The operations of a step per unit of work.
             watch: What ends the run on a number that is not finite.
-            writer: Where the records go.
+            trackers: Where the numbers go.
             progress: The progress bar.
         """
         self._config, self._flops, self._watch = config, flops, watch
         self._samples: list[float] = []
-        self._writer, self._progress = writer, progress
+        self._trackers, self._progress = trackers, progress
         peak = peak_flops(jax.devices()[0])
         self._peak = peak * jax.device_count() if peak else None
         self._pending: _Pending | None = None
@@ -101,7 +102,7 @@ class Recorder:
         }
         self._losses.append(values["loss"])
         self._targets += values["targets"]
-        self._writer.write(done.step, numbers)
+        self._trackers.write(done.step, numbers)
         self._progress.update(done.step, numbers)
 
     def _compare_samples(self, samples: float) -> None:

@@ -26,9 +26,9 @@ from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
 from vr_jax.storage import check_apart, check_target, file_errors, write_json, write_text
 from vr_jax.training.checkpoint import DAMAGED_FOLDER, FOLDER
-from vr_jax.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.state import TrainState
+from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
 
 RUN_FILE, PARAMETERS_FILE = "run.json", "parameters.txt"
 EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"

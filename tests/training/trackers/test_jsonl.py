@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vr_jax.errors import UserError
-from vr_jax.training.metrics import read_metrics
+from vr_jax.training.trackers import read_metrics
 
 
 def test_a_last_line_that_a_kill_cut_short_is_left_out(tmp_path):
