@@ -33,7 +33,7 @@ REFERENCE = {
     "Methods": ("vr_jax.model.registry", "vr_jax.model.decoders.stages", "vr_jax.model.refusion.context"),
     "Vision Remember": ("vr_jax.model.refusion.vision_remember", "vr_jax.model.refusion.interactions"),
     "Settings": ("vr_jax.settings",),
-    "Data": ("vr_jax.data", "vr_jax.data.pipeline"),
+    "Data": ("vr_jax.data", "vr_jax.data.pipeline", "vr_jax.data.finite"),
     "Model directories": ("vr_jax.model_directory",),
     "Training": ("vr_jax.training",),
     "Inference": ("vr_jax.inference",),

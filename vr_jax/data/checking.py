@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from vr_jax.data.images import decode_rgb, open_image
 from vr_jax.data.packing import CANDIDATES, fill_row
-from vr_jax.data.pipeline import reading
+from vr_jax.data.preparing import reading
 from vr_jax.data.processor import Processor, check_room
 from vr_jax.data.skips import SkipRecord, SkipStatistics, summary
 from vr_jax.data.sources import Source

@@ -9,35 +9,26 @@ saved.
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from typing import Any
 
 import grain
-import numpy as np
-from absl import flags
 
 from vr_jax.data.collate import collate
 from vr_jax.data.packing import IndexedExample, RowPacker
+from vr_jax.data.preparing import PrepareSample, indexed, prepared_samples
 from vr_jax.data.processor import Processor
 from vr_jax.data.shuffle import BlockShuffle
-from vr_jax.data.skips import CHECK_COMMAND, SkipRecord, SkipStatistics, TooManySkips, logger, summary
+from vr_jax.data.skips import CHECK_COMMAND, SkipStatistics, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
-from vr_jax.data.types import Conversation, Example, HostBatch, Skip
+from vr_jax.data.types import HostBatch, Skip
 from vr_jax.errors import UserError
 from vr_jax.model.batch import BatchShape
 
 STATE_VERSION = 2
-SHARED_MEMORY = "/dev/shm"
-# Sending a smaller array through the pipe is cheaper than creating a file of shared memory for it.
-MIN_SHARED_BYTES = 1 << 16
 TELL_SECONDS = 10.0  # after which a batch that is not ready yet is told of
 
 
@@ -100,7 +91,7 @@ def make_train_iterator(
     elif shuffle:
         samples = samples.shuffle(seed=seed)
     samples = samples.repeat(num_epochs)[process_index::process_count]
-    elements = samples.map(_PrepareSample(processor.limited_to(shape)))
+    elements = samples.map(PrepareSample(processor.limited_to(shape)))
     if lookahead is None:
         lookahead = 16 + 2 * shape.rows if packing else 1
     identity = {
@@ -150,22 +141,6 @@ def _close_if_alive(reference: weakref.ref[grain.DatasetIterator]) -> None:
         iterator.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class _PrepareSample:
-    """Turns a record into a dictionary of arrays, which Grain can pass through shared memory, or into a Skip."""
-
-    processor: Processor
-
-    def __call__(self, record: Conversation | Skip) -> dict[str, Any] | Skip:
-        if isinstance(record, Skip):
-            return record
-        try:
-            example = self.processor.example(record)
-        except SkipRecord as error:
-            return error.as_skip(record.id)
-        return {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
-
-
 class _BatchIterator(grain.DatasetIterator[HostBatch]):
     """Packs prepared samples into batches, and stops where too many of them cannot be used.
 
@@ -194,7 +169,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         self._num_workers = num_workers
         self._optional = optional
         self._identity = identity
-        self._reader: grain.DatasetIterator | None = None
+        self._reader: Generator[IndexedExample | Skip] | None = None
 
     def __next__(self) -> HostBatch:
         self._assert_not_closed()
@@ -247,13 +222,10 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
     def _read(self) -> IndexedExample | Skip:
         """Returns the next prepared sample."""
         if self._reader is None:
-            self._reader = iter(reading(self._elements[self._next_element :], self._num_workers, self._packer.shape))
+            self._reader = prepared_samples(self._elements, self._next_element, self._num_workers, self._packer.shape)
         element = next(self._reader)
-        if self._num_workers and not isinstance(element, Skip):
-            # The copy frees the shared memory at once, so that it holds only what is on its way between the processes.
-            element["tile_pixels"] = np.array(element["tile_pixels"])
         self._next_element += 1
-        return _indexed(self._next_element - 1, element)
+        return element
 
     def get_state(self) -> dict[str, Any]:
         pending = [indexed.index for indexed in self._packer.pending()]
@@ -299,7 +271,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         self._skipped_before = skips["before_epoch"]
         self._packer.clear()
         for index in state["pending"]:
-            element = _indexed(index, self._elements[index])
+            element = indexed(index, self._elements[index])
             if isinstance(element, Skip):
                 raise UserError(
                     f"The sample {element.id} could be used when the state was saved, but not any more: "
@@ -318,65 +290,3 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
 
     def __str__(self) -> str:
         return "vr_jax batches"
-
-
-def _indexed(index: int, element: dict[str, Any] | Skip) -> IndexedExample | Skip:
-    """Undoes what `_PrepareSample` did to an example."""
-    return element if isinstance(element, Skip) else IndexedExample(index, Example(**element))
-
-
-def reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape | None = None) -> grain.IterDataset:
-    """Prepares elements ahead, in order, in threads of this process or in worker processes.
-
-    Args:
-        elements: What is prepared.
-        num_workers: The number of processes; 0 takes threads of this process.
-        shape: The sizes of a row of a batch, which bound the tiles of an element; None if elements hold no tiles.
-    """
-    if num_workers == 0:
-        return elements.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
-    if not flags.FLAGS.is_parsed():
-        # Grain reads flags of its own, which a notebook, a test or a command without absl has not parsed.
-        flags.FLAGS.mark_as_parsed()
-    buffered = 4
-    dataset = elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    largest = shape.tiles * shape.tile_size**2 * 3 if shape is not None else 0
-    needed = 2 * largest * num_workers * (buffered + 1)
-    options = grain.experimental.DatasetOptions(
-        min_shm_size=MIN_SHARED_BYTES if _shared_memory_holds(needed) else 1 << 62
-    )
-    dataset = grain.experimental.WithOptionsIterDataset(dataset, options=options)
-    return dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffered),
-        worker_init_fn=_start_worker,
-    )
-
-
-def _shared_memory_holds(needed: int) -> bool:
-    """Checks the free shared memory, because a worker that writes past its end is killed."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if os.path.isdir(SHARED_MEMORY) else needed
-    if free < needed:
-        logger.warning(
-            "%s has %.1f GiB free, but up to %.1f GiB may be needed, so images go through pipes, which is slower. "
-            "In docker, enlarge it with --shm-size.",
-            SHARED_MEMORY,
-            free / 2**30,
-            needed / 2**30,
-        )
-    return free >= needed
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Prepares a worker process: it ignores signals to the process group, and it ends with the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # The workers already run in parallel.
-    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """Ends this process when its parent has ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
