@@ -132,7 +132,8 @@ CONFIG = {
     "loss_chunk": 512,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 500, "keep_last": 2, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 500, "keep_last": 2, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }

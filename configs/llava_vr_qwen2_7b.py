@@ -151,7 +151,8 @@ PHASE1 = {
     "loss_chunk": 1024,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }
@@ -239,7 +240,8 @@ PHASE2 = {
     "loss_chunk": 1024,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }

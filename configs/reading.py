@@ -143,7 +143,8 @@ PHASE1 = {
     "loss_chunk": 512,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 10_000, "keep_last": 1, "keep_best": 0},
+    "validation": {},
+    "checkpoint": {"every": 10_000, "keep_last": 1, "keep_best": 0, "best": "loss"},
     "tensorboard": False,
     "profile": {"first_step": 0, "steps": 0},
 }

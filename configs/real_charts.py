@@ -140,7 +140,8 @@ PHASE1 = {
     "loss_chunk": 256,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }
@@ -207,7 +208,8 @@ PHASE2 = {
     "loss_chunk": 256,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }
@@ -313,7 +315,8 @@ QWEN2_5_VL = {
     "loss_chunk": 256,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }
@@ -420,7 +423,8 @@ MINICPM_V = {
     "loss_chunk": 256,
     "seed": 0,
     "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1},
+    "validation": {},
+    "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
     "profile": {"first_step": 0, "steps": 0},
 }

@@ -7,7 +7,7 @@ and flags alike (docs/design/decisions.md#decision-30).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from vr_jax.errors import ConfigError
@@ -57,6 +57,10 @@ def _configs(config: Config, path: str = "") -> Iterator[tuple[str, Config]]:
         value = getattr(config, name)
         if isinstance(value, Config):
             yield from _configs(value, f"{path}{name}.")
+        elif isinstance(value, Mapping):
+            for key, one in value.items():
+                if isinstance(one, Config):
+                    yield from _configs(one, f"{path}{name}.{key}.")
 
 
 def _changed(config: Config, field: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -100,6 +101,17 @@ Seed = Annotated[int, Range(0, MAX_SEED)]
 Temperature = Annotated[float, Range(0, 1e3)]
 Text = Annotated[str, NotEmpty()]
 _CONSTRAINTS = (Range, NotEmpty, Distinct)
+# The names of the configs of a mapping: parts of dotted names, of files and of metrics.
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME_RULE = "expected a name of letters, digits, '_' and '-'"
+
+
+class Sections[Section](dict[str, Section]):
+    """Configs by name, which are not changed after they are made, so that a config that holds them can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict has none
+        """Returns a hash of the names and configs."""
+        return hash(tuple(self.items()))
 
 
 @dataclass(frozen=True)
@@ -317,6 +329,20 @@ def expand_paths(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def element_config(hint: Any) -> type[Config] | None:
+    """Returns the class of the configs that a mapping by name holds, or None for any other annotation."""
+    hint = _plain_hint(hint)
+    arguments = typing.get_args(hint)
+    if not _is_mapping(hint) or len(arguments) != 2:
+        return None
+    return arguments[1] if isinstance(arguments[1], type) and issubclass(arguments[1], Config) else None
+
+
+def _is_mapping(hint: Any) -> bool:
+    origin = typing.get_origin(hint) or hint
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
 def path_mark(hint: Any) -> PathMark | None:
     """Returns the mark of an annotation that declares a path, or None for any other annotation."""
     hint = _plain_hint(hint)
@@ -348,6 +374,9 @@ def _path_values(hint: Any, value: Any, where: str) -> Iterator[tuple[str, str]]
     elif origin in (Union, types.UnionType):
         chosen = next((one for one in arguments if _accepts(one, value)), None)
         yield from () if chosen is None else _path_values(chosen, value, where)
+    elif element_config(hint) is not None and isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from path_values(one, f"{where}.{name}")
     elif origin is tuple and isinstance(value, tuple):
         repeated = len(arguments) == 2 and arguments[1] is Ellipsis
         for part, one in zip([arguments[0]] * len(value) if repeated else arguments, value, strict=True):
@@ -418,6 +447,11 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         return float(value) if _finite(value) else value
     if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
         return hint.from_dict(value, where)
+    element = element_config(hint)
+    if element is not None and isinstance(value, Mapping):
+        for name in value:
+            check(isinstance(name, str) and _NAME.fullmatch(name) is not None, f"{where}: {shown(name)}: {_NAME_RULE}")
+        return Sections({name: _parse(element, one, f"{where}.{name}") for name, one in value.items()})
     return value
 
 

@@ -34,7 +34,7 @@ def abstract() -> TrainState:
 
 
 def save(checkpoints: Checkpoints, step: int) -> None:
-    checkpoints.save(step, state(step), data={"n": step}, config={}, skip_statistics={}, loss=1.0 / step)
+    checkpoints.save(step, state(step), data={"n": step}, config={}, skip_statistics={}, metrics={"loss": 1.0 / step})
 
 
 def steps_left(workdir) -> list[str]:
@@ -143,7 +143,7 @@ def test_the_best_checkpoints_stay_beside_the_newest(tmp_path, keep_last, kept):
     losses = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.6, 5: 0.7, 6: 0.8}
     with Checkpoints(tmp_path, keep_last=keep_last, keep_best=2) as checkpoints:
         for step, loss in losses.items():
-            checkpoints.save(step, state(step), data={}, config={}, skip_statistics={}, loss=loss)
+            checkpoints.save(step, state(step), data={}, config={}, skip_statistics={}, metrics={"loss": loss})
         checkpoints.finish()
         assert checkpoints.steps() == kept
         assert checkpoints.best_step() == 2

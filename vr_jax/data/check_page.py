@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -17,30 +17,14 @@ from vr_jax.data.images import decode_rgb, open_image
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import REMEDIES, SkipRecord
 from vr_jax.data.sources import Source
-from vr_jax.data.types import Conversation, Example, Skip
-from vr_jax.model.batch import NO_CELL
+from vr_jax.data.token_pieces import Piece, pieces_of, shortened
+from vr_jax.data.types import Conversation, Skip
 from vr_jax.pages import page_environment
 from vr_jax.storage import PathLike, write_bytes
 
 SIDE = 256  # pixels of the longer side of a shown image
 IMAGES = 4  # images that are shown of a sample
-CHARACTERS = 4000  # of a sample that are shown
 BINS = 30
-Kind = Literal["text", "target", "pooled", "vision"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive tokens of one kind.
-
-    Attributes:
-        kind: "target" if the loss counts them, "vision" for vision tokens, "pooled" if the text-guided token may pool
-            them, and "text" otherwise.
-        text: The decoded tokens, or the number of vision tokens.
-    """
-
-    kind: Kind
-    text: str
 
 
 @dataclass(frozen=True)
@@ -58,32 +42,6 @@ class Shown:
     size: str
     images: list[str]
     pieces: list[Piece]
-
-
-def pieces_of(example: Example, tokenizer: Any) -> list[Piece]:
-    """Decodes the tokens of a sample, piece by piece."""
-    vision = example.vision_cell != NO_CELL
-    kinds = np.where(vision, 3, np.where(example.loss_mask, 1, np.where(example.text_token_mask, 2, 0)))
-    names: tuple[Kind, ...] = ("text", "target", "pooled", "vision")
-    starts = np.flatnonzero(np.diff(kinds, prepend=-1))
-    pieces = []
-    for begin, end in zip(starts, [*starts[1:], len(kinds)], strict=True):
-        kind = names[kinds[begin]]
-        tokens = example.tokens[begin:end].tolist()
-        text = f"[{len(tokens)} vision tokens]" if kind == "vision" else tokenizer.decode(tokens)
-        pieces.append(Piece(kind, text))
-    return _shortened(pieces)
-
-
-def _shortened(pieces: list[Piece]) -> list[Piece]:
-    kept: list[Piece] = []
-    left = CHARACTERS
-    for piece in pieces:
-        if len(piece.text) > left:
-            return [*kept, Piece(piece.kind, piece.text[:left]), Piece("text", " ... (the rest is not shown)")]
-        kept.append(piece)
-        left -= len(piece.text)
-    return kept
 
 
 def _thumbnail(image: Any) -> str:
@@ -105,7 +63,7 @@ def _shown(record: Conversation, processor: Processor | None) -> Shown:
         turns = [
             Piece("target" if one.role == "assistant" else "text", f"{one.role}: {one.text}\n") for one in record.turns
         ]
-        return Shown(record.id, f"{len(record.images)} images", images, _shortened(turns))
+        return Shown(record.id, f"{len(record.images)} images", images, shortened(turns))
     example = processor.example(record)
     size = f"{len(example.tokens)} tokens, {example.loss_mask.sum()} targets, {len(example.tile_pixels)} tiles"
     return Shown(record.id, size, images, pieces_of(example, processor.tokenizer))

@@ -11,9 +11,11 @@ from vr_jax.settings.run_settings import (
     ProfileSettings,
 )
 from vr_jax.settings.train_config import TRAINING, TrainConfig
+from vr_jax.settings.validation_settings import LOSS, ValidationSettings
 
 __all__ = [
     "DEMO",
+    "LOSS",
     "TRAINING",
     "BatchSettings",
     "CheckpointSettings",
@@ -26,6 +28,7 @@ __all__ = [
     "ProfileSettings",
     "SourceSettings",
     "TrainConfig",
+    "ValidationSettings",
     "load_config",
     "read_config_file",
     "split_variant",

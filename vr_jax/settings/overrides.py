@@ -14,7 +14,7 @@ from inspect import get_annotations
 from typing import Annotated, Any, Literal, Union
 
 from vr_jax.errors import ConfigError
-from vr_jax.fields import Config, check, check_names, check_value, describe, field_types, path_mark
+from vr_jax.fields import Config, check, check_names, check_value, describe, element_config, field_types, path_mark
 from vr_jax.model import registry
 from vr_jax.path_text import NOT_SET, check_path_text
 
@@ -92,6 +92,8 @@ def _find(config_class: type, values: dict[str, Any], path: str, where: str) -> 
         shown = f"{shown}.{part}"
         if _section(hint) is None and not _is_mapping(hint):
             raise ConfigError(f"{shown} is {describe(hint)} and has no fields")
+        if part not in at:  # A name that is new to a mapping of sections begins one.
+            at[part] = {}
         if at[part] is None:
             kind = _method_kind(hint)
             names = f" with {shown}.name=NAME, one of {', '.join(registry.names(kind))}" if kind else ""
@@ -104,7 +106,7 @@ def _field_hint(hint: Any, values: Mapping[str, Any], name: str, where: str) -> 
     """The annotation of a field of the section that `hint` annotates and `values` holds."""
     section, kind = _section(hint), _method_kind(hint)
     if section is None:
-        return Any
+        return element_config(hint) or Any
     hints = field_types(section)
     if kind is not None:
         hints = {"name": str, **field_types(registry.method(kind, values.get("name"), where))}
@@ -173,7 +175,8 @@ def _read(hint: Any, value: Any, where: str, present: Any = None) -> Any:
     if hint is Any and isinstance(present, int | float | str):
         hint = type(present)
     parsed = parse_text(hint, value.text, where)
-    if hint is not Any and _section(hint) is None and _element_section(hint) is None:
+    sections = (_section, _element_section, element_config)
+    if hint is not Any and all(section(hint) is None for section in sections):
         check_value(hint, parsed, where)
     return parsed
 

@@ -139,12 +139,16 @@ class CheckpointSettings(Config):
     Attributes:
         every: Steps from one checkpoint to the next. The last step is always saved.
         keep_last: How many of the newest checkpoints are kept. A run continues from the newest, so there is one.
-        keep_best: How many of those with the lowest mean training loss are kept besides.
+        keep_best: How many of the best ones are kept besides.
+        best: The number that tells which are best: "loss", the mean training loss since the checkpoint before, or a
+            number of the validation, e.g. "validation/held_out/loss". Of losses the lowest are best, of scores the
+            highest.
     """
 
     every: PositiveInt = 500
     keep_last: PositiveInt = 3
     keep_best: NonNegativeInt = 1
+    best: Text = "loss"
 
 
 @dataclass(frozen=True, kw_only=True)

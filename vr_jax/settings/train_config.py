@@ -24,6 +24,7 @@ from vr_jax.fields import (
     NonNegativeInt,
     PositiveInt,
     Range,
+    Sections,
     Seed,
     Text,
     check,
@@ -41,6 +42,7 @@ from vr_jax.settings.run_settings import (
     OptimizerSettings,
     ProfileSettings,
 )
+from vr_jax.settings.validation_settings import LOSS, ValidationSettings
 
 Globs = Annotated[tuple[Text, ...], Distinct()]
 
@@ -71,6 +73,7 @@ class TrainConfig(Config):
         loss_chunk: Positions of one device whose logits exist at a time.
         seed: Seed of the initial parameters and of the order of the data.
         mesh: The device mesh.
+        validation: What is measured on held-out data while the run trains, by name.
         checkpoint: When checkpoints are written and which are kept.
         tensorboard: Whether TensorBoard files are written beside `metrics.jsonl`.
         profile: Which steps are traced.
@@ -124,6 +127,7 @@ class TrainConfig(Config):
     loss_chunk: PositiveInt = 1024
     seed: Seed = 0
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    validation: Mapping[str, ValidationSettings] = field(default_factory=Sections)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     tensorboard: bool = True
     profile: ProfileSettings = field(default_factory=ProfileSettings)
@@ -147,6 +151,24 @@ class TrainConfig(Config):
             f"config.init_from = {self.init_from!r}: expected directories, separated by single commas, none twice",
         )
         self._check_samples()
+        self._check_best()
+
+    def _check_best(self) -> None:
+        """Checks that the number by which the best checkpoints are chosen is measured whenever one is saved."""
+        checkpoint = self.checkpoint
+        if checkpoint.best == LOSS:
+            return
+        known = {one.metric_name(name): one for name, one in self.validation.items()}
+        check(
+            checkpoint.best in known,
+            f"config.checkpoint.best = {checkpoint.best!r}: expected one of {', '.join([LOSS, *known])}",
+        )
+        every = known[checkpoint.best].every
+        check(
+            checkpoint.every % every == 0,
+            f"config.checkpoint.best = {checkpoint.best!r} is measured every {every} updates, and a checkpoint is saved "
+            f"every config.checkpoint.every = {checkpoint.every}: make the second a multiple of the first",
+        )
 
     def _check_samples(self) -> None:
         """Checks that the rows of a batch can hold samples, and as many as `samples_per_step` says."""

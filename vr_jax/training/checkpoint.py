@@ -31,7 +31,7 @@ from vr_jax import distributed
 from vr_jax.array_files import write_small_arrays_whole
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after, first_error_kept, size_text
-from vr_jax.settings import CheckpointSettings
+from vr_jax.settings import LOSS, CheckpointSettings
 from vr_jax.storage import (
     check_free,
     file_errors,
@@ -63,6 +63,8 @@ class Restored:
         data: The position in the data of this process.
         config: The settings of the run, as `TrainConfig.to_dict` returns them.
         skip_statistics: The counts of the samples that could not be used.
+        unwritten: The numbers of the step, where they were not written because the run was asked to stop before its
+            held-out data were measured.
     """
 
     step: int
@@ -70,6 +72,7 @@ class Restored:
     data: Any
     config: dict[str, Any]
     skip_statistics: Any
+    unwritten: Mapping[str, float] | None = None
 
 
 class Checkpoints:
@@ -79,28 +82,33 @@ class Checkpoints:
         directory: The folder of the checkpoints, with a folder for each step.
     """
 
-    def __init__(self, workdir: Path, *, keep_last: int = 3, keep_best: int = 1):
+    def __init__(self, workdir: Path, *, keep_last: int = 3, keep_best: int = 1, best: str = LOSS):
         """Opens the checkpoints of a run and removes those that a killed process left unfinished.
 
         Args:
             workdir: Folder of the run.
             keep_last: How many of the newest checkpoints are kept.
-            keep_best: How many of those with the lowest loss are kept besides.
+            keep_best: How many of the best ones are kept besides.
+            best: The number that tells which are best: of losses the lowest, of other numbers the highest.
         """
         local = local_path(workdir, "workdir").absolute()  # checksums read the files of a disk
         self.directory = local / FOLDER
         self._damaged = local / DAMAGED_FOLDER
         distributed.together(lambda: make_folder(self.directory))
 
-        def loss(metrics: Mapping[str, float]) -> float:
-            return metrics["loss"]
+        lowest = best.rpartition("/")[2] == LOSS
+
+        def number(metrics: Mapping[str, float]) -> float:
+            # A checkpoint at which it was not measured, because the run was asked to stop there, is never the best.
+            return metrics.get(best, math.inf if lowest else -math.inf)
 
         self._keep_last, self._keep_best = keep_last, keep_best
+        self._number, self._lowest = number, lowest
         # One more, because Orbax removes old checkpoints before the newest one has its checksums.
-        policies = [preserve.LatestN(keep_last + 1), preserve.BestN(get_metric_fn=loss, reverse=True, n=keep_best)]
+        policies = [preserve.LatestN(keep_last + 1), preserve.BestN(get_metric_fn=number, reverse=lowest, n=keep_best)]
         self._options = ocp.CheckpointManagerOptions(
-            best_fn=loss,
-            best_mode="min",
+            best_fn=number,
+            best_mode="min" if lowest else "max",
             preservation_policy=preserve.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
@@ -128,7 +136,8 @@ class Checkpoints:
         data: Any,
         config: Mapping[str, Any],
         skip_statistics: Any,
-        loss: float,
+        metrics: Mapping[str, float],
+        unwritten: Mapping[str, float] | None = None,
     ) -> None:
         """Copies the state to the host and writes it in the background, after the save before it is complete.
 
@@ -138,7 +147,8 @@ class Checkpoints:
             data: The position in the data of this process, JSON-safe.
             config: The settings of the run, JSON-safe.
             skip_statistics: The counts of the samples that could not be used, JSON-safe.
-            loss: The number by which the best checkpoints are chosen.
+            metrics: The numbers of the step by name, by one of which the best checkpoints are chosen.
+            unwritten: The numbers of the step that the next start writes; None if they are written.
 
         Raises:
             UserError: There is no room for it, or the save before it has failed.
@@ -156,12 +166,13 @@ class Checkpoints:
             "version": VERSION,
             "config": dict(config),
             "skip_statistics": skip_statistics,
+            "unwritten": None if unwritten is None else dict(unwritten),
             "data": distributed.gather(data),
             "process_count": distributed.process_count(),
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._errors():
-            self._manager.save(step, args=items, metrics={"loss": loss}, force=True)
+            self._manager.save(step, args=items, metrics=dict(metrics), force=True)
         self._without_checksums = step
 
     def poll(self) -> None:
@@ -202,8 +213,9 @@ class Checkpoints:
         old = steps[: max(0, len(steps) - self._keep_last)]
         if not old:
             return
-        losses = {step: self._manager.metrics(step)["loss"] for step in steps}
-        best = sorted(steps, key=lambda step: (losses[step], -step))[: self._keep_best]
+        numbers = {step: self._number(self._manager.metrics(step)) for step in steps}
+        sign = 1 if self._lowest else -1
+        best = sorted(steps, key=lambda step: (sign * numbers[step], -step))[: self._keep_best]
         for step in sorted(set(old) - set(best)):
             with self._errors():
                 self._manager.delete(step)
@@ -248,7 +260,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step of the checkpoint with the lowest loss."""
+        """Returns the step of the best checkpoint."""
         step: int | None = self._manager.best_step()
         return step
 
@@ -313,6 +325,7 @@ class Checkpoints:
             data=run["data"][distributed.process_index()],
             config=run["config"],
             skip_statistics=run["skip_statistics"],
+            unwritten=run.get("unwritten"),
         )
 
 

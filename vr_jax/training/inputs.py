@@ -56,12 +56,14 @@ class Inputs:
         samples: Samples of one epoch, before any is skipped, over all processes.
         tokenizer_dir: Folder of the tokenizer's files, which the exported model gets.
         data: What tells these data apart from others (`vr_jax.data.fingerprint`); None where nothing does.
+        processor: Prepares a sample; None where the batches are not made of samples.
     """
 
     iterator: BatchIterator
     samples: int
     tokenizer_dir: Path | None
     data: Mapping[str, Any] | None = None
+    processor: Processor | None = None
 
 
 def init_directories(config: TrainConfig) -> list[Path]:
@@ -123,7 +125,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         process_count=processes,
         max_skipped=config.data.max_skipped,
     )
-    return Inputs(iterator, len(source), directory, fingerprint(source))
+    return Inputs(iterator, len(source), directory, fingerprint(source), processor)
 
 
 def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Source, Processor, BatchShape]:

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
 from vr_jax import distributed, sharding
+from vr_jax.data.batch_page import write_batch_page
 from vr_jax.data.conversations import chat_format
 from vr_jax.data.skips import SkipStatistics
+from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.failures import first_error_kept
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import generation_of_chat, load_tokenizer, save_model, stored_params, warm_start
-from vr_jax.settings import DEMO, TrainConfig
+from vr_jax.settings import DEMO, LOSS, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
@@ -30,11 +33,12 @@ from vr_jax.training.profiling import Profiler
 from vr_jax.training.program import TrainProgram, build_program, check_globs, total_steps
 from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
-from vr_jax.training.run_record import EXPORT_FOLDER, check_data, claim, write_run_record
+from vr_jax.training.run_record import EXPORT_FOLDER, FIRST_BATCH_FILE, check_data, claim, flat_settings, run_facts, write_run_record
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
 from vr_jax.training.trackers import open_trackers
+from vr_jax.training.validation import Validation, open_validation
 
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
 _WAIT_FOR_WORKDIR = 1.2 * STALE_AFTER
@@ -74,12 +78,15 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
         with (
             first_error_kept(data.iterator.close),
             jax.set_mesh(mesh),
-            Checkpoints(workdir, keep_last=saved.keep_last, keep_best=saved.keep_best) as checkpoints,
+            Checkpoints(
+                workdir, keep_last=saved.keep_last, keep_best=saved.keep_best, best=saved.best
+            ) as checkpoints,
             Preemption() as preemption,
             distributed.told(),
         ):
             total = total_steps(config, data.samples)
             program = distributed.together(lambda: build_program(config, mesh, total, tree))
+            validation = distributed.together(lambda: open_validation(config, program, data, workdir, total))
             skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
             restored = checkpoints.restore_newest(program.abstract)
             start = restored.step if restored is not None else 0
@@ -108,6 +115,10 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                 Progress(start=start, total=total, active=first) as progress,
                 Profiler(config.profile, workdir, start=start, total=total) as profiler,
             ):
+                validation.try_out(state)
+                if restored is not None and restored.unwritten is not None:
+                    values = validation.measure(validation.due(start), state, start)
+                    trackers.write(start, {**restored.unwritten, **values})
                 recorder = Recorder(config, step_flops(program.model, program.trainable), watch, trackers, progress)
                 for step in range(start + 1, total + 1):
                     profiler.before(step)
@@ -119,12 +130,20 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         skip_statistics.check()
 
                     batch = inputs.put_batch(host_batch.batch, mesh)
-                    state, metrics = program.step(state, batch)
+                    if step == start + 1:
+                        distributed.together(lambda: _write_first_batch(workdir, host_batch, data, step))
+                    # Everything that the update reads is on the devices: a transfer here would slow each update down.
+                    with StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
+                        state, metrics = program.step(state, batch)
                     recorder.push(step, metrics, host_batch.record_ids, waited)
 
                     profiler.after(step, metrics)
                     checkpoints.poll()
                     stop = preemption.reached(step)
+                    # What asks a run to stop may not wait for a validation; the next start makes up for it.
+                    due = validation.due(step)
+                    unwritten = recorder.take() if due and stop and step < total else None
+                    measured = _measure(validation, due, recorder, state, step) if due and unwritten is None else {}
                     if stop or step == total or step % saved.every == 0:
                         # A state that is not finite is never saved, and so never exported. Of several processes one may
                         # have too many unusable samples: all learn it here, since none may leave the others waiting.
@@ -138,7 +157,8 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                             data=data.iterator.get_state(),
                             config=config.to_dict(),
                             skip_statistics=skip_statistics.get_state(),
-                            loss=recorder.mean_loss_since_last_save(),
+                            metrics={LOSS: recorder.mean_loss_since_last_save(), **measured},
+                            unwritten=unwritten,
                         )
                     if stop and step < total:
                         checkpoints.finish()
@@ -146,6 +166,25 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             distributed.together(lambda: skip_statistics.check(final=True))
             checkpoints.finish()
             export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
+
+
+def _measure(
+    validation: Validation, due: list[str], recorder: Recorder, state: TrainState, step: int
+) -> dict[str, float]:
+    """Measures held-out data after an update, and writes the numbers with those of the update."""
+    recorder.complete()
+    values = validation.measure(due, state, step)
+    recorder.flush(values)
+    return values
+
+
+def _write_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step: int) -> None:
+    """Writes the page of the first batch of this start, which shows what the run trains on."""
+    if not distributed.is_first() or data.processor is None:
+        return
+    path = workdir / FIRST_BATCH_FILE
+    write_batch_page(path, batch, data.processor.tokenizer, step=step, facts=run_facts(workdir))
+    logger.info("the first batch as a page: %s", path)
 
 
 def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
@@ -222,7 +261,7 @@ def _resume(
     restored: Restored, config: TrainConfig, iterator: inputs.BatchIterator, skip_statistics: SkipStatistics
 ) -> None:
     """Puts data and skip statistics back to where the checkpoint was written, and logs the settings that changed."""
-    old, new = _flat(restored.config), _flat(config.to_dict())
+    old, new = flat_settings(restored.config), flat_settings(config.to_dict())
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             logger.warning(
@@ -318,16 +357,3 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
         watch.parameters(restored.step, restored.state.params, "exported")
         tokenizer = distributed.together(lambda: inputs.tokenizer_directory(config, workdir))
         export_state(workdir, program.tree, restored.state, tokenizer, owner=run)
-
-
-def _flat(value: Any) -> dict[str, Any]:
-    """Nested dictionaries as one dictionary by dotted name."""
-
-    def leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, part in value.items():
-                yield from leaves(part, f"{prefix}.{key}" if prefix else key)
-        else:
-            yield prefix, value
-
-    return dict(leaves(value, ""))

@@ -28,11 +28,18 @@ class Progress:
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not (active and terminal), dynamic_ncols=True)
         self._logs = active and not terminal
+        self._validation: dict[str, float] = {}
         self._total, self._interval, self._logged = total, interval, time.monotonic()
 
     def update(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Shows that one more step is done, with its loss and speed."""
+        """Shows that one more step is done, with its loss and speed and what was measured last on held-out data."""
+        self._validation |= {
+            name.removeprefix("validation/"): value
+            for name, value in values.items()
+            if name.startswith("validation/") and value is not None
+        }
         text = f"loss {values['loss']:.4f}, {values['samples_per_s']:.1f} samples/s"
+        text += "".join(f", {name} {value:.4f}" for name, value in self._validation.items())
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
         now = time.monotonic()

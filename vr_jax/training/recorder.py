@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 
@@ -56,6 +58,7 @@ class Recorder:
         peak = peak_flops(jax.devices()[0])
         self._peak = peak * jax.device_count() if peak else None
         self._pending: _Pending | None = None
+        self._complete: tuple[int, dict[str, float | None]] | None = None
         self._losses: list[float] = []
         self._targets = 0.0
         self._completed = time.perf_counter()
@@ -75,8 +78,8 @@ class Recorder:
         self.flush()
         self._pending = _Pending(step, metrics, [name for row in record_ids for name in row], waited)
 
-    def flush(self) -> None:
-        """Writes the step that is still pending.
+    def complete(self) -> None:
+        """Waits for the step that is pending, and takes its numbers and its time.
 
         Raises:
             NotFinite: It has a loss or a gradient that is not finite.
@@ -102,8 +105,33 @@ class Recorder:
         }
         self._losses.append(values["loss"])
         self._targets += values["targets"]
-        self._trackers.write(done.step, numbers)
-        self._progress.update(done.step, numbers)
+        self._complete = (done.step, numbers)
+
+    def take(self) -> dict[str, float]:
+        """Returns the numbers of the step that has not been written yet, which the caller writes later."""
+        self.complete()
+        assert self._complete is not None
+        (_, numbers), self._complete = self._complete, None
+        return {name: value for name, value in numbers.items() if value is not None}
+
+    def flush(self, more: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Writes the step that has not been written yet, if there is one.
+
+        Args:
+            more: Further numbers of the step, which were measured since `complete`. Their time counts neither for this
+                step nor for the next one.
+
+        Raises:
+            NotFinite: It has a loss or a gradient that is not finite.
+        """
+        self.complete()
+        if self._complete is None:
+            return
+        (step, numbers), self._complete = self._complete, None
+        if more:
+            self._completed = time.perf_counter()
+        self._trackers.write(step, {**numbers, **more})
+        self._progress.update(step, {**numbers, **more})
 
     def _compare_samples(self, samples: float) -> None:
         """Says once whether updates hold as many samples as the settings say, where those set the number of updates."""

@@ -3,6 +3,7 @@
 <workdir>/run.json         a list with an entry for every start of the run; a continuation adds one
 <workdir>/parameters.txt   the table of parameters; a continuation with another table, which another mesh makes,
                            writes parameters.<number of the start>.txt
+<workdir>/first_batch.html the first batch of the last start (`vr_jax.data.batch_page`)
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from vr_jax.training.program import TrainProgram
 from vr_jax.training.state import TrainState
 from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
 
-RUN_FILE, PARAMETERS_FILE = "run.json", "parameters.txt"
+RUN_FILE, PARAMETERS_FILE, FIRST_BATCH_FILE = "run.json", "parameters.txt", "first_batch.html"
 EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
 # What a run writes to its folder, and would replace or continue.
 WRITTEN = (FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, EXPORT_FOLDER, PROFILE_FOLDER)
@@ -158,6 +159,47 @@ def read_run_record(workdir: Path) -> list[dict[str, Any]]:
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise UserError(f"{path} is no list of objects, one for each start of a run; move it away to continue the run")
     return starts
+
+
+def run_facts(workdir: Path) -> dict[str, str]:
+    """Returns what the record says of the last start of a run, as texts by their titles.
+
+    Raises:
+        UserError: The files cannot be read.
+    """
+    last = read_run_record(workdir)[-1]
+    path = workdir / last["parameters"]
+    with file_errors(f"{path} cannot be read"):
+        table = path.read_text()
+    mesh = " x ".join(f"{name} {size}" for name, size in last["mesh"].items())
+    around = {
+        "devices": last["devices"],
+        "processes": last["processes"],
+        "mesh": mesh,
+        "updates": f"{last['first_step']} to {last['total_steps']}",
+        "git": last["git"] or "not a checkout",
+        **last["versions"],
+    }
+    return {
+        "Settings": "\n".join(f"config.{name} = {value!r}" for name, value in flat_settings(last["config"]).items()),
+        "Parameters": table,
+        "Devices and versions": "\n".join(f"{name}: {value}" for name, value in around.items()),
+    }
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings by dotted name.
+
+    Args:
+        settings: Nested dictionaries, as `TrainConfig.to_dict` returns them.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{name}.{below}": one for below, one in flat_settings(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -12,12 +12,13 @@ from jaxtyping import Array, Float
 
 from vr_jax.kernels.cross_entropy import cross_entropy, next_token_targets
 from vr_jax.model.batch import Batch
-from vr_jax.sharding import constrain
+from vr_jax.sharding import constrain, replicated
 from vr_jax.training.optimizer import Params, Schedule
 from vr_jax.training.state import ModelTree, TrainState, shardings_of
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+LossStep = Callable[[TrainState, Batch], Metrics]
 
 
 def batch_counts(batch: Batch) -> Metrics:
@@ -45,6 +46,22 @@ def batch_counts(batch: Batch) -> Metrics:
     return {name: jnp.sum(values, dtype=jnp.float32) for name, values in counts.items()}
 
 
+def group_norms(name: str, params: Params) -> Metrics:
+    """Returns the norm of each part of a model.
+
+    Args:
+        name: What the norms are called.
+        params: Parameters, or arrays that belong to them, by path.
+
+    Returns:
+        The norms by `<name>/<part>`, e.g. "param_norm/decoder"; the part is the first name of the paths.
+    """
+    parts: dict[str, list[Array]] = {}
+    for path, leaf in params.items():
+        parts.setdefault(path.partition(".")[0], []).append(leaf)
+    return {f"{name}/{part}": optax.global_norm(leaves) for part, leaves in parts.items()}
+
+
 def split_micro_batches(batch: Batch, count: int) -> Batch:
     """Adds a leading axis of micro-batches: (B, ...) becomes (count, B / count, ...).
 
@@ -58,6 +75,44 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
 
     batches: Batch = jax.tree.map(split, batch)
     return batches
+
+
+def summed_loss(
+    tree: ModelTree, params: Params, frozen: Params, batch: Batch, loss_chunk: int
+) -> Float[Array, ""]:
+    """Returns the cross-entropy of all targets of a batch together, in nats.
+
+    Args:
+        tree: The model's parameters.
+        params: The trained parameters by path.
+        frozen: The frozen parameters by path.
+        batch: The samples.
+        loss_chunk: Positions of one device whose logits exist at a time.
+    """
+    model = tree.build({**frozen, **params})
+    hidden, _ = model(batch)
+    targets, counts = next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)
+    return cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
+
+
+def make_loss_step(tree: ModelTree, abstract: TrainState, *, loss_chunk: int = 1024) -> LossStep:
+    """Builds the jitted loss of a batch that is not trained on.
+
+    Args:
+        tree: The model's parameters.
+        abstract: Shapes, types and shardings of the state.
+        loss_chunk: Positions of one device whose logits exist at a time.
+
+    Returns:
+        A function of a state and a global batch. It returns `loss`, the cross-entropy of all targets together in nats,
+        and the counts of `batch_counts`. It is called under `jax.set_mesh` and leaves the state as it is.
+    """
+
+    def step(state: TrainState, batch: Batch) -> Metrics:
+        return {"loss": summed_loss(tree, state.params, state.frozen, batch, loss_chunk), **batch_counts(batch)}
+
+    mesh = abstract.step.sharding.mesh
+    return jax.jit(step, out_shardings=replicated(mesh))
 
 
 def make_train_step(
@@ -89,11 +144,7 @@ def make_train_step(
     """
 
     def mean_loss(params: Params, frozen: Params, batch: Batch, targets_in_step: Array) -> Float[Array, ""]:
-        model = tree.build({**frozen, **params})
-        hidden, _ = model(batch)
-        targets, counts = next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)
-        total = cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
-        return total / targets_in_step
+        return summed_loss(tree, params, frozen, batch, loss_chunk) / targets_in_step
 
     def gradients(state: TrainState, batch: Batch, targets_in_step: Array) -> tuple[Float[Array, ""], Params]:
         value_and_grad = jax.value_and_grad(mean_loss)
@@ -113,8 +164,12 @@ def make_train_step(
         # A batch without any target has loss 0 and no gradient.
         loss, grads = gradients(state, batch, jnp.maximum(counts["targets"], 1.0))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {"loss": loss, "lr": schedule(state.step), "grad_norm": optax.global_norm(grads), **counts}
         params = optax.apply_updates(state.params, updates)
+        metrics = {
+            **{"loss": loss, "lr": schedule(state.step), "grad_norm": optax.global_norm(grads), **counts},
+            **group_norms("param_norm", params),
+            **group_norms("update_norm", updates),
+        }
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))

@@ -1,0 +1,206 @@
+"""What is measured on held-out data: the mean loss against numpy, when it is measured, where it is written, the best."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.tiny import PLAIN, NoiseIterator, plain_run
+from vr_jax.data.collate import collate
+from vr_jax.data.demo.export import write_llava
+from vr_jax.data.demo.source import DemoSource
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+from vr_jax.data.sources import open_source
+from vr_jax.errors import ConfigError, UserError
+from vr_jax.model.batch import BatchShape
+from vr_jax.model_directory import load_model
+from vr_jax.settings import TrainConfig
+from vr_jax.sharding import make_mesh
+from vr_jax.training import loop
+from vr_jax.training.checkpoint import Checkpoints
+from vr_jax.training.inputs import Inputs
+from vr_jax.training.trackers import read_metrics
+from vr_jax.training.program import build_program
+from vr_jax.training.state import create_state
+from vr_jax.training.stopping import Preempted
+from vr_jax.training.validation import open_validation
+
+VOCABULARY = 304  # that of the demo's tokenizer, and a multiple of 8
+SAMPLES = 21
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """A file in LLaVA's format with generated images."""
+    return write_llava(DemoSource("held_out", SAMPLES, seed=3, turns=2), tmp_path_factory.mktemp("held_out") / "data")
+
+
+def validated_run(path, **changes):
+    """Updates on noise, and the mean loss over the held-out samples every other one."""
+    decoder = dataclasses.replace(PLAIN.decoder, vocab_size=VOCABULARY)
+    model = dataclasses.replace(PLAIN, decoder=decoder, dtype="float32")  # as exact as the reference
+    one = {"source": {"path": str(path), "images": str(Path(path).parent / "images")}, "every": 2}
+    fields = {"model": model, "frozen_dtype": "float32", "batch.tokens": 160, "batch.tiles": 2, "validation": {"held_out": one}}
+    return plain_run(**fields | changes)
+
+
+def inputs_with_processor(config, mesh, workdir):
+    return Inputs(NoiseIterator(config.batch.rows), samples=1000, tokenizer_dir=None, processor=Processor(demo_tokenizer(), config.model))
+
+
+def mean_loss_of_each_sample_alone(model, path, samples=SAMPLES):
+    """In float64 by numpy from the hidden states of one sample at a time, without packing or sharding."""
+    processor, source = Processor(demo_tokenizer(), model.config), open_source(path, images=path.parent / "images")
+    total, count = 0.0, 0
+    head = np.asarray(model.head_kernel(), np.float64)
+    forward = jax.jit(lambda model, batch: model(batch)[0])
+    for record in itertools.islice(source, samples):
+        example = processor.example(record)
+        shape = BatchShape(rows=1, tokens=len(example.tokens), tiles=1, tile_size=model.config.image.tile_size)
+        hidden = np.asarray(forward(model, collate([[example]], shape).batch), np.float64)[0]
+        logits = hidden @ head
+        logits -= logits.max(axis=1, keepdims=True)
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        targets = np.flatnonzero(example.loss_mask[1:]) + 1  # nothing predicts a sample's first token
+        total -= log_probabilities[targets - 1, example.tokens[targets]].sum()
+        count += len(targets)
+    return total / count
+
+
+def validation_series(workdir):
+    """Every number of the metrics file but the times."""
+    timed = {"seconds", "tokens_per_s", "samples_per_s", "data_wait", "validation_seconds"}
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{name: value for name, value in record.items() if name not in timed} for record in records]
+
+
+@pytest.fixture(scope="module")
+def whole(held_out, tmp_path_factory):
+    """An uninterrupted run of five updates on eight devices."""
+    workdir = tmp_path_factory.mktemp("whole")
+    loop.train(validated_run(held_out, steps=5), workdir, open_inputs=inputs_with_processor)
+    return workdir
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batches", [0, 2])
+def test_the_mean_loss_is_that_of_each_sample_alone(whole, held_out, devices, batches):
+    """The last batch is not full, and a batch of 8 rows on 8 devices has rows without a sample."""
+    model = load_model(whole / "model")
+    one = {"source": {"path": str(held_out), "images": str(held_out.parent / "images")}, "batches": batches}
+    config = validated_run(held_out, **{"batch.accumulation": 8 // devices}).replace({"validation": {"held_out": one}})
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    program = build_program(config, mesh, config.steps)
+    validation = open_validation(config, program, inputs_with_processor(config, mesh, None), whole, config.steps)
+    with jax.set_mesh(mesh):
+        state = create_state(program.tree, program.optimizer, program.abstract, model)
+        values = validation.measure(["held_out"], state, 4)
+    rows = batches * devices or SAMPLES  # rows of a micro-batch times batches
+    expected = mean_loss_of_each_sample_alone(load_model(whole / "model"), held_out, rows)
+    assert values["validation/held_out/loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_it_is_measured_every_so_many_updates_and_after_the_last(whole, held_out):
+    records = list(read_metrics(whole / "metrics.jsonl"))
+    measured = [record["step"] for record in records if "validation/held_out/loss" in record]
+    assert measured == [2, 4, 5]
+    expected = mean_loss_of_each_sample_alone(load_model(whole / "model"), held_out)
+    assert records[-1]["validation/held_out/loss"] == pytest.approx(expected, abs=1e-5)
+    assert all(record["seconds"] > 0 and "validation_seconds" in record for record in records if record["step"] in (2, 4, 5))
+
+
+class StoppingIterator(NoiseIterator):
+    """Asks the run to stop, as a cluster does, while batch 2 is made."""
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+
+def test_a_run_that_is_stopped_before_a_validation_makes_up_for_it(whole, held_out, tmp_path):
+    config = validated_run(held_out, steps=5)
+
+    def stopping(config, mesh, workdir):
+        return dataclasses.replace(
+            inputs_with_processor(config, mesh, workdir), iterator=StoppingIterator(config.batch.rows)
+        )
+
+    with pytest.raises(Preempted, match="saved step 2 of 5"):
+        loop.train(config, tmp_path, open_inputs=stopping)
+    assert [record["step"] for record in validation_series(tmp_path)] == [1], "what stops a run does not wait"
+    loop.train(config, tmp_path, open_inputs=inputs_with_processor)
+    assert validation_series(tmp_path) == validation_series(whole)
+
+
+@pytest.mark.parametrize("lr", [3e-3, 3.0])
+def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr):
+    """With the high learning rate the loss rises, so that an earlier checkpoint is best."""
+    best = {"checkpoint.best": "validation/held_out/loss", "checkpoint.keep_last": 1, "optimizer.schedule": "constant"}
+    config = validated_run(held_out, **best, **{"optimizer.lr": lr, "steps": 6})
+    loop.train(config, tmp_path, open_inputs=inputs_with_processor)
+    losses = {one["step"]: one["validation/held_out/loss"] for one in validation_series(tmp_path) if one["step"] % 2 == 0}
+    lowest = min(losses, key=losses.get)
+    with Checkpoints(tmp_path, keep_last=1, best=config.checkpoint.best) as checkpoints:
+        assert checkpoints.best_step() == lowest
+        assert checkpoints.steps() == sorted({lowest, 6})
+
+
+def test_of_scores_the_highest_is_best(tmp_path):
+    def state():
+        return {"step": jax.numpy.zeros(())}
+
+    with Checkpoints(tmp_path, keep_last=1, best="validation/demo/demo") as checkpoints:
+        for step, score in ((1, 30.0), (2, 50.0), (3, None), (4, 40.0)):
+            metrics = {"loss": 1.0 / step} | ({} if score is None else {"validation/demo/demo": score})
+            checkpoints.save(step, state(), data={}, config={}, skip_statistics={}, metrics=metrics)
+        checkpoints.finish()
+        assert checkpoints.best_step() == 2
+        assert checkpoints.steps() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint.best": "validation/other/loss"}, "expected one of loss, validation/held_out/loss"),
+        ({"checkpoint.best": "validation/held_out/loss", "checkpoint.every": 3}, "make the second a multiple"),
+        ({"validation.held_out.every": 0}, "config.validation.held_out.every = 0: expected an integer >= 1"),
+        ({"validation": {"a/b": {}}}, "config.validation: 'a/b': expected a name of letters, digits"),
+        ({"validation.held_out.batch_size": 3}, "has no effect with config.validation.held_out.metric = 'loss'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validated_run("held_out.json").replace(changes)
+
+
+def test_the_command_line_adds_a_validation():
+    config = plain_run().override(["validation.mine.source.path=held_out.json", "validation.mine.every=7"])
+    assert (config.validation["mine"].source.path, config.validation["mine"].every) == ("held_out.json", 7)
+    assert TrainConfig.from_config_dict(config.to_dict()) == config
+    whole = plain_run().override(["validation={'mine': {'source': {'path': 'held_out.json'}, 'every': 7}}"])
+    assert whole == config
+
+
+def test_held_out_data_that_cannot_be_used_end_the_run_before_it_trains(held_out, tmp_path):
+    (tmp_path / "images").mkdir()
+    missing = validated_run(tmp_path / "missing.json")
+    with pytest.raises(UserError, match=r"config\.validation\.held_out: .*missing\.json"):
+        loop.train(missing, tmp_path / "run", open_inputs=inputs_with_processor)
+    records = json.loads(held_out.read_text())
+    for record in records:
+        record["image"] = "absent.png"
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(records))
+    with pytest.raises(UserError, match=r"21 of 21 samples could not be used") as error:
+        loop.train(validated_run(broken), tmp_path / "run", open_inputs=inputs_with_processor)
+    assert "config.validation.held_out" in str(error.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
