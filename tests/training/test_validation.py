@@ -47,12 +47,23 @@ def validated_run(path, **changes):
     decoder = dataclasses.replace(PLAIN.decoder, vocab_size=VOCABULARY)
     model = dataclasses.replace(PLAIN, decoder=decoder, dtype="float32")  # as exact as the reference
     one = {"source": {"path": str(path), "images": str(Path(path).parent / "images")}, "every": 2}
-    fields = {"model": model, "frozen_dtype": "float32", "batch.tokens": 160, "batch.tiles": 2, "validation": {"held_out": one}}
+    fields = {
+        "model": model,
+        "frozen_dtype": "float32",
+        "batch.tokens": 160,
+        "batch.tiles": 2,
+        "validation": {"held_out": one},
+    }
     return plain_run(**fields | changes)
 
 
 def inputs_with_processor(config, mesh, workdir):
-    return Inputs(NoiseIterator(config.batch.rows), samples=1000, tokenizer_dir=None, processor=Processor(demo_tokenizer(), config.model))
+    return Inputs(
+        NoiseIterator(config.batch.rows),
+        samples=1000,
+        tokenizer_dir=None,
+        processor=Processor(demo_tokenizer(), config.model),
+    )
 
 
 def mean_loss_of_each_sample_alone(model, path, samples=SAMPLES):
@@ -113,7 +124,9 @@ def test_it_is_measured_every_so_many_updates_and_after_the_last(whole, held_out
     assert measured == [2, 4, 5]
     expected = mean_loss_of_each_sample_alone(load_model(whole / "model"), held_out)
     assert records[-1]["validation/held_out/loss"] == pytest.approx(expected, abs=1e-5)
-    assert all(record["seconds"] > 0 and "validation_seconds" in record for record in records if record["step"] in (2, 4, 5))
+    assert all(
+        record["seconds"] > 0 and "validation_seconds" in record for record in records if record["step"] in (2, 4, 5)
+    )
 
 
 class StoppingIterator(NoiseIterator):
@@ -147,7 +160,9 @@ def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr):
     best = {"checkpoint.best": "validation/held_out/loss", "checkpoint.keep_last": 1, "optimizer.schedule": "constant"}
     config = validated_run(held_out, **best, **{"optimizer.lr": lr, "steps": 6})
     loop.train(config, tmp_path, open_inputs=inputs_with_processor)
-    losses = {one["step"]: one["validation/held_out/loss"] for one in validation_series(tmp_path) if one["step"] % 2 == 0}
+    losses = {
+        one["step"]: one["validation/held_out/loss"] for one in validation_series(tmp_path) if one["step"] % 2 == 0
+    }
     lowest = min(losses, key=losses.get)
     with Checkpoints(tmp_path, keep_last=1, best=config.checkpoint.best) as checkpoints:
         assert checkpoints.best_step() == lowest

@@ -30,9 +30,7 @@ class ValidationSettings(Config):
     """
 
     no_effect: ClassVar = (
-        NoEffect(
-            ("batch_size", "max_new_tokens"), "metric", lambda own: own.metric == LOSS, "no question is answered"
-        ),
+        NoEffect(("batch_size", "max_new_tokens"), "metric", lambda own: own.metric == LOSS, "no question is answered"),
     )
 
     source: SourceSettings

@@ -33,7 +33,15 @@ from vr_jax.training.profiling import Profiler
 from vr_jax.training.program import TrainProgram, build_program, check_globs, total_steps
 from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
-from vr_jax.training.run_record import EXPORT_FOLDER, FIRST_BATCH_FILE, check_data, claim, flat_settings, run_facts, write_run_record
+from vr_jax.training.run_record import (
+    EXPORT_FOLDER,
+    FIRST_BATCH_FILE,
+    check_data,
+    claim,
+    flat_settings,
+    run_facts,
+    write_run_record,
+)
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
@@ -78,9 +86,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
         with (
             first_error_kept(data.iterator.close),
             jax.set_mesh(mesh),
-            Checkpoints(
-                workdir, keep_last=saved.keep_last, keep_best=saved.keep_best, best=saved.best
-            ) as checkpoints,
+            Checkpoints(workdir, keep_last=saved.keep_last, keep_best=saved.keep_best, best=saved.best) as checkpoints,
             Preemption() as preemption,
             distributed.told(),
         ):

@@ -77,9 +77,7 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
     return batches
 
 
-def summed_loss(
-    tree: ModelTree, params: Params, frozen: Params, batch: Batch, loss_chunk: int
-) -> Float[Array, ""]:
+def summed_loss(tree: ModelTree, params: Params, frozen: Params, batch: Batch, loss_chunk: int) -> Float[Array, ""]:
     """Returns the cross-entropy of all targets of a batch together, in nats.
 
     Args:

@@ -1,0 +1,92 @@
+"""The page of a batch: what belongs to which sample, what is marked, and that nothing of a sample is HTML."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from tests.tiny import tiny_config, tiny_decoder
+from vr_jax.data.batch_page import samples_of, tile_png, write_batch_page
+from vr_jax.data.collate import collate
+from vr_jax.data.demo.source import encode_png
+from vr_jax.data.demo.tokenizer import demo_tokenizer
+from vr_jax.data.processor import Processor
+from vr_jax.data.types import IMAGE, Conversation, Turn
+from vr_jax.model.batch import BatchShape
+
+
+def conversation(name, question, answer, colour):
+    pixels = np.full((24, 24, 3), colour, np.uint8)
+    turns = (Turn("user", IMAGE, "\n", question), Turn("assistant", answer))
+    return Conversation(name, turns, (encode_png(pixels),))
+
+
+def batch():
+    """Two rows, of which the first holds two samples."""
+    processor = Processor(demo_tokenizer(), tiny_config(decoder=tiny_decoder(vocab_size=304)), label_quirk=False)
+    first, second, third = (
+        processor.example(conversation(*one))
+        for one in (
+            ("first", "What is the word?", "red", 10),
+            ("<b>second</b>", "Which?", "<script>alert(1)</script>", 90),
+            ("third", "Why?", "because", 200),
+        )
+    )
+    rows = [[first, second], [third]]
+    tokens = len(first.tokens) + len(second.tokens) + 5
+    tiles = len(first.tile_pixels) + len(second.tile_pixels) + 1
+    return collate(rows, BatchShape(rows=3, tokens=tokens, tiles=tiles, tile_size=24)), rows
+
+
+def test_a_batch_is_divided_into_the_samples_that_it_was_made_of():
+    host, rows = batch()
+    found = samples_of(host)
+    assert [len(row) for row in found] == [2, 1, 0]
+    for samples, examples in zip(found, rows, strict=False):
+        for sample, example in zip(samples, examples, strict=True):
+            assert sample.id == example.id
+            for field in ("tokens", "loss_mask", "text_token_mask"):
+                np.testing.assert_array_equal(getattr(sample, field), getattr(example, field))
+            np.testing.assert_array_equal(sample.tiles, example.tile_pixels)
+
+
+def test_a_tile_becomes_an_image_with_its_colour(tmp_path):
+    (tmp_path / "tile.png").write_bytes(tile_png(np.full((24, 24, 3), 90, np.uint8)))
+    with Image.open(tmp_path / "tile.png") as image:
+        assert image.getpixel((3, 3)) == (90, 90, 90)
+
+
+def test_the_page_marks_targets_and_escapes_texts(tmp_path):
+    host, _ = batch()
+    path = tmp_path / "first_batch.html"
+    write_batch_page(path, host, demo_tokenizer(), step=7, facts={"Settings": "config.seed = 0 <i>"})
+    page = path.read_text()
+    assert "The batch of update 7" in page
+    assert "<mark>red&lt;|im_end|&gt;" in page
+    assert "<u>What is the word?</u>" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert "<b>&lt;b&gt;second&lt;/b&gt;</b>" in page
+    assert "config.seed = 0 &lt;i&gt;" in page
+    assert "9 vision tokens" in page
+    assert page.count("<img ") == sum(len(sample.tiles) for row in samples_of(host) for sample in row)
+
+
+def test_long_batches_are_shortened(tmp_path):
+    host, _ = batch()
+    many = dataclasses.replace(
+        host,
+        batch=dataclasses.replace(
+            host.batch,
+            **{
+                field.name: np.concatenate([getattr(host.batch, field.name)] * 8)
+                for field in dataclasses.fields(host.batch)
+                if getattr(host.batch, field.name) is not None
+            },
+        ),
+        record_ids=host.record_ids * 8,
+    )
+    write_batch_page(tmp_path / "page.html", many, demo_tokenizer(), step=1, facts={})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<h2>Row ") == 16
+    assert "8 more rows are not shown" in page
