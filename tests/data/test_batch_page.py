@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tests.tiny import tiny_config, tiny_decoder
-from vr_jax.data.batch_page import samples_of, tile_png, write_batch_page
+from vr_jax.data.batch_page import batch_page, batch_pictures, samples_of, tile_png
 from vr_jax.data.collate import collate
 from vr_jax.data.demo.source import encode_png
 from vr_jax.data.demo.tokenizer import demo_tokenizer
@@ -56,11 +56,9 @@ def test_a_tile_becomes_an_image_with_its_colour(tmp_path):
         assert image.getpixel((3, 3)) == (90, 90, 90)
 
 
-def test_the_page_marks_targets_and_escapes_texts(tmp_path):
+def test_the_page_marks_targets_and_escapes_texts():
     host, _ = batch()
-    path = tmp_path / "first_batch.html"
-    write_batch_page(path, host, demo_tokenizer(), step=7, facts={"Settings": "config.seed = 0 <i>"})
-    page = path.read_text()
+    page = batch_page(host, demo_tokenizer(), step=7, facts={"Settings": "config.seed = 0 <i>"})
     assert "The batch of update 7" in page
     assert "<mark>red&lt;|im_end|&gt;" in page
     assert "<u>What is the word?</u>" in page
@@ -68,11 +66,11 @@ def test_the_page_marks_targets_and_escapes_texts(tmp_path):
     assert "<script" not in page
     assert "<b>&lt;b&gt;second&lt;/b&gt;</b>" in page
     assert "config.seed = 0 &lt;i&gt;" in page
-    assert "9 vision tokens" in page
+    assert "18 vision tokens" in page  # two tiles of 3 x 3 cells
     assert page.count("<img ") == sum(len(sample.tiles) for row in samples_of(host) for sample in row)
 
 
-def test_long_batches_are_shortened(tmp_path):
+def test_long_batches_are_shortened():
     host, _ = batch()
     many = dataclasses.replace(
         host,
@@ -86,7 +84,13 @@ def test_long_batches_are_shortened(tmp_path):
         ),
         record_ids=host.record_ids * 8,
     )
-    write_batch_page(tmp_path / "page.html", many, demo_tokenizer(), step=1, facts={})
-    page = (tmp_path / "page.html").read_text()
+    page = batch_page(many, demo_tokenizer(), step=1, facts={})
     assert page.count("<h2>Row ") == 16
     assert "8 more rows are not shown" in page
+
+
+def test_trackers_get_the_first_tiles_with_the_names_of_their_samples():
+    host, _ = batch()
+    pictures = batch_pictures(host, rows=1, tiles=1)
+    assert [caption for _, caption in pictures] == ["first, tile 1", "<b>second</b>, tile 1"]
+    assert all(png.startswith(b"\x89PNG") for png, _ in pictures)

@@ -1,4 +1,4 @@
-"""What is measured on held-out data: the mean loss against numpy, when it is measured, where it is written, the best."""
+"""What is measured on held-out data: the mean loss against numpy, when and where it is written, the best checkpoint."""
 
 import dataclasses
 import itertools
@@ -26,10 +26,10 @@ from vr_jax.sharding import make_mesh
 from vr_jax.training import loop
 from vr_jax.training.checkpoint import Checkpoints
 from vr_jax.training.inputs import Inputs
-from vr_jax.training.trackers import read_metrics
 from vr_jax.training.program import build_program
 from vr_jax.training.state import create_state
 from vr_jax.training.stopping import Preempted
+from vr_jax.training.trackers import read_metrics
 from vr_jax.training.validation import open_validation
 
 VOCABULARY = 304  # that of the demo's tokenizer, and a multiple of 8

@@ -15,7 +15,6 @@ from PIL import Image
 from vr_jax.data.token_pieces import Piece, pieces_of
 from vr_jax.data.types import HostBatch
 from vr_jax.pages import page_environment
-from vr_jax.storage import PathLike, write_bytes
 
 ROWS, TILES = 16, 12  # rows that are shown, and tiles of a sample
 SIDE = 192  # pixels of the longer side of a shown tile
@@ -107,31 +106,46 @@ class _Row:
     samples: list[_Shown]
 
 
-def write_batch_page(path: PathLike, batch: HostBatch, tokenizer: Any, *, step: int, facts: Mapping[str, str]) -> None:
-    """Writes the page of a batch. The file appears only when it is complete.
+def batch_page(batch: HostBatch, tokenizer: Any, *, step: int, facts: Mapping[str, str]) -> str:
+    """Returns the page of a batch as HTML.
 
     Args:
-        path: The HTML file.
         batch: The rows of one process.
         tokenizer: A Hugging Face tokenizer, which decodes the tokens.
         step: The number of the update that reads the batch.
         facts: Texts about the run by their titles, which the page shows folded.
-
-    Raises:
-        UserError: The file cannot be written.
     """
     rows = []
     for number, samples in enumerate(samples_of(batch)):
         used = int((np.asarray(batch.batch.segment_ids[number]) > 0).sum())
         shown = [
-            _Shown(one, [_address(tile) for tile in one.tiles[:TILES]], max(0, len(one.tiles) - TILES), pieces)
+            _Shown(
+                one,
+                [_address(tile) for tile in one.tiles[:TILES]],
+                max(0, len(one.tiles) - TILES),
+                pieces_of(one, tokenizer),
+            )
             for one in samples
-            for pieces in [pieces_of(one, tokenizer)]
         ]
         rows.append(_Row(number, used, batch.batch.tokens.shape[1], shown))
     values = {"step": step, "rows": rows, "all_rows": len(batch.record_ids), "facts": facts}
-    page = page_environment("vr_jax.data").get_template("first_batch.html").render(values)
-    write_bytes(path, page.encode())
+    return page_environment("vr_jax.data").get_template("first_batch.html").render(values)
+
+
+def batch_pictures(batch: HostBatch, rows: int = 4, tiles: int = 4) -> list[tuple[bytes, str]]:
+    """Returns the first tiles of the samples in the first rows of a batch as PNG files with captions.
+
+    Args:
+        batch: The rows of one process.
+        rows: The number of rows.
+        tiles: The number of tiles of a sample.
+    """
+    return [
+        (tile_png(tile), f"{sample.id}, tile {number}")
+        for samples in samples_of(batch, rows)
+        for sample in samples
+        for number, tile in enumerate(sample.tiles[:tiles], start=1)
+    ]
 
 
 def _address(tile: UInt8[np.ndarray, "H W 3"]) -> str:

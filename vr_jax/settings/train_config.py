@@ -166,8 +166,8 @@ class TrainConfig(Config):
         every = known[checkpoint.best].every
         check(
             checkpoint.every % every == 0,
-            f"config.checkpoint.best = {checkpoint.best!r} is measured every {every} updates, and a checkpoint is saved "
-            f"every config.checkpoint.every = {checkpoint.every}: make the second a multiple of the first",
+            f"config.checkpoint.best = {checkpoint.best!r} is measured every {every} updates, and a checkpoint is "
+            f"saved every config.checkpoint.every = {checkpoint.every}: make the second a multiple of the first",
         )
 
     def _check_samples(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
 from vr_jax import distributed, sharding
-from vr_jax.data.batch_page import write_batch_page
+from vr_jax.data.batch_page import batch_page, batch_pictures
 from vr_jax.data.conversations import chat_format
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.data.types import HostBatch
@@ -23,7 +24,7 @@ from vr_jax.failures import first_error_kept
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import generation_of_chat, load_tokenizer, save_model, stored_params, warm_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
-from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets
+from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets, write_bytes
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
@@ -45,7 +46,7 @@ from vr_jax.training.run_record import (
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
-from vr_jax.training.trackers import open_trackers
+from vr_jax.training.trackers import Picture, Trackers, open_trackers
 from vr_jax.training.validation import Validation, open_validation
 
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
@@ -137,7 +138,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
 
                     batch = inputs.put_batch(host_batch.batch, mesh)
                     if step == start + 1:
-                        distributed.together(lambda: _write_first_batch(workdir, host_batch, data, step))
+                        distributed.together(partial(_show_first_batch, workdir, host_batch, data, step, trackers))
                     # Everything that the update reads is on the devices: a transfer here would slow each update down.
                     with StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
                         state, metrics = program.step(state, batch)
@@ -184,12 +185,15 @@ def _measure(
     return values
 
 
-def _write_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step: int) -> None:
-    """Writes the page of the first batch of this start, which shows what the run trains on."""
+def _show_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step: int, trackers: Trackers) -> None:
+    """Writes the page of the first batch of this start, which shows what is trained on, and gives it to trackers."""
     if not distributed.is_first() or data.processor is None:
         return
     path = workdir / FIRST_BATCH_FILE
-    write_batch_page(path, batch, data.processor.tokenizer, step=step, facts=run_facts(workdir))
+    page = batch_page(batch, data.processor.tokenizer, step=step, facts=run_facts(workdir))
+    write_bytes(path, page.encode())
+    trackers.page(step, "first_batch", page)
+    trackers.images(step, "first_batch", [Picture(png, caption) for png, caption in batch_pictures(batch)])
     logger.info("the first batch as a page: %s", path)
 
 
