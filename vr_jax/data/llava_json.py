@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import mmap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class LlavaJsonSource:
         self.images = ImageFolder(images, follow_links=follow_links)
         require_file(self.path)
         self.files = [self.path]
-        self._ranges = _record_ranges(self.path)
+        self._ranges = record_ranges(self.path)
         self._map: mmap.mmap | None = None
 
     def __len__(self) -> int:
@@ -78,8 +79,16 @@ class LlavaJsonSource:
         return f"LlavaJsonSource({str(self.path)!r}, {len(self)} records)"
 
 
-def _record_ranges(path: Path) -> Int[np.ndarray, "records 2"]:
-    """Returns the positions in the file, first byte and last byte plus one, of every record."""
+def record_ranges(path: Path, keys: Collection[str] = MESSAGE_KEYS) -> Int[np.ndarray, "records 2"]:
+    """Returns the positions in the file, first byte and last byte plus one, of every record.
+
+    Args:
+        path: A JSON list of records, or a file with one record per line.
+        keys: A record has one of these keys. An object without them that is alone in its file is no record.
+
+    Raises:
+        UserError: The file is not such a text.
+    """
     data = path.read_bytes()
     start = len(b"\xef\xbb\xbf") if data.startswith(b"\xef\xbb\xbf") else 0
     try:
@@ -91,7 +100,7 @@ def _record_ranges(path: Path) -> Int[np.ndarray, "records 2"]:
             f"{path}, line {line}: the text is not UTF-8 ({error.reason}); save it as UTF-8.{packed}"
         ) from error
     del data
-    spans = _list_spans(path, text) if text.lstrip()[:1] == "[" else _line_spans(path, text)
+    spans = _list_spans(path, text) if text.lstrip()[:1] == "[" else _line_spans(path, text, keys)
     ranges = np.asarray(spans, np.int64).reshape(-1, 2)
     if not text.isascii():
         ranges = _to_bytes(text, ranges)
@@ -123,7 +132,7 @@ def _list_spans(path: Path, text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _line_spans(path: Path, text: str) -> list[tuple[int, int]]:
+def _line_spans(path: Path, text: str, keys: Collection[str]) -> list[tuple[int, int]]:
     """Returns the character positions of the records of a file with one record per line."""
     spans, position, record = [], 0, None
     for number, line in enumerate(text.split("\n"), start=1):
@@ -132,7 +141,7 @@ def _line_spans(path: Path, text: str) -> list[tuple[int, int]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 if number == 1:
-                    _refuse_object(path, text)
+                    _refuse_object(path, text, keys)
                 raise UserError(f"{path}, line {number}: the text is not JSON ({error}).") from error
             if not isinstance(record, dict):
                 raise UserError(
@@ -142,11 +151,11 @@ def _line_spans(path: Path, text: str) -> list[tuple[int, int]]:
             spans.append((position, position + len(line)))
         position += len(line) + 1
     if len(spans) == 1:
-        _refuse_object(path, text)
+        _refuse_object(path, text, keys)
     return spans
 
 
-def _refuse_object(path: Path, text: str) -> None:
+def _refuse_object(path: Path, text: str, known: Collection[str]) -> None:
     """Checks that a text is not one object that holds the records, as some programs write it.
 
     Raises:
@@ -156,7 +165,7 @@ def _refuse_object(path: Path, text: str) -> None:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
         return
-    if isinstance(value, dict) and not MESSAGE_KEYS & value.keys():
+    if isinstance(value, dict) and not value.keys() & set(known):
         keys = ", ".join(f"{key[:40]!r}" for key in list(value)[:5]) + (", ..." if len(value) > 5 else "")
         raise UserError(
             f"{path}: the file is one object with the keys {keys}; expected a list of records, [{{...}}, ...], or one "

@@ -1,14 +1,18 @@
 """Evaluation of models on benchmarks.
 
 `evaluate` is the way from a checkpoint and the names of benchmarks to scores. `evaluate_items` answers and scores items
-with a model that is already loaded. The modules of `benchmarks/` say what is asked and how it is scored, and `report/`
-writes the HTML page.
+with a model that is already loaded, and an `Evaluator` does so with the parameters of a running training.
+`own_benchmark` makes a benchmark of a file of one's own. The modules of `benchmarks/` say what is asked and how it is
+scored, and `report/` writes the HTML page.
 """
 
 from vr_jax.evaluation.attention_maps import heat_maps, maps_of_items, of_image, placed_tiles, rereads
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
+from vr_jax.evaluation.benchmarks.own import OwnQuestions, own_benchmark
 from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
+from vr_jax.evaluation.evaluator import Evaluator
 from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
+from vr_jax.evaluation.metrics.named import METRICS
 from vr_jax.evaluation.overall import score_table
 from vr_jax.evaluation.paper_scores import PAPER_SCORES, PaperRow
 from vr_jax.evaluation.report import (
@@ -35,6 +39,7 @@ from vr_jax.evaluation.runner import Evaluation, evaluate_items
 __all__ = [
     "BENCHMARKS",
     "GRADIENT",
+    "METRICS",
     "PAPER",
     "PAPER_SCORES",
     "PROFILES",
@@ -44,10 +49,12 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Evaluation",
+    "Evaluator",
     "HeatMap",
     "Item",
     "ItemResult",
     "Outcome",
+    "OwnQuestions",
     "PaperRow",
     "Profile",
     "ReportItem",
@@ -66,6 +73,7 @@ __all__ = [
     "load_results",
     "maps_of_items",
     "of_image",
+    "own_benchmark",
     "placed_tiles",
     "rereads",
     "score_rows",

@@ -27,6 +27,8 @@ def conversation_of(processor: Processor, benchmark: Benchmark, item: Item) -> C
     Raises:
         SkipRecord: The prompt is not valid Unicode, or its placeholders do not match the item's images.
     """
+    if item.turns:
+        return Conversation(item.id, item.turns, item.images)
     text = benchmark.prompt(item)
     check_text(text, "The prompt")
     content = place_images([text], len(item.images))[0] if benchmark.has_placeholders else (text,)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from vr_jax.data.types import Turn
 from vr_jax.evaluation.bootstrap import Estimates, plain_estimates
 
 # A profile names the version of lmms-eval whose scoring rules apply: 0.7.3 by default, or 0.5.0, which was current when
@@ -33,6 +34,8 @@ class Item:
             wrong.
         labelled: Whether the data have reference answers. Those of a test split often have none, and its items are
             answered but not scored.
+        turns: The whole conversation that asks the question, the user's turn last, where the data have one. Without it
+            the benchmark's prompt is the only turn.
     """
 
     id: str
@@ -43,6 +46,7 @@ class Item:
     fields: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     labelled: bool = True
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,11 @@ class Benchmark:
         """The largest number of tokens of a reply."""
         return 16
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Further choices that decide the scores, as values that JSON can hold. Results under others are not mixed."""
+        return {}
+
     def items(self, data: Path | None, split: str | None = None) -> list[Item]:
         """Reads all items in the order of the data.
 
@@ -154,7 +163,7 @@ class Benchmark:
         return list(items[:limit])
 
     def prompt(self, item: Item) -> str:
-        """Returns the text of the user turn.
+        """Returns the text of the user turn; for an item with `turns`, the text of all of them.
 
         If the text has no image placeholders, they are put in front of it.
         """

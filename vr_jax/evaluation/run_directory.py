@@ -117,6 +117,38 @@ class RunDirectory:
         return results
 
 
+class NoDirectory:
+    """Stands for the result folder of an evaluation whose results are only returned.
+
+    Attributes:
+        results: The results so far, by the id of the item.
+    """
+
+    def __init__(self) -> None:
+        """Starts without results."""
+        self.results: dict[str, ItemResult] = {}
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Releases nothing."""
+
+    def append(self, results: Iterable[ItemResult]) -> None:
+        """Adds results."""
+        self.results |= {result.id: result for result in results}
+
+    def summary(self) -> None:
+        """Returns that there is no earlier run."""
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def write_submission(self, predictions: Any) -> None:
+        """Writes nothing."""
+
+
 def load_results(directory: Path) -> list[ItemResult]:
     """Reads the results of a run, finished or not, in the order in which they were written.
 

@@ -23,7 +23,7 @@ from vr_jax.distributed import gather, is_first, process_count, process_index, t
 from vr_jax.errors import UserError
 from vr_jax.evaluation import batching, bootstrap
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
-from vr_jax.evaluation.run_directory import RunDirectory
+from vr_jax.evaluation.run_directory import NoDirectory, RunDirectory
 from vr_jax.inference import Generator, Reply
 from vr_jax.sharding import batch_shards
 
@@ -55,7 +55,7 @@ def evaluate_items(
     processor: Processor,
     benchmark: Benchmark,
     items: Sequence[Item],
-    output: Path,
+    output: Path | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
     asked: Mapping[str, Any] | None = None,
@@ -67,9 +67,9 @@ def evaluate_items(
 ) -> Evaluation:
     """Answers items by greedy decoding and scores the answers.
 
-    The results are written to `output` after every batch. If `output` holds an interrupted run with the same settings,
-    it continues. Items that could not be asked or scored are then tried again, because their files may have been
-    repaired.
+    The results are written to `output`, if it is given, after every batch. If `output` holds an interrupted run with
+    the same settings, it continues. Items that could not be asked or scored are then tried again, because their files
+    may have been repaired.
 
     Under `jax.set_mesh(mesh)` the rows of a batch are sharded over the axes "replica" and "fsdp". All processes of a
     run call the function together with the same arguments. Each prepares its share of every batch, and the first one
@@ -80,7 +80,7 @@ def evaluate_items(
         processor: The processor of the model.
         benchmark: The benchmark.
         items: The items, which have different ids.
-        output: The result folder (see `run_directory`).
+        output: The result folder (see `run_directory`). None writes nothing.
         settings: Further values that decide the answers, e.g. the checkpoint. A run in which they differ is refused.
         asked: The choices that led to the items, which are copied to the summary.
         batch_size: The number of items in a batch, over all processes. It is rounded up to fill the mesh.
@@ -105,6 +105,7 @@ def evaluate_items(
     everything = {
         "benchmark": benchmark.name,
         "profile": benchmark.profile,
+        **({"rules": benchmark.rules} if benchmark.rules else {}),
         "items": {"count": len(items), "sha256": items_digest(benchmark, items)},
         "max_new_tokens": limit,
         "generation": generator.settings.to_dict(),
@@ -252,9 +253,15 @@ class _Clock:
 
 
 @contextmanager
-def _run_directory(output: Path, settings: Mapping[str, Any], overwrite: bool) -> Iterator[RunDirectory | None]:
+def _run_directory(
+    output: Path | None, settings: Mapping[str, Any], overwrite: bool
+) -> Iterator[RunDirectory | NoDirectory | None]:
     """Opens the result folder on the first process and yields None on the others. A refusal stops all processes."""
-    run = together(partial(RunDirectory, output, settings, overwrite=overwrite) if is_first() else _nothing)
+
+    def opened() -> RunDirectory | NoDirectory:
+        return NoDirectory() if output is None else RunDirectory(output, settings, overwrite=overwrite)
+
+    run = together(opened if is_first() else _nothing)
     with run or nullcontext():
         yield run
 
@@ -342,6 +349,7 @@ def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Item
         "version": VERSION,
         "benchmark": benchmark.name,
         "title": benchmark.title,
+        "headline": benchmark.headline,
         "group": benchmark.group,
         "profile": benchmark.profile,
         **(_scores(benchmark, items, results) if is_labelled(items) else {"score": None}),

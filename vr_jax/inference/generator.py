@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from vr_jax.inference.programs import Programs
 from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.state import DecodeState, PromptBatch, Reply, on_devices
 from vr_jax.inference.streaming import Piece, TextStream, decode_text
-from vr_jax.inference.unstacked import unstacked_model, unstacks
+from vr_jax.inference.unstacked import unstacked_model
 from vr_jax.model.batch import NEWLINE, NO_CELL, BatchShape
 from vr_jax.model.config import Template
 from vr_jax.model.spec import PromptSize
@@ -74,6 +75,7 @@ class Generator:
         *,
         settings: GenerationSettings | None = None,
         ignore_stop: bool = False,
+        unstack: bool = True,
     ):
         """Prepares generation; nothing is compiled before the first prompt.
 
@@ -86,6 +88,8 @@ class Generator:
                 model's chat format, and nothing.
             ignore_stop: Whether answers go on to `max_new_tokens` whatever is generated, which measurements of speed
                 need. The programs are the same.
+            unstack: Whether one CPU, and no other device, may keep a second copy of the decoder's layers, in the form
+                in which it decodes faster (`vr_jax.inference.unstacked`).
 
         Raises:
             UserError: The tokenizer has no stop token.
@@ -107,10 +111,30 @@ class Generator:
         self.pad_id: int = (named or stop_ids)[-1]
         # No token has a negative id.
         self.stop_ids = tuple(-1 - index for index in range(len(stop_ids))) if ignore_stop else stop_ids
-        programs = Programs(model.config, self.stop_ids, self.pad_id, self.settings)
+        programs = Programs(model.config, self.stop_ids, self.pad_id, self.settings, unstack=unstack)
         self.prefill_program = programs.prefill
         self.decode_program = programs.decode
         self.compilations = programs.compilations
+        self._unstacks = programs.unstacks
+
+    def with_model(self, model: VisionLanguageModel) -> Generator:
+        """Returns a generator that answers with other parameters of the same model and shares the compiled programs.
+
+        No array is copied: the programs take the parameters as they lie on the devices. So the parameters must not be
+        donated to another program as long as the generator is used.
+
+        Args:
+            model: The model, whose config is that of this generator's.
+
+        Raises:
+            ValueError: The config is another one.
+        """
+        if model.config != self.model.config:
+            raise ValueError("the model has another config than the one that the programs of the generator are for")
+        other = copy.copy(self)
+        other.model = model
+        other.__dict__.pop("_decoding_model", None)
+        return other
 
     def generate(
         self,
@@ -299,7 +323,7 @@ class Generator:
     @functools.cached_property
     def _decoding_model(self) -> VisionLanguageModel:
         """The model in the form that decodes fastest, which on one CPU is a second copy of the decoder's layers."""
-        return unstacked_model(self.model) if unstacks() else self.model
+        return unstacked_model(self.model) if self._unstacks() else self.model
 
     def _prefill_arguments(
         self, prompts: PromptBatch, new_tokens: int, sampling: Sampling

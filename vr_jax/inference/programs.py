@@ -41,9 +41,16 @@ class Programs:
     """
 
     def __init__(
-        self, config: VlmConfig, stop_ids: tuple[int, ...], pad_id: int, settings: GenerationSettings | None = None
+        self,
+        config: VlmConfig,
+        stop_ids: tuple[int, ...],
+        pad_id: int,
+        settings: GenerationSettings | None = None,
+        *,
+        unstack: bool = True,
     ):
         """Makes the programs of a model; nothing is compiled before they are called."""
+        self._unstack = unstack
         self.stop_ids = stop_ids
         self.pad_id = pad_id
         self.settings = settings or GenerationSettings()
@@ -52,6 +59,10 @@ class Programs:
         static = ("new_tokens", "lengths")
         self.prefill = jax.jit(self._prefill, static_argnames=static, compiler_options=options)
         self.decode = jax.jit(self._decode, donate_argnames="state", compiler_options=options)
+
+    def unstacks(self) -> bool:
+        """Returns whether the decode program takes a model whose layers are arrays of their own."""
+        return self._unstack and unstacks()
 
     def _prefill(
         self,
@@ -77,7 +88,7 @@ class Programs:
         if self.settings.repetition_penalty != 1.0:
             occurred = occurred_in_prompt(batch, model.config.decoder.vocab_size, model.config.image_token_id)
         state = DecodeState(
-            cache=unstacked_cache(filled) if unstacks() else filled,
+            cache=unstacked_cache(filled) if self.unstacks() else filled,
             tokens=jnp.full((rows, new_tokens), self.pad_id, jnp.int32),
             positions=batch.positions[:, -1] + 1,
             # Prompts are right-aligned: a row whose last slot is empty has no prompt and must not delay the others.

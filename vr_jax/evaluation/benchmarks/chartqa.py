@@ -12,9 +12,8 @@ from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
 from vr_jax.evaluation.interface import Item, Published, mean_by_category
+from vr_jax.evaluation.metrics.relaxed import relaxed_match
 from vr_jax.evaluation.tables import Column, text
-
-TOLERANCE = 0.05
 
 
 class ChartQA(PublishedBenchmark):
@@ -45,24 +44,3 @@ class ChartQA(PublishedBenchmark):
         return {self.headline: sum(scores) / len(scores)} | {
             f"relaxed_{category}_split": mean for category, mean in splits.items()
         }
-
-
-def relaxed_match(prediction: str, answer: str) -> bool:
-    """Says whether a prediction agrees with a reference answer.
-
-    A number may differ from a non-zero reference by five percent of the reference. Everything else must be equal except
-    for case. A text is a number if Python's `float` reads it, possibly without per-cent signs at its end.
-
-    Source: docs/design/benchmarks.md#chartqa; lmms-eval 0.7.3, `lmms_eval/tasks/chartqa/utils.py:relaxed_correctness`.
-    """
-    found, wanted = _number(prediction), _number(answer)
-    if found is not None and wanted:
-        return abs(found - wanted) / abs(wanted) <= TOLERANCE
-    return prediction.lower() == answer.lower()
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        return None

@@ -16,11 +16,11 @@ import numpy as np
 from vr_jax.evaluation.benchmarks.published import PublishedBenchmark
 from vr_jax.evaluation.bootstrap import Estimates, Stratum, plain_estimates
 from vr_jax.evaluation.interface import Item, Published
+from vr_jax.evaluation.metrics.contains import folded
 from vr_jax.evaluation.tables import Column, answers, text
 
 FULL_SIZE = 1000
 _FORMULAS = "HME100k"
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: ord(" ")}
 
 
 class OCRBench(PublishedBenchmark):
@@ -60,9 +60,7 @@ class OCRBench(PublishedBenchmark):
         return float(any(fold(answer) in reply for answer in item.answers))
 
     def _folded(self, text: str) -> str:
-        if self.profile != "v0.5":
-            text = text.translate(_FULL_WIDTH)
-        return text.lower().strip().replace("\n", " ")
+        return text.lower().strip().replace("\n", " ") if self.profile == "v0.5" else folded(text)
 
     @override
     def aggregate(self, items: Sequence[Item], scores: Sequence[float]) -> dict[str, float]:
