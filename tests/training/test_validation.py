@@ -19,6 +19,7 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.sources import open_source
 from vr_jax.errors import ConfigError, UserError
+from vr_jax.evaluation import Evaluator, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.model_directory import load_model
 from vr_jax.settings import TrainConfig
@@ -29,7 +30,7 @@ from vr_jax.training.inputs import Inputs
 from vr_jax.training.program import build_program
 from vr_jax.training.state import create_state
 from vr_jax.training.stopping import Preempted
-from vr_jax.training.trackers import read_metrics
+from vr_jax.training.trackers import Trackers, read_metrics
 from vr_jax.training.validation import open_validation
 
 VOCABULARY = 304  # that of the demo's tokenizer, and a multiple of 8
@@ -112,7 +113,7 @@ def test_the_mean_loss_is_that_of_each_sample_alone(whole, held_out, devices, ba
     validation = open_validation(config, program, inputs_with_processor(config, mesh, None), whole, config.steps)
     with jax.set_mesh(mesh):
         state = create_state(program.tree, program.optimizer, program.abstract, model)
-        values = validation.measure(["held_out"], state, 4)
+        values = validation.measure(["held_out"], state, 4, Trackers(None, resume_step=0, active=False))
     rows = batches * devices or SAMPLES  # rows of a micro-batch times batches
     expected = mean_loss_of_each_sample_alone(load_model(whole / "model"), held_out, rows)
     assert values["validation/held_out/loss"] == pytest.approx(expected, abs=1e-5)
@@ -219,3 +220,58 @@ def test_held_out_data_that_cannot_be_used_end_the_run_before_it_trains(held_out
         loop.train(validated_run(broken), tmp_path / "run", open_inputs=inputs_with_processor)
     assert "config.validation.held_out" in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def write_questions(folder):
+    """Two questions of one's own about one image."""
+    source = DemoSource("held_out", 2, seed=5)
+    (folder / "images").mkdir()
+    lines = []
+    for index in range(2):
+        sample = source.sample(index)
+        (folder / "images" / f"{index}.png").write_bytes(sample.png)
+        question = sample.questions[0]
+        lines.append({"image": f"images/{index}.png", "question": question.text, "answer": question.answer})
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_replies_are_those_of_the_exported_model(tmp_path):
+    """The parameters answer as they lie in the training state, sharded over eight devices, the frozen ones apart."""
+    questions = write_questions(tmp_path)
+    common = {"every": 3, "batches": 1, "batch_size": 8, "max_new_tokens": 4}
+    validation = {
+        "generated": {"metric": "demo", **common},
+        "own": {"metric": "contains", "source": {"path": str(questions)}, **common},
+    }
+    config = validated_run(questions, steps=3).replace({"validation": validation, "trainable": ("decoder.*",)})
+    workdir = tmp_path / "run"
+    loop.train(config, workdir, open_inputs=inputs_with_processor)
+    last = list(read_metrics(workdir / "metrics.jsonl"))[-1]
+    assert 0 <= last["validation/generated/demo"] <= 100
+    assert 0 <= last["validation/own/contains"] <= 100
+    model = load_model(workdir / "model")
+    evaluator = Evaluator(Processor(demo_tokenizer(), config.model))
+    for name, metric, path in (("generated", "demo", ""), ("own", "contains", str(questions))):
+        benchmark, items = held_out_questions(name, metric, path, limit=8)
+        expected = evaluator.evaluate(model, benchmark, items, batch_size=8, max_new_tokens=4)
+        lines = (workdir / "validation" / name / "3" / "items.jsonl").read_text().splitlines()
+        found = {one["id"]: one["prediction"] for one in map(json.loads, lines)}
+        assert found == {one.id: one.prediction for one in expected.results}
+        assert len(set(found.values())) >= 1
+        assert last[f"validation/{name}/{metric}"] == pytest.approx(expected.summary["score"])
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        ({"metric": "chartQA"}, "metric = 'chartQA': did you mean 'chartqa'"),
+        ({"metric": "exact"}, "set source.path to their file"),
+        ({"metric": "demo", "source": {"images": "folder"}}, r"source.images = 'folder' has no effect with metric"),
+    ],
+)
+def test_questions_that_cannot_be_asked_end_the_run_before_it_trains(one, message, tmp_path):
+    config = validated_run(tmp_path).replace({"validation": {"mine": one}})
+    with pytest.raises(UserError, match=rf"config\.validation\.mine: .*{message}"):
+        loop.train(config, tmp_path / "run", open_inputs=inputs_with_processor)

@@ -11,6 +11,7 @@ from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
 from vr_jax.evaluation.benchmarks.own import OwnQuestions, own_benchmark
 from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
 from vr_jax.evaluation.evaluator import Evaluator
+from vr_jax.evaluation.held_out import held_out_questions
 from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
 from vr_jax.evaluation.metrics.named import METRICS
 from vr_jax.evaluation.overall import score_table
@@ -70,6 +71,7 @@ __all__ = [
     "get_benchmark",
     "heat_maps",
     "heat_png",
+    "held_out_questions",
     "load_results",
     "maps_of_items",
     "of_image",

@@ -11,7 +11,7 @@ from vr_jax.settings.run_settings import (
     ProfileSettings,
 )
 from vr_jax.settings.train_config import TRAINING, TrainConfig
-from vr_jax.settings.validation_settings import LOSS, ValidationSettings
+from vr_jax.settings.validation_settings import LOSS, HeldOutSettings, ValidationSettings
 
 __all__ = [
     "DEMO",
@@ -22,6 +22,7 @@ __all__ = [
     "DataSettings",
     "DemoDataSettings",
     "EvaluationSettings",
+    "HeldOutSettings",
     "MeshSettings",
     "OptimizerSettings",
     "ProbeSettings",

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Final
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal
 
-from vr_jax.fields import Config, NoEffect, NonNegativeInt, PositiveInt, Text
-from vr_jax.settings.data_settings import SourceSettings
+from vr_jax.fields import Config, NoEffect, NonNegativeInt, PositiveInt, Text, check
+from vr_jax.path_text import OptionalPathsText, OptionalPathText
 
 # The metric that is the mean loss of the targets; every other one scores replies.
 LOSS: Final = "loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings(Config):
+    """Where held-out samples or questions come from.
+
+    Attributes:
+        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub, as in `config.data.path`; of a
+            benchmark the folder of its data, where empty downloads them.
+        images: Folder that image paths are relative to. When empty, it is the folder of each data file.
+        format: Name of the file format. When empty, it follows from the file's name.
+        split: Split to read where a folder has several. When empty, it is "validation", or the published split of a
+            benchmark.
+        follow_links: Whether symbolic links inside the image folder may lead out of it.
+    """
+
+    path: OptionalPathsText = ""
+    images: OptionalPathText = ""
+    format: Literal["", "llava_json", "llava_parquet", "array_record"] = ""
+    split: str = ""
+    follow_links: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +52,25 @@ class ValidationSettings(Config):
 
     no_effect: ClassVar = (
         NoEffect(("batch_size", "max_new_tokens"), "metric", lambda own: own.metric == LOSS, "no question is answered"),
+        NoEffect(
+            ("source.format",), "metric", lambda own: own.metric != LOSS, "the file's name tells how questions are read"
+        ),
     )
 
-    source: SourceSettings
+    source: HeldOutSettings = field(default_factory=HeldOutSettings)
     every: PositiveInt = 500
     batches: NonNegativeInt = 0
     metric: Text = LOSS
     batch_size: PositiveInt = 16
     max_new_tokens: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields, and that a loss has samples."""
+        super().__post_init__()
+        check(
+            self.metric != LOSS or bool(self.source.path),
+            "ValidationSettings.source.path is not set: give the held-out samples, e.g. a JSON file",
+        )
 
     def metric_name(self, name: str) -> str:
         """Returns what the number is called in the metrics of a run.

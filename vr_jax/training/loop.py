@@ -124,7 +124,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             ):
                 validation.try_out(state)
                 if restored is not None and restored.unwritten is not None:
-                    values = validation.measure(validation.due(start), state, start)
+                    values = validation.measure(validation.due(start), state, start, trackers)
                     trackers.write(start, {**restored.unwritten, **values})
                 recorder = Recorder(config, step_flops(program.model, program.trainable), watch, trackers, progress)
                 for step in range(start + 1, total + 1):
@@ -150,7 +150,9 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     # What asks a run to stop may not wait for a validation; the next start makes up for it.
                     due = validation.due(step)
                     unwritten = recorder.take() if due and stop and step < total else None
-                    measured = _measure(validation, due, recorder, state, step) if due and unwritten is None else {}
+                    measured = (
+                        _measure(validation, due, recorder, state, step, trackers) if due and unwritten is None else {}
+                    )
                     if stop or step == total or step % saved.every == 0:
                         # A state that is not finite is never saved, and so never exported. Of several processes one may
                         # have too many unusable samples: all learn it here, since none may leave the others waiting.
@@ -176,11 +178,11 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
 
 
 def _measure(
-    validation: Validation, due: list[str], recorder: Recorder, state: TrainState, step: int
+    validation: Validation, due: list[str], recorder: Recorder, state: TrainState, step: int, trackers: Trackers
 ) -> dict[str, float]:
     """Measures held-out data after an update, and writes the numbers with those of the update."""
     recorder.complete()
-    values = validation.measure(due, state, step)
+    values = validation.measure(due, state, step, trackers)
     recorder.flush(values)
     return values
 

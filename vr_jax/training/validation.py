@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -20,23 +21,40 @@ from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.data.sources import FirstRecords, Source, open_source
 from vr_jax.errors import UserError
+from vr_jax.evaluation import Benchmark, Evaluation, Evaluator, Item, ItemResult, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.settings import LOSS, TrainConfig, ValidationSettings
 from vr_jax.training.inputs import Inputs, put_batch
 from vr_jax.training.program import TrainProgram
-from vr_jax.training.state import TrainState
+from vr_jax.training.state import ModelTree, TrainState
 from vr_jax.training.step import LossStep, Metrics, make_loss_step
+from vr_jax.training.trackers import Trackers
 
 FOLDER = "validation"  # of the run's folder, for replies
+_COLUMNS = ("id", "question", "answers", "reply", "score")
+_SHOWN = 16  # replies that trackers get
 _AHEAD = 2  # batches that the devices may have before the host waits for one
 
 logger = logging.getLogger("vr_jax.training")
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a state.
+
+    Attributes:
+        value: The number.
+        replies: The replies that it is the score of.
+    """
+
+    value: float
+    replies: Sequence[ItemResult] = ()
+
+
 class Measure(Protocol):
     """Measures one number on held-out data. All processes of a run call it together."""
 
-    def __call__(self, state: TrainState, step: int) -> float:
+    def __call__(self, state: TrainState, step: int) -> Measured:
         """Returns the number of a state, the same on all processes.
 
         Args:
@@ -71,16 +89,16 @@ class MeanLoss:
     program: LossStep
     max_skipped: float
 
-    def __call__(self, state: TrainState, step: int) -> float:
+    def __call__(self, state: TrainState, step: int) -> Measured:
         """Returns the loss; see `Measure`."""
-        loss, targets = self._sums(state)
         del step
+        loss, targets = self._sums(state)
         if not targets:
             raise UserError(
                 "none of the samples has a token that is a target, so there is no loss; their answers are empty, or "
                 "cut off by config.batch.tokens"
             )
-        return loss / targets
+        return Measured(loss / targets)
 
     def try_out(self, state: TrainState) -> None:
         """Measures one batch; see `Measure`."""
@@ -118,6 +136,48 @@ class MeanLoss:
 
 
 @dataclass(frozen=True)
+class ReplyScore:
+    """The score, from 0 to 100, of greedy replies to questions (`vr_jax.evaluation`).
+
+    The parameters answer as they lie on the devices; there is no second copy of them.
+
+    Attributes:
+        evaluator: Answers and scores.
+        benchmark: The benchmark.
+        items: Its questions.
+        settings: The numbers of the evaluation.
+        tree: The model's parameters.
+        output: The folder that gets a folder of results for each update, or None to write none.
+    """
+
+    evaluator: Evaluator
+    benchmark: Benchmark
+    items: Sequence[Item]
+    settings: ValidationSettings
+    tree: ModelTree
+    output: Path
+
+    def __call__(self, state: TrainState, step: int) -> Measured:
+        """Returns the score; see `Measure`."""
+        found = self._evaluate(state, self.items, self.output / str(step))
+        return Measured(found.summary["score"], found.results)
+
+    def try_out(self, state: TrainState) -> None:
+        """Answers one batch; see `Measure`."""
+        self._evaluate(state, self.benchmark.limited(self.items, self.settings.batch_size), None)
+
+    def _evaluate(self, state: TrainState, items: Sequence[Item], output: Path | None) -> Evaluation:
+        return self.evaluator.evaluate(
+            self.tree.build({**state.frozen, **state.params}),
+            self.benchmark,
+            items,
+            output=output,
+            batch_size=self.settings.batch_size,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+
+
+@dataclass(frozen=True)
 class Validation:
     """Everything that a run measures on held-out data.
 
@@ -143,13 +203,14 @@ class Validation:
                 measure.try_out(state)
             logger.info("config.validation.%s: one batch was tried in %.1f s", name, time.perf_counter() - begin)
 
-    def measure(self, names: Sequence[str], state: TrainState, step: int) -> dict[str, float]:
+    def measure(self, names: Sequence[str], state: TrainState, step: int, trackers: Trackers) -> dict[str, float]:
         """Measures a state.
 
         Args:
             names: What is measured.
             state: The state of the training.
             step: The number of updates done.
+            trackers: Get the first replies as a table; the caller gives them the numbers.
 
         Returns:
             The numbers by their names in the metrics, and `validation_seconds`. One that is not finite is told and left
@@ -159,16 +220,24 @@ class Validation:
         for name in names:
             metric = self.settings[name].metric_name(name)
             with _named(name):
-                value = self.measures[name](state, step)
-            if math.isfinite(value):
-                values[metric] = value
+                found = self.measures[name](state, step)
+            if math.isfinite(found.value):
+                values[metric] = found.value
             else:
-                logger.warning("step %d: %s is %s", step, metric, value)
+                logger.warning("step %d: %s is %s", step, metric, found.value)
+            if found.replies:
+                trackers.table(
+                    step, f"validation/{name}/replies", _COLUMNS, [_row(one) for one in found.replies[:_SHOWN]]
+                )
         seconds = time.perf_counter() - begin
         logger.info(
             "step %d: %s (%.1f s)", step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()), seconds
         )
         return {**values, "validation_seconds": seconds}
+
+
+def _row(reply: ItemResult) -> tuple[str | float | None, ...]:
+    return reply.id, reply.question, " | ".join(reply.answers), reply.prediction, reply.score
 
 
 @contextmanager
@@ -196,6 +265,7 @@ def open_validation(
         UserError: The data cannot be opened.
     """
     measures: dict[str, Measure] = {}
+    evaluator = functools.cache(lambda: Evaluator(_of_chat(inputs)))  # one for all, which compiles once
     loss_step = make_loss_step(program.tree, program.abstract, loss_chunk=config.loss_chunk)
     for name, settings in config.validation.items():
         if inputs.processor is None:
@@ -204,8 +274,30 @@ def open_validation(
             if settings.metric == LOSS:
                 measures[name] = _mean_loss(settings, config, program, inputs.processor, loss_step)
             else:
-                raise NotImplementedError
+                measures[name] = _reply_score(name, settings, program.tree, evaluator(), workdir)
     return Validation(config.validation, measures, total)
+
+
+def _of_chat(data: Inputs) -> Processor:
+    """The processor that later evaluations of the exported model will use."""
+    assert data.processor is not None
+    return Processor(data.processor.tokenizer, data.processor.config)
+
+
+def _reply_score(
+    name: str, settings: ValidationSettings, tree: ModelTree, evaluator: Evaluator, workdir: Path
+) -> ReplyScore:
+    one = settings.source
+    benchmark, items = held_out_questions(
+        name,
+        settings.metric,
+        one.path,
+        images=one.images,
+        split=one.split,
+        follow_links=one.follow_links,
+        limit=settings.batches * settings.batch_size or None,
+    )
+    return ReplyScore(evaluator, benchmark, items, settings, tree, workdir / FOLDER / name)
 
 
 def _mean_loss(
@@ -217,7 +309,11 @@ def _mean_loss(
 ) -> MeanLoss:
     one = settings.source
     source = open_source(
-        one.path, images=one.images or None, format=one.format or None, split=one.split, follow_links=one.follow_links
+        one.path,
+        images=one.images or None,
+        format=one.format or None,
+        split=one.split or "validation",
+        follow_links=one.follow_links,
     )
     shape = BatchShape(
         rows=config.batch.rows // config.batch.accumulation // distributed.process_count(),
