@@ -82,6 +82,7 @@ def test_every_step_is_written(whole):
     first = records[0]
     assert set(first) == {
         *("step", "loss", "lr", "grad_norm", "samples", "tokens", "targets", "tiles"),
+        *(f"{kind}_norm/{part}" for kind in ("param", "update") for part in ("decoder", "projector")),
         *("seconds", "tokens_per_s", "samples_per_s", "data_wait"),  # no mfu: the CPU's peak is not in the table
     }
     assert first["loss"] == pytest.approx(np.log(64), rel=0.05)
@@ -98,13 +99,26 @@ def test_a_metric_that_the_update_adds_is_written(tmp_path, monkeypatch):
 
         def step(state, batch):
             state, metrics = program.step(state, batch)
-            return state, metrics | {"param_norm": metrics["loss"] + 1}
+            return state, metrics | {"further": metrics["loss"] + metrics["lr"]}
 
         return dataclasses.replace(program, step=step)
 
     monkeypatch.setattr(loop, "build_program", with_metric)
     loop.train(twenty_steps(), tmp_path, open_inputs=noise_inputs())
-    assert all(r["param_norm"] == pytest.approx(r["loss"] + 1) for r in read_metrics(tmp_path / "metrics.jsonl"))
+    assert all(r["further"] == pytest.approx(r["loss"] + r["lr"]) for r in read_metrics(tmp_path / "metrics.jsonl"))
+
+
+def test_an_update_that_reads_from_the_host_is_refused(tmp_path, monkeypatch):
+    """It would slow every update down without a sign of it."""
+    build = loop.build_program
+
+    def with_transfer(*arguments):
+        program = build(*arguments)
+        return dataclasses.replace(program, step=lambda state, batch: program.step(state, jax.device_get(batch)))
+
+    monkeypatch.setattr(loop, "build_program", with_transfer)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        loop.train(twenty_steps(), tmp_path, open_inputs=noise_inputs())
 
 
 def test_a_run_that_was_asked_to_stop_and_crashed_continues_bit_for_bit(whole, tmp_path):

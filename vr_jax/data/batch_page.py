@@ -14,6 +14,7 @@ from PIL import Image
 
 from vr_jax.data.token_pieces import Piece, pieces_of
 from vr_jax.data.types import HostBatch
+from vr_jax.model.batch import NO_CELL
 from vr_jax.pages import page_environment
 
 ROWS, TILES = 16, 12  # rows that are shown, and tiles of a sample
@@ -47,10 +48,10 @@ class BatchSample:
     @property
     def size(self) -> str:
         """Its numbers of tokens, targets and tiles in words."""
-        vision = int((self.vision_cell >= 0).sum())
+        vision = int((self.vision_cell != NO_CELL).sum())
         return (
-            f"{len(self.tokens)} tokens, {vision} of them of {len(self.tiles)} tiles; {self.loss_mask.sum()} targets; "
-            f"{self.text_token_mask.sum()} tokens for the text-guided token"
+            f"tokens: {len(self.tokens)}, of which vision: {vision}, targets: {self.loss_mask.sum()}, for the "
+            f"text-guided token: {self.text_token_mask.sum()}; tiles: {len(self.tiles)}"
         )
 
 
