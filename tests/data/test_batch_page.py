@@ -67,7 +67,7 @@ def test_the_page_marks_targets_and_escapes_texts():
     assert "<b>&lt;b&gt;second&lt;/b&gt;</b>" in page
     assert "config.seed = 0 &lt;i&gt;" in page
     sample = samples_of(host)[0][0]
-    assert f"[{(sample.vision_cell >= 0).sum()} vision tokens]" in page
+    assert f"[{(sample.vision_cell != -1).sum()} vision tokens]" in page
     assert page.count("<img ") == sum(len(sample.tiles) for row in samples_of(host) for sample in row)
 
 

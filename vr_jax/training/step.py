@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vr_jax.kernels.cross_entropy import cross_entropy, next_token_targets
@@ -93,12 +94,12 @@ def summed_loss(tree: ModelTree, params: Params, frozen: Params, batch: Batch, l
     return cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
 
 
-def make_loss_step(tree: ModelTree, abstract: TrainState, *, loss_chunk: int = 1024) -> LossStep:
+def make_loss_step(tree: ModelTree, mesh: Mesh, *, loss_chunk: int = 1024) -> LossStep:
     """Builds the jitted loss of a batch that is not trained on.
 
     Args:
         tree: The model's parameters.
-        abstract: Shapes, types and shardings of the state.
+        mesh: The devices.
         loss_chunk: Positions of one device whose logits exist at a time.
 
     Returns:
@@ -109,7 +110,6 @@ def make_loss_step(tree: ModelTree, abstract: TrainState, *, loss_chunk: int = 1
     def step(state: TrainState, batch: Batch) -> Metrics:
         return {"loss": summed_loss(tree, state.params, state.frozen, batch, loss_chunk), **batch_counts(batch)}
 
-    mesh = abstract.step.sharding.mesh
     return jax.jit(step, out_shardings=replicated(mesh))
 
 

@@ -266,7 +266,7 @@ def open_validation(
     """
     measures: dict[str, Measure] = {}
     evaluator = functools.cache(lambda: Evaluator(_of_chat(inputs)))  # one for all, which compiles once
-    loss_step = make_loss_step(program.tree, program.abstract, loss_chunk=config.loss_chunk)
+    loss_step = make_loss_step(program.tree, program.mesh, loss_chunk=config.loss_chunk)
     for name, settings in config.validation.items():
         if inputs.processor is None:
             raise ValueError(f"config.validation.{name}: the inputs of this run have no processor")
