@@ -5,13 +5,15 @@ import itertools
 import json
 import os
 import signal
-from pathlib import Path
+import socket
 
 import jax
 import numpy as np
 import pytest
 
-from tests.training.tiny import PLAIN, NoiseIterator, plain_run
+from tests.training.held_out import inputs_with_processor, validated_run
+from tests.training.test_processes import finish, start
+from tests.training.tiny import NoiseIterator, plain_run
 from vr_jax.data.collate import collate
 from vr_jax.data.demo.export import write_llava
 from vr_jax.data.demo.source import DemoSource
@@ -26,14 +28,12 @@ from vr_jax.settings import TrainConfig
 from vr_jax.sharding import make_mesh
 from vr_jax.training import loop
 from vr_jax.training.checkpoint import Checkpoints
-from vr_jax.training.inputs import Inputs
 from vr_jax.training.program import build_program
 from vr_jax.training.state import create_state
 from vr_jax.training.stopping import Preempted
 from vr_jax.training.trackers import Trackers, read_metrics
 from vr_jax.training.validation import open_validation
 
-VOCABULARY = 304  # that of the demo's tokenizer, and a multiple of 8
 SAMPLES = 21
 
 
@@ -41,30 +41,6 @@ SAMPLES = 21
 def held_out(tmp_path_factory):
     """A file in LLaVA's format with generated images."""
     return write_llava(DemoSource("held_out", SAMPLES, seed=3, turns=2), tmp_path_factory.mktemp("held_out") / "data")
-
-
-def validated_run(path, **changes):
-    """Updates on noise, and the mean loss over the held-out samples every other one."""
-    decoder = dataclasses.replace(PLAIN.decoder, vocab_size=VOCABULARY)
-    model = dataclasses.replace(PLAIN, decoder=decoder, dtype="float32")  # as exact as the reference
-    one = {"source": {"path": str(path), "images": str(Path(path).parent / "images")}, "every": 2}
-    fields = {
-        "model": model,
-        "frozen_dtype": "float32",
-        "batch.tokens": 160,
-        "batch.tiles": 2,
-        "validation": {"held_out": one},
-    }
-    return plain_run(**fields | changes)
-
-
-def inputs_with_processor(config, mesh, workdir):
-    return Inputs(
-        NoiseIterator(config.batch.rows),
-        samples=1000,
-        tokenizer_dir=None,
-        processor=Processor(demo_tokenizer(), config.model),
-    )
 
 
 def mean_loss_of_each_sample_alone(model, path, samples=SAMPLES):
@@ -128,6 +104,26 @@ def test_it_is_measured_every_so_many_updates_and_after_the_last(whole, held_out
     assert all(
         record["seconds"] > 0 and "validation_seconds" in record for record in records if record["step"] in (2, 4, 5)
     )
+
+
+@pytest.mark.slow  # Three processes train: about a minute.
+def test_three_processes_measure_the_same(held_out, tmp_path):
+    """Each reads a third of the samples, and has a third of the rows of a batch."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    shared = (
+        f"--held_out={held_out}",
+        "--processes=3",
+        f"--coordinator={address}",
+        "--set=batch.rows=6",
+        "--set=steps=2",
+    )
+    results = [finish(one) for one in [start(tmp_path, f"--process={i}", *shared, devices=1) for i in range(3)]]
+    assert [code for code, _ in results] == [0, 0, 0], results
+    records = list(read_metrics(tmp_path / "metrics.jsonl"))
+    expected = mean_loss_of_each_sample_alone(load_model(tmp_path / "model"), held_out)
+    assert records[-1]["validation/held_out/loss"] == pytest.approx(expected, abs=1e-5)
 
 
 class StoppingIterator(NoiseIterator):
