@@ -1,4 +1,4 @@
-"""Tests of the evaluation of a checkpoint: the names of benchmarks, and how checkpoints are told apart."""
+"""Tests of the evaluation of a checkpoint: incomplete settings, and how checkpoints are told apart."""
 
 from __future__ import annotations
 
@@ -6,25 +6,8 @@ import pytest
 
 from tests.inference import tiny
 from vr_jax.errors import UserError
-from vr_jax.evaluation import PAPER, benchmark_names, evaluate, fingerprint
+from vr_jax.evaluation import evaluate, fingerprint
 from vr_jax.settings import EvaluationSettings
-
-
-def test_names_are_separated_by_commas():
-    assert benchmark_names(" gqa,chartqa ,") == ("gqa", "chartqa")
-
-
-def test_all_names_the_eleven_benchmarks_of_the_paper():
-    assert benchmark_names("all") == PAPER
-    assert len(PAPER) == 11
-
-
-def test_no_names_and_repeated_names_are_refused():
-    with pytest.raises(UserError, match="benchmark is empty"):
-        benchmark_names(" ,")
-    for wrong in ("gqa,gqa", "all,gqa,all"):
-        with pytest.raises(UserError, match="expected different names, separated by commas"):
-            benchmark_names(wrong)
 
 
 def test_incomplete_and_contradictory_settings_are_refused():

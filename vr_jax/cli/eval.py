@@ -37,8 +37,15 @@ class EvalFlags(ProcessFlags):
 
     checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
     benchmark: str | None = flag(
-        None, "Names with commas between, e.g. chartqa,docvqa, or `all` for the paper's eleven.", metavar="NAMES"
+        None,
+        "Names with commas between, e.g. chartqa,docvqa, or `all` for the paper's eleven. NAME=FILE:METRIC stands for "
+        "your own questions, in JSONL or LLaVA's format; without a metric, exact.",
+        metavar="NAMES",
     )
+    images: PathText | None = flag(
+        None, "Folder of the images of your own questions. The default is the folder of their file.", metavar="DIR"
+    )
+    follow_links: bool | None = flag(None, "Lets links in that folder lead out of it.")
     config: FileVariantText | None = flag(
         None,
         "Config file, or a packaged one. Its model, mesh and eval sections are used.",
@@ -159,6 +166,7 @@ COMMAND = Command(
     examples=(
         "vr-jax eval --checkpoint=runs/phase2/model --benchmark=chartqa,docvqa",
         "vr-jax eval --checkpoint=runs/phase2/model --benchmark=all --data=/data/benchmarks",
+        "vr-jax eval --checkpoint=runs/phase2/model --benchmark=mine=questions.jsonl:anls,chartqa",
     ),
     interrupted="interrupted; the same command continues, without --overwrite",
 )

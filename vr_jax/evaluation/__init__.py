@@ -9,7 +9,8 @@ scored, and `report/` writes the HTML page.
 from vr_jax.evaluation.attention_maps import heat_maps, maps_of_items, of_image, placed_tiles, rereads
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER, get_benchmark
 from vr_jax.evaluation.benchmarks.own import OwnQuestions, own_benchmark
-from vr_jax.evaluation.evaluate import Outcome, benchmark_names, evaluate, fingerprint, write_run_report
+from vr_jax.evaluation.chosen import benchmark_names, chosen_benchmarks
+from vr_jax.evaluation.evaluate import Outcome, evaluate, fingerprint, write_run_report
 from vr_jax.evaluation.evaluator import Evaluator
 from vr_jax.evaluation.held_out import held_out_questions
 from vr_jax.evaluation.interface import PROFILES, Benchmark, Item, ItemResult, Profile
@@ -63,6 +64,7 @@ __all__ = [
     "ScoreRow",
     "Tile",
     "benchmark_names",
+    "chosen_benchmarks",
     "compared_curves",
     "compared_rows",
     "evaluate",

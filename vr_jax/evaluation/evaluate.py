@@ -20,7 +20,8 @@ import jax
 from vr_jax.data.processor import Processor
 from vr_jax.distributed import is_first, together
 from vr_jax.errors import UserError
-from vr_jax.evaluation.benchmarks import PAPER, get_benchmark
+from vr_jax.evaluation.benchmarks.own import OwnQuestions
+from vr_jax.evaluation.chosen import REPORT, chosen_benchmarks
 from vr_jax.evaluation.data_folders import data_folder
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.overall import finished, overall_summary
@@ -37,8 +38,6 @@ from vr_jax.settings import EvaluationSettings, MeshSettings
 from vr_jax.sharding import make_mesh
 from vr_jax.storage import check_unlocked, local_path, make_folder, write_json
 
-REPORT = "report.html"
-ALL = "all"
 # The fields of the settings that choose the items. Scores over different items are not combined.
 _ASKED = ("split", "limit", "max_new_tokens")
 _SMALL_FILE = 1 << 16  # The largest file, in bytes, whose content enters the fingerprint of a checkpoint.
@@ -71,22 +70,6 @@ class Outcome:
     config: VlmConfig
 
 
-def benchmark_names(text: str) -> tuple[str, ...]:
-    """Splits the names of benchmarks at the commas between them; "all" is those of the paper.
-
-    Raises:
-        UserError: There is no name, or a name occurs twice.
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if names == (ALL,):
-        return PAPER
-    if not names:
-        raise UserError(f"benchmark is empty: expected names, separated by commas, or {ALL}")
-    if len(set(names)) < len(names):
-        raise UserError(f"benchmark = {text!r}: expected different names, separated by commas")
-    return names
-
-
 def evaluate(
     settings: EvaluationSettings,
     *,
@@ -116,12 +99,9 @@ def evaluate(
     missing = [name for name in ("checkpoint", "benchmark") if not getattr(settings, name)]
     if missing:
         raise UserError("missing: " + ", ".join(f"--{name}" for name in missing))
-    benchmarks = [get_benchmark(name, settings.profile) for name in benchmark_names(settings.benchmark or "")]
+    benchmarks = chosen_benchmarks(settings)
     alone = len(benchmarks) == 1
-    if settings.split is not None and not alone:
-        raise UserError(
-            f"split = {settings.split!r} with {len(benchmarks)} benchmarks: choose a split for one benchmark only"
-        )
+    several = sum(not isinstance(one, OwnQuestions) for one in benchmarks) > 1
     output = output_folder(settings)
     checkpoint = together(lambda: checkpoint_folder(settings))
     data = None if settings.data is None else together(lambda: Path(local_folder(settings.data or "", "dataset")))
@@ -130,10 +110,14 @@ def evaluate(
     together(lambda: _check_output(output, benchmarks, settings.overwrite))
     failures: dict[str, str] = {}
     ready: list[tuple[Benchmark, Path | None]] = []
+    early: dict[str, list[Item]] = {}
     for one in benchmarks:
         with _noted(failures, one, alone):
-            ready.append((one, together(partial(data_folder, one, data, several=not alone))))
-    items = _items(*ready[0], settings) if alone else None
+            own = isinstance(one, OwnQuestions)
+            folder = None if own else together(partial(data_folder, one, data, several=several))
+            if alone or own:
+                early[one.name] = _items(one, folder, settings)
+            ready.append((one, folder))
     summaries: dict[str, dict[str, Any]] = {}
     predictions: dict[str, Path] = {}
     shown: list[ReportItem] = []
@@ -146,7 +130,7 @@ def evaluate(
             for number, (one, folder) in enumerate(ready):
                 with _noted(failures, one, alone):
                     share = (settings.report_items - len(shown)) // (len(ready) - number)
-                    found = items or _items(one, folder, settings)
+                    found = early.pop(one.name, None) or _items(one, folder, settings)
                     done, more = _evaluated(one, found, generator, loaded.processor, settings, share, on_batch)
                     if done["score"] is None:
                         predictions[one.name] = output / one.name / SUBMISSION
@@ -293,8 +277,7 @@ def write_run_report(outcome: Outcome) -> Path:
     chosen = {name: getattr(settings, name) for name in ("split", "limit")}
     shown: Mapping[str, object] = {
         "checkpoint": settings.checkpoint,
-        "data": settings.data or "Hugging Face hub",
-        "profile": settings.profile,
+        **_data_shown(settings),
         **{name: value for name, value in chosen.items() if value is not None},
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "dtype": settings.dtype or config.dtype,
@@ -311,3 +294,13 @@ def write_run_report(outcome: Outcome) -> Path:
         paper_rows=rows_of(config),
     )
     return path
+
+
+def _data_shown(settings: EvaluationSettings) -> dict[str, object]:
+    """The lines of the report that say where the questions come from and by which rules they are scored."""
+    benchmarks = chosen_benchmarks(settings)
+    own = [one for one in benchmarks if isinstance(one, OwnQuestions)]
+    published = {"data": settings.data or "Hugging Face hub", "profile": settings.profile}
+    return (published if len(own) < len(benchmarks) else {}) | {
+        one.name: f"{one.path}, metric {one.headline}: {one.metric.rule}" for one in own
+    }

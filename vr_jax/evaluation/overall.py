@@ -13,6 +13,7 @@ from vr_jax.evaluation.interface import GROUPS
 from vr_jax.evaluation.run_directory import SUMMARY, differences
 
 Summaries = Mapping[str, Mapping[str, Any]]  # The content of each benchmark's summary.json, by name.
+_WIDTH = 14  # The smallest width of the column of names in a terminal.
 _NORMAL_95 = 1.959964  # 95 % of a normal distribution lie within so many standard deviations of its mean.
 
 
@@ -40,6 +41,7 @@ def overall_summary(summaries: Summaries, left_out: Mapping[str, str] | None = N
                 key: summary[key]
                 for key in ("title", "group", "profile", "score", "interval", "standard_error", "items", "metrics")
             }
+            | {"headline": summary.get("headline") or BENCHMARKS[name].headline}
             | {"categories": summary["categories"]}
             | {"unscored": {key: summary["unscored"][key] for key in ("count", "by_reason")}}
             for name, summary in summaries.items()
@@ -69,7 +71,7 @@ def finished(output: Path, like: Mapping[str, Any]) -> tuple[dict[str, dict[str,
         The summaries whose model and conditions are those of `like`, by name, and the reasons why others are left out.
     """
     found, left_out = {}, {}
-    for name in BENCHMARKS:
+    for name in (*BENCHMARKS, *_own_names(output)):
         path = output / name / SUMMARY
         try:
             summary = json.loads(path.read_bytes())
@@ -87,6 +89,20 @@ def finished(output: Path, like: Mapping[str, Any]) -> tuple[dict[str, dict[str,
     return found, left_out
 
 
+def _own_names(output: Path) -> list[str]:
+    """Returns the names of the benchmarks in an output folder that are files of one's own."""
+    names = []
+    for path in sorted(output.glob(f"*/{SUMMARY}")):
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        name = path.parent.name
+        if name not in BENCHMARKS and isinstance(found, dict) and found.get("benchmark") == name:
+            names.append(name)
+    return names
+
+
 def _conditions(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values that must agree for scores to be combined; `differences` ignores the key `path`."""
     settings = summary["settings"]
@@ -99,16 +115,16 @@ def _conditions(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def score_table(summary: Mapping[str, Any]) -> str:
     """Writes an overall summary as lines of text, for a terminal."""
-    lines = [f"{'benchmark':<14} {'items':>6} {'score':>7}   95 % interval    metric"]
+    width = max([_WIDTH, *(len(one["title"]) for one in summary["benchmarks"].values())])
+    lines = [f"{'benchmark':<{width}} {'items':>6} {'score':>7}   95 % interval    metric"]
     for name, one in summary["benchmarks"].items():
-        metric = BENCHMARKS[name].headline
+        metric = one.get("headline") or BENCHMARKS[name].headline
         profile = "" if one["profile"] == "default" else f" (profile {one['profile']})"
-        lines.append(
-            f"{one['title']:<14} {one['items']:>6} {_scored(one)}   {metric} = {one['metrics'][metric]:.5g}{profile}"
-        )
+        scored = f"{one['title']:<{width}} {one['items']:>6} {_scored(one)}"
+        lines.append(f"{scored}   {metric} = {one['metrics'][metric]:.5g}{profile}")
     for name, group in {**summary["groups"], "Average": summary["average"]}.items():
         if group is not None:
-            lines.append(f"{name:<14} {'':>6} {_scored(group)}")
+            lines.append(f"{name:<{width}} {'':>6} {_scored(group)}")
     for name, one in summary["benchmarks"].items():
         if count := one["unscored"]["count"]:
             reasons = one["unscored"]["by_reason"]

@@ -76,4 +76,4 @@ def _asked(benchmark: Benchmark, item: Item) -> str:
     if item.problem is not None:
         return item.question
     text, _, last = benchmark.prompt(item).rpartition("\n")
-    return text.rstrip() if last.startswith("Answer ") else f"{text}\n{last}".strip()
+    return text.rstrip() if text.strip() and last.startswith("Answer ") else f"{text}\n{last}".strip()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from vr_jax.fields import (
     Config,
     Distinct,
+    NoEffect,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -30,7 +31,10 @@ class EvaluationSettings(Config):
 
     Attributes:
         checkpoint: Model directory to evaluate.
-        benchmark: Names of benchmarks, separated by commas, or "all" for those of the paper.
+        benchmark: Names of benchmarks, separated by commas; "all" stands for those of the paper, and NAME=FILE or
+            NAME=FILE:METRIC for questions of one's own.
+        images: Folder of the images of one's own questions. None is that of their file.
+        follow_links: Whether symbolic links in the image folder of one's own questions may lead out of it.
         data: Data of the one benchmark, or a folder with a folder for each. None downloads them.
         output: Folder of the results. None is `<checkpoint>/eval`.
         split: Split of the benchmark. None is the published one.
@@ -45,8 +49,27 @@ class EvaluationSettings(Config):
         pruning: A pruner's name, or its fields as a mapping or as JSON text. None switches none on.
     """
 
+    no_effect: ClassVar = (
+        NoEffect(
+            ("images", "follow_links"),
+            "benchmark",
+            lambda one: one.benchmark is not None and "=" not in one.benchmark,
+            "a published benchmark brings its images; name a file of your own, NAME=FILE:METRIC, or leave it out",
+        ),
+        NoEffect(
+            ("data", "split"),
+            "benchmark",
+            lambda one: (
+                one.benchmark is not None and all("=" in name for name in one.benchmark.split(",") if name.strip())
+            ),
+            "a file of your own is read as it is; leave it out",
+        ),
+    )
+
     checkpoint: PathText | None = None
     benchmark: Text | None = None
+    images: PathText | None = None
+    follow_links: bool = False
     data: PathText | None = None
     output: PathText | None = None
     split: Text | None = None
