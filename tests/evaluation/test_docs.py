@@ -49,6 +49,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_commands_for_the_demo_run(folder, capsys):
     small = {"chat": ["--max_new_tokens=2"], "eval": ["--limit=2", "--max_new_tokens=2", "--report_items=1"]}
+    (code,) = [block for block in blocks("evaluate.md", "python") if 'mine.jsonl").write_text' in block]
+    exec(code, {})
     run = 0
     for words in commands("evaluate.md"):
         if "--checkpoint=runs/demo/model" in words and "--image=a.png" not in words and words[0] in small:
@@ -56,7 +58,8 @@ def test_the_commands_for_the_demo_run(folder, capsys):
                 continue  # The config describes the demo's model, and this one is smaller.
             assert main([words[0], *small[words[0]], *words[1:]]) == 0, words
             run += 1
-    assert run == 2
+    assert run == 3
+    assert (folder / "runs" / "demo" / "eval_mine" / "mine" / "summary.json").is_file()
     assert (folder / "runs" / "demo" / "eval" / "report.html").is_file()
 
 
