@@ -16,10 +16,13 @@ from vr_jax.model_directory import GenerationSettings
 class Evaluator:
     """Answers and scores items with parameters as they lie on the devices.
 
-    The parameters are neither copied nor cast nor moved: the compiled programs take the arrays themselves. Within a
-    program, each layer's parameters are cast to the type of the activations where they are used. The programs are
-    compiled at the first call for each size of prompts, and later calls with other parameters use them again. Between
-    calls, no parameter is referred to.
+    The parameters are neither copied nor cast nor moved: the compiled programs take the arrays themselves. While the
+    decode program runs, its temporaries hold the decoder's parameters in the type of the activations if they are stored
+    in another one, because XLA casts them once in front of the loop. Compiled for one TPU v5e, these are 0.84 GiB for
+    the 494 million parameters of Qwen2-0.5B in float32, less than the gradients of an update, which do not exist then.
+
+    The programs are compiled at the first call for each size of prompts, and later calls with other parameters use them
+    again. Between calls, no parameter is referred to.
 
     Attributes:
         processor: The processor of the model.
