@@ -296,7 +296,7 @@ def write_run_report(outcome: Outcome) -> Path:
     return path
 
 
-def _data_shown(settings: EvaluationSettings) -> dict[str, object]:
+def _data_shown(settings: EvaluationSettings) -> dict[str, str]:
     """The lines of the report that say where the questions come from and by which rules they are scored."""
     benchmarks = chosen_benchmarks(settings)
     own = [one for one in benchmarks if isinstance(one, OwnQuestions)]
