@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 TENSORBOARD_FOLDER = "tensorboard"
 VALIDATION = "validation/"
@@ -45,7 +45,7 @@ class Picture:
 Cell = str | int | float | None
 
 
-class Tracker(Protocol):
+class Tracker:
     """The interface of a tracker. A subclass implements what it can show; the rest does nothing.
 
     A method may raise any exception: `Trackers` then says so in one line, and never calls the tracker again.
