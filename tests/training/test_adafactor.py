@@ -35,7 +35,7 @@ def one_by_one(path, value):
 
 @pytest.mark.parametrize(("decay_rate", "clipping_threshold"), [(0.8, 1.0), (0.5, 0.3)])
 def test_trajectory_equals_that_of_transformers(decay_rate, clipping_threshold):
-    """The largest difference of float32 from float64 was 2e-6 of the parameters; the bound is ten times that."""
+    """transformers in float32 is at most 6e-7 from itself in float64; the bound is ten times that."""
     config = OptimizerSettings(
         name="adafactor",
         lr=3e-2,
@@ -82,7 +82,7 @@ def test_trajectory_equals_that_of_transformers(decay_rate, clipping_threshold):
         params = optax.apply_updates(params, updates)
     for path, parts in weights.items():
         expected = np.stack([part.detach().numpy() for part in parts]).reshape(SHAPES[path])
-        np.testing.assert_allclose(params[path], expected, rtol=2e-5, atol=2e-5, err_msg=path)
+        np.testing.assert_allclose(params[path], expected, rtol=6e-6, atol=6e-6, err_msg=path)
         assert np.abs(params[path] - start[path]).max() > 1e-3
 
 
@@ -104,11 +104,8 @@ def test_matrices_keep_rows_and_columns_and_nothing_keeps_a_first_moment():
 
 def factored(state):
     """The moments in a state of the optimizer."""
-    (found,) = (
-        part
-        for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, FactoredMoments))
-        if isinstance(part, FactoredMoments)
-    )
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, FactoredMoments))
+    (found,) = (part for part in parts if isinstance(part, FactoredMoments))
     return found
 
 

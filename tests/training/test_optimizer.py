@@ -231,9 +231,7 @@ def test_a_group_without_effect_is_refused(groups, message):
 
 @pytest.mark.parametrize("glob", ["*.bias", "*.scale", "*_norm.*"])
 def test_a_weight_decay_of_what_is_never_decayed_is_refused(glob):
-    with pytest.raises(
-        ConfigError, match=r"weight_decay_groups: '.*' has no effect, because it matches biases and norm"
-    ):
+    with pytest.raises(ConfigError, match=r"weight_decay_groups: '.*' has no effect, because it matches biases"):
         check_groups(OptimizerSettings(weight_decay_groups=((glob, 0.1),)), list(SHAPES), [])
 
 
@@ -242,7 +240,7 @@ def test_a_weight_decay_of_what_is_never_decayed_is_refused(glob):
     [
         (
             "optimizer.b2=0.95",
-            r"config\.optimizer\.b2 = 0\.95 has no effect with config\.optimizer\.name = 'adafactor'",
+            r"optimizer\.b2 = 0\.95 has no effect with config\.optimizer\.name = 'adafactor'",
         ),
         ("optimizer.first_moment_dtype=bfloat16", r"first_moment_dtype = 'bfloat16' has no effect with .*'adafactor'"),
         ("optimizer.decay_rate=0.7", r"decay_rate = 0\.7 has no effect with config\.optimizer\.name = 'adamw'"),

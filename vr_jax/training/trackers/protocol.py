@@ -21,12 +21,14 @@ class TrackedRun:
         written_step: The last step that earlier starts have recorded. A run that was killed has recorded steps after
             its last checkpoint, which are computed again; a tracker that cannot take steps back leaves them out.
         config: The settings of the run, JSON-safe.
+        identity: What tells the run apart from all others, the same at each of its starts.
     """
 
     workdir: Path
     resume_step: int = 0
     written_step: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
 
 
 @dataclass(frozen=True)
