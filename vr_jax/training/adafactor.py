@@ -24,13 +24,13 @@ class FactoredMoments(NamedTuple):
     """The second moments of all parameters, by path.
 
     Attributes:
-        count: Number of updates done.
+        step: Number of updates done.
         rows: Of each matrix, the mean over its columns: the parameter's shape without the last axis.
         columns: Of each matrix, the mean over its rows: the parameter's shape without the last axis but one.
         full: The second moments of what is no matrix, in the parameter's shape.
     """
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     rows: dict[str, Array]
     columns: dict[str, Array]
     full: dict[str, Array]
@@ -59,7 +59,7 @@ def scale_by_adafactor(decay_rate: float, clipping_threshold: float) -> optax.Gr
     def init(params: dict[str, Array]) -> FactoredMoments:
         matrices = {path: leaf for path, leaf in params.items() if factors(path, leaf.shape)}
         return FactoredMoments(
-            count=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
             rows={path: jnp.zeros(leaf.shape[:-1], leaf.dtype) for path, leaf in matrices.items()},
             columns={
                 path: jnp.zeros((*leaf.shape[:-2], leaf.shape[-1]), leaf.dtype) for path, leaf in matrices.items()
@@ -71,8 +71,8 @@ def scale_by_adafactor(decay_rate: float, clipping_threshold: float) -> optax.Gr
         grads: dict[str, Array], state: FactoredMoments, params: dict[str, Array] | None = None
     ) -> tuple[dict[str, Array], FactoredMoments]:
         del params
-        count = state.count + 1
-        decay = 1.0 - count.astype(jnp.float32) ** -decay_rate
+        step = state.step + 1
+        decay = 1.0 - step.astype(jnp.float32) ** -decay_rate
         updates: dict[str, Array] = {}
         rows: dict[str, Array] = {}
         columns: dict[str, Array] = {}
@@ -89,7 +89,7 @@ def scale_by_adafactor(decay_rate: float, clipping_threshold: float) -> optax.Gr
             else:
                 full[path] = decay * state.full[path] + (1 - decay) * squares
                 updates[path] = _limited(grad * jax.lax.rsqrt(full[path]), _unit(path, grad), clipping_threshold)
-        return updates, FactoredMoments(count, rows, columns, full)
+        return updates, FactoredMoments(step, rows, columns, full)
 
     return optax.GradientTransformation(init, update)
 
