@@ -102,7 +102,7 @@ def test_modes_of_eight_bits_are_converted_as_pillow_does(mode):
             with Image.open(io.BytesIO(data)) as plain:
                 expected = np.asarray(plain.convert("RGB"))
         except (OSError, ValueError, KeyError):
-            continue  # The format does not have this mode, or Pillow before 13 cannot read what it wrote (YCbCr in TIFF).
+            continue  # The format does not have this mode, or this version of Pillow cannot read what it wrote.
         np.testing.assert_array_equal(decoded(data), expected, err_msg=format)
 
 

@@ -36,7 +36,7 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(track
     options = {"config": {"seed": 3}, "identity": "0123456789abcdef"}
     with Trackers(tmp_path / "run", resume_step=0, others=[tracker_class(settings)], **options) as trackers:
         trackers.page(0, "first_batch", "<html><body>tokens</body></html>")
-        trackers.images(0, "samples", [Picture(png(), "a caption")])
+        trackers.images(0, "first_batch", [Picture(png(), "a caption")])
         for step in (1, 2, 3):
             trackers.write(step, {"loss": step / 2, "validation/held_out/loss": 1.0})
         trackers.table(3, "validation/replies", ["question", "score"], [["what?", 0.5], ["why?", None]])
@@ -52,9 +52,9 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(track
     assert [log["validation/held_out/loss"] for log in logs if "validation/held_out/loss" in log] == [1.0] * 3
     media = {name: value["_type"] for log in logs for name, value in log.items() if isinstance(value, dict)}
     assert media == {
-        "first_batch": "trackio.html",
-        "samples/0": "trackio.image",
+        "first_batch/page": "trackio.html",
+        "first_batch/0": "trackio.image",
         "validation/replies": "trackio.table",
     }
-    (picture,) = (log["samples/0"] for log in logs if "samples/0" in log)
+    (picture,) = (log["first_batch/0"] for log in logs if "first_batch/0" in log)
     assert picture["caption"] == "a caption"

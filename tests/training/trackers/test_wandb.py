@@ -75,7 +75,7 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(tmp_p
     options = {"config": {"seed": 3}, "identity": "0123456789abcdef"}
     with Trackers(tmp_path, resume_step=0, others=[WandbTracker(settings)], **options) as trackers:
         trackers.page(0, "first_batch", "<html><body>tokens</body></html>")
-        trackers.images(0, "samples", [Picture(png(), "a caption"), Picture(png())])
+        trackers.images(0, "first_batch", [Picture(png(), "a caption"), Picture(png())])
         for step in (1, 2, 3):
             trackers.write(step, {"loss": step / 2, "validation/held_out/loss": 1.0})
         trackers.table(3, "validation/replies", ["question", "score"], [["what?", 0.5], ["why?", None]])
@@ -83,9 +83,9 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(tmp_p
     steps = history(first)
     assert set(steps) == {0, 1, 2, 3}
     assert steps[2] == {"train/loss": 1.0, "validation/held_out/loss": 1.0}
-    assert steps[0]["first_batch"]["_type"] == "html-file"
-    assert steps[0]["samples"]["count"] == 2
-    assert steps[0]["samples"]["captions"] == ["a caption", ""]
+    assert steps[0]["first_batch/page"]["_type"] == "html-file"
+    assert steps[0]["first_batch/images"]["count"] == 2
+    assert steps[0]["first_batch/images"]["captions"] == ["a caption", ""]
     assert steps[3]["validation/replies"]["nrows"] == 2
     media = {path.suffix for path in (first / "files" / "media").rglob("*") if path.is_file()}
     assert media == {".html", ".png", ".json"}

@@ -66,8 +66,8 @@ class TrackioTracker(Tracker):
         self._log(step, {tag: trackio.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def page(self, step: int, tag: str, html: str) -> None:
-        """Shows a page."""
-        self._log(step, {tag: trackio.Html(html, inject=False)})
+        """Shows a page, as `tag/page`."""
+        self._log(step, {f"{tag}/page": trackio.Html(html, inject=False)})
 
     def close(self, *, failed: bool = False) -> None:
         """Sends what is left."""

@@ -61,8 +61,9 @@ class WandbTracker(Tracker):
         self._log(step, {tag_of(name): value for name, value in values.items()})
 
     def images(self, step: int, tag: str, pictures: Sequence[Picture]) -> None:
-        """Shows images with their captions."""
-        self._log(step, {tag: [wandb.Image(Image.open(io.BytesIO(one.png)), caption=one.caption) for one in pictures]})
+        """Shows images with their captions, as `tag/images`."""
+        images = [wandb.Image(Image.open(io.BytesIO(one.png)), caption=one.caption) for one in pictures]
+        self._log(step, {f"{tag}/images": images})
 
     def table(self, step: int, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Shows a table."""
@@ -70,8 +71,8 @@ class WandbTracker(Tracker):
         self._log(step, {tag: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
 
     def page(self, step: int, tag: str, html: str) -> None:
-        """Shows a page."""
-        self._log(step, {tag: wandb.Html(html, inject=False)})
+        """Shows a page, as `tag/page`."""
+        self._log(step, {f"{tag}/page": wandb.Html(html, inject=False)})
 
     def close(self, *, failed: bool = False) -> None:
         """Uploads what is left.
