@@ -125,9 +125,13 @@ CONFIG = {
         "b1": 0.9,
         "b2": 0.98,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 512,
     "seed": 0,
@@ -135,6 +139,9 @@ CONFIG = {
     "validation": {},
     "checkpoint": {"every": 500, "keep_last": 2, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 UNCOMPRESSED = {"projector": {"name": "mlp", "stride": 1}, "refusion": None}

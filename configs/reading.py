@@ -136,9 +136,13 @@ PHASE1 = {
         "b1": 0.9,
         "b2": 0.98,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (("*.bias", 0.01), ("*.scale", 0.01)),  # These are left to AdamW.
+        "weight_decay_groups": (),
     },
     "loss_chunk": 512,
     "seed": 0,
@@ -146,6 +150,9 @@ PHASE1 = {
     "validation": {},
     "checkpoint": {"every": 10_000, "keep_last": 1, "keep_best": 0, "best": "loss"},
     "tensorboard": False,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 

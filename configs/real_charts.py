@@ -133,9 +133,13 @@ PHASE1 = {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 256,
     "seed": 0,
@@ -143,6 +147,9 @@ PHASE1 = {
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 
@@ -201,9 +208,13 @@ PHASE2 = {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 256,
     "seed": 0,
@@ -211,6 +222,9 @@ PHASE2 = {
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 
@@ -308,9 +322,13 @@ QWEN2_5_VL = {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 256,
     "seed": 0,
@@ -318,6 +336,9 @@ QWEN2_5_VL = {
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 
@@ -416,9 +437,13 @@ MINICPM_V = {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 256,
     "seed": 0,
@@ -426,6 +451,9 @@ MINICPM_V = {
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 

@@ -76,6 +76,8 @@ EXTRAS = {
     "torch": "torch",
     "matplotlib": "benchmarks",
     "gradio": "app",
+    "wandb": "wandb",
+    "trackio": "trackio",
     "apache_beam": "beam",
     "lmms_eval": "lmms-eval",
     "accelerate": "lmms-eval",

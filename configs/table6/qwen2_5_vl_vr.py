@@ -149,9 +149,13 @@ PHASE1 = {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 1024,
     "seed": 0,
@@ -159,6 +163,9 @@ PHASE1 = {
     "validation": {},
     "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 
@@ -239,9 +246,13 @@ PHASE2 = {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
+        "decay_rate": 0.8,  # of adafactor only
+        "clipping_threshold": 1.0,  # of adafactor only
         "weight_decay": 0.0,
         "clip_norm": 1.0,
         "lr_groups": (),
+        "weight_decay_groups": (),
     },
     "loss_chunk": 1024,
     "seed": 0,
@@ -249,6 +260,9 @@ PHASE2 = {
     "validation": {},
     "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
+    "trackers": (),
+    "wandb": {"project": "vr_jax", "entity": None, "name": None, "group": None, "tags": (), "mode": None},
+    "trackio": {"project": "vr_jax", "name": None, "group": None, "space": None},
     "profile": {"first_step": 0, "steps": 0},
 }
 

@@ -96,6 +96,7 @@ def test_layouts_are_shared_and_read_only():
         found.cell[0] = 1
 
 
+@pytest.mark.usefixtures("pillow_13")
 @pytest.mark.parametrize("size", [(100, 30), (30, 100), (64, 64), (7, 300), (1, 1), (97, 31)])
 def test_tiles_are_the_pasted_canvas_cut_up(size):
     """Against the official two steps, done with PIL: paste the resized image on black, crop the tiles."""

@@ -72,6 +72,7 @@ def in_processor_order(tiles: np.ndarray, layout, config: ImageConfig) -> np.nda
     return np.concatenate(patches)
 
 
+@pytest.mark.usefixtures("pillow_13")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_windows_hold_the_pixels_of_transformers_processor(size):
     """The vision tokens in their order hold the processor's patches, and what lies beyond the image is zero."""

@@ -67,6 +67,7 @@ def test_an_image_without_pixels_is_skipped(size):
     assert error.value.reason == "image_shape"
 
 
+@pytest.mark.usefixtures("pillow_13")
 def test_pieces_are_cut_from_one_resized_image():
     """The pieces, put together, are the image as Pillow resizes it; the overview is another resizing of it."""
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)

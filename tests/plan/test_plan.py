@@ -37,6 +37,7 @@ from vr_jax.plan.training import fit_rows, model_flops, plan_training, trace_ste
 from vr_jax.settings import load_config
 from vr_jax.training.flops import PEAK_FLOPS, forward_flops, step_flops
 from vr_jax.training.inputs import put_batch
+from vr_jax.training.optimizer import moments
 from vr_jax.training.program import abstract_batch, build_program
 from vr_jax.training.state import create_state
 
@@ -95,7 +96,19 @@ def test_planned_arguments_are_the_bytes_of_real_arrays(plan, program, real):
     assert memory.trained == on_first(state.params)
     assert memory.frozen == on_first(state.frozen)
     assert memory.optimizer == on_first(state.opt_state)
+    first, second = moments(state.opt_state)
+    assert (memory.first_moments, memory.second_moments) == (on_first(first), on_first(second))
+    assert memory.gradients == on_first(state.params)
     assert memory.inputs == on_first((batch, state.step))
+
+
+def test_the_plan_tells_moments_and_gradients_one_by_one(plan):
+    memory = plan.memory
+    assert memory.first_moments == memory.second_moments == memory.gradients == memory.trained > 0
+    assert 0 < memory.optimizer - memory.first_moments - memory.second_moments <= 64  # the counters
+    lines = dict(report.facts(plan))
+    for name in ("    first moments", "    second moments", "    gradients"):
+        assert lines[name] == report.size(memory.trained)
 
 
 def test_planned_memory_is_what_the_executable_says(plan, program, config):

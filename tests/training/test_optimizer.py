@@ -2,15 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from tests.training.tiny import tiny_run
 from vr_jax.errors import ConfigError
 from vr_jax.settings import OptimizerSettings
-from vr_jax.training.optimizer import check_groups, decays, make_optimizer, make_schedule
+from vr_jax.training.optimizer import check_groups, decays, make_optimizer, make_schedule, moments
 
 SHAPES = {
     "projector.fc1.kernel": (4, 3),
@@ -99,6 +101,75 @@ def test_trajectory_equals_torch_adamw_with_clipping_groups_and_cosine():
         assert np.abs(params[k] - start[k]).max() > 1e-3
 
 
+def test_weight_decays_of_groups_equal_those_of_torch():
+    config = OptimizerSettings(
+        lr=3e-2,
+        weight_decay=0.1,
+        weight_decay_groups=(("encoder.*", 0.5), ("projector.*", 0.0)),
+        clip_norm=1e9,
+        warmup_ratio=0.0,
+        schedule="constant",
+    )
+    rng = np.random.default_rng(0)
+    shapes = SHAPES | {"decoder.embed.weight": (4, 3)}
+    start = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    decay = {"encoder.patch_embed.kernel": 0.5, "decoder.embed.weight": 0.1}  # all others have none
+    weights = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+    reference = torch.optim.AdamW(
+        [{"params": [w], "weight_decay": decay.get(k, 0.0)} for k, w in weights.items()], lr=3e-2
+    )
+    optimizer = make_optimizer(config, make_schedule(config, STEPS), shapes)
+    params = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(params)
+    for _ in range(5):
+        grad = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+        for k, w in weights.items():
+            w.grad = torch.tensor(grad[k])
+        reference.step()
+        updates, state = optimizer.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+    for k, w in weights.items():
+        np.testing.assert_allclose(params[k], w.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=k)
+
+
+def test_first_moments_in_bfloat16_equal_those_of_numpy():
+    """The moment is rounded once when it is kept. Each update may see two roundings of it, of at most 2 ** -8 each."""
+    config = OptimizerSettings(
+        lr=1e-2, clip_norm=1e9, warmup_ratio=0.0, schedule="constant", first_moment_dtype="bfloat16"
+    )
+    rng = np.random.default_rng(0)
+    params = {"projector.fc1.kernel": jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)}
+    optimizer = make_optimizer(config, make_schedule(config, STEPS), params)
+    state = optimizer.init(params)
+    first, second = moments(state)
+    assert [leaf.dtype for leaf in first] == [jnp.bfloat16]
+    assert [leaf.dtype for leaf in second] == [jnp.float32]
+    mu, exact, nu = (np.zeros((6, 5)) for _ in range(3))
+    for step in range(1, 6):
+        grad = rng.normal(size=(6, 5)).astype(np.float32)
+        updates, state = optimizer.update({"projector.fc1.kernel": grad}, state, params)
+        whole = 0.9 * mu + 0.1 * grad  # the moment in full precision, from the one that was kept
+        mu = whole.astype(ml_dtypes.bfloat16).astype(np.float64)
+        exact = 0.9 * exact + 0.1 * grad
+        nu = 0.999 * nu + 0.001 * np.square(grad, dtype=np.float64)
+        root = np.sqrt(nu / (1 - 0.999**step)) + 1e-8
+        bound = 2.0**-7 * np.abs(exact).max() / (1 - 0.9**step) / root
+        found = np.asarray(updates["projector.fc1.kernel"]) / -1e-2
+        assert np.all(np.abs(found - whole / (1 - 0.9**step) / root) <= bound)
+    assert np.abs(found - exact / (1 - 0.9**5) / root).max() > 1e-4  # float32 would be equal
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_type_of_first_moments_is_that_of_all_of_them(name):
+    config = OptimizerSettings(name=name, first_moment_dtype="bfloat16")
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in SHAPES.items()}
+    optimizer = make_optimizer(config, make_schedule(config, STEPS), SHAPES)
+    first, second = moments(jax.eval_shape(optimizer.init, params))
+    assert sorted(leaf.shape for leaf in first) == sorted(SHAPES.values())
+    assert {leaf.dtype for leaf in first} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in second} == {jnp.dtype("float32")}
+
+
 def test_no_decay_on_biases_and_norms():
     assert {path: decays(path) for path in SHAPES} == {
         "projector.fc1.kernel": True,
@@ -152,7 +223,36 @@ def test_a_group_without_effect_is_refused(groups, message):
     frozen = [path for path in SHAPES if path.startswith("encoder.")]
     with pytest.raises(ConfigError, match=rf"^config\.optimizer\.lr_groups.*{message}"):
         check_groups(OptimizerSettings(lr_groups=groups), trained, frozen)
+    if groups[-1][1]:  # A weight decay of 0 for all is no mistake.
+        with pytest.raises(ConfigError, match=rf"^config\.optimizer\.weight_decay_groups.*{message}"):
+            check_groups(OptimizerSettings(weight_decay_groups=groups), trained, frozen)
     check_groups(OptimizerSettings(lr_groups=(("projector.*", 0.0), ("*", 1e-5))), trained, frozen)
+
+
+@pytest.mark.parametrize("glob", ["*.bias", "*.scale", "*_norm.*"])
+def test_a_weight_decay_of_what_is_never_decayed_is_refused(glob):
+    with pytest.raises(ConfigError, match=r"weight_decay_groups: '.*' has no effect, because it matches biases"):
+        check_groups(OptimizerSettings(weight_decay_groups=((glob, 0.1),)), list(SHAPES), [])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optimizer.b2=0.95",
+            r"optimizer\.b2 = 0\.95 has no effect with config\.optimizer\.name = 'adafactor'",
+        ),
+        ("optimizer.first_moment_dtype=bfloat16", r"first_moment_dtype = 'bfloat16' has no effect with .*'adafactor'"),
+        ("optimizer.decay_rate=0.7", r"decay_rate = 0\.7 has no effect with config\.optimizer\.name = 'adamw'"),
+        ("optimizer.clipping_threshold=2", r"clipping_threshold = 2\.0 has no effect with .*name = 'adamw'"),
+    ],
+)
+def test_numbers_that_an_optimizer_lacks_are_refused(override, message):
+    name = "adafactor" if "adafactor" in message else "adamw"
+    with pytest.raises(ConfigError, match=message):
+        tiny_run().override([f"optimizer.name={name}", override])
+    other = "adamw" if name == "adafactor" else "adafactor"
+    tiny_run().override([f"optimizer.name={other}", override])
 
 
 @pytest.mark.parametrize(("ratio", "total", "steps"), [(0.03, 1000, 30), (0.03, 2, 1), (0.9, 1, 0), (0.0, 7, 0)])

@@ -1,7 +1,10 @@
 """Resizing of images with memory that the image and the tile bound, whatever the shape of the image.
 
-Pillow resizes in two passes, along rows and along columns, and rounds to 8 bits after each. A square is resized along
-its rows first. What is computed here in other steps gives the same pixels.
+Pillow resizes in two passes, along rows and along columns, and rounds to 8 bits after each, so the order of the passes
+shows in the pixels. Up to version 12 it resizes along the rows first; version 13 resizes along the columns first where
+the height shrinks much more than the width. `resized` makes each pass by itself, in the order of version 13, so that
+every version gives the same pixels. A square is resized along its rows first. What is computed here in other steps
+gives the same pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _PRECISION = 22
 
 
 def resized(image: Image.Image, size: tuple[int, int], resample: str = "bicubic") -> Image.Image:
-    """Resizes an image with a filter of Pillow.
+    """Resizes an image with a filter of Pillow, to the pixels of Pillow 13.
 
     With the bicubic filter, along a side of more than 65,536 pixels, each output pixel is computed from a piece of the
     image. The positions of the filter are then rounded otherwise, so a value can differ by 1 of 255 from that of
@@ -38,10 +41,18 @@ def resized(image: Image.Image, size: tuple[int, int], resample: str = "bicubic"
     if image.size == size:
         return image
     if max(image.size) <= _LONG_SIDE or resample != "bicubic":
-        return image.resize(size, Image.Resampling[resample.upper()])
+        return _in_two_passes(image, size, Image.Resampling[resample.upper()])
     if image.width >= image.height:
         return _along_columns(_along_rows(image, size[0]), size[1])
     return _along_rows(_along_columns(image, size[1]), size[0])
+
+
+def _in_two_passes(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Resizes an image along one axis and then along the other, in Pillow 13's order."""
+    (width, height), (new_width, new_height) = image.size, size
+    columns_first = new_height < height and height - new_height > 2 * (width - new_width)
+    between = (width, new_height) if columns_first else (new_width, height)
+    return image.resize(between, resample).resize(size, resample)
 
 
 def _along_rows(image: Image.Image, width: int) -> Image.Image:

@@ -60,6 +60,8 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("  trained parameters", memory.trained),
         ("  frozen parameters" if plan.mode == "train" else "  parameters", memory.frozen),
         ("  optimizer", memory.optimizer),
+        ("    first moments", memory.first_moments),
+        ("    second moments", memory.second_moments),
         ("  keys and values", memory.cache),
         ("  batch and counters" if plan.mode == "train" else "  prompts and state", memory.inputs),
     ]
@@ -68,6 +70,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         what = "gradients, activations, temporaries" if plan.mode == "train" else "activations, temporaries"
         rows += [
             (f"  {what}", size(memory.temporaries)),
+            *([("    gradients", size(memory.gradients))] if memory.gradients else []),
             ("  results that replace nothing, code", f"{size(memory.results)}, {size(memory.code)}"),
             ("  peak", size(memory.peak)),
         ]

@@ -14,10 +14,14 @@ class Memory:
     Attributes:
         trained: Trained parameters.
         frozen: Frozen parameters, or all parameters of inference.
-        optimizer: The state of the optimizer.
+        optimizer: The state of the optimizer: first moments, second moments and counters.
+        first_moments: The part of `optimizer` that first moments are.
+        second_moments: The part of `optimizer` that second moments are.
         cache: Keys and values of inference.
         inputs: The batch and small state.
         temporaries: Gradients, activations and gathered parameters; None if the compiler gave up.
+        gradients: The gradients of the trained parameters, whose types and shardings they have. They all exist at the
+            end of the backward pass, where most activations are gone.
         results: Results that do not take the place of an argument.
         code: The generated code.
         capacity: The memory of a chip, or None if it is not known.
@@ -34,6 +38,9 @@ class Memory:
     code: int
     capacity: float | None
     needed: float | None = None
+    first_moments: int = 0
+    second_moments: int = 0
+    gradients: int = 0
 
     @property
     def arguments(self) -> int:

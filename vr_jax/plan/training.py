@@ -13,7 +13,7 @@ from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofli
 from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
-from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, raise_rows, step_flops
+from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, moments, raise_rows, step_flops
 
 # The samples of the paper's two phases (docs/design/methods.md#data-files): LLaVA-Pretrain and LLaVA-NeXT-Data.
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
@@ -76,6 +76,7 @@ def plan_training(
     traced = trace_step(topology, config, program)
     compiled = compile_for(topology, mesh, traced, effort)
     state = program.abstract
+    first_moments, second_moments = moments(state.opt_state)
     samples = samples or (PHASE1_SAMPLES if config.data.template == "plain" else PHASE2_SAMPLES)
     work = roofline = None
     if compiled.costs is not None:
@@ -103,7 +104,10 @@ def plan_training(
             compiled,
             trained=bytes_per_chip(state.params),
             frozen=bytes_per_chip(state.frozen),
+            gradients=bytes_per_chip(state.params),
             optimizer=bytes_per_chip(state.opt_state),
+            first_moments=bytes_per_chip(first_moments),
+            second_moments=bytes_per_chip(second_moments),
             inputs=bytes_per_chip((abstract_batch(config, mesh), state.step)),
         ),
         work=work,

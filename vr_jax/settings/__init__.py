@@ -10,6 +10,7 @@ from vr_jax.settings.run_settings import (
     OptimizerSettings,
     ProfileSettings,
 )
+from vr_jax.settings.tracker_settings import TrackioSettings, WandbSettings
 from vr_jax.settings.train_config import TRAINING, TrainConfig
 from vr_jax.settings.validation_settings import LOSS, HeldOutSettings, ValidationSettings
 
@@ -28,8 +29,10 @@ __all__ = [
     "ProbeSettings",
     "ProfileSettings",
     "SourceSettings",
+    "TrackioSettings",
     "TrainConfig",
     "ValidationSettings",
+    "WandbSettings",
     "load_config",
     "read_config_file",
     "split_variant",

@@ -12,6 +12,7 @@ from vr_jax.fields import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PositiveFraction,
     PositiveInt,
     Range,
     Text,
@@ -58,38 +59,68 @@ class OptimizerSettings(Config):
     """The optimizer and its learning rate; the defaults are those of LLaVA-NeXT's scripts (Hugging Face's Trainer).
 
     Attributes:
-        name: "adamw", or "muon", with which Muon updates the matrices of linear layers and AdamW everything else.
-            Muon's updates are scaled to the size of Adam's, so learning rates mean the same with both (Liu et al.
-            2025, arXiv 2502.16982). Muon's own momentum is 0.95; `b1` and `b2` are those of AdamW.
+        name: "adamw"; "muon", with which Muon updates the matrices of linear layers and AdamW everything else; or
+            "adafactor", which keeps no first moments, and of second moments a number for each row and each column of
+            a matrix. Updates have about the same size with all three, so learning rates mean the same. Muon's are
+            scaled to the size of Adam's (Liu et al. 2025, arXiv 2502.16982), and its own momentum is 0.95; `b1` and
+            `b2` are those of AdamW. Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) takes its learning rate from
+            `lr` and `schedule`: transformers calls this `relative_step=False, scale_parameter=False`.
         lr: Learning rate at the end of the warm-up.
         schedule: "cosine" decays the learning rate to 0 at the last step, "constant" keeps it.
         warmup_ratio: Share of all steps, rounded up, in which the learning rate rises linearly from 0.
         b1: Decay of the first moment.
         b2: Decay of the second moment.
         eps: Added to the root of the second moment.
+        first_moment_dtype: Type in which first moments are kept, Muon's momentum among them. "bfloat16" halves their
+            memory; they are computed with in float32.
+        decay_rate: Exponent of Adafactor's second moments: their decay at update t is 1 - t ** -decay_rate.
+        clipping_threshold: Largest root mean square of Adafactor's update of one matrix or vector, before the learning
+            rate; a larger one is scaled down.
         weight_decay: Decoupled weight decay. Biases and norm scales are never decayed.
         clip_norm: Largest norm of the gradient of all trained parameters together; a longer one is scaled down.
         lr_groups: Pairs of a glob of parameter paths and the learning rate of what it matches, e.g.
             (("encoder.*", 2e-6),). The first match counts; all other parameters have `lr`.
+        weight_decay_groups: Pairs of a glob of parameter paths and the weight decay of what it matches. The first match
+            counts; all other parameters have `weight_decay`.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    no_effect: ClassVar = (
+        NoEffect(
+            ("b1", "b2", "eps", "first_moment_dtype"),
+            "name",
+            lambda own: own.name == "adafactor",
+            "it has no first moments, and decay_rate sets the decay of its second moments",
+        ),
+        NoEffect(
+            ("decay_rate", "clipping_threshold"),
+            "name",
+            lambda own: own.name != "adafactor",
+            "only 'adafactor' has it; the others have b1, b2 and eps",
+        ),
+    )
+
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
     lr: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: BelowOne = 0.03
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: PositiveFloat = 1e-8
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    decay_rate: PositiveFraction = 0.8
+    clipping_threshold: PositiveFloat = 1.0
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
     lr_groups: tuple[tuple[Text, NonNegativeFloat], ...] = ()
+    weight_decay_groups: tuple[tuple[Text, NonNegativeFloat], ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the fields, and that they go together."""
         super().__post_init__()
-        globs = [glob for glob, _ in self.lr_groups]
-        for i, glob in enumerate(globs):
-            check(glob not in globs[:i], f"config.optimizer.lr_groups has {glob!r} twice; drop one, the first counts")
+        for name, groups in (("lr_groups", self.lr_groups), ("weight_decay_groups", self.weight_decay_groups)):
+            globs = [glob for glob, _ in groups]
+            for i, glob in enumerate(globs):
+                check(glob not in globs[:i], f"config.optimizer.{name} has {glob!r} twice; drop one, the first counts")
 
     def warmup_steps(self, total: int) -> int:
         """Returns how many of the updates of a run belong to the warm-up. The only update of a run does not.

@@ -42,6 +42,7 @@ from vr_jax.settings.run_settings import (
     OptimizerSettings,
     ProfileSettings,
 )
+from vr_jax.settings.tracker_settings import TrackerName, TrackioSettings, WandbSettings
 from vr_jax.settings.validation_settings import LOSS, ValidationSettings
 
 Globs = Annotated[tuple[Text, ...], Distinct()]
@@ -76,6 +77,9 @@ class TrainConfig(Config):
         validation: What is measured on held-out data while the run trains, by name.
         checkpoint: When checkpoints are written and which are kept.
         tensorboard: Whether TensorBoard files are written beside `metrics.jsonl`.
+        trackers: Names of further trackers.
+        wandb: How the run stands in Weights & Biases.
+        trackio: How the run stands in trackio.
         profile: Which steps are traced.
         eval: Settings of eval.py.
         probe: Settings of the linear probe.
@@ -109,6 +113,8 @@ class TrainConfig(Config):
             lambda run: not run.init_from,
             "no parameters are read; name the model directories to read",
         ),
+        NoEffect(("wandb",), "trackers", lambda run: "wandb" not in run.trackers, "name 'wandb' there"),
+        NoEffect(("trackio",), "trackers", lambda run: "trackio" not in run.trackers, "name 'trackio' there"),
     )
 
     model: VlmConfig
@@ -130,6 +136,9 @@ class TrainConfig(Config):
     validation: Mapping[str, ValidationSettings] = field(default_factory=Sections)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     tensorboard: bool = True
+    trackers: Annotated[tuple[TrackerName, ...], Distinct()] = ()
+    wandb: WandbSettings = field(default_factory=WandbSettings)
+    trackio: TrackioSettings = field(default_factory=TrackioSettings)
     profile: ProfileSettings = field(default_factory=ProfileSettings)
     eval: EvaluationSettings = field(default_factory=EvaluationSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)

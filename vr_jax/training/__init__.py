@@ -8,7 +8,7 @@ from vr_jax.training.flops import PEAK_FLOPS, StepFlops, forward_flops, peak_flo
 from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, open_samples, put_batch
 from vr_jax.training.loop import export_newest, train
 from vr_jax.training.not_finite import NotFinite
-from vr_jax.training.optimizer import make_optimizer, make_schedule
+from vr_jax.training.optimizer import make_optimizer, make_schedule, moments
 from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
 from vr_jax.training.run_record import EXPORT_FOLDER, versions
 from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state
@@ -40,6 +40,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "make_train_step",
+    "moments",
     "open_inputs",
     "open_samples",
     "peak_flops",

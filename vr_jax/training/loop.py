@@ -46,7 +46,7 @@ from vr_jax.training.run_record import (
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
-from vr_jax.training.trackers import Picture, Trackers, open_trackers
+from vr_jax.training.trackers import Picture, Trackers, check_trackers, open_trackers
 from vr_jax.training.validation import Validation, open_validation
 
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
@@ -118,7 +118,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
 
             first = distributed.is_first()
             with (
-                open_trackers(config, workdir, resume_step=start, active=first) as trackers,
+                open_trackers(config, workdir, resume_step=start, identity=run, active=first) as trackers,
                 Progress(start=start, total=total, active=first) as progress,
                 Profiler(config.profile, workdir, start=start, total=total) as profiler,
             ):
@@ -237,6 +237,7 @@ def _check_start(
         return
     if data.tokenizer_dir is not None:
         _generation(config.model, data.tokenizer_dir)  # Its settings are exported; one that is refused is found now.
+    check_trackers(config)
     if start:
         check_data(workdir, config, data.data, start)
     exported = sum(4 * math.prod(leaf.shape) for leaf in program.tree.shapes.values())  # it holds float32

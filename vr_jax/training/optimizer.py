@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, cosine decay, gradient clipping and optional learning rates for groups of parameters.
+"""AdamW, Muon or Adafactor with warm-up, cosine decay, gradient clipping, and numbers of groups of parameters.
 
 The defaults follow LLaVA-NeXT's scripts, that is Hugging Face's Trainer (docs/design/methods.md#hyper-parameters).
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
@@ -18,6 +19,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from vr_jax.errors import ConfigError
 from vr_jax.settings import OptimizerSettings
+from vr_jax.training.adafactor import scale_by_adafactor
 
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 # Parameters, or arrays that belong to them, by path (docs/design/architecture.md#parameter-paths).
@@ -67,20 +69,18 @@ def make_optimizer(
     """Builds the optimizer of the trained parameters.
 
     Args:
-        settings: Adam's numbers, weight decay, clipping and the learning rates of groups.
+        settings: The optimizer's numbers, weight decay, clipping, and the learning rates and decays of groups.
         schedule: The learning rate of an update (`make_schedule`).
         paths: The paths of the trained parameters. The optimizer works on a dictionary with these keys.
 
     Raises:
-        ConfigError: A group of `lr_groups` has no effect, or all learning rates are 0.
+        ConfigError: A group of `lr_groups` or `weight_decay_groups` has no effect, or all learning rates are 0.
     """
     paths = list(paths)
     check_groups(settings, paths, [])
     # The schedule is that of `lr`; a group's updates are scaled by the ratio of the two learning rates.
-    factors = {
-        path: next((lr for glob, lr in settings.lr_groups if matches(path, [glob])), settings.lr) / settings.lr
-        for path in paths
-    }
+    factors = {path: _of_group(path, settings.lr_groups, settings.lr) / settings.lr for path in paths}
+    weight_decays = {path: _of_group(path, settings.weight_decay_groups, settings.weight_decay) for path in paths}
 
     def scale_groups(updates: Params, params: Params | None = None) -> Params:
         del params
@@ -89,16 +89,36 @@ def make_optimizer(
     def decay_mask(params: Params) -> dict[str, bool]:
         return {path: decays(path) for path in params}
 
-    scale = optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
-    if settings.name == "muon":
-        scale = optax.partition({"muon": _scale_by_muon(settings), "adam": scale}, _labels)
+    def add_decay(updates: Params, params: Params) -> Params:
+        decayed = {path: not isinstance(update, optax.MaskedNode) for path, update in updates.items()}
+        return {
+            path: update + weight_decays[path] * params[path] if decayed[path] else update
+            for path, update in updates.items()
+        }
+
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        scale,
-        optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
+        _scale(settings),
+        optax.masked(optax.stateless(add_decay), decay_mask),
         optax.stateless(scale_groups),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _of_group(path: str, groups: Iterable[tuple[str, float]], default: float) -> float:
+    """The number of the first group that a parameter belongs to, or that of the parameters in none."""
+    return next((number for glob, number in groups if matches(path, [glob])), default)
+
+
+def _scale(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """Turns gradients into updates of about the root mean square 1, before the learning rate."""
+    if settings.name == "adafactor":
+        return scale_by_adafactor(settings.decay_rate, settings.clipping_threshold)
+    dtype = jnp.dtype(settings.first_moment_dtype)
+    adam = optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=dtype)
+    if settings.name == "muon":
+        return optax.partition({"muon": _scale_by_muon(settings), "adam": adam}, _labels)
+    return adam
 
 
 def is_matrix(path: str, shape: Sequence[int]) -> bool:
@@ -129,7 +149,12 @@ def _scale_by_muon(settings: OptimizerSettings) -> optax.GradientTransformation:
         return scaled
 
     return optax.chain(
-        optax.contrib.scale_by_muon(beta=0.95, eps=settings.eps, weight_dimension_numbers=dimensions),
+        optax.contrib.scale_by_muon(
+            beta=0.95,
+            eps=settings.eps,
+            mu_dtype=jnp.dtype(settings.first_moment_dtype),
+            weight_dimension_numbers=dimensions,
+        ),
         optax.stateless(scale),
     )
 
@@ -146,19 +171,35 @@ def no_match(field: str, glob: str, paths: Sequence[str]) -> ConfigError:
 
 
 def check_groups(settings: OptimizerSettings, trained: list[str], frozen: list[str]) -> None:
-    """Checks that every group of `lr_groups` has an effect and that something is trained.
+    """Checks that every group of parameters has an effect and that something is trained.
 
     Args:
-        settings: The learning rates.
+        settings: The learning rates and weight decays.
         trained: The paths of the trained parameters.
         frozen: The paths of the other parameters.
 
     Raises:
-        ConfigError: A group has no effect, or all learning rates are 0.
+        ConfigError: A group of `lr_groups` or `weight_decay_groups` has no effect, or all learning rates are 0.
     """
+    left = _check_globs("config.optimizer.lr_groups", settings.lr_groups, trained, frozen)
+    if not left and not any(lr for _, lr in settings.lr_groups):
+        raise ConfigError(
+            "config.optimizer.lr_groups gives every trained parameter the learning rate 0: nothing would be trained"
+        )
+    where = "config.optimizer.weight_decay_groups"
+    _check_globs(where, settings.weight_decay_groups, trained, frozen)
+    for glob, _ in settings.weight_decay_groups:
+        if not any(matches(path, [glob]) and decays(path) for path in trained):
+            raise ConfigError(
+                f"{where}: {glob!r} has no effect, because it matches biases and norm scales only, which are never "
+                "decayed; drop it"
+            )
+
+
+def _check_globs(where: str, groups: Iterable[tuple[str, float]], trained: list[str], frozen: list[str]) -> list[str]:
+    """Checks that every glob counts for a trained parameter, and returns the parameters that no glob matches."""
     left = trained
-    for glob, _ in settings.lr_groups:
-        where = "config.optimizer.lr_groups"
+    for glob, _ in groups:
         if not any(matches(path, [glob]) for path in [*trained, *frozen]):
             raise no_match(where, glob, [*trained, *frozen])
         if not any(matches(path, [glob]) for path in trained):
@@ -172,10 +213,7 @@ def check_groups(settings: OptimizerSettings, trained: list[str], frozen: list[s
                 "match counts; put it before them"
             )
         left = [path for path in left if not matches(path, [glob])]
-    if not left and not any(lr for _, lr in settings.lr_groups):
-        raise ConfigError(
-            "config.optimizer.lr_groups gives every trained parameter the learning rate 0: nothing would be trained"
-        )
+    return left
 
 
 def optimizer_shardings(
@@ -189,14 +227,43 @@ def optimizer_shardings(
     Args:
         optimizer: The optimizer.
         params: The trained parameters without arrays, by path.
-        shardings: Their shardings. Each moment is laid out like its parameter.
+        shardings: Their shardings. Each moment is laid out like its parameter, and the factors of a second moment along
+            the axes that they share with it.
         replicated: The sharding of the counters.
     """
 
     def of(path: Any, leaf: Any) -> jax.sharding.NamedSharding:
         del leaf
         names = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        return next((shardings[name] for name in names if name in shardings), replicated)
+        name = next((name for name in names if name in shardings), None)
+        if name is None:
+            return replicated
+        whole, without = shardings[name], _REDUCED.get(_field(path))
+        if without is None:
+            return whole
+        axes = [*whole.spec, *[None] * (len(params[name].shape) - len(whole.spec))]
+        del axes[without]
+        return jax.sharding.NamedSharding(whole.mesh, jax.sharding.PartitionSpec(*axes))
 
     found: optax.OptState = jax.tree_util.tree_map_with_path(of, jax.eval_shape(optimizer.init, params))
     return found
+
+
+# The fields of optimizers' states that hold moments, and the axis of the parameter that a factor of them lacks.
+_FIRST, _SECOND, _REDUCED = ("mu",), ("nu", "rows", "columns", "full"), {"rows": -1, "columns": -2}
+
+
+def _field(path: Any) -> str:
+    """The innermost named field of a state that a path of a leaf goes through."""
+    return next((key.name for key in reversed(path) if isinstance(key, jax.tree_util.GetAttrKey)), "")
+
+
+def moments(state: optax.OptState) -> tuple[list[Any], list[Any]]:
+    """Returns the first and the second moments in an optimizer's state, which holds besides them only counters.
+
+    Args:
+        state: The state, as arrays or as their shapes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    first, second = ([leaf for path, leaf in leaves if _field(path) in fields] for fields in (_FIRST, _SECOND))
+    return first, second

@@ -34,7 +34,7 @@ from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
 RUN_FILE, PARAMETERS_FILE, FIRST_BATCH_FILE = "run.json", "parameters.txt", "first_batch.html"
 EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
 # What a run writes to its folder, and would replace or continue.
-WRITTEN = (FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, EXPORT_FOLDER, PROFILE_FOLDER)
+WRITTEN = (FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb", EXPORT_FOLDER, PROFILE_FOLDER)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
 

@@ -3,7 +3,7 @@
 A tracker is one file here (`protocol.py` says what it does). `Trackers` gives everything to all of them.
 """
 
-from vr_jax.training.trackers.choice import open_trackers
+from vr_jax.training.trackers.choice import check_trackers, open_trackers
 from vr_jax.training.trackers.group import Trackers
 from vr_jax.training.trackers.jsonl import METRICS_FILE, read_metrics
 from vr_jax.training.trackers.protocol import TENSORBOARD_FOLDER, Picture, TrackedRun, Tracker
@@ -15,6 +15,7 @@ __all__ = [
     "TrackedRun",
     "Tracker",
     "Trackers",
+    "check_trackers",
     "open_trackers",
     "read_metrics",
 ]

@@ -28,6 +28,7 @@ class Trackers:
         resume_step: int,
         others: Sequence[Tracker] = (),
         config: Mapping[str, Any] | None = None,
+        identity: str = "",
         active: bool = True,
     ):
         """Opens the trackers.
@@ -37,6 +38,7 @@ class Trackers:
             resume_step: The last step of the checkpoint that the run continues from; 0 for a new run.
             others: The trackers besides `metrics.jsonl`.
             config: The settings of the run, which trackers may show; JSON-safe.
+            identity: What tells the run apart from all others, the same at each of its starts.
             active: Whether this process writes. Of several processes only the first one does.
 
         Raises:
@@ -47,7 +49,11 @@ class Trackers:
         if not active:
             return
         run = TrackedRun(
-            workdir=workdir, resume_step=resume_step, written_step=written_step(workdir), config=config or {}
+            workdir=workdir,
+            resume_step=resume_step,
+            written_step=written_step(workdir),
+            config=config or {},
+            identity=identity,
         )
         self._record = JsonlTracker()
         self._record.start(run)

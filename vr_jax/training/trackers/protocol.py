@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 TENSORBOARD_FOLDER = "tensorboard"
 VALIDATION = "validation/"
@@ -21,12 +21,14 @@ class TrackedRun:
         written_step: The last step that earlier starts have recorded. A run that was killed has recorded steps after
             its last checkpoint, which are computed again; a tracker that cannot take steps back leaves them out.
         config: The settings of the run, JSON-safe.
+        identity: What tells the run apart from all others, the same at each of its starts.
     """
 
     workdir: Path
     resume_step: int = 0
     written_step: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Picture:
 Cell = str | int | float | None
 
 
-class Tracker(Protocol):
+class Tracker:
     """The interface of a tracker. A subclass implements what it can show; the rest does nothing.
 
     A method may raise any exception: `Trackers` then says so in one line, and never calls the tracker again.
