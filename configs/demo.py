@@ -107,6 +107,7 @@ CONFIG = {
         "exif_rotation": False,
         "workers": 0,
         "allow_changed": False,
+        "allow_other_weights": False,
         "max_skipped": 0.01,
         "max_pixels": 89_478_485,
     },

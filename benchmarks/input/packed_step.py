@@ -40,7 +40,7 @@ def packed(sizes: Sizes, shape: BatchShape, lookahead: int | None = None) -> lis
     packer = RowPacker(shape, lookahead=lookahead or 16 + 2 * shape.rows)
     batches = []
     for index, (tokens, tiles) in enumerate(sizes):
-        packer.offer(IndexedExample(index, _example(index, tokens, tiles)))
+        packer.offer(IndexedExample((0, index), _example(index, tokens, tiles)))
         if packer.complete:
             batches.append([[int(example.id) for example in row] for row in packer.take()])
     return batches

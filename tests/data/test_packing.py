@@ -35,7 +35,7 @@ def batches(sizes, packer, resume_after=None):
     """
     result = []
     for index, (tokens, tiles) in enumerate(sizes):
-        packer.offer(IndexedExample(index, example(index, tokens, tiles)))
+        packer.offer(IndexedExample((0, index), example(index, tokens, tiles)))
         while packer.complete:
             result.append([[int(e.id) for e in row] for row in packer.take()])
             if len(result) == resume_after:
@@ -106,12 +106,12 @@ def test_rows_are_filled_one_after_another():
 def test_a_batch_is_complete_when_it_could_not_hold_all_but_the_newest():
     packer = RowPacker(SHAPE, lookahead=2)
     for index, size in enumerate([100, 100, 100, 1, 1]):
-        packer.offer(IndexedExample(index, example(index, size, 0)))
+        packer.offer(IndexedExample((0, index), example(index, size, 0)))
         assert not packer.complete
-    packer.offer(IndexedExample(5, example(5, 1, 0)))
+    packer.offer(IndexedExample((0, 5), example(5, 1, 0)))
     assert packer.complete
     assert [[int(e.id) for e in row] for row in packer.take()] == [[0], [1], [2]]
-    assert [arrival.index for arrival in packer.pending()] == [3, 4, 5]
+    assert [arrival.place[1] for arrival in packer.pending()] == [3, 4, 5]
 
 
 def test_tiles_bound_rows_too():
@@ -142,7 +142,7 @@ def test_a_row_is_chosen_from_the_oldest_examples_only():
     """An example beyond the oldest `CANDIDATES` waits, even if it would fill the row best."""
     packer = RowPacker(BatchShape(rows=1, tokens=100, tiles=1, tile_size=2))
     for index in range(CANDIDATES + 1):
-        packer.offer(IndexedExample(index, example(index, 10 if index == CANDIDATES else 90, 0)))
+        packer.offer(IndexedExample((0, index), example(index, 10 if index == CANDIDATES else 90, 0)))
     assert [e.id for e in packer.take()[0]] == ["0"]
     assert [e.id for e in packer.take()[0]] == ["1", str(CANDIDATES)]
 
@@ -150,6 +150,6 @@ def test_a_row_is_chosen_from_the_oldest_examples_only():
 def test_an_example_that_no_row_can_hold_is_refused():
     packer = RowPacker(SHAPE)
     with pytest.raises(ValueError, match=r"sample 7 has 101 tokens and 1 tiles, but a row has room for 100 and 10"):
-        packer.offer(IndexedExample(7, example(7, 101, 1)))
+        packer.offer(IndexedExample((0, 7), example(7, 101, 1)))
     with pytest.raises(ValueError, match="lookahead = 0"):
         RowPacker(SHAPE, lookahead=0)

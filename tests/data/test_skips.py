@@ -155,6 +155,22 @@ def test_every_reason_says_what_helps():
     assert DataSettings().max_pixels == MAX_PIXELS
 
 
+def test_the_counts_of_several_processes_are_added_and_continued_by_one():
+    parts = [SkipStatistics(max_fraction=0.1) for _ in range(3)]
+    for number, one in enumerate(parts):
+        one.update(batch(10, Skip(f"s{number}", "missing_image", "gone"), Skip("both", "broken_image", "torn")))
+    total = SkipStatistics(max_fraction=0.1)
+    for one in parts:
+        total.add_state(json.loads(json.dumps(one.get_state())))
+    assert (total.used, total.counts) == (30, {"missing_image": 3, "broken_image": 3})
+    assert sorted(total.examples) == ["both", "s0", "s1", "s2"]
+    first, other = SkipStatistics(max_fraction=0.1), SkipStatistics(max_fraction=0.1)
+    first.set_state(total.get_state())
+    other.set_state(total.get_state(), counts=False)
+    assert (first.used, first.skipped, other.used, other.skipped) == (30, 6, 0, 0)
+    assert other.examples == total.examples, "they are not logged again"
+
+
 def test_state_survives_json(caplog):
     statistics = SkipStatistics()
     statistics.update(batch(60, BROKEN))

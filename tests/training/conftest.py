@@ -20,9 +20,11 @@ def shared_programs():
     """Runs whose updates are the same computation share one program, which is traced once."""
     build_program = functools.cache(loop.build_program)
 
-    def shared(config, mesh, total, tree=None):
+    def shared(config, mesh, total, tree=None, sources=()):
         same = {"init_from": "", "allow_different": (), "seed": 0, "tokenizer": "", "tensorboard": False}
-        return build_program(dataclasses.replace(config, checkpoint=CheckpointSettings(), **same), mesh, total)
+        return build_program(
+            dataclasses.replace(config, checkpoint=CheckpointSettings(), **same), mesh, total, None, sources
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build_program", shared)

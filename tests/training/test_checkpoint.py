@@ -198,3 +198,24 @@ def test_the_room_for_a_whole_run_is_found_before_it(saved, monkeypatch):
     assert "keep fewer checkpoints, free some space, or choose another --workdir" in message
     check(1_000 + max(0, each - present), saves=1)
     check(1_000, saves=0)
+
+
+def test_one_process_looks_at_the_files_of_all_processes_that_wrote(tmp_path, monkeypatch):
+    """Three processes wrote; the second one of two that continue looks at the records of the second one alone."""
+    for process in range(3):
+        monkeypatch.setattr(checksums.distributed, "process_index", lambda process=process: process)
+        (tmp_path / f"ocdbt.process_{process}").mkdir()
+        (tmp_path / f"ocdbt.process_{process}" / "data").write_bytes(bytes([process] * 8))
+        checksums.write_record(tmp_path)
+    (tmp_path / "ocdbt.process_2" / "data").write_bytes(bytes(8))
+
+    def looked_at(index, count):
+        monkeypatch.setattr(checksums.distributed, "process_index", lambda: index)
+        monkeypatch.setattr(checksums.distributed, "process_count", lambda: count)
+        return checksums.record_files(tmp_path, 3)
+
+    names = [[path.name for path in looked_at(index, 2)] for index in (0, 1)]
+    assert names == [["checksums.process_0.json", "checksums.process_2.json"], ["checksums.process_1.json"]]
+    assert checksums.find_damage(looked_at(1, 2)) is None
+    assert "ocdbt.process_2/data: CRC-32 differs" in checksums.find_damage(looked_at(0, 2))
+    assert "ocdbt.process_2/data: CRC-32 differs" in checksums.find_damage(looked_at(0, 1))

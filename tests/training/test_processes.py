@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,10 +142,72 @@ def test_two_processes_equal_one(whole, tmp_path):
     for got, expected in zip(jax.tree.leaves(arrays(tmp_path)), jax.tree.leaves(arrays(whole)), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
-    # One process alone cannot continue what two began: each had its own place in the data.
+    # One process alone continues what two began, from exactly their parameters.
+    by_two = arrays(tmp_path)
+    shutil.rmtree(tmp_path / "model")
     code, errors = finish(start(tmp_path))
-    assert code == 2
-    assert "was written by 2 processes" in errors
+    assert code == 0, errors
+    assert "finished: step 20 is the last of the run" in errors
+    jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), by_two)
+
+
+ADDED = 120  # samples of each of two sources, of which the whole run reads less than an epoch
+
+
+def text_files(folder):
+    """Two data files of texts, named by the letter of their source and a number."""
+    for letter in "ab":
+        records = [
+            {
+                "id": f"{letter}{k}",
+                "conversations": [{"from": "human", "value": "Q" + "x" * (7 * k % 30)}, {"from": "gpt", "value": "A"}],
+            }
+            for k in range(ADDED)
+        ]
+        (folder / f"{letter}.json").write_text(json.dumps(records))
+
+
+def processes_read(workdir, count, steps):
+    """Continues the run of the texts on some processes, of one device each; what they read at each step, by process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    shared = (f"--set=mesh.replica={count}", "--set=mesh.fsdp=1", f"--set=steps={steps}", f"--texts={workdir}")
+    if count > 1:
+        shared = (*shared, f"--processes={count}", f"--coordinator={address}")
+    processes = [start(workdir / "run", f"--process={k}", *shared, devices=1) for k in range(count)]
+    for code, errors in map(finish, processes):
+        assert code == 0, errors
+    return [json.loads((workdir / f"read_{count}_{k}.json").read_text()) for k in range(count)]
+
+
+@pytest.mark.slow  # Six processes train: more than a minute. tests/data/test_elastic.py shows it within one process.
+def test_a_run_continues_on_other_numbers_of_processes_with_every_sample_once(tmp_path):
+    """2, then 3, then 1: no sample comes twice, none is left out, and counts and losses of each source are exact."""
+    text_files(tmp_path)
+    read = []  # of each step, the names of the samples of all processes
+    for count, steps in ((2, 3), (3, 6), (1, 8)):
+        by_process = processes_read(tmp_path, count, steps)
+        read += [[name for one in by_process for name in one[k]] for k in range(len(by_process[0]))]
+    assert len(read) == 8
+    records = written(tmp_path / "run")
+    for record, names in zip(records, read, strict=True):
+        for letter in "ab":
+            assert record[f"samples/{letter}"] == sum(name[0] == letter for name in names)
+        assert record["targets/a"] + record["targets/b"] == record["targets"]
+        parts = sum(record[f"loss/{letter}"] * record[f"targets/{letter}"] for letter in "ab")
+        assert parts / record["targets"] == pytest.approx(record["loss"], rel=1e-5)
+    names = [name for step in read for name in step]
+    assert len(names) > 60
+    assert len(set(names)) == len(names)
+    # Unshuffled, the sources alternate. What was not read in front of the last sample waits in the packer or is dealt.
+    run = json.loads((tmp_path / "run" / "checkpoints" / "8" / "run" / "metadata").read_text())
+    (state,) = run["data"]
+    waiting = [f"{'ab'[stream]}{index}" for stream, index in [*state["pending"], *state["left"][state["next"] :]]]
+    assert sorted(names + waiting) == sorted(
+        f"{letter}{k}" for letter in "ab" for k in range(len(names + waiting) // 2)
+    )
+    assert run["skip_statistics"]["used"] == len(names)
 
 
 def data_file(folder):

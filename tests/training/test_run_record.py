@@ -101,7 +101,8 @@ class Position:
     def get_state(self):
         return self.state
 
-    def set_state(self, state):
+    def set_state(self, states):
+        (state,) = states
         if state["identity"] != self.state["identity"]:
             raise UserError("of other settings")
         self.state = state
@@ -114,7 +115,7 @@ def test_another_number_of_records_is_read_from_the_beginning_where_that_is_allo
     def resume(config, iterator):
         statistics = SkipStatistics(max_fraction=1.0)
         restored = Restored(
-            step=2, state=None, data=saved, config=config.to_dict(), skip_statistics=statistics.get_state()
+            step=2, state=None, data=[saved], config=config.to_dict(), skip_statistics=statistics.get_state()
         )
         _resume(restored, config, iterator, statistics)
         return iterator.get_state()["next"]

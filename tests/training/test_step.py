@@ -45,7 +45,17 @@ class Run:
     state: TrainState
 
 
-def run(mesh_shape, *, model=None, globs=PHASE2, accumulation=1, start=None, batches=STEPS, frozen_dtype="float32"):
+def run(
+    mesh_shape,
+    *,
+    model=None,
+    globs=PHASE2,
+    accumulation=1,
+    start=None,
+    batches=STEPS,
+    frozen_dtype="float32",
+    sources=(),
+):
     tree = ModelTree(model or tiny_config())
     mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
     settings = OptimizerSettings(lr=3e-3, warmup_ratio=0.2)
@@ -53,7 +63,9 @@ def run(mesh_shape, *, model=None, globs=PHASE2, accumulation=1, start=None, bat
     trainable = tree.trainable(globs)
     optimizer = make_optimizer(settings, schedule, trainable)
     abstract = abstract_state(tree, optimizer, trainable, mesh, frozen_dtype)
-    step = make_train_step(tree, optimizer, schedule, abstract, accumulation=accumulation, loss_chunk=8)
+    step = make_train_step(
+        tree, optimizer, schedule, abstract, accumulation=accumulation, loss_chunk=8, sources=sources
+    )
     batches = [noise_batch(i) for i in range(batches)] if isinstance(batches, int) else batches
     with jax.set_mesh(mesh):
         if start is None:
@@ -129,6 +141,44 @@ def test_one_step_equals_plain_full_logits_training(single):
     value, grads = jax.jit(jax.value_and_grad(loss))(start.params)
     assert single.series[0]["loss"] == pytest.approx(float(value), rel=1e-6)
     assert single.series[0]["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-5)
+
+
+def with_sources(batch, count):
+    """The batch with samples of several sources in its rows, and none of the last source."""
+    rows = np.arange(len(batch.tokens))[:, None]
+    source = np.where(batch.segment_ids > 0, (batch.segment_ids + rows // 2) % (count - 1), 0)
+    return batch.replace(token_source=source.astype(np.int32))
+
+
+@pytest.mark.parametrize("mesh_shape", quick([(1, 1, 1), (2, 2, 2)], (2, 2, 2)))
+def test_the_numbers_of_each_source_are_those_of_its_tokens(mesh_shape):
+    """On one device, and on eight in two micro-batches, against a loop over the samples."""
+    names = ("a", "b", "c", "none")
+    batch = with_sources(noise_batch(0), len(names))
+    options = {"model": PLAIN, "globs": ("decoder.*", "projector.*"), "batches": [batch], "sources": names}
+    found = run(mesh_shape, accumulation=1 + (mesh_shape != (1, 1, 1)), **options)
+    tree = ModelTree(PLAIN)
+    model = tree.build({**found.start.frozen, **found.start.params})
+    logits = np.asarray(jax.jit(lambda batch: model.logits(model(batch)[0]))(jax.tree.map(jnp.asarray, batch)))
+    losses, samples = {name: [] for name in names}, dict.fromkeys(names, 0)
+    for row, segments in enumerate(batch.segment_ids):
+        for segment in range(1, segments.max() + 1):
+            (places,) = np.nonzero(segments == segment)
+            name = names[batch.token_source[row, places[0]]]
+            samples[name] += 1
+            for place in places[1:]:
+                if batch.loss_mask[row, place]:
+                    before = logits[row, place - 1].astype(np.float64)
+                    losses[name].append(np.log(np.exp(before).sum()) - before[batch.tokens[row, place]])
+    (numbers,) = found.series
+    for name in names:
+        assert numbers[f"samples/{name}"] == samples[name]
+        assert numbers[f"targets/{name}"] == len(losses[name])
+        expected = np.mean(losses[name]) if losses[name] else 0.0
+        assert numbers[f"loss/{name}"] == pytest.approx(expected, rel=1e-5)
+    assert samples["none"] == 0 < min(samples[name] for name in "abc")
+    total = sum(numbers[f"loss/{name}"] * numbers[f"targets/{name}"] for name in names)
+    assert total / numbers["targets"] == pytest.approx(numbers["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", quick(MODELS, "plain"))

@@ -100,8 +100,8 @@ class NoiseIterator:
     def get_state(self) -> dict:
         return {"number": self.number}
 
-    def set_state(self, state: dict) -> None:
-        self.number = state["number"]
+    def set_state(self, states: list[dict]) -> None:
+        (self.number,) = {state["number"] for state in states}
 
     def close(self) -> None:
         pass

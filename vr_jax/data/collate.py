@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from vr_jax.data.types import Example, HostBatch, Skip
-from vr_jax.model.batch import NO_CELL, OPTIONAL_FIELDS, Batch, BatchShape
+from vr_jax.model.batch import NO_CELL, OPTIONAL_FIELDS, SOURCES, Batch, BatchShape
 
 
 def collate(
@@ -26,8 +26,9 @@ def collate(
         shape: The sizes of the batch.
         pad_side: The side of a row's padding. "left" aligns prompts at the right, as generation needs it.
         skipped: The unusable samples that the batch reports.
-        optional: Names of the optional fields of `Batch` that the model needs (`VlmConfig.batch_fields`), whether the
-            examples have them or not. An example with weighted cells adds those fields.
+        optional: Names of the optional fields of `Batch` that the batch has, whether the examples have them or not:
+            those that the model needs (`VlmConfig.batch_fields`), and `SOURCES` for several sources. An example with
+            weighted cells adds those fields.
 
     Raises:
         ValueError: There are more rows, tokens or tiles than `shape` has, or tiles of another size.
@@ -50,8 +51,8 @@ def collate(
     }
     weighted = any(example.vision_cells is not None for row in rows for example in row)
     for name in {*optional, *(("vision_cells", "vision_weights") if weighted else ())}:
-        axis, width, dtype = OPTIONAL_FIELDS[name]
-        arrays[name] = np.zeros((shape.rows, getattr(shape, axis), width), dtype)
+        axis, inner, dtype = OPTIONAL_FIELDS[name]
+        arrays[name] = np.zeros((shape.rows, getattr(shape, axis), *inner), dtype)
     for index, row in enumerate(rows):
         _check_row(index, row, shape)
         used = sum(len(example.tokens) for example in row)
@@ -99,6 +100,8 @@ def _put(
     if "grid_positions" in arrays:
         arrays["grid_positions"][at] = arrays["positions"][at][:, None] if positions is None else positions[:, 1:]
     arrays["segment_ids"][at] = segment
+    if SOURCES in arrays:
+        arrays[SOURCES][at] = example.source
     vision = example.vision_cell >= 0
     base = tile * example.cells_per_tile
     arrays["vision_cell"][at] = np.where(vision, example.vision_cell + base, example.vision_cell)

@@ -70,7 +70,7 @@ class FiniteIterator(Iterator[HostBatch]):
 
     def __init__(
         self,
-        samples: Generator[IndexedExample | Skip],
+        samples: Generator[Example | Skip],
         packer: RowPacker,
         optional: frozenset[str],
         max_batches: int | None,
@@ -113,7 +113,7 @@ class FiniteIterator(Iterator[HostBatch]):
             if isinstance(sample, Skip):
                 skipped.append(sample)
             else:
-                self._packer.offer(sample)
+                self._packer.offer(IndexedExample((0, 0), sample))  # Nobody asks for its place.
         return self._packer.take() if self._packer.pending() else [], skipped
 
     def close(self) -> None:

@@ -15,14 +15,14 @@ CANDIDATES = 64
 
 @dataclass(frozen=True)
 class IndexedExample:
-    """An example with its position in the sample sequence, by which a resumed run finds it again.
+    """An example with its place in the streams of samples, by which a resumed run finds it again.
 
     Attributes:
-        index: The position.
+        place: The stream, and the index in it (`vr_jax.data.mixture`).
         example: The example.
     """
 
-    index: int
+    place: tuple[int, int]
     example: Example
 
     @property

@@ -1,34 +1,35 @@
 """The training iterator: samples are shuffled, divided among processes, prepared in workers, packed into batches.
 
 Grain reads the sequence of samples. Packing happens behind it in the main process, so the batches do not depend on the
-number of workers. The state of the iterator is the position in the sequence and the positions of the examples that the
-packer still holds. Preparing a sample is deterministic, so these examples are prepared again on resume instead of being
-saved.
+number of workers. The state of the iterator is how far this process is in the sequence that all processes share
+(`vr_jax.data.mixture`), and the places of the examples that the packer still holds. Preparing a sample is
+deterministic, so these examples are prepared again on resume instead of being saved.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
 import grain
 
 from vr_jax.data.collate import collate
+from vr_jax.data.elastic import STATE_VERSION, check_state, dealt, places_of
+from vr_jax.data.mixture import OwnPlaces, PlacedSamples, mixture_of, streams_of
 from vr_jax.data.packing import IndexedExample, RowPacker
-from vr_jax.data.preparing import PrepareSample, indexed, prepared_samples
+from vr_jax.data.preparing import PrepareSample, as_example, prepared_samples
 from vr_jax.data.processor import Processor
-from vr_jax.data.shuffle import BlockShuffle
 from vr_jax.data.skips import CHECK_COMMAND, SkipStatistics, TooManySkips, logger, summary
 from vr_jax.data.sources import Source
-from vr_jax.data.types import HostBatch, Skip
+from vr_jax.data.types import Example, HostBatch, Skip
 from vr_jax.errors import UserError
-from vr_jax.model.batch import BatchShape
+from vr_jax.model.batch import SOURCES, BatchShape
 
-STATE_VERSION = 2
 TELL_SECONDS = 10.0  # after which a batch that is not ready yet is told of
 
 
@@ -48,6 +49,7 @@ def make_train_iterator(
     lookahead: int | None = None,
     prefetch_batches: int = 2,
     max_skipped: float = 1.0,
+    allow_other_weights: bool = False,
 ) -> TrainIterator:
     """Makes an iterator over training batches. The caller closes it after use with `iterator.close()`.
 
@@ -69,12 +71,16 @@ def make_train_iterator(
         prefetch_batches: The number of batches that are made ahead.
         max_skipped: The share of unusable samples above which the next batch raises `TooManySkips`, by the rule of
             `vr_jax.data.skips`. It applies to each sample as it comes, and to each whole epoch.
+        allow_other_weights: Whether `set_state` takes a state of other weights or shares of the sources. Each source
+            then goes on from where it was.
 
     Returns:
         The iterator. `get_state()` is a small JSON-safe dictionary, and `set_state()` of another iterator with the same
-        arguments continues bit for bit; only `num_workers` and `prefetch_batches` may differ. Samples that cannot be
-        used are in `HostBatch.skipped` of the next batch. If not one sample of a whole epoch can be used, the next
-        batch raises `TooManySkips`, whatever `max_skipped` is.
+        arguments continues bit for bit; only `num_workers` and `prefetch_batches` may differ. `set_state()` also takes
+        the list of the states of all processes. If those were another number, which shared as many rows, their samples
+        are dealt to the processes that continue (`vr_jax.data.elastic`). Samples that cannot be used are in
+        `HostBatch.skipped` of the next batch. If not one sample of a whole epoch can be used, the next batch raises
+        `TooManySkips`, whatever `max_skipped` is.
 
     Raises:
         UserError: The source has no samples.
@@ -84,36 +90,27 @@ def make_train_iterator(
         raise ValueError(f"process_index = {process_index}: expected 0..{process_count - 1}")
     if not len(source):
         raise UserError(f"{source!r} has no samples; check the path and the split of the data.")
-    samples: grain.MapDataset = grain.MapDataset.source(source)
-    blocks = getattr(source, "blocks", None)
-    if shuffle and blocks is not None:
-        samples = BlockShuffle(samples, blocks=blocks, seed=seed)
-    elif shuffle:
-        samples = samples.shuffle(seed=seed)
-    samples = samples.repeat(num_epochs)[process_index::process_count]
-    elements = samples.map(PrepareSample(processor.limited_to(shape)))
+    mixture = mixture_of(source, seed, shuffle=shuffle)
+    end = None if num_epochs is None else num_epochs * mixture.epoch
+    prepare = PrepareSample(processor.limited_to(shape))
+    identity = {
+        **dataclasses.asdict(dataclasses.replace(shape, rows=shape.rows * process_count)),
+        **{"samples": getattr(source, "lengths", len(source)), "counts": getattr(source, "counts", None), "end": end},
+        **{"seed": seed, "shuffle": shuffle, "packing": packing, "lookahead": lookahead},
+    }
     if lookahead is None:
         lookahead = 16 + 2 * shape.rows if packing else 1
-    identity = {
-        **dataclasses.asdict(shape),
-        **{
-            "samples": getattr(source, "lengths", len(source)),
-            "seed": seed,
-            "shuffle": shuffle,
-            "packing": packing,
-            "lookahead": lookahead,
-        },
-        **{"process_index": process_index, "process_count": process_count},
-    }
+    names = getattr(source, "names", ())
     batches = _BatchIterator(
-        elements,
+        [stream.map(prepare) for stream in streams_of(source, seed, shuffle=shuffle)],
+        OwnPlaces(mixture, (), 0, process_index, process_count, end),
         RowPacker(shape, packing=packing, lookahead=lookahead),
         start=skip_first,
-        epoch=-(-len(source) // process_count),
         max_skipped=max_skipped,
         num_workers=num_workers,
-        optional=processor.config.batch_fields,
-        identity=identity,
+        optional={*processor.config.batch_fields, *([SOURCES] if len(names) > 1 else [])},
+        identity=json.loads(json.dumps(identity)),
+        allow_other_weights=allow_other_weights,
     )
     return TrainIterator(batches, prefetch_batches)
 
@@ -144,44 +141,57 @@ def _close_if_alive(reference: weakref.ref[grain.DatasetIterator]) -> None:
 class _BatchIterator(grain.DatasetIterator[HostBatch]):
     """Packs prepared samples into batches, and stops where too many of them cannot be used.
 
-    After `epoch` skipped samples in a row no usable sample is expected any more.
+    After as many skipped samples in a row as this process has of an epoch, no usable sample is expected any more.
     """
 
     def __init__(
         self,
-        elements: grain.MapDataset,
+        streams: Sequence[grain.MapDataset],
+        own: OwnPlaces,
         packer: RowPacker,
         *,
         start: int,
-        epoch: int,
         max_skipped: float,
         num_workers: int,
         optional: Collection[str],
         identity: dict[str, Any],
+        allow_other_weights: bool,
     ):
         super().__init__()
-        self._elements = elements
+        self._streams = streams
+        self._mixture = own.mixture  # as the settings have it, from its beginning
         self._packer = packer
-        self._next_element = min(start, len(elements))
-        self._epoch = epoch
+        self._epoch = -(-own.mixture.epoch // own.process_count)
         self._statistics = SkipStatistics(max_skipped)
-        self._skipped_before = 0  # the number of skipped samples when this epoch began
         self._num_workers = num_workers
         self._optional = optional
         self._identity = identity
-        self._reader: Generator[IndexedExample | Skip] | None = None
+        self._allow_other_weights = allow_other_weights
+        self._reader: Generator[Example | Skip] | None = None
+        self._start_at(own, min(start, len(own)))
+
+    def _start_at(self, own: OwnPlaces, index: int) -> None:
+        """Reads the samples of other places, from an index on."""
+        self._close_reader()
+        self._own, self._next_element = own, index
+        self._elements = PlacedSamples(self._streams, own)
+        # The samples and the skipped ones since the share of an epoch was looked at.
+        self._epoch_read, self._epoch_skipped = index % self._epoch, 0
+        self._packer.clear()
 
     def __next__(self) -> HostBatch:
         self._assert_not_closed()
         skipped: list[Skip] = []
         told = time.monotonic()
         while not self._packer.complete and self._next_element < len(self._elements):
-            element = self._read()
-            if isinstance(element, IndexedExample):
-                self._packer.offer(element)
+            place, element = self._own.place(self._next_element), self._read()
+            self._epoch_read += 1
+            if isinstance(element, Example):
+                self._packer.offer(IndexedExample(place, element))
                 self._statistics.used += 1
             else:
                 skipped.append(element)
+                self._epoch_skipped += 1
                 self._statistics.add(element)
                 self._statistics.check()
             self._check_epoch()
@@ -203,10 +213,9 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
 
     def _check_epoch(self) -> None:
         """Compares the share of skipped samples of an epoch with its limit exactly once the epoch is over."""
-        if self._next_element % self._epoch:
+        if self._epoch_read < self._epoch:
             return
-        skipped = self._statistics.skipped - self._skipped_before
-        self._skipped_before = self._statistics.skipped
+        skipped, self._epoch_read, self._epoch_skipped = self._epoch_skipped, 0, 0
         if skipped > self._statistics.max_fraction * self._epoch:
             self._statistics.refuse()
 
@@ -219,7 +228,7 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
             "".join(f"; {reason} {count}" for reason, count in self._statistics.counts.most_common(3)),
         )
 
-    def _read(self) -> IndexedExample | Skip:
+    def _read(self) -> Example | Skip:
         """Returns the next prepared sample."""
         if self._reader is None:
             self._reader = prepared_samples(self._elements, self._next_element, self._num_workers, self._packer.shape)
@@ -228,56 +237,67 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
         return element
 
     def get_state(self) -> dict[str, Any]:
-        pending = [indexed.index for indexed in self._packer.pending()]
-        statistics = self._statistics
+        own, statistics = self._own, self._statistics
+        behind = self._next_element >= len(own.left)
         return {
             "version": STATE_VERSION,
-            "next": self._next_element,
-            "pending": pending,
+            "process": [own.process_index, own.process_count],
+            "first": list(own.mixture.first),
+            "base": own.base,
+            "left": [] if behind else list(own.left),
+            "next": self._next_element - len(own.left) if behind else self._next_element,
+            "pending": [list(waiting.place) for waiting in self._packer.pending()],
             "skips": {
                 "used": statistics.used,
                 "counts": dict(statistics.counts),
-                "before_epoch": self._skipped_before,
+                "epoch": [self._epoch_read, self._epoch_skipped],
             },
             "identity": self._identity,
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state.
+    def set_state(self, state: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """Continues from a state of this process, or from the states of all processes of a run, however many.
 
         Raises:
             UserError: The state is that of an iterator with other arguments or over other data.
         """
-        if state.get("version") != STATE_VERSION:
-            raise UserError(
-                f"The saved state of the data iterator has version {state.get('version')}, but this program reads "
-                f"version {STATE_VERSION}; start the run anew."
+        own, states = self._own, state if isinstance(state, list) else [state]
+        allow = self._allow_other_weights
+        checked = [check_state(one, self._identity, allow_other_weights=allow) for one in states]
+        reweighted = any(checked)
+        mine = [one for one in states if one["process"] == [own.process_index, own.process_count]]
+        if reweighted or not mine:
+            saved = dealt(
+                states,
+                self._mixture,
+                self._identity,
+                process_index=own.process_index,
+                process_count=own.process_count,
+                reweighted=reweighted,
             )
-        saved = state["identity"]
-        differing = [
-            f"{name}: saved {saved.get(name)!r}, now {self._identity.get(name)!r}"
-            for name in sorted({*saved, *self._identity})
-            if saved.get(name) != self._identity.get(name)
-        ]
-        if differing:
-            raise UserError(
-                f"The saved state of the data iterator belongs to other settings ({'; '.join(differing)}); restore "
-                "these settings, or start the run anew."
+            logger.info(
+                "the samples of %d processes are dealt to %d%s, and %d of them wait for this process",
+                *(len(states), own.process_count, " with other weights" * reweighted, len(saved["left"])),
             )
-        self._close_reader()
-        self._next_element = state["next"]
-        skips = state["skips"]
+        else:
+            (saved,) = mine
+        self._continue(saved)
+
+    def _continue(self, saved: dict[str, Any]) -> None:
+        """Continues from a state of this process."""
+        own = places_of(saved, self._mixture, self._identity["end"])
+        self._start_at(own, saved["next"])
+        skips = saved["skips"]
         self._statistics = SkipStatistics(self._statistics.max_fraction, skips["used"], Counter(skips["counts"]))
-        self._skipped_before = skips["before_epoch"]
-        self._packer.clear()
-        for index in state["pending"]:
-            element = indexed(index, self._elements[index])
+        self._epoch_read, self._epoch_skipped = skips["epoch"]
+        for stream, inner in saved["pending"]:
+            element = as_example(self._streams[stream][inner])
             if isinstance(element, Skip):
                 raise UserError(
                     f"The sample {element.id} could be used when the state was saved, but not any more: "
                     f"{element.detail} Restore the data, or start the run anew."
                 )
-            self._packer.offer(element)
+            self._packer.offer(IndexedExample((stream, inner), element))
 
     def close(self) -> None:
         self._close_reader()

@@ -15,7 +15,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from vr_jax.data.packing import IndexedExample
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord, logger
 from vr_jax.data.types import Conversation, Example, Skip
@@ -49,7 +48,7 @@ class PrepareSample:
 
 def prepared_samples(
     elements: grain.MapDataset, start: int, num_workers: int, shape: BatchShape
-) -> Generator[IndexedExample | Skip]:
+) -> Generator[Example | Skip]:
     """Yields what `PrepareSample` made of the samples, in order; closing the generator ends threads and workers.
 
     Args:
@@ -62,18 +61,18 @@ def prepared_samples(
         return
     reader = iter(reading(elements[start:], num_workers, shape))
     try:
-        for index, element in enumerate(reader, start):
+        for element in reader:
             if num_workers and not isinstance(element, Skip):
                 # The copy frees the shared memory at once, so that it holds only what is between the processes.
                 element["tile_pixels"] = np.array(element["tile_pixels"])
-            yield indexed(index, element)
+            yield as_example(element)
     finally:
         reader.close()
 
 
-def indexed(index: int, element: dict[str, Any] | Skip) -> IndexedExample | Skip:
-    """Undoes what `PrepareSample` did to an example, which stands at an index of its sequence."""
-    return element if isinstance(element, Skip) else IndexedExample(index, Example(**element))
+def as_example(element: dict[str, Any] | Skip) -> Example | Skip:
+    """Undoes what `PrepareSample` did to an example."""
+    return element if isinstance(element, Skip) else Example(**element)
 
 
 def reading(elements: grain.MapDataset, num_workers: int, shape: BatchShape | None = None) -> grain.IterDataset:

@@ -160,6 +160,7 @@ class Processor:
             tile_pixels=pixels[0] if alone else np.concatenate([np.zeros((0, side, side, 3), np.uint8), *pixels]),
             tile_image=np.repeat(np.arange(1, len(layouts) + 1, dtype=np.int32), [one.tiles for one in layouts]),
             cells_per_tile=config.cells_per_tile,
+            source=conversation.source,
             **tiled,
             **splice(
                 text,

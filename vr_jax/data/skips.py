@@ -241,8 +241,21 @@ class SkipStatistics:
         examples = [[s.id, s.reason, s.detail] for s in self.examples.values()]
         return {"used": self.used, "counts": dict(self.counts), "examples": examples}
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `get_state` returned."""
-        self.used = int(state["used"])
-        self.counts = Counter(state["counts"])
+    def set_state(self, state: Mapping[str, Any], *, counts: bool = True) -> None:
+        """Continues from what `get_state` returned.
+
+        Args:
+            state: The counts and the logged samples.
+            counts: Whether its counts are continued too, and not only the samples that need not be logged again.
+        """
+        self.used = int(state["used"]) if counts else 0
+        self.counts = Counter(state["counts"]) if counts else Counter()
         self.examples = {item[0]: Skip(*item) for item in state["examples"]}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Adds what `get_state` of the statistics of other samples returned."""
+        self.used += int(state["used"])
+        self.counts.update(state["counts"])
+        for item in state["examples"]:
+            if sum(one.reason == item[1] for one in self.examples.values()) < LISTED:
+                self.examples.setdefault(item[0], Skip(*item))

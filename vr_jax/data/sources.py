@@ -7,6 +7,7 @@ cannot be read is a `UserError` when the source is opened; a record that cannot 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Sequence
@@ -51,15 +52,20 @@ class Source(Protocol):
 
 
 class ConcatenatedSource:
-    """Several sources that follow one another as one source.
+    """Several sources that follow one another as one source. Its records know the number of their source.
 
     Attributes:
         sources: The sources in order.
+        names: The name of each, or none if they need not be told apart.
+        counts: The number of samples of each source in an epoch of training, where they are mixed by weights or shares
+            (`vr_jax.data.mixture`); None if each record is read once.
     """
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[Source], names: Sequence[str] = (), counts: Sequence[int] | None = None):
         """Concatenates the sources."""
         self.sources = list(sources)
+        self.names = tuple(names)
+        self.counts = None if counts is None else tuple(counts)
         self._ends = np.cumsum([len(source) for source in self.sources])
 
     def __len__(self) -> int:
@@ -75,7 +81,11 @@ class ConcatenatedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index}: {self!r} has records 0..{len(self) - 1}")
         which = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[which][index - (int(self._ends[which - 1]) if which else 0)]
+        return self.part(which)[index - (int(self._ends[which - 1]) if which else 0)]
+
+    def part(self, number: int) -> SourcePart:
+        """Returns one of the sources, whose records know its number."""
+        return SourcePart(self.sources[number], number)
 
     @property
     def lengths(self) -> list[int]:
@@ -129,6 +139,32 @@ class FirstRecords:
     def __repr__(self) -> str:
         """Names the whole source."""
         return f"FirstRecords({self._source!r}, {self._count})"
+
+
+class SourcePart:
+    """One of several sources, whose records know its number."""
+
+    def __init__(self, source: Source, number: int):
+        """Gives the records of a source its number among several."""
+        self._source, self._number = source, number
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Conversation | Skip:
+        """Returns a record."""
+        record = self._source[index]
+        return record if isinstance(record, Skip) else dataclasses.replace(record, source=self._number)
+
+    @property
+    def blocks(self) -> list[int] | None:
+        """The first index of each group of records that are cheap to read together, or None."""
+        return getattr(self._source, "blocks", None)
+
+    def __repr__(self) -> str:
+        """Describes the source."""
+        return repr(self._source)
 
 
 def concatenated(sources: Sequence[Source]) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -86,11 +86,13 @@ class Conversation:
         turns: The messages in order.
         images: The encoded images (PNG, JPEG, ...) as bytes, or the paths of their files. They match the image parts
             of `turns` in order.
+        source: The number of the source of the sample among several ones.
     """
 
     id: str
     turns: tuple[Turn, ...]
     images: tuple[Path | bytes, ...] = ()
+    source: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Example:
         positions: The time, row and column axis of multi-axis rotary positions, or None where tokens are counted.
         tile_extent: Rows and columns of patches of each tile, or None where tiles are full squares.
         tile_origin: Row and column of each tile's first patch in its image, where the model's batches have it.
+        source: The number of the source of the sample among several ones.
     """
 
     id: str
@@ -129,6 +132,7 @@ class Example:
     positions: Int[np.ndarray, "n 3"] | None = None
     tile_extent: Int[np.ndarray, "t 2"] | None = None
     tile_origin: Int[np.ndarray, "t 2"] | None = None
+    source: int = 0
 
 
 @dataclass(frozen=True)

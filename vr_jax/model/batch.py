@@ -31,14 +31,16 @@ NO_CELL = -1
 NEWLINE = -2
 
 
-# The fields of a `Batch` that only some models have, each with what it describes, the
-# numbers that it has for each of them, and their type.
-OPTIONAL_FIELDS: dict[str, tuple[Literal["tokens", "tiles"], int, type[np.generic]]] = {
-    "vision_cells": ("tokens", 4, np.int32),
-    "vision_weights": ("tokens", 4, np.float32),
-    "grid_positions": ("tokens", 2, np.int32),
-    "tile_extent": ("tiles", 2, np.int32),
-    "tile_origin": ("tiles", 2, np.int32),
+# The fields of a `Batch` that only some batches have, each with what it describes, the shape of what it has for each of
+# them, and its type. `SOURCES` is there where samples come from several sources, the others for some models.
+SOURCES = "token_source"
+OPTIONAL_FIELDS: dict[str, tuple[Literal["tokens", "tiles"], tuple[int, ...], type[np.generic]]] = {
+    "vision_cells": ("tokens", (4,), np.int32),
+    "vision_weights": ("tokens", (4,), np.float32),
+    "grid_positions": ("tokens", (2,), np.int32),
+    "tile_extent": ("tiles", (2,), np.int32),
+    "tile_origin": ("tiles", (2,), np.int32),
+    SOURCES: ("tokens", (), np.int32),
 }
 
 
@@ -84,6 +86,8 @@ class Batch:
             images of any size have it (`EncoderConfig.layout`).
         tile_origin: Row and column of a tile's first patch in its image, where tiles are the windows of one grid of
             patches.
+        token_source: The number of the source of a token's sample, from 0, where samples come from several sources
+            that are told apart; 0 in padding. No model reads it.
     """
 
     tokens: Int[BatchArray, "B N"]
@@ -100,6 +104,7 @@ class Batch:
     grid_positions: Int[BatchArray, "B N 2"] | None = None
     tile_extent: Int[BatchArray, "B T 2"] | None = None
     tile_origin: Int[BatchArray, "B T 2"] | None = None
+    token_source: Int[BatchArray, "B N"] | None = None
 
     @property
     def tile_places(self) -> TilePlaces | None:
@@ -149,6 +154,6 @@ def batch_structs(shape: BatchShape, where: Sharding, optional: Collection[str] 
         "tile_pixels": struct(jnp.uint8, shape.tiles, shape.tile_size, shape.tile_size, 3),
     }
     for name in optional:
-        axis, width, dtype = OPTIONAL_FIELDS[name]
-        fields[name] = struct(dtype, getattr(shape, axis), width)
+        axis, inner, dtype = OPTIONAL_FIELDS[name]
+        fields[name] = struct(dtype, getattr(shape, axis), *inner)
     return Batch(**fields)  # type: ignore[arg-type]  # structs stand for arrays

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
-from vr_jax.fields import Config, Fraction, PositiveInt, Range, Seed, check
+from vr_jax.fields import MIN_FLOAT, Config, Fraction, PositiveInt, Range, Seed, check
 from vr_jax.path_text import OptionalPathsText, OptionalPathText, PathsText
 
 # The name of the data format, and of the tokenizer, that need no files.
 DEMO: Final = "demo"
+# How much of a source is taken, as LLaVA's data files say it.
+SAMPLING_STRATEGY = re.compile(r"all|(first|end|random):([1-9][0-9]*|([1-9][0-9]?|100)%)")
+SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+Rate = Annotated[float, Range(MIN_FLOAT, 1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,12 @@ class SourceSettings(Config):
         format: Name of the file format. When empty, it follows from the file's name.
         split: Split to read where a folder has several.
         follow_links: Whether symbolic links inside the image folder may lead out of it.
+        name: Name of the source in the numbers of the run, e.g. `loss/<name>`. When empty, it follows from the path.
+        sampling_strategy: Which records are taken, once and for all, as in LLaVA's data files: "all", or "first",
+            "end" or "random" with a number of records or a percentage, e.g. "first:1000" or "random:10%".
+        weight: Relative rate of the source's samples. All sources have one, or none. None: the source is read once in
+            an epoch.
+        share: How often each record is read in an epoch, e.g. 0.1 for another tenth of them in each epoch. None: once.
     """
 
     path: PathsText
@@ -44,6 +56,23 @@ class SourceSettings(Config):
     format: Literal["", "llava_json", "llava_parquet", "array_record"] = ""
     split: str = "train"
     follow_links: bool = False
+    name: str = ""
+    sampling_strategy: str = "all"
+    weight: Rate | None = None
+    share: Rate | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        super().__post_init__()
+        check(
+            SAMPLING_STRATEGY.fullmatch(self.sampling_strategy) is not None,
+            f"sampling_strategy = {self.sampling_strategy!r} of the source {self.path}: expected 'all', or 'first', "
+            "'end' or 'random' with a number of records or up to 100 percent of them, as in 'first:1000' or 'end:10%'",
+        )
+        check(
+            not self.name or SOURCE_NAME.fullmatch(self.name) is not None,
+            f"name = {self.name!r} of the source {self.path}: expected letters, digits, '_', '.' and '-'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +83,15 @@ class DataSettings(Config):
     place where there are several.
 
     Attributes:
-        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub; several with commas between.
+        path: File, folder, glob pattern, or name of a data set on the Hugging Face hub; several with commas between. A
+            .yaml file is one of LLaVA's lists of sources.
         images: Folder that image paths are relative to. When empty, it is the folder of each data file.
         format: Name of the file format. When empty, it follows from the file's name. "demo" generates images as long as
             `path` and `sources` are empty.
         split: Split to read where a folder has several.
         follow_links: Whether symbolic links inside the image folder may lead out of it.
-        sources: Several sources, which follow one another as one. Each has its own images, format and split.
+        sources: Several sources, which are shuffled as one, or mixed by their weights or shares. Each has its own
+            images, format and split.
         demo: The generated images of the format "demo".
         template: "chat" writes the chat format of the model, `config.model.template`. "plain" writes an image and its
             caption, as LLaVA's first phase does.
@@ -72,6 +103,8 @@ class DataSettings(Config):
         exif_rotation: Whether images are turned as their EXIF orientation says, which LLaVA does not.
         workers: Processes that decode images and tokenise. With 0, threads of the training process do it.
         allow_changed: Whether a run may continue although the data files changed since its last start.
+        allow_other_weights: Whether a run may continue although the weights or shares of its sources changed since its
+            last start. Each source goes on from where it was.
         max_skipped: Share of unusable samples above which training stops.
         max_pixels: Largest number of pixels of an image. A larger one makes its sample unusable, because it may be a
             small file that fills the memory.
@@ -91,6 +124,7 @@ class DataSettings(Config):
     exif_rotation: bool = False
     workers: Annotated[int, Range(0, 1024)] = 4
     allow_changed: bool = False
+    allow_other_weights: bool = False
     max_skipped: Fraction = 0.01
     max_pixels: Annotated[int, Range(1, 178_956_970)] = 89_478_485  # Pillow opens no larger image.
 
@@ -106,6 +140,17 @@ class DataSettings(Config):
             f"config.data.sources and {', '.join(given)} are both set; give the fields of each source in "
             "config.data.sources, or leave it empty",
         )
+        weighted = [one.weight is not None for one in self.sources]
+        check(
+            len(set(weighted)) < 2,
+            "config.data.sources: some sources have a weight and others none; give one to each of them, or to none",
+        )
+        check(
+            not (any(weighted) and any(one.share is not None for one in self.sources)),
+            "config.data.sources: there are weights and shares; give the rates of the sources in one way",
+        )
+        names = [one.name for one in self.sources if one.name]
+        check(len(set(names)) == len(names), f"config.data.sources: two sources have one name ({', '.join(names)})")
 
     @property
     def generated(self) -> bool:

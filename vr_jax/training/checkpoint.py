@@ -60,16 +60,16 @@ class Restored:
     Attributes:
         step: The step after which it was written.
         state: The state of the training.
-        data: The position in the data of this process.
+        data: The states of the iterators of all processes of the run that was saved, in their order.
         config: The settings of the run, as `TrainConfig.to_dict` returns them.
-        skip_statistics: The counts of the samples that could not be used.
+        skip_statistics: The counts of the samples of all processes that could not be used.
         unwritten: The numbers of the step, where they were not written because the run was asked to stop before its
             held-out data were measured.
     """
 
     step: int
     state: TrainState
-    data: Any
+    data: list[Any]
     config: dict[str, Any]
     skip_statistics: Any
     unwritten: Mapping[str, float] | None = None
@@ -144,9 +144,9 @@ class Checkpoints:
         Args:
             step: Number of updates done.
             state: The state of the training.
-            data: The position in the data of this process, JSON-safe.
+            data: The state of the iterator of this process, JSON-safe.
             config: The settings of the run, JSON-safe.
-            skip_statistics: The counts of the samples that could not be used, JSON-safe.
+            skip_statistics: The counts of the samples of all processes that could not be used, JSON-safe.
             metrics: The numbers of the step by name, by one of which the best checkpoints are chosen.
             unwritten: The numbers of the step that the next start writes; None if they are written.
 
@@ -282,15 +282,15 @@ class Checkpoints:
             The content of the checkpoint, or None if the run has not completed one.
 
         Raises:
-            UserError: All checkpoints are damaged, or the newest one is of another format version, another model or
-                another number of processes.
+            UserError: All checkpoints are damaged, or the newest one is of another format version or another model.
         """
         damaged = False
         for step in reversed(self.steps()):
             folder = self.directory / str(step)
-            complete = all(distributed.gather(distributed.together(checksums.record_file(folder).exists)))
+            records = distributed.together(functools.partial(_records, folder))
+            complete = all(distributed.gather(distributed.together(lambda: all(map(Path.exists, records)))))  # noqa: B023
             if complete:
-                damage = distributed.together(functools.partial(checksums.find_damage, folder))
+                damage = distributed.together(functools.partial(checksums.find_damage, records))
                 problems = [found for found in distributed.gather(damage) if found is not None]
                 if not problems:
                     return self._restore(step, abstract)
@@ -322,7 +322,7 @@ class Checkpoints:
         return Restored(
             step=step,
             state=restored["state"],
-            data=run["data"][distributed.process_index()],
+            data=run["data"],
             config=run["config"],
             skip_statistics=run["skip_statistics"],
             unwritten=run.get("unwritten"),
@@ -335,19 +335,27 @@ def has_checkpoints(workdir: Path) -> bool:
     return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
+def _records(folder: Path) -> list[Path]:
+    """Returns the records of checksums that this process looks at, whatever state the checkpoint is in."""
+    present = len(list(folder.glob(checksums.FILE_NAME.format("*"))))
+    try:
+        written_by = int(json.loads(_run_file(folder).read_text())["process_count"])
+    except (OSError, ValueError, KeyError, TypeError):  # It is damaged, which its checksums show.
+        written_by = max(1, present)
+    return checksums.record_files(folder, written_by)
+
+
+def _run_file(folder: Path) -> Path:
+    """The file of Orbax's JsonCheckpointHandler."""
+    return folder / "run" / "metadata"
+
+
 def _read_run(folder: Path) -> dict[str, Any]:
-    """Reads what a checkpoint holds beside the state, and makes sure that this run can continue from it."""
-    path = folder / "run" / "metadata"  # the file of Orbax's JsonCheckpointHandler
+    """Reads what a checkpoint holds beside the state, and makes sure that it has the format of this version."""
+    path = _run_file(folder)
     with file_errors(f"{path} cannot be read"):
         run: dict[str, Any] = json.loads(path.read_text())
     _check_version(run, folder)
-    processes = distributed.process_count()
-    if run["process_count"] != processes:
-        raise UserError(
-            f"checkpoint {folder} was written by {run['process_count']} processes, each with its own place in the "
-            f"data; found {processes}. Continue with {run['process_count']}, or start a new run from its exported "
-            "model"
-        )
     return run
 
 

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vr_jax import distributed
@@ -22,9 +22,20 @@ FILE_NAME = "checksums.process_{}.json"
 _BLOCK_BYTES = 1 << 24
 
 
-def record_file(directory: Path) -> Path:
-    """Returns the file in which this process records the checksums of a checkpoint."""
-    return directory / FILE_NAME.format(distributed.process_index())
+def record_file(directory: Path, process: int | None = None) -> Path:
+    """Returns the file in which a process, by default this one, records the checksums of a checkpoint."""
+    return directory / FILE_NAME.format(distributed.process_index() if process is None else process)
+
+
+def record_files(directory: Path, written_by: int) -> list[Path]:
+    """Returns the records that this process looks at when a run continues.
+
+    Args:
+        directory: The folder of a checkpoint.
+        written_by: The number of processes that wrote it. Their records are shared among the processes of now.
+    """
+    mine = range(distributed.process_index(), written_by, distributed.process_count())
+    return [record_file(directory, process) for process in mine]
 
 
 def write_record(directory: Path) -> None:
@@ -43,16 +54,20 @@ def write_record(directory: Path) -> None:
     write_json(record_file(directory), files)
 
 
-def find_damage(directory: Path) -> str | None:
-    """Compares the files that this process wrote with their record.
+def find_damage(records: Iterable[Path]) -> str | None:
+    """Compares the files of a checkpoint with records of their checksums.
 
     Args:
-        directory: The folder of a checkpoint that has a record.
+        records: The records, which lie in the folder of the checkpoint.
 
     Returns:
-        What differs, with the name of the file, or None.
+        What differs first, with the name of the file, or None.
     """
-    path = record_file(directory)
+    return next((found for found in map(_find_damage, records) if found is not None), None)
+
+
+def _find_damage(path: Path) -> str | None:
+    directory = path.parent
     try:
         expected = json.loads(path.read_text())
     except ValueError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,20 +12,25 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from vr_jax import distributed
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.fingerprint import fingerprint
+from vr_jax.data.llava_yaml import SUFFIXES, read_llava_yaml
+from vr_jax.data.mixture import counts_of_shares, counts_of_weights, samples_of_epoch
 from vr_jax.data.pipeline import make_train_iterator
 from vr_jax.data.processor import Processor
 from vr_jax.data.prompts.chat_templates import ChatTemplate
-from vr_jax.data.sources import Source, concatenated, open_source
+from vr_jax.data.selection import selected
+from vr_jax.data.skips import SkipStatistics
+from vr_jax.data.sources import ConcatenatedSource, Source, open_source
 from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import check
 from vr_jax.hub import local_folder
 from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.model_directory import has_tokenizer, load_tokenizer, read_sections
-from vr_jax.settings import DEMO, BatchSettings, DataSettings, TrainConfig
+from vr_jax.settings import DEMO, BatchSettings, DataSettings, SourceSettings, TrainConfig
 from vr_jax.sharding import batch_sharding, batch_shards
 from vr_jax.storage import split_paths
 
@@ -38,10 +44,14 @@ class BatchIterator(Protocol):
         """Returns this process's rows of the next global batch."""
 
     def get_state(self) -> Any:
-        """Returns the position in the data as a JSON-safe value."""
+        """Returns how far this process is in the data as a JSON-safe value."""
 
-    def set_state(self, state: Any) -> None:
-        """Continues from a position; raises UserError for one of other data."""
+    def set_state(self, states: list[Any]) -> None:
+        """Continues from the states of all processes of a run, in their order, as many as it then had.
+
+        Raises:
+            UserError: They are those of other data, or cannot be shared among the processes of now.
+        """
 
     def close(self) -> None:
         """Ends the processes and threads that read ahead."""
@@ -53,10 +63,11 @@ class Inputs:
 
     Attributes:
         iterator: An endless iterator of this process's rows of each global batch.
-        samples: Samples of one epoch, before any is skipped, over all processes.
+        samples: Samples of one epoch, before any is skipped, over all processes and sources.
         tokenizer_dir: Folder of the tokenizer's files, which the exported model gets.
         data: What tells these data apart from others (`vr_jax.data.fingerprint`); None where nothing does.
         processor: Prepares a sample; None where the batches are not made of samples.
+        sources: The names of the sources, by which the numbers of the run are told apart; empty if there is only one.
     """
 
     iterator: BatchIterator
@@ -64,6 +75,7 @@ class Inputs:
     tokenizer_dir: Path | None
     data: Mapping[str, Any] | None = None
     processor: Processor | None = None
+    sources: tuple[str, ...] = ()
 
 
 def init_directories(config: TrainConfig) -> list[Path]:
@@ -107,7 +119,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         UserError: The data, the tokenizer or the shapes cannot work. Nothing has been trained by then.
     """
     check_batch(config.batch, mesh)
-    source = open_training_source(config.data)
+    source = open_training_source(config.data, config.seed)
     directory = tokenizer_directory(config, workdir)
     processor = _processor(config, _tokenizer(config, directory))
     processes = jax.process_count()
@@ -124,8 +136,11 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
         process_index=jax.process_index(),
         process_count=processes,
         max_skipped=config.data.max_skipped,
+        allow_other_weights=config.data.allow_other_weights,
     )
-    return Inputs(iterator, len(source), directory, fingerprint(source), processor)
+    names = getattr(source, "names", ())
+    names = names if len(names) > 1 else ()
+    return Inputs(iterator, samples_of_epoch(source), directory, fingerprint(source), processor, names)
 
 
 def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Source, Processor, BatchShape]:
@@ -138,7 +153,7 @@ def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Sou
     Raises:
         UserError: The data or the tokenizer cannot work.
     """
-    source = open_training_source(config.data) if source is None else source
+    source = open_training_source(config.data, config.seed) if source is None else source
     directory = Path() if config.tokenizer == DEMO else tokenizer_directory(config, Path())
     return source, _processor(config, _tokenizer(config, directory)), _batch_shape(config, 1)
 
@@ -179,30 +194,100 @@ def _processor(config: TrainConfig, tokenizer: Any) -> Processor:
     return processor
 
 
-def open_training_source(data: DataSettings) -> Source:
-    """Opens the samples that a run trains on: one source, several that follow one another, or generated images.
+def training_sources(data: DataSettings) -> tuple[SourceSettings, ...]:
+    """Returns the sources that the settings of the data name, those of LLaVA's list in a YAML file among them.
+
+    Raises:
+        UserError: The file cannot be read, or one of its fields is not known.
+    """
+    listed = [one.path for one in data.sources if one.path.endswith(SUFFIXES)]
+    check(not listed, f"config.data.sources: {', '.join(listed)} lists sources itself; give it as config.data.path")
+    if not data.path.endswith(SUFFIXES):
+        return data.all_sources
+    (one,) = data.all_sources
+    check(
+        one.format in ("", "llava_json") and one.split == "train",
+        f"config.data.path = {one.path} lists JSON files of LLaVA: leave config.data.format and config.data.split out",
+    )
+    return tuple(
+        SourceSettings(path=path, images=one.images, follow_links=one.follow_links, sampling_strategy=strategy)
+        for path, strategy in read_llava_yaml(Path(one.path))
+    )
+
+
+def open_training_source(data: DataSettings, seed: int = 0) -> Source:
+    """Opens the samples that a run trains on: one source, several, or generated images.
+
+    Args:
+        data: The settings of the data.
+        seed: The seed of the records that sources choose at random.
 
     Raises:
         UserError: No source is set, or one of them cannot be opened.
     """
     if data.generated:
         return DemoSource(data.split, data.demo.size, data.demo.seed, turns=data.demo.turns)
-    if not data.all_sources:
+    sources = training_sources(data)
+    if not sources:
         raise ConfigError("config.data.path is not set: give the training data, e.g. --config.data.path=FILE.json")
     if data.format == DEMO:
         logger.info("config.data.path is set, so the generated images of config.data.format = %r are not used", DEMO)
-    return concatenated(
-        [
+    opened = [
+        selected(
             open_source(
                 one.path,
                 images=one.images or None,
                 format=one.format or None,
                 split=one.split,
                 follow_links=one.follow_links,
-            )
-            for one in data.all_sources
-        ]
-    )
+            ),
+            one.sampling_strategy,
+            seed,
+        )
+        for one in sources
+    ]
+    counts = _counts(sources, [len(source) for source in opened])
+    if len(opened) == 1 and counts is None:
+        return opened[0]
+    return ConcatenatedSource(opened, source_names(sources), counts)
+
+
+def _counts(sources: Sequence[SourceSettings], lengths: list[int]) -> tuple[int, ...] | None:
+    """The samples of each source in an epoch, or None if each record is read once.
+
+    Raises:
+        ConfigError: The weight or the share of a source is so small that an epoch has no sample of it.
+    """
+    if all(one.weight is None and one.share is None for one in sources):
+        return None
+    weights = [one.weight for one in sources if one.weight is not None]
+    if weights:
+        counts = counts_of_weights(lengths, weights)
+    else:
+        counts = counts_of_shares(lengths, [1.0 if one.share is None else one.share for one in sources])
+    for one, count, length in zip(sources, counts, lengths, strict=True):
+        rate = f"share = {one.share}" if one.weight is None else f"weight = {one.weight}"
+        check(
+            count > 0,
+            f"config.data.sources: an epoch of {sum(counts)} samples has none of {one.path} ({length} records, "
+            f"{rate}); raise its rate, or leave it out",
+        )
+    return counts
+
+
+def source_names(sources: Sequence[SourceSettings]) -> tuple[str, ...]:
+    """Returns the names of sources: those that are set, and otherwise the last parts of their paths, made different."""
+    found: list[str] = [one.name for one in sources]
+    for number, one in enumerate(sources):
+        if one.name:
+            continue
+        last = Path(split_paths(one.path)[0].rstrip("/")).name
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", last.removesuffix(Path(last).suffix)).strip("_.-") or "source"
+        name, k = stem, 1
+        while name in found:
+            name, k = f"{stem}-{k + 1}", k + 1
+        found[number] = name
+    return tuple(found)
 
 
 def tokenizer_directory(config: TrainConfig, workdir: Path) -> Path:
@@ -231,6 +316,18 @@ def tokenizer_directory(config: TrainConfig, workdir: Path) -> Path:
     else:
         where = "config.tokenizer and config.init_from are empty"
     raise UserError(f"no tokenizer: {where}; set config.tokenizer to a directory with tokenizer.json")
+
+
+def over_processes(mine: SkipStatistics) -> SkipStatistics:
+    """Returns the counts of the samples of all processes, which call it together.
+
+    Args:
+        mine: The counts of this process.
+    """
+    found = SkipStatistics(mine.max_fraction)
+    for state in distributed.gather(mine.get_state()):
+        found.add_state(state)
+    return found
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -92,7 +92,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             distributed.told(),
         ):
             total = total_steps(config, data.samples)
-            program = distributed.together(lambda: build_program(config, mesh, total, tree))
+            program = distributed.together(lambda: build_program(config, mesh, total, tree, data.sources))
             validation = distributed.together(lambda: open_validation(config, program, data, workdir, total))
             skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
             restored = checkpoints.restore_newest(program.abstract)
@@ -159,20 +159,22 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         recorder.flush()
                         recorder.check_targets()
                         watch.parameters(step, state.params, "saved or exported")
-                        distributed.together(skip_statistics.check)
+                        skips = inputs.over_processes(skip_statistics)
+                        distributed.together(skips.check)
                         checkpoints.save(
                             step,
                             state,
                             data=data.iterator.get_state(),
                             config=config.to_dict(),
-                            skip_statistics=skip_statistics.get_state(),
+                            skip_statistics=skips.get_state(),
                             metrics={LOSS: recorder.mean_loss_since_last_save(), **measured},
                             unwritten=unwritten,
                         )
                     if stop and step < total:
                         checkpoints.finish()
                         raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
-            distributed.together(lambda: skip_statistics.check(final=True))
+            skips = inputs.over_processes(skip_statistics)
+            distributed.together(lambda: skips.check(final=True))
             checkpoints.finish()
             export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
 
@@ -266,7 +268,7 @@ def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
 
 
 def _samples(position: Any) -> int | None:
-    """The number of records that a position in the data belongs to, where it names one."""
+    """The number of records that the state of an iterator belongs to, where it names one."""
     return position.get("identity", {}).get("samples") if isinstance(position, dict) else None
 
 
@@ -280,7 +282,7 @@ def _resume(
             logger.warning(
                 "config.%s was %s when the checkpoint was written, now %s", name, old.get(name), new.get(name)
             )
-    before, now = _samples(restored.data), _samples(iterator.get_state())
+    before, now = _samples(restored.data[0]), _samples(iterator.get_state())
     try:
         if config.data.allow_changed and before != now:
             logger.warning("there were %s records, now %s: they are read from their beginning", before, now)
@@ -291,7 +293,8 @@ def _resume(
             f"cannot continue from step {restored.step}: {str(error).removesuffix('.')}. Use the data settings of the "
             "run, or start a new one"
         ) from error
-    skip_statistics.set_state(restored.skip_statistics)
+    # They are those of all processes. The first one continues them, and the others count what is new.
+    skip_statistics.set_state(restored.skip_statistics, counts=distributed.is_first())
     logger.info("continuing from step %d", restored.step)
 
 

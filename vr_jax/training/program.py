@@ -6,6 +6,7 @@ Training runs it, the export reads its shapes, and the planner compiles it for d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optax
@@ -48,7 +49,9 @@ class TrainProgram:
     step: TrainStep
 
 
-def build_program(config: TrainConfig, mesh: Mesh, total_steps: int, tree: ModelTree | None = None) -> TrainProgram:
+def build_program(
+    config: TrainConfig, mesh: Mesh, total_steps: int, tree: ModelTree | None = None, sources: Sequence[str] = ()
+) -> TrainProgram:
     """Builds the computation of a run. Nothing is allocated or compiled.
 
     Args:
@@ -56,6 +59,7 @@ def build_program(config: TrainConfig, mesh: Mesh, total_steps: int, tree: Model
         mesh: The devices.
         total_steps: Number of updates, after which the learning rate has decayed.
         tree: The model's parameters, where the caller has them already.
+        sources: The names of the sources of the samples, where the numbers of an update tell them apart.
 
     Raises:
         ConfigError: The model cannot be built or trained, or a glob matches no parameter.
@@ -74,6 +78,7 @@ def build_program(config: TrainConfig, mesh: Mesh, total_steps: int, tree: Model
         abstract,
         accumulation=config.batch.accumulation,
         loss_chunk=config.loss_chunk,
+        sources=sources,
     )
     return TrainProgram(config.model, mesh, tree, trainable, schedule, optimizer, abstract, step)
 

@@ -95,8 +95,10 @@ class Recorder:
         work = self._flops.total(**{unit: values[unit] for unit in ("tiles", "tokens", "pairs", "targets")})
         numbers: dict[str, float | None] = {
             **{
-                name: value for name, value in values.items() if name != "pairs"
-            },  # Pairs serve the count of operations.
+                name: None if name.startswith("loss/") and not values[f"targets/{name[5:]}"] else value
+                for name, value in values.items()
+                if name != "pairs"  # Pairs serve the count of operations.
+            },
             "seconds": seconds,
             "tokens_per_s": values["tokens"] / seconds,
             "samples_per_s": values["samples"] / seconds,

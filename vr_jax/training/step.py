@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vr_jax.kernels.cross_entropy import cross_entropy, next_token_targets
+from vr_jax.kernels.cross_entropy import cross_entropy, cross_entropy_of_each, next_token_targets
 from vr_jax.model.batch import Batch
 from vr_jax.sharding import constrain, replicated
 from vr_jax.training.optimizer import Params, Schedule
 from vr_jax.training.state import ModelTree, TrainState, shardings_of
 
 Metrics = dict[str, Float[Array, ""]]
+# A loss, and the sums of the losses of each source where several are told apart.
+Losses = tuple[Float[Array, ""], Float[Array, " S"] | None]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 LossStep = Callable[[TrainState, Batch], Metrics]
 
@@ -63,6 +65,28 @@ def group_norms(name: str, params: Params) -> Metrics:
     return {f"{name}/{part}": optax.global_norm(leaves) for part, leaves in parts.items()}
 
 
+def source_counts(batch: Batch, count: int) -> dict[str, Float[Array, " S"]]:
+    """Counts the `samples` and the `targets` of each source of a batch.
+
+    Args:
+        batch: A global batch with `token_source`.
+        count: The number S of sources.
+    """
+    begins = jnp.diff(batch.segment_ids, axis=1, prepend=0) != 0
+    marks = {
+        "samples": begins & (batch.segment_ids > 0),
+        "targets": next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)[1],
+    }
+    return {name: sums_by_source(values.astype(jnp.float32), batch, count) for name, values in marks.items()}
+
+
+def sums_by_source(values: Float[Array, "B N"], batch: Batch, count: int) -> Float[Array, " S"]:
+    """Returns the sums of numbers of the tokens of a batch over each of S sources."""
+    assert batch.token_source is not None
+    own = batch.token_source == jnp.arange(count)[:, None, None]
+    return jnp.sum(jnp.where(own, values, 0.0), axis=(1, 2))
+
+
 def split_micro_batches(batch: Batch, count: int) -> Batch:
     """Adds a leading axis of micro-batches: (B, ...) becomes (count, B / count, ...).
 
@@ -78,8 +102,10 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
     return batches
 
 
-def summed_loss(tree: ModelTree, params: Params, frozen: Params, batch: Batch, loss_chunk: int) -> Float[Array, ""]:
-    """Returns the cross-entropy of all targets of a batch together, in nats.
+def summed_losses(
+    tree: ModelTree, params: Params, frozen: Params, batch: Batch, loss_chunk: int, sources: int = 0
+) -> Losses:
+    """Returns the cross-entropy of all targets of a batch together, in nats, and that of the targets of each source.
 
     Args:
         tree: The model's parameters.
@@ -87,11 +113,15 @@ def summed_loss(tree: ModelTree, params: Params, frozen: Params, batch: Batch, l
         frozen: The frozen parameters by path.
         batch: The samples.
         loss_chunk: Positions of one device whose logits exist at a time.
+        sources: The number S of sources that are told apart; 0 if none are, and then there is no second part.
     """
     model = tree.build({**frozen, **params})
     hidden, _ = model(batch)
     targets, counts = next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)
-    return cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
+    if not sources:
+        return cross_entropy(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk), None
+    total, each = cross_entropy_of_each(hidden, model.head_kernel(), targets, counts, chunk=loss_chunk)
+    return total, sums_by_source(each, batch, sources)
 
 
 def make_loss_step(tree: ModelTree, mesh: Mesh, *, loss_chunk: int = 1024) -> LossStep:
@@ -108,7 +138,8 @@ def make_loss_step(tree: ModelTree, mesh: Mesh, *, loss_chunk: int = 1024) -> Lo
     """
 
     def step(state: TrainState, batch: Batch) -> Metrics:
-        return {"loss": summed_loss(tree, state.params, state.frozen, batch, loss_chunk), **batch_counts(batch)}
+        total, _ = summed_losses(tree, state.params, state.frozen, batch, loss_chunk)
+        return {"loss": total, **batch_counts(batch)}
 
     return jax.jit(step, out_shardings=replicated(mesh))
 
@@ -121,6 +152,7 @@ def make_train_step(
     *,
     accumulation: int = 1,
     loss_chunk: int = 1024,
+    sources: Sequence[str] = (),
 ) -> TrainStep:
     """Builds the jitted update.
 
@@ -135,32 +167,39 @@ def make_train_step(
         abstract: Shapes, types and shardings of the state.
         accumulation: Micro-batches of an update.
         loss_chunk: Positions of one device whose logits exist at a time.
+        sources: The names of the sources of the samples, if several are told apart; batches then have `token_source`.
+            The numbers of a step then have `samples/<name>`, `targets/<name>` and the mean loss `loss/<name>`, which is
+            0 where a batch has no target of the source.
 
     Returns:
         A function of a state and a global batch that returns the next state and the numbers of the step. It is called
         under `jax.set_mesh`, and reuses (donates) the memory of the state that it is given.
     """
 
-    def mean_loss(params: Params, frozen: Params, batch: Batch, targets_in_step: Array) -> Float[Array, ""]:
-        return summed_loss(tree, params, frozen, batch, loss_chunk) / targets_in_step
+    def mean_loss(
+        params: Params, frozen: Params, batch: Batch, targets_in_step: Array
+    ) -> tuple[Float[Array, ""], Float[Array, " S"] | None]:
+        total, of_sources = summed_losses(tree, params, frozen, batch, loss_chunk, len(sources))
+        return total / targets_in_step, of_sources
 
-    def gradients(state: TrainState, batch: Batch, targets_in_step: Array) -> tuple[Float[Array, ""], Params]:
-        value_and_grad = jax.value_and_grad(mean_loss)
+    def gradients(state: TrainState, batch: Batch, targets_in_step: Array) -> tuple[Losses, Params]:
+        value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
         if accumulation == 1:
             return value_and_grad(state.params, state.frozen, batch, targets_in_step)
 
-        def add(carry: tuple[Float[Array, ""], Params], micro: Batch) -> tuple[tuple[Float[Array, ""], Params], None]:
+        def add(carry: tuple[Losses, Params], micro: Batch) -> tuple[tuple[Losses, Params], None]:
             part = value_and_grad(state.params, state.frozen, micro, targets_in_step)
             return jax.tree.map(jnp.add, carry, part), None
 
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params))
+        of_sources = jnp.zeros(len(sources), jnp.float32) if sources else None
+        zero = ((jnp.zeros((), jnp.float32), of_sources), jax.tree.map(jnp.zeros_like, state.params))
         total, _ = jax.lax.scan(add, zero, split_micro_batches(batch, accumulation))
         return total
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         counts = batch_counts(batch)
         # A batch without any target has loss 0 and no gradient.
-        loss, grads = gradients(state, batch, jnp.maximum(counts["targets"], 1.0))
+        (loss, of_sources), grads = gradients(state, batch, jnp.maximum(counts["targets"], 1.0))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -168,6 +207,10 @@ def make_train_step(
             **group_norms("param_norm", params),
             **group_norms("update_norm", updates),
         }
+        if of_sources is not None:
+            own = source_counts(batch, len(sources))
+            own["loss"] = of_sources / jnp.maximum(own["targets"], 1.0)
+            metrics |= {f"{name}/{source}": one[k] for name, one in own.items() for k, source in enumerate(sources)}
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), None))

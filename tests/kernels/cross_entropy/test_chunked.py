@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.kernels.cross_entropy.cases import LENGTH, ROWS, WORDS, exact, plain, problem, value_and_gradients
 from tests.noise import assert_within_noise
-from vr_jax.kernels.cross_entropy import cross_entropy, reference
+from vr_jax.kernels.cross_entropy import cross_entropy, cross_entropy_of_each, reference
 from vr_jax.sharding import batch_sharding, make_mesh
 
 CHUNK = 4
@@ -23,6 +23,29 @@ def test_value_and_gradients(chunk):
     found = value_and_gradients(functools.partial(cross_entropy, chunk=chunk))(*problem())
     assert_within_noise(found, exact(*problem()), plain(*problem()))
     assert not np.any(found[1][0][1]), "a row without targets has no gradient"
+
+
+def each_by_formula(hidden, kernel, targets, mask):
+    logits = np.einsum("bnd,dv->bnv", *(np.asarray(x, np.float64) for x in (hidden, kernel)))
+    lse = np.log(np.exp(logits).sum(-1))
+    return np.where(mask, lse - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0], 0.0)
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, 7, 1000])
+def test_the_loss_of_each_position_and_no_gradient_through_it(chunk):
+    hidden, kernel, targets, mask = problem()
+
+    def loss(hidden, kernel):
+        total, each = cross_entropy_of_each(hidden, kernel, targets, mask, chunk=chunk)
+        return total + 100 * each.sum(), each
+
+    def plain_loss(hidden, kernel):
+        return cross_entropy(hidden, kernel, targets, mask, chunk=chunk)
+
+    (_, each), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, kernel)
+    np.testing.assert_allclose(each, each_by_formula(*problem()), rtol=1e-5, atol=1e-5)
+    expected = jax.grad(plain_loss, argnums=(0, 1))(hidden, kernel)
+    jax.tree.map(np.testing.assert_array_equal, gradients, expected)
 
 
 def all_shapes(jaxpr):
@@ -137,3 +160,8 @@ def test_a_mesh_changes_nothing_and_the_kernels_gradient_leaves_a_device_once(me
     reduced = re.findall(rf"f32\[\d+,{words}\][^=]*all-reduce\(", text)
     assert len(scattered) == (mesh.shape["fsdp"] > 1)
     assert len(reduced) == (mesh.shape["replica"] > 1)
+
+    with jax.set_mesh(mesh):
+        function = jax.jit(functools.partial(cross_entropy_of_each, chunk=CHUNK))
+        each = function(*(jax.device_put(x, own if x is not kernel else cut) for x in arrays))[1]
+    np.testing.assert_allclose(each, each_by_formula(*arrays), rtol=1e-5, atol=1e-5)

@@ -56,4 +56,30 @@ def cross_entropy(
     Returns:
         The sum over the masked positions in nats, float32.
     """
-    return chunked.cross_entropy(hidden, kernel, targets, mask, chunk)
+    return chunked.cross_entropy(hidden, kernel, targets, mask, chunk, False)[0]
+
+
+def cross_entropy_of_each(
+    hidden: Float[Array, "B N D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, "B N"]]:
+    """Computes what `cross_entropy` does, and the cross-entropy of each position from the same logits.
+
+    Args:
+        hidden: Hidden states after the final norm. On a mesh, rows are divided over the batch axes.
+        kernel: The language model head.
+        targets: The token that each position predicts.
+        mask: The positions that enter the loss.
+        chunk: Positions per chunk on each device.
+
+    Returns:
+        The sum over the masked positions in nats, float32, and the part of each position, which is zero where the mask
+        is False. Gradients pass through the sum alone.
+    """
+    total, each = chunked.cross_entropy(hidden, kernel, targets, mask, chunk, True)
+    assert each is not None
+    return total, each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,42 +13,56 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.sharding import BATCH_AXES, activation_spec, batch_shards, constrain, mesh_in_context
 
-# The loss, and the gradients by hidden states and by kernel where they are asked for.
+# The loss, that of each position, and the gradients by hidden states and by kernel, the last three where they are asked
+# for.
 _Gradients = tuple[Float[Array, "B N D"] | None, Float[Array, "D V"] | None]
-_LossAndGradients = tuple[Float[Array, ""], Float[Array, "B N D"] | None, Float[Array, "D V"] | None]
+_Losses = tuple[Float[Array, ""], Float[Array, "B N"] | None]
+_LossesAndGradients = tuple[
+    Float[Array, ""], Float[Array, "B N"] | None, Float[Array, "B N D"] | None, Float[Array, "D V"] | None
+]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
     hidden: Float[Array, "B N D"],
     kernel: Float[Array, "D V"],
     targets: Int[Array, "B N"],
     mask: Bool[Array, "B N"],
     chunk: int,
-) -> Float[Array, ""]:
-    """Computes `reference.cross_entropy` in chunks; see `api.cross_entropy`."""
-    return _loss_and_gradients(hidden, kernel, targets, mask, chunk, for_hidden=False, for_kernel=False)[0]
+    each: bool,
+) -> _Losses:
+    """Computes `reference.cross_entropy` in chunks, and the loss of each position if asked; see `api`."""
+    return _loss_and_gradients(hidden, kernel, targets, mask, chunk, each, for_hidden=False, for_kernel=False)[:2]
 
 
 def _forward(
-    hidden: CustomVJPPrimal, kernel: CustomVJPPrimal, targets: CustomVJPPrimal, mask: CustomVJPPrimal, chunk: int
-) -> tuple[Array, _Gradients]:
+    hidden: CustomVJPPrimal,
+    kernel: CustomVJPPrimal,
+    targets: CustomVJPPrimal,
+    mask: CustomVJPPrimal,
+    chunk: int,
+    each: bool,
+) -> tuple[_Losses, _Gradients]:
     """Computes the loss, and the gradients of the arguments that are differentiated."""
-    loss, d_hidden, d_kernel = _loss_and_gradients(
+    loss, losses, d_hidden, d_kernel = _loss_and_gradients(
         hidden.value,
         kernel.value,
         targets.value,
         mask.value,
         chunk,
+        each,
         for_hidden=hidden.perturbed,
         for_kernel=kernel.perturbed,
     )
-    return loss, (d_hidden, None if d_kernel is None else d_kernel.astype(kernel.value.dtype))
+    return (loss, losses), (d_hidden, None if d_kernel is None else d_kernel.astype(kernel.value.dtype))
 
 
-def _backward(chunk: int, gradients: _Gradients, cotangent: Array) -> tuple[Array | None, Array | None, None, None]:
-    del chunk
-    d_hidden, d_kernel = (None if x is None else (x * cotangent).astype(x.dtype) for x in gradients)
+def _backward(
+    chunk: int, each: bool, gradients: _Gradients, cotangents: tuple[Array, Any]
+) -> tuple[Array | None, Array | None, None, None]:
+    del chunk, each
+    # What the losses of single positions are used for has no gradient.
+    d_hidden, d_kernel = (None if x is None else (x * cotangents[0]).astype(x.dtype) for x in gradients)
     return d_hidden, d_kernel, None, None
 
 
@@ -60,23 +75,26 @@ def _loss_and_gradients(
     targets: Int[Array, "B N"],
     mask: Bool[Array, "B N"],
     chunk: int,
+    each: bool,
     *,
     for_hidden: bool,
     for_kernel: bool,
-) -> _LossAndGradients:
+) -> _LossesAndGradients:
     """Computes the loss and the requested gradients; on a mesh each device does so for its own rows."""
     # The kernel is gathered over `fsdp` here, once, and not in every chunk.
     kernel = constrain(kernel.astype(hidden.dtype), None, "vocab")
-    chunks = functools.partial(_chunks, chunk=chunk, for_hidden=for_hidden, for_kernel=for_kernel)
+    chunks = functools.partial(_chunks, chunk=chunk, each=each, for_hidden=for_hidden, for_kernel=for_kernel)
     mesh = mesh_in_context()
     if mesh is None or hidden.shape[0] % batch_shards(mesh):
         return chunks(hidden, kernel, targets, mask, jnp.sum(mask))
     rows, (_, vocab) = P(BATCH_AXES), activation_spec(kernel.shape, None, "vocab", mesh=mesh)
     scattered = mesh.shape["fsdp"] > 1 and kernel.shape[0] % mesh.shape["fsdp"] == 0
 
-    def own_rows(hidden: Array, kernel: Array, targets: Array, mask: Array) -> tuple[Array, Array | None, Array | None]:
+    def own_rows(
+        hidden: Array, kernel: Array, targets: Array, mask: Array
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
         most = jax.lax.pmax(jnp.sum(mask), BATCH_AXES)
-        loss, d_hidden, d_kernel = chunks(hidden, kernel, targets, mask, most, vocab_axis=vocab)
+        loss, losses, d_hidden, d_kernel = chunks(hidden, kernel, targets, mask, most, vocab_axis=vocab)
         if d_kernel is not None:
             # The gradient leaves a device once, not once per chunk, and goes at once to the device that updates this
             # piece of the kernel.
@@ -84,13 +102,13 @@ def _loss_and_gradients(
                 d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", scatter_dimension=0, tiled=True)
             left = ("replica",) if scattered else BATCH_AXES
             d_kernel = jax.lax.psum(d_kernel, tuple(axis for axis in left if mesh.shape[axis] > 1))
-        return jax.lax.psum(loss, BATCH_AXES), d_hidden, d_kernel
+        return jax.lax.psum(loss, BATCH_AXES), losses, d_hidden, d_kernel
 
-    found: _LossAndGradients = jax.shard_map(
+    found: _LossesAndGradients = jax.shard_map(
         own_rows,
         mesh=mesh,
         in_specs=(rows, P(None, vocab), rows, rows),
-        out_specs=(P(), rows, P("fsdp" if scattered else None, vocab)),
+        out_specs=(P(), rows, rows, P("fsdp" if scattered else None, vocab)),
         check_vma=False,
     )(hidden, kernel, targets, mask)
     return found
@@ -104,10 +122,11 @@ def _chunks(
     most: Int[Array, ""],
     *,
     chunk: int,
+    each: bool,
     for_hidden: bool,
     for_kernel: bool,
     vocab_axis: str | None = None,
-) -> _LossAndGradients:
+) -> _LossesAndGradients:
     """Computes the loss and the requested gradients of one device's rows, chunk after chunk.
 
     Args:
@@ -118,6 +137,7 @@ def _chunks(
         most: The masked positions of the device that has most of them. All devices skip the same chunks, because a
             chunk communicates over `vocab_axis`.
         chunk: Positions per chunk.
+        each: Whether the loss of each position is returned.
         for_hidden: Whether the gradient by `hidden` is computed.
         for_kernel: Whether the gradient by `kernel` is computed.
         vocab_axis: The mesh axis over which the vocabulary is divided, if any.
@@ -141,7 +161,7 @@ def _chunks(
 
     def compute(
         kernel: Array, d_kernel: Array | None, index: Array, target: Array, counted: Array
-    ) -> tuple[Array, Array | None, Array | None]:
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
         x = flat[index]
         logits = jnp.einsum("td,dv->tv", x, kernel, preferred_element_type=jnp.float32)
         lse = jax.nn.logsumexp(logits, axis=-1)
@@ -150,7 +170,7 @@ def _chunks(
             lse = largest + jnp.log(over_vocabulary(jnp.exp(lse - largest)))
         hit = words == target[:, None]
         target_logit = over_vocabulary(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1))
-        loss = jnp.sum(jnp.where(counted, lse - target_logit, 0.0))
+        losses = jnp.where(counted, lse - target_logit, 0.0)
         d_x = None
         if for_hidden or for_kernel:
             d_logits = jnp.where(counted[:, None], jnp.exp(logits - lse[:, None]) - hit, 0.0).astype(x.dtype)
@@ -159,27 +179,30 @@ def _chunks(
             d_x = over_vocabulary(d_x).astype(x.dtype)
         if d_kernel is not None:
             d_kernel += jnp.einsum("td,tv->dv", x, d_logits, preferred_element_type=jnp.float32)
-        return loss, d_kernel, d_x
+        return jnp.sum(losses), losses if each else None, d_kernel, d_x
 
     def skip(
         kernel: Array, d_kernel: Array | None, index: Array, target: Array, counted: Array
-    ) -> tuple[Array, Array | None, Array | None]:
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+        losses = jnp.zeros(chunk, jnp.float32) if each else None
         d_x = jnp.zeros((chunk, flat.shape[-1]), flat.dtype) if for_hidden else None
-        return jnp.zeros((), jnp.float32), d_kernel, d_x
+        return jnp.zeros((), jnp.float32), losses, d_kernel, d_x
 
     def body(
         carry: tuple[Array, Array | None], part: tuple[Array, ...]
-    ) -> tuple[tuple[Array, Array | None], Array | None]:
+    ) -> tuple[tuple[Array, Array | None], tuple[Array | None, Array | None]]:
         total, d_kernel = carry
         start, *arrays = part
-        loss, d_kernel, d_x = jax.lax.cond(start < most, compute, skip, kernel, d_kernel, *arrays)
-        return (total + loss, d_kernel), d_x
+        loss, losses, d_kernel, d_x = jax.lax.cond(start < most, compute, skip, kernel, d_kernel, *arrays)
+        return (total + loss, d_kernel), (losses, d_x)
 
     starts = jnp.arange(0, mask.size + padding, chunk)
     parts = (starts, *(in_chunks(x) for x in (order, targets[order], mask[order])))
     zero = jnp.zeros(kernel.shape, jnp.float32) if for_kernel else None
-    (total, d_kernel), d_x = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), parts)
-    if d_x is None:
-        return total, None, d_kernel
-    d_hidden = d_x.reshape(-1, flat.shape[-1])[jnp.argsort(order)]
-    return total, d_hidden.reshape(hidden.shape), d_kernel
+    (total, d_kernel), (losses, d_x) = jax.lax.scan(body, (jnp.zeros((), jnp.float32), zero), parts)
+
+    def at_positions(x: Array | None, *inner: int) -> Array | None:
+        """Undoes the reordering, where there is something."""
+        return None if x is None else x.reshape(-1, *inner)[jnp.argsort(order)].reshape(*hidden.shape[:2], *inner)
+
+    return total, at_positions(losses), at_positions(d_x, flat.shape[-1]), d_kernel
