@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tests.tiny import tiny_config, tiny_decoder
-from vr_jax.data.batch_page import batch_page, batch_pictures, samples_of, tile_png
+from vr_jax.data.batch_page import batch_images, batch_page, samples_of, tile_png
 from vr_jax.data.collate import collate
 from vr_jax.data.demo.source import encode_png
 from vr_jax.data.demo.tokenizer import demo_tokenizer
@@ -92,6 +92,6 @@ def test_long_batches_are_shortened():
 
 def test_trackers_get_the_first_tiles_with_the_names_of_their_samples():
     host, _ = batch()
-    pictures = batch_pictures(host, rows=1, tiles=1)
-    assert [caption for _, caption in pictures] == ["first, tile 1", "<b>second</b>, tile 1"]
-    assert all(png.startswith(b"\x89PNG") for png, _ in pictures)
+    captioned = batch_images(host, rows=1, tiles=1)
+    assert [caption for _, caption in captioned] == ["first, tile 1", "<b>second</b>, tile 1"]
+    assert all(png.startswith(b"\x89PNG") for png, _ in captioned)

@@ -133,7 +133,7 @@ def batch_page(batch: HostBatch, tokenizer: Any, *, step: int, facts: Mapping[st
     return page_environment("vr_jax.data").get_template("first_batch.html").render(values)
 
 
-def batch_pictures(batch: HostBatch, rows: int = 4, tiles: int = 4) -> list[tuple[bytes, str]]:
+def batch_images(batch: HostBatch, rows: int = 4, tiles: int = 4) -> list[tuple[bytes, str]]:
     """Returns the first tiles of the samples in the first rows of a batch as PNG files with captions.
 
     Args:

@@ -35,7 +35,7 @@ class HeldOutSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings(Config):
-    """One number that is measured on held-out data every so many updates (docs/train.md#validation).
+    """One number that is measured on held-out data every so many updates (docs/validation.md).
 
     It appears as `validation/<name>/<metric>` in the metrics of the update.
 

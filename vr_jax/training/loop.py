@@ -15,7 +15,7 @@ from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
 from vr_jax import distributed, sharding
-from vr_jax.data.batch_page import batch_page, batch_pictures
+from vr_jax.data.batch_page import batch_images, batch_page
 from vr_jax.data.conversations import chat_format
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.data.types import HostBatch
@@ -46,7 +46,7 @@ from vr_jax.training.run_record import (
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
-from vr_jax.training.trackers import Picture, Trackers, check_trackers, open_trackers
+from vr_jax.training.trackers import CaptionedImage, Trackers, check_trackers, open_trackers
 from vr_jax.training.validation import Validation, open_validation
 
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
@@ -197,7 +197,7 @@ def _show_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step
     page = batch_page(batch, data.processor.tokenizer, step=step, facts=run_facts(workdir))
     write_bytes(path, page.encode())
     trackers.page(step, "first_batch", page)
-    trackers.images(step, "first_batch", [Picture(png, caption) for png, caption in batch_pictures(batch)])
+    trackers.images(step, "first_batch", [CaptionedImage(png, caption) for png, caption in batch_images(batch)])
     logger.info("the first batch as a page: %s", path)
 
 

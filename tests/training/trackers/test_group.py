@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from vr_jax.errors import UserError
-from vr_jax.training.trackers import Picture, Tracker, Trackers, read_metrics
+from vr_jax.training.trackers import CaptionedImage, Tracker, Trackers, read_metrics
 
 
 class Recording(Tracker):
@@ -25,8 +25,8 @@ class Recording(Tracker):
     def scalars(self, step, values):
         self._call("scalars", step, dict(values))
 
-    def images(self, step, tag, pictures):
-        self._call("images", step, tag, list(pictures))
+    def images(self, step, tag, captioned):
+        self._call("images", step, tag, list(captioned))
 
     def table(self, step, tag, columns, rows):
         self._call("table", step, tag, list(columns), list(rows))
@@ -40,7 +40,7 @@ class Recording(Tracker):
 
 def use(trackers):
     trackers.page(0, "first_batch", "<p>")
-    trackers.images(0, "first_batch", [Picture(b"png", "caption")])
+    trackers.images(0, "first_batch", [CaptionedImage(b"png", "caption")])
     for step in (1, 2):
         trackers.write(step, {"loss": step / 2, "mfu": None})
     trackers.table(2, "replies", ["a"], [["b"]])
@@ -53,7 +53,7 @@ def test_a_tracker_gets_everything_once_and_numbers_that_are_known(tmp_path):
     assert one.calls == [
         ("start", 0, 0, {"seed": 3}),
         ("page", 0, "first_batch", "<p>"),
-        ("images", 0, "first_batch", [Picture(b"png", "caption")]),
+        ("images", 0, "first_batch", [CaptionedImage(b"png", "caption")]),
         ("scalars", 1, {"loss": 0.5}),
         ("scalars", 2, {"loss": 1.0}),
         ("table", 2, "replies", ["a"], [["b"]]),

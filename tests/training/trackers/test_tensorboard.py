@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.training.trackers.events import read_events, values_of
 from vr_jax.errors import UserError
-from vr_jax.training.trackers import Picture, TrackedRun
+from vr_jax.training.trackers import CaptionedImage, TrackedRun
 from vr_jax.training.trackers.tensorboard import TensorBoardTracker
 
 
@@ -33,14 +33,14 @@ def test_numbers_of_validation_have_a_group_of_their_own(tracker, tmp_path):
 
 
 def test_an_image_has_its_size_its_bytes_and_its_caption(tracker, tmp_path):
-    pictures = [Picture(png(5, 3), "two\n*lines*"), Picture(png(2, 4))]
-    tracker.images(4, "first_batch", pictures)
+    captioned = [CaptionedImage(png(5, 3), "two\n*lines*"), CaptionedImage(png(2, 4))]
+    tracker.images(4, "first_batch", captioned)
     tracker.close()
     first, caption, second = (value for _, _, value in values_of(tmp_path / "tensorboard"))
     assert [first.tag, caption.tag, second.tag] == ["first_batch/0", "first_batch/0/text_summary", "first_batch/1"]
     assert (first.image.width, first.image.height) == (5, 3)
     assert (second.image.width, second.image.height) == (2, 4)
-    assert first.image.encoded_image_string == pictures[0].png
+    assert first.image.encoded_image_string == captioned[0].png
     assert caption.tensor.string_val == [b"    two\n    *lines*"]
 
 

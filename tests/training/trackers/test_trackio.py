@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vr_jax.settings import TrackioSettings
-from vr_jax.training.trackers import Picture, Trackers
+from vr_jax.training.trackers import CaptionedImage, Trackers
 
 REASON = "needs trackio: pip install 'vr-jax[trackio]'"
 
@@ -36,7 +36,7 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(track
     options = {"config": {"seed": 3}, "identity": "0123456789abcdef"}
     with Trackers(tmp_path / "run", resume_step=0, others=[tracker_class(settings)], **options) as trackers:
         trackers.page(0, "first_batch", "<html><body>tokens</body></html>")
-        trackers.images(0, "first_batch", [Picture(png(), "a caption")])
+        trackers.images(0, "first_batch", [CaptionedImage(png(), "a caption")])
         for step in (1, 2, 3):
             trackers.write(step, {"loss": step / 2, "validation/held_out/loss": 1.0})
         trackers.table(3, "validation/replies", ["question", "score"], [["what?", 0.5], ["why?", None]])
@@ -56,5 +56,5 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(track
         "first_batch/0": "trackio.image",
         "validation/replies": "trackio.table",
     }
-    (picture,) = (log["first_batch/0"] for log in logs if "first_batch/0" in log)
-    assert picture["caption"] == "a caption"
+    (one,) = (log["first_batch/0"] for log in logs if "first_batch/0" in log)
+    assert one["caption"] == "a caption"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vr_jax.settings import WandbSettings
-from vr_jax.training.trackers import Picture, Trackers
+from vr_jax.training.trackers import CaptionedImage, Trackers
 
 wandb = pytest.importorskip("wandb", reason="needs wandb: pip install 'vr-jax[wandb]'")
 WandbTracker = pytest.importorskip("vr_jax.training.trackers.wandb").WandbTracker
@@ -75,7 +75,7 @@ def test_a_run_and_its_continuation_are_one_run_whose_steps_are_shown_once(tmp_p
     options = {"config": {"seed": 3}, "identity": "0123456789abcdef"}
     with Trackers(tmp_path, resume_step=0, others=[WandbTracker(settings)], **options) as trackers:
         trackers.page(0, "first_batch", "<html><body>tokens</body></html>")
-        trackers.images(0, "first_batch", [Picture(png(), "a caption"), Picture(png())])
+        trackers.images(0, "first_batch", [CaptionedImage(png(), "a caption"), CaptionedImage(png())])
         for step in (1, 2, 3):
             trackers.write(step, {"loss": step / 2, "validation/held_out/loss": 1.0})
         trackers.table(3, "validation/replies", ["question", "score"], [["what?", 0.5], ["why?", None]])

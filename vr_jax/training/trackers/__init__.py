@@ -6,12 +6,12 @@ A tracker is one file here (`protocol.py` says what it does). `Trackers` gives e
 from vr_jax.training.trackers.choice import check_trackers, open_trackers
 from vr_jax.training.trackers.group import Trackers
 from vr_jax.training.trackers.jsonl import METRICS_FILE, read_metrics
-from vr_jax.training.trackers.protocol import TENSORBOARD_FOLDER, Picture, TrackedRun, Tracker
+from vr_jax.training.trackers.protocol import TENSORBOARD_FOLDER, CaptionedImage, TrackedRun, Tracker
 
 __all__ = [
     "METRICS_FILE",
     "TENSORBOARD_FOLDER",
-    "Picture",
+    "CaptionedImage",
     "TrackedRun",
     "Tracker",
     "Trackers",

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from vr_jax.failures import close_after
 from vr_jax.training.trackers.jsonl import JsonlTracker, written_step
-from vr_jax.training.trackers.protocol import Cell, Picture, TrackedRun, Tracker
+from vr_jax.training.trackers.protocol import CaptionedImage, Cell, TrackedRun, Tracker
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -76,15 +76,15 @@ class Trackers:
         self._record.scalars(step, numbers)
         self._all(lambda tracker: tracker.scalars(step, numbers))
 
-    def images(self, step: int, tag: str, pictures: Sequence[Picture]) -> None:
+    def images(self, step: int, tag: str, captioned: Sequence[CaptionedImage]) -> None:
         """Takes images that belong to a step.
 
         Args:
             step: The number of the step.
             tag: The name of their group, e.g. "first_batch"; slashes make groups of groups.
-            pictures: The images with their captions.
+            captioned: The images with their captions.
         """
-        self._all(lambda tracker: tracker.images(step, tag, pictures))
+        self._all(lambda tracker: tracker.images(step, tag, captioned))
 
     def table(self, step: int, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Takes a table that belongs to a step.

@@ -32,7 +32,7 @@ class TrackedRun:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedImage:
     """An image with what is said about it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Tracker:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the numbers of a step. It is called once for each step, in their order."""
 
-    def images(self, step: int, tag: str, pictures: Sequence[Picture]) -> None:
+    def images(self, step: int, tag: str, captioned: Sequence[CaptionedImage]) -> None:
         """Takes images that belong to a step."""
 
     def table(self, step: int, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:

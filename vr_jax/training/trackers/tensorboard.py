@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar, text
 
 from vr_jax.storage import file_errors, make_folder
-from vr_jax.training.trackers.protocol import TENSORBOARD_FOLDER, Cell, Picture, TrackedRun, Tracker, tag_of
+from vr_jax.training.trackers.protocol import TENSORBOARD_FOLDER, CaptionedImage, Cell, TrackedRun, Tracker, tag_of
 
 _FLUSH_SECONDS = 30.0  # TensorBoard shows numbers that late at most
 
@@ -56,17 +56,17 @@ class TensorBoardTracker(Tracker):
                 self._event(step, summary=scalar(tag_of(name), value))
             self._flush_now_and_then()
 
-    def images(self, step: int, tag: str, pictures: Sequence[Picture]) -> None:
+    def images(self, step: int, tag: str, captioned: Sequence[CaptionedImage]) -> None:
         """Adds images as `tag/0`, `tag/1`, ..., and their captions as texts with the same tags.
 
         Raises:
             UserError: The file cannot be written.
         """
         with self._errors():
-            for number, picture in enumerate(pictures):
-                self._event(step, summary=_image(f"{tag}/{number}", picture.png))
-                if picture.caption:
-                    self._event(step, summary=text(f"{tag}/{number}", _preformatted(picture.caption)))
+            for number, one in enumerate(captioned):
+                self._event(step, summary=_image(f"{tag}/{number}", one.png))
+                if one.caption:
+                    self._event(step, summary=text(f"{tag}/{number}", _preformatted(one.caption)))
             self._flush_now_and_then()
 
     def table(self, step: int, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:

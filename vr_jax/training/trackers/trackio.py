@@ -12,7 +12,7 @@ import trackio
 from PIL import Image
 
 from vr_jax.settings import TrackioSettings
-from vr_jax.training.trackers.protocol import Cell, Picture, TrackedRun, Tracker, tag_of
+from vr_jax.training.trackers.protocol import CaptionedImage, Cell, TrackedRun, Tracker, tag_of
 
 
 class TrackioTracker(Tracker):
@@ -55,9 +55,9 @@ class TrackioTracker(Tracker):
         """Shows the numbers of a step."""
         self._log(step, {tag_of(name): value for name, value in values.items()})
 
-    def images(self, step: int, tag: str, pictures: Sequence[Picture]) -> None:
+    def images(self, step: int, tag: str, captioned: Sequence[CaptionedImage]) -> None:
         """Shows images with their captions, as `tag/0`, `tag/1` and so on."""
-        for number, one in enumerate(pictures):
+        for number, one in enumerate(captioned):
             image = trackio.Image(Image.open(io.BytesIO(one.png)), caption=one.caption)
             self._log(step, {f"{tag}/{number}": image})
 

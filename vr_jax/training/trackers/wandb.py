@@ -10,7 +10,7 @@ import wandb
 from PIL import Image
 
 from vr_jax.settings import WandbSettings
-from vr_jax.training.trackers.protocol import Cell, Picture, TrackedRun, Tracker, tag_of
+from vr_jax.training.trackers.protocol import CaptionedImage, Cell, TrackedRun, Tracker, tag_of
 
 # Seconds in which a run that ends may upload what is left. What is not uploaded then stays in `<workdir>/wandb`.
 _FINISH_SECONDS = 600.0
@@ -60,9 +60,9 @@ class WandbTracker(Tracker):
         """Shows the numbers of a step."""
         self._log(step, {tag_of(name): value for name, value in values.items()})
 
-    def images(self, step: int, tag: str, pictures: Sequence[Picture]) -> None:
+    def images(self, step: int, tag: str, captioned: Sequence[CaptionedImage]) -> None:
         """Shows images with their captions, as `tag/images`."""
-        images = [wandb.Image(Image.open(io.BytesIO(one.png)), caption=one.caption) for one in pictures]
+        images = [wandb.Image(Image.open(io.BytesIO(one.png)), caption=one.caption) for one in captioned]
         self._log(step, {f"{tag}/images": images})
 
     def table(self, step: int, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
