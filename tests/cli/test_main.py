@@ -69,7 +69,7 @@ def test_every_command_has_help_and_one_summary(capsys):
         (["train", "--confg=x"], "vr-jax train: unknown flag --confg; did you mean --config? known: "),
         (["train", "--workdir=x"], "vr-jax train: --config is missing: give --config=FILE[:VARIANT]. "),
         (["chat"], "vr-jax chat: --checkpoint is missing: give --checkpoint=DIR. Model directory: "),
-        (["prepare", "a.json"], "vr-jax prepare: unexpected argument 'a.json'; flags start with --; did you mean --from=a.json?"),
+        (["prepare", "a"], "vr-jax prepare: unexpected argument 'a'; flags start with --; did you mean --from=a?"),
         (["convert"], "vr-jax convert: an action is missing; known: import, export"),
         (["convert", "imprt"], "vr-jax convert: unknown action imprt; did you mean import? known: import, export"),
         (["experiments", "now"], "vr-jax experiments: unexpected argument 'now'; flags start with --"),

@@ -52,7 +52,7 @@ def test_a_folder_that_does_not_exist_brings_advice(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run" / "model")
     with pytest.raises(UserError, match=r"run/modle is not .*: there is no such folder; did you mean .*/run/model\?"):
         read_config(tmp_path / "run" / "modle")
-    with pytest.raises(UserError, match="no such folder; give one that .* of a run or of `vr-jax demo`"):
+    with pytest.raises(UserError, match=r"no such folder; give one that .* of a run or of `vr-jax demo`"):
         read_config(tmp_path / "run" / "other")
 
 

@@ -15,7 +15,6 @@ from jax.experimental import multihost_utils
 
 from vr_jax.errors import EXIT_PREEMPTED, UserError
 
-
 _NOTICE = b"asked to stop: the run saves its state at the end of the step that it computes or compiles now\n"
 
 
