@@ -81,7 +81,7 @@ def test_a_default_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--folder is missing: The folder."),
+        ([], "--folder is missing: give --folder=DIR. The folder."),
         (["--foldr=a"], "unknown flag --foldr; did you mean --folder? known: --folder, --batch_size, --rate"),
         (["--no_folder"], "unknown flag --no_folder; did you mean --folder?"),
         (["--folder"], "--folder needs a value: --folder=VALUE"),

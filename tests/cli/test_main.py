@@ -67,7 +67,9 @@ def test_every_command_has_help_and_one_summary(capsys):
     [
         (["trian"], "vr-jax: unknown command trian; did you mean train? known: "),
         (["train", "--confg=x"], "vr-jax train: unknown flag --confg; did you mean --config? known: "),
-        (["train", "--workdir=x"], "vr-jax train: --config is missing: "),
+        (["train", "--workdir=x"], "vr-jax train: --config is missing: give --config=FILE[:VARIANT]. "),
+        (["chat"], "vr-jax chat: --checkpoint is missing: give --checkpoint=DIR. Model directory: "),
+        (["prepare", "a"], "vr-jax prepare: unexpected argument 'a'; flags start with --; did you mean --from=a?"),
         (["convert"], "vr-jax convert: an action is missing; known: import, export"),
         (["convert", "imprt"], "vr-jax convert: unknown action imprt; did you mean import? known: import, export"),
         (["experiments", "now"], "vr-jax experiments: unexpected argument 'now'; flags start with --"),

@@ -151,7 +151,11 @@ def test_a_check_without_a_config_reads_records_and_images(folder, capsys, monke
     assert "4 records: 3 can be used, 1 cannot" in out
     assert "broken_image (1); fetch or convert these images anew" in out
     assert "tokens" not in out.replace("its tokens", "")
-    assert "<mark>assistant: Größe 😀" in (folder / "check.html").read_text(encoding="utf-8")
+    page = (folder / "check.html").read_text(encoding="utf-8")
+    assert "<mark>assistant: Größe 😀" in page
+    # The rows of the table keep their width, and the other lines do not: the percentiles and the images.
+    assert page.count('<span class="wide">') == 2
+    assert '<span class="wide">images ' in page
 
 
 def test_other_data_than_the_configs_are_checked_with_its_tokens(folder, capsys):

@@ -61,7 +61,7 @@ def test_every_tensor_that_does_not_fit_is_listed(checkpoint, refused):
 
     rewrite(checkpoint, change)
     err = refused(checkpoint, lines=6)
-    assert "tensors that do not fit config.json: 5" in err
+    assert "tensors that do not fit config.json: 5; take both from one checkpoint" in err
     assert "missing     model.norm.weight: expected (24,)" in err
     assert "missing     model.layers.1.self_attn.q_proj.bias: expected (24,)" in err
     assert "mis-shaped  model.layers.0.mlp.up_proj.weight: found (31, 24), expected (32, 24)" in err
@@ -118,8 +118,16 @@ def test_no_weights_no_config_no_directory(checkpoint, refused, tmp_path):
     (checkpoint / "model-00001-of-00002.safetensors").write_bytes(b"")
     assert "mm_projector.bin, found model-00001-of-00002.safetensors" in refused(checkpoint)
     (checkpoint / "config.json").unlink()
-    assert "config.json is missing" in refused(checkpoint)
+    assert "config.json is missing; give the folder of a checkpoint" in refused(checkpoint)
     assert "nowhere is not a folder of a checkpoint" in refused(tmp_path / "nowhere")
+
+
+def test_a_folder_of_models_names_those_in_it(checkpoint, refused, tmp_path):
+    for name in ("b", "a"):
+        shutil.copytree(checkpoint, tmp_path / "models" / name)
+    (tmp_path / "models" / "empty").mkdir()
+    err = refused(tmp_path / "models")
+    assert f"{tmp_path}/models/config.json is missing, but 2 of its folders have one: a, b; give one of them" in err
 
 
 @pytest.mark.parametrize("text", ['{"architectures": [', "[]", "\x80"])
@@ -324,8 +332,9 @@ def test_disk_that_fills_up(command, checkpoint, converted, tmp_path):
         "sys.argv.insert(1, 'convert'); runpy.run_module('vr_jax', run_name='__main__')"
     )
     before = sorted(os.listdir(tmp_path))
+    # Without -B, the interpreter would also write bytecode, cut off at the limit, which no later process can import.
     result = subprocess.run(
-        [sys.executable, "-c", script, command, "--from", source, "--to", tmp_path / "out"],
+        [sys.executable, "-B", "-c", script, command, "--from", source, "--to", tmp_path / "out"],
         capture_output=True,
         text=True,
         timeout=120,

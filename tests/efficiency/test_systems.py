@@ -49,6 +49,20 @@ def test_a_layout_that_does_not_fit_the_model_is_refused(tmp_path):
         read_systems([Source("config", f"{path}:fastv")], "anyres4")
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("qwen2_5_vl", "give the size of the image to measure with --image=config --image_size=WIDTHxHEIGHT"),
+        ("minicpm_v", "measure this model with --image=config, the layout of its own config"),
+    ],
+)
+def test_a_model_without_square_tiles_names_the_flag(name, remedy):
+    with pytest.raises(ConfigError) as error:
+        read_systems([Source("config", f"configs/table6/{name}.py")], "anyres4")
+    assert str(error.value).endswith(f" reads no square tiles; {remedy}")
+    assert "aspect_ratio" not in str(error.value)
+
+
 def test_a_source_is_given_once_and_exists(config_file):
     source = Source("config", str(config_file))
     for sources, message in (
@@ -67,7 +81,7 @@ def test_a_model_that_keeps_the_sizes_of_images_is_measured_with_a_stated_size()
     image = ImageConfig(tile_size=16, aspect_ratio="native", unpad=False, min_pixels=64, max_pixels=6400)
     config = family_config("qwen2_5_vl", decoder=decoder, image=image, template="qwen2_vl")
     processor = Processor(tokenizer, config)
-    with pytest.raises(UserError, match="give the size to measure, --image_size=WIDTHxHEIGHT"):
+    with pytest.raises(UserError, match=r"keeps the sizes of images; give the size .* --image=config --image_size=W"):
         prompt(processor, 70)
     with pytest.raises(UserError, match=r"--image_size=900x2: .*at most 200 times"):
         prompt(processor, 70, (900, 2))

@@ -59,7 +59,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
         RunDirectory(tmp_path, other)
     assert "\n" not in str(error.value)
     assert (
-        "holds a run with other settings (checkpoint.sha256: '1' there, '2' now; limits: [1, 2] there, [1, 3] now; "
+        "holds a run with other settings (checkpoint: the content differs; limits: [1, 2] there, [1, 3] now; "
         "new: None there, True now); choose another --output"
     ) in str(error.value)
     assert (tmp_path / "items.jsonl").read_bytes() == before
@@ -69,6 +69,20 @@ def test_other_settings_are_refused_by_name(tmp_path):
         assert run.results == {}
     with RunDirectory(tmp_path, other) as run:
         assert run.results == {}
+
+
+def test_a_run_that_answered_nothing_leaves_the_folder_free(tmp_path):
+    unasked = result("1", prediction=None, finish=None, error="missing_image: x", score=0.0)
+    other = SETTINGS | {"limits": [1, 3]}
+    with RunDirectory(tmp_path, SETTINGS) as run:
+        run.append([unasked])
+    with RunDirectory(tmp_path, other) as run:
+        assert run.results == {}
+        run.append([unasked, result("2")])
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        RunDirectory(tmp_path, SETTINGS)
+    with RunDirectory(tmp_path, other) as run:
+        assert set(run.results) == {"1", "2"}
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"id": "1"}', "null", '{"answers": 3}'])

@@ -57,9 +57,10 @@ PROJECTORS = registry.names("projector")
 # The refusals of the layouts that are no full squares: a whole message, with the names in the place of (...).
 REASONS = (
     r"projector '\w+' with the encoder '(qwen2_5_vision|siglip_slices)': it reads tiles of the layout "
-    r"'square'( or '\w+')?, and the encoder gives '(windows|raster)'",
+    r"'square'( or '\w+')?, and the encoder gives '(windows'; set projector\.name to one of 'merger', 'mlp', "
+    r"'pixel_shuffle', 'pool'|raster'; set projector\.name to one of 'resampler')",
     r"refusion 'sva' with the encoder '(qwen2_5_vision|siglip_slices)': it reads tiles of the layout 'square', and the "
-    r"encoder gives '(windows|raster)'",
+    r"encoder gives '(windows|raster)'; set refusion\.name to one of 'deepstack', 'vision_remember'",
     r"refusion\.interaction = '(global|deformable)': it reads whole tiles, and those of the layout '(windows|raster)' "
     r"hold places without a patch; set it to 'local'",
     r"refusion\.merger = 'qwen3_vl' with an encoder of the layout 'raster': it joins the patches of a window, and the "

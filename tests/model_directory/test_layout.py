@@ -47,6 +47,15 @@ def test_damage_is_one_line(saved, tmp_path, damage, message):
     assert str(directory) in str(error.value)
 
 
+def test_a_folder_that_does_not_exist_brings_advice(saved, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copytree(saved, tmp_path / "run" / "model")
+    with pytest.raises(UserError, match=r"run/modle is not .*: there is no such folder; did you mean .*/run/model\?"):
+        read_config(tmp_path / "run" / "modle")
+    with pytest.raises(UserError, match=r"no such folder; give one that .* of a run or of `vr-jax demo`"):
+        read_config(tmp_path / "run" / "other")
+
+
 def test_config_json_names_format_and_version(saved):
     values = json.loads((saved / "config.json").read_text())
     assert (values["format"], values["version"]) == ("vr_jax model", VERSION)

@@ -63,7 +63,11 @@ except UserError as error:
     print("UserError", error)
 """
     result = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, timeout=120
+        # Without -B, the interpreter would also write bytecode, cut off at the limit.
+        [sys.executable, "-B", "-c", script, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert "File too large" in result.stdout, result.stderr
     assert os.listdir(tmp_path) == []

@@ -303,7 +303,7 @@ def test_the_export_starts_the_next_phase(whole, tmp_path, caplog):
     # One step at a learning rate of 1e-20 changes nothing that float32 shows beside values that are not 0.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0, atol=1e-19), after, before)
     narrow = twenty_steps(**{"init_from": str(whole / "model"), "model.decoder.intermediate_size": 72})
-    with pytest.raises(UserError, match="the parameters do not fit the config"):
+    with pytest.raises(UserError, match="the parameters do not fit the config; set the sections"):
         loop.train(narrow, tmp_path / "narrow", open_inputs=noise_inputs())
     assert not (tmp_path / "narrow" / "checkpoints").exists()
     with pytest.raises(UserError, match="/nowhere is not a model directory"):

@@ -120,5 +120,6 @@ COMMAND = Command(
     details="""The demo needs no data and no download, and starts anew each time. It takes minutes on two CPU cores, and
 prints the commands that it runs.""",
     examples=("vr-jax demo", "vr-jax demo --steps=20"),
+    interrupted="interrupted; the same command starts the demo anew",
     verbose=True,
 )

@@ -35,7 +35,7 @@ class EvalFlags(ProcessFlags):
         NoEffect(("overrides",), "config", lambda flags: flags.config is None, "it sets a field of a config; give one"),
     )
 
-    checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
+    checkpoint: PathText | None = flag(None, "Model directory: what `train`, `convert`, `demo` write.", metavar="DIR")
     benchmark: str | None = flag(
         None,
         "Names with commas between, e.g. chartqa,docvqa, or `all` for the paper's eleven. NAME=FILE:METRIC stands for "

@@ -232,7 +232,8 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
         if option.field not in values and (text := os.environ.get(option.info.environment or "=")):
             values[option.field] = _value(option, f"${option.info.environment}", text)
         if option.field not in values and option.required:
-            raise UsageError(f"{_label(option)} is missing: {_first_sentence(option.info.help)}")
+            help = _first_sentence(option.info.help)
+            raise UsageError(f"{_label(option)} is missing: give {_usage_word(option)}. {help}")
     flags = table(**values)
     labels = {option.field: _label(option) for option in options}
     check_effects(flags, "", [option.field for option in options if option.field in given], labels.__getitem__)
@@ -313,7 +314,10 @@ def _positionals(options: Iterable[_Option], rest: list[str], found: dict[str, A
         parsed = [_value(option, option.field.upper(), text) for text in taken]
         found[option.field] = parsed if option.repeated else parsed[0]
     if rest:
-        raise UsageError(f"unexpected argument {rest[0]!r}; flags start with --")
+        paths = (option for option in options if option.named and path_mark(option.kind) is not None)
+        free = next((option for option in paths if option.field not in found), None)
+        hint = f"; did you mean {_label(free)}={rest[0]}?" if free is not None else ""
+        raise UsageError(f"unexpected argument {rest[0]!r}; flags start with --{hint}")
 
 
 def _value(option: _Option, label: str, text: str) -> Any:

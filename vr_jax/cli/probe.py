@@ -41,7 +41,7 @@ class ProbeFlags(Flags):
         NoEffect(("overrides",), "config", lambda flags: flags.config is None, "it sets a field of a config; give one"),
     )
 
-    checkpoint: PathText | None = flag(None, "Model directory: what `train` and `convert` write.", metavar="DIR")
+    checkpoint: PathText | None = flag(None, "Model directory: what `train`, `convert`, `demo` write.", metavar="DIR")
     data: PathText | None = flag(
         None, "Folder of tiny-imagenet-200, or one that `vr-jax probe stand_in` wrote.", metavar="DIR"
     )

@@ -93,7 +93,7 @@ class AnswerFlags(Flags):
     )
 
     checkpoint: PathText = flag(
-        help="Model directory: what `train` and `convert` write, or its name on the hub.", metavar="DIR"
+        help="Model directory: what `train`, `convert` and `demo` write, or its name on the hub.", metavar="DIR"
     )
     max_new_tokens: PositiveInt | None = flag(
         None, f"Longest answer, in tokens. The default is that of generation_config.json, or {MAX_NEW_TOKENS}."

@@ -79,6 +79,7 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder of a checkpoint")
     found: set[str] = set()
+    _check_one_model(directory)
     config = JsonFile(_without(read_json(directory / CONFIG_FILE), ignored, found), str(directory / CONFIG_FILE))
     if config.values.get("format") == FORMAT:
         raise UserError(f"{directory} is a model directory of vr_jax already; it needs no import")
@@ -122,6 +123,19 @@ def _check_quantised(values: Mapping[str, Any], where: str) -> None:
                 f"{place}: quantization_config = {shown(found)} is not supported: quantised weights are not read; take "
                 "the checkpoint in float32, float16 or bfloat16 that these were made of"
             )
+
+
+def _check_one_model(directory: epath.Path) -> None:
+    """Raises UserError for a folder that holds the folders of models in place of the files of one."""
+    if is_there(directory / CONFIG_FILE):
+        return
+    inside = sorted(path.name for path in directory.iterdir() if (path / CONFIG_FILE).exists())
+    if inside:
+        raise UserError(
+            f"{directory / CONFIG_FILE} is missing, but {len(inside)} of its folders have one: {', '.join(inside)}; "
+            f"give one of them, e.g. {directory / inside[0]}"
+        )
+    raise UserError(f"{directory / CONFIG_FILE} is missing; give the folder of a checkpoint, which holds this file")
 
 
 def _without(values: Mapping[str, Any], ignored: Collection[str], found: set[str]) -> dict[str, Any]:

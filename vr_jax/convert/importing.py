@@ -255,9 +255,8 @@ def _plan(
         plans.append((part, expected))
     if problems:
         where = ", ".join(str(part.directory) for part, _ in plans)
-        raise UserError(
-            message_list(f"{where}: tensors that do not fit config.json: {len(problems)}", problems, _MAX_LISTED)
-        )
+        title = f"{where}: tensors that do not fit config.json: {len(problems)}; take both from one checkpoint"
+        raise UserError(message_list(title, problems, _MAX_LISTED))
     return plans
 
 

@@ -95,6 +95,8 @@ def write_check_page(path: PathLike, report: DataReport, source: Source, process
         examples.setdefault(skip.reason, []).append(skip)
     values: Mapping[str, Any] = {
         "report": report,
+        # The rows of the table of percentiles scroll on a narrow screen, since broken ones could not be read.
+        "wide": {line for line in report.lines() if line.startswith("   ") or line.split(" ")[0] in report.lengths},
         "lines": [line for line in report.lines() if not line.startswith("  ") or line.startswith("   ")],
         "histograms": {name: _bars(numbers) for name, numbers in report.lengths.items() if len(numbers)},
         "counts": sorted(report.statistics.counts.items()),

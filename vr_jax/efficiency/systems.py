@@ -31,6 +31,10 @@ from vr_jax.settings import load_config, split_variant
 CONFIG = "config"
 IMAGE_CHOICES = (*IMAGES, CONFIG)
 
+# The remedies for models whose images are not cut into square tiles.
+_OWN_LAYOUT = "; measure this model with --image=config, the layout of its own config"
+_OWN_SIZE = "; give the size of the image to measure with --image=config --image_size=WIDTHxHEIGHT"
+
 Kind = Literal["config", "checkpoint"]
 
 
@@ -122,7 +126,14 @@ def _config(source: Source, image: str) -> VlmConfig:
         # The pruner is set last, because it may change the image layout.
         return with_pruning(config, pruning)
     except ConfigError as error:
-        raise ConfigError(f"{source.text} with --image={image}: {error}") from error
+        layout = "square" if image == CONFIG else config.encoder.layout
+        if layout == "square":
+            raise ConfigError(f"{source.text} with --image={image}: {error}") from error
+        # The error would advise to change the config, and only the flag is wrong.
+        remedy = _OWN_SIZE if layout == "windows" else _OWN_LAYOUT
+        raise ConfigError(
+            f"{source.text} with --image={image}: its encoder {config.encoder.name!r} reads no square tiles{remedy}"
+        ) from error
 
 
 def image_size(image: ImageConfig) -> tuple[int, int]:
@@ -135,7 +146,7 @@ def image_size(image: ImageConfig) -> tuple[int, int]:
         UserError: The layout keeps the sizes of images, so that none is the largest.
     """
     if image.aspect_ratio == "native":
-        raise UserError("The model keeps the sizes of images: give the size to measure, --image_size=WIDTHxHEIGHT.")
+        raise UserError(f"the model keeps the sizes of images{_OWN_SIZE}")
     if image.aspect_ratio == "slices":
         return slices.largest_size(image)
     grid = (

@@ -107,6 +107,12 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); start anew with --overwrite") from None
         found_differences = differences(found, settings)
+        if found_differences and not self._answers():
+            # Nothing is lost: the earlier run could not ask a single item, e.g. because its images were missing.
+            self._items.truncate(0)
+            (self.path / SUMMARY).unlink(missing_ok=True)
+            write_json(path, settings)
+            return {}
         if found_differences:
             raise UserError(
                 f"{self.path} holds a run with other settings ({'; '.join(found_differences)}); choose another "
@@ -115,6 +121,14 @@ class RunDirectory:
         results, complete = parse_results(self.path / ITEMS, self._items.read())
         self._items.truncate(complete)
         return results
+
+    def _answers(self) -> bool:
+        """Returns whether the earlier run holds a reply of the model. A damaged file counts as one that does."""
+        try:
+            results, _ = parse_results(self.path / ITEMS, self._items.read())
+        except UserError:
+            return True
+        return any(result.finish is not None for result in results.values())
 
 
 class NoDirectory:
@@ -192,7 +206,8 @@ def parse_results(path: Path, data: bytes) -> tuple[dict[str, ItemResult], int]:
 def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     """Compares two nested dictionaries of settings.
 
-    Keys named `path` are ignored, because the place of a file does not change the answers.
+    Keys named `path` are ignored, because the place of a file does not change the answers. A key named `sha256` stands
+    for a content, whose sums would tell a reader nothing.
 
     Args:
         found: The settings in a file.
@@ -209,4 +224,9 @@ def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
             if key != "path"
             for line in differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if found == wanted else [f"{name}: {found!r} there, {wanted!r} now"]
+    if found == wanted:
+        return []
+    owner, _, key = name.rpartition(".")
+    if key == "sha256" and found is not None and wanted is not None:
+        return [f"{owner}: the content differs"]
+    return [f"{name}: {found!r} there, {wanted!r} now"]

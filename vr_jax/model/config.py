@@ -23,7 +23,15 @@ from vr_jax.fields import (
 from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.siglip import SiglipConfig
 from vr_jax.model.projectors.pool import PoolConfig
-from vr_jax.model.registry import DecoderConfig, EncoderConfig, ProjectorConfig, PrunerConfig, RefusionConfig
+from vr_jax.model.registry import (
+    DecoderConfig,
+    EncoderConfig,
+    ProjectorConfig,
+    PrunerConfig,
+    RefusionConfig,
+    method,
+    names,
+)
 from vr_jax.model.spec import ModelSpec
 from vr_jax.model.windows import window_capacity
 
@@ -260,7 +268,7 @@ class VlmConfig(Config):
         grid, stride = self.encoder.grid, self.projector.stride
         check(
             grid % stride == 0 or self.encoder.layout == "raster",
-            f"projector.stride = {stride} does not divide the encoder's {grid} x {grid} patch grid; "
+            f"projector.stride = {stride} does not divide the encoder's {grid} x {grid} patch grid; set one of its "
             f"divisors: {[s for s in range(1, grid + 1) if grid % s == 0]}",
         )
         check(
@@ -288,11 +296,13 @@ class VlmConfig(Config):
             f"{expected!r}, and the encoder reads {layout!r}; {LAYOUT_MODES[layout]}",
         )
         for name, one in (("projector", self.projector), ("refusion", self.refusion)):
-            check(
-                one is None or layout in one.layouts,
-                f"{name} {one and one.name!r} with the encoder {self.encoder.name!r}: it reads tiles of the layout "
-                f"{' or '.join(map(repr, one.layouts if one else ()))}, and the encoder gives {layout!r}",
-            )
+            if one is not None and layout not in one.layouts:
+                fitting = ", ".join(repr(n) for n in names(name) if layout in method(name, n).layouts)
+                raise ConfigError(
+                    f"{name} {one.name!r} with the encoder {self.encoder.name!r}: it reads tiles of the layout "
+                    f"{' or '.join(map(repr, one.layouts))}, and the encoder gives {layout!r}; set {name}.name to one "
+                    f"of {fitting}"
+                )
         check(
             self.pruning is None or layout == "square",
             f"pruning {self.pruning and self.pruning.name!r} with the encoder {self.encoder.name!r}: the pruners are "
@@ -324,7 +334,10 @@ class VlmConfig(Config):
     def _check_levels(self, name: str, levels: tuple[int, ...]) -> None:
         depth = self.encoder.last_level
         for level in levels:
-            check(0 <= level <= depth, f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}")
+            check(
+                0 <= level <= depth,
+                f"{name}: hidden state {level} does not exist, the encoder has 0..{depth}; set {name} within these",
+            )
 
     def _check_refusion(self, refusion: RefusionConfig) -> None:
         self._check_levels("refusion.levels", refusion.levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -76,10 +77,11 @@ def read_sections(directory: PathLike) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         if not as_path(directory).exists():
-            raise UserError(
-                f"{directory} is not a model directory: there is no such folder; give one that "
-                "`vr-jax convert import` wrote, or the folder `model` in the workdir of a run"
-            ) from None
+            hint = _similar(directory) or (
+                "; give one that `vr-jax convert import` wrote, or the folder `model` in the workdir of a run or of "
+                "`vr-jax demo`"
+            )
+            raise UserError(f"{directory} is not a model directory: there is no such folder{hint}") from None
         raise UserError(f"{directory} is not a model directory: it has no {CONFIG_FILE}{_nearby(directory)}") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
@@ -116,6 +118,15 @@ def read_config(directory: PathLike) -> VlmConfig:
         return VlmConfig.from_dict(sections)
     except ConfigError as error:
         raise ConfigError(f"{as_path(directory) / CONFIG_FILE}: {error}") from error
+
+
+def _similar(directory: PathLike) -> str:
+    """A hint at a model directory of nearly the same name beside one that does not exist."""
+    wrong = as_path(directory)
+    beside = sorted(wrong.parent.iterdir()) if wrong.parent.is_dir() else []
+    names = [path.name for path in beside if (path / CONFIG_FILE).exists()]
+    near = difflib.get_close_matches(wrong.name, names, 1)
+    return f"; did you mean {wrong.parent / near[0]}?" if near else ""
 
 
 def _nearby(directory: PathLike) -> str:

@@ -132,7 +132,11 @@ def warm_start(
         if not problems and not different:
             merged |= load_params(directory, {path: wanted[path] for path in stored if path in wanted})
     if problems:
-        raise UserError(message_list("the parameters do not fit the config:", problems))
+        title = (
+            "the parameters do not fit the config; set the sections of config.model to those in config.json of the "
+            "directory, or name the beginnings of paths that the model may leave unused in config.allow_unused:"
+        )
+        raise UserError(message_list(title, problems))
     if different:
         title = (
             "the config differs from that of the directories whose parameters it takes; set these fields of "

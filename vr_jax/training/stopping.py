@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Self
 
@@ -10,6 +14,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from vr_jax.errors import EXIT_PREEMPTED, UserError
+
+_NOTICE = b"asked to stop: the run saves its state at the end of the step that it computes or compiles now\n"
 
 
 class Preempted(UserError):
@@ -23,21 +29,27 @@ class Preemption:
 
     With one process, SIGTERM or SIGINT asks, and a second one ends the process at once. With several, JAX's preemption
     service takes a SIGTERM on any of them and chooses a step that all will reach.
+
+    A step that is compiled may take minutes, in which no Python runs in the main thread. So a thread of its own answers
+    the signal at once.
     """
 
     def __init__(self) -> None:
         """Nobody has asked yet."""
         self._asked = False
         self._previous: dict[int, Any] = {}
+        self._answering = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Takes over the signals of a run with one process."""
         if jax.process_count() == 1:
             self._previous = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+            self._answering.enter_context(_answered_at_once(self._previous))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Gives the signals back."""
+        self._answering.close()
         self._restore()
 
     def _restore(self) -> None:
@@ -54,3 +66,29 @@ class Preemption:
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._asked
+
+
+@contextlib.contextmanager
+def _answered_at_once(names: Iterable[int]) -> Iterator[None]:
+    """Writes a line to standard error as soon as one of the signals arrives, whatever the main thread does."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    asking = set(names)
+
+    def answer() -> None:
+        while received := os.read(reader, 1):
+            if received[0] in asking:
+                with contextlib.suppress(OSError):
+                    os.write(2, _NOTICE)
+                return
+
+    thread = threading.Thread(target=answer, name="answers signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
