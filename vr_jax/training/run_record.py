@@ -38,15 +38,6 @@ WRITTEN = (
     *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb"),
     *(EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER),
 )
-    FOLDER,
-    DAMAGED_FOLDER,
-    METRICS_FILE,
-    TENSORBOARD_FOLDER,
-    "wandb",
-    EXPORT_FOLDER,
-    ADAPTER_FOLDER,
-    PROFILE_FOLDER,
-)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
 
