@@ -117,6 +117,7 @@ CONFIG = {
     "epochs": 1.0,
     "steps": 700,
     "trainable": ("*",),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "float32",
     "optimizer": {
         "name": "adamw",

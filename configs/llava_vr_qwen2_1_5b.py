@@ -136,6 +136,7 @@ PHASE1 = {
     "epochs": 1.0,
     "steps": 0,
     "trainable": ("projector.*", "refusion.*"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "bfloat16",
     "optimizer": {
         "name": "adamw",
@@ -233,6 +234,7 @@ PHASE2 = {
     "epochs": 1.0,
     "steps": 0,
     "trainable": ("decoder.*", "projector.*", "refusion.*", "image_newline"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "bfloat16",
     "optimizer": {
         "name": "adamw",

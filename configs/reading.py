@@ -128,6 +128,7 @@ PHASE1 = {
     "epochs": 1.0,
     "steps": 100,
     "trainable": ("projector.*", "refusion.*"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "float32",
     "optimizer": {
         "name": "muon",  # The attention that finds a patch forms in half of AdamW's updates.
@@ -163,6 +164,7 @@ PHASE2 = {
     "batch": PHASE1["batch"] | {"tokens": 72},
     "steps": 50,
     "trainable": ("decoder.*", "projector.*", "refusion.*"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "optimizer": PHASE1["optimizer"]
     | {"lr": 0.006, "lr_groups": (("*.bias", 1e-3), ("*.scale", 1e-3), ("decoder.embed.*", 1e-3))},
 }

@@ -125,6 +125,7 @@ PHASE1 = {
     "epochs": 1.0,
     "steps": 60,
     "trainable": ("*",),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "float32",
     "optimizer": {
         "name": "adamw",
@@ -201,6 +202,7 @@ PHASE2 = {
     "epochs": 1.0,
     "steps": 240,
     "trainable": ("decoder.*", "projector.*", "refusion.*", "image_newline"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "float32",
     "optimizer": {
         "name": "adamw",
@@ -316,6 +318,7 @@ QWEN2_5_VL = {
     "epochs": 1.0,
     "steps": 160,
     "trainable": ("*",),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "float32",
     "optimizer": {
         "name": "adamw",
@@ -432,6 +435,7 @@ MINICPM_V = {
     "epochs": 1.0,
     "steps": 160,
     "trainable": ("*",),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "float32",
     "optimizer": {
         "name": "adamw",

@@ -25,7 +25,7 @@ CLIENTS = {
     "demo": ("training", "inference", "evaluation"),
     "inference": (),
     "evaluation": ("inference",),
-    "training": ("evaluation",),
+    "training": ("evaluation", "convert"),  # a run with LoRA writes its adapter in the form of PEFT
     "convert": (),
     "plan": ("training", "inference", "evaluation"),
     "probe": ("training", "inference", "evaluation"),

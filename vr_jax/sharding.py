@@ -56,6 +56,8 @@ PARAM_RULES: Rules = (
     # Vectors are too small to be worth cutting.
     (rf"(.+\.)?{_NORM}\.(scale|bias)", P()),
 )
+# The further parameters of a linear layer (vr_jax.model.linear).
+_LIKE_KERNEL = ("kernel_codes", "kernel_scale", "lora_a", "lora_b")
 _LAYER_AXIS = re.compile(r"(^|\.)(stages|layers)\.")
 
 
@@ -168,6 +170,9 @@ def path_of(key_path: Sequence[Any]) -> str:
 def param_spec(path: str, ndim: int) -> P:
     """The partition of one parameter by its rule, one axis longer inside a stack of layers.
 
+    What stands in the place of a kernel, or beside it, follows the rule of the kernel: the codes and scales of a
+    quantised one are cut as it is, and the matrices of an adapter along the axis that they share with it.
+
     Args:
         path: The parameter's path, e.g. "decoder.stages.0.mlp.up.kernel".
         ndim: Its number of axes.
@@ -175,6 +180,13 @@ def param_spec(path: str, ndim: int) -> P:
     Raises:
         ShardingError: Not exactly one rule matches, or the rule has more axes than the parameter.
     """
+    stem, _, name = path.rpartition(".")
+    if name in _LIKE_KERNEL:
+        kernel: list[Any] = list(param_spec(f"{stem}.kernel", ndim))
+        whole = {"lora_a": -1, "lora_b": -2}.get(name)  # the axis of the rank, which is small
+        if whole is not None:
+            kernel[whole] = None
+        return P(*kernel)
     matches = [rule for rule in _rules if rule.pattern.fullmatch(path)]
     if len(matches) != 1:
         listed = ", ".join(f"{rule.pattern.pattern} of {rule.owner}" for rule in matches)
@@ -280,6 +292,28 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     entries = _logical_entries(x.shape, names)
     mesh = mesh_in_context()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, _fit(entries, x.shape, mesh))
+
+
+def product_axes(path: str, ndim: int) -> tuple[str | None, str | None]:
+    """Returns how the last two axes of a kernel are cut while it is multiplied with: over `tensor`, by its rule.
+
+    Args:
+        path: The parameter's path.
+        ndim: Its number of axes.
+    """
+    inputs, outputs = ("tensor" if entry == "tensor" else None for entry in param_spec(path, ndim)[-2:])
+    return inputs, outputs
+
+
+def gather_kernel(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Gathers what `fsdp` cuts of a kernel, or of its codes; without a mesh in context it does nothing.
+
+    Args:
+        x: The array.
+        axes: How it is cut afterwards (`product_axes`).
+    """
+    mesh = mesh_in_context()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, _fit(axes, x.shape, mesh))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -141,6 +141,7 @@ PHASE1 = {
     "epochs": 1.0,
     "steps": 0,
     "trainable": ("projector.*", "refusion.*"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "bfloat16",
     "optimizer": {
         "name": "adamw",
@@ -237,6 +238,7 @@ PHASE2 = {
     "epochs": 1.0,
     "steps": 0,
     "trainable": ("decoder.*", "projector.*", "refusion.*"),
+    "lora": {"rank": 0, "alpha": 16.0, "targets": ("decoder.*",), "rslora": False},
     "frozen_dtype": "bfloat16",
     "optimizer": {
         "name": "adamw",

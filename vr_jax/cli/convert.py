@@ -9,7 +9,8 @@ import jax
 
 from vr_jax.cli.flags import Command, Flags, Group, flag
 from vr_jax.cli.shared import DType
-from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_checkpoint
+from vr_jax.convert import SHARD_BYTES, export_checkpoint, import_adapter, import_checkpoint
+from vr_jax.errors import UserError
 from vr_jax.fields import PositiveFloat
 from vr_jax.hub import local_folder
 from vr_jax.path_text import PathText
@@ -40,6 +41,12 @@ class ImportFlags(Flags):
         "--from lacks, or alone, or together with --encoder.",
         metavar="DIR",
     )
+    base: PathText | None = flag(
+        None,
+        "Directory of the model that the adapter in --from (of PEFT, or of LLaVA's training with LoRA) was trained on, "
+        "a model directory or a checkpoint. The adapter is merged into it.",
+        metavar="DIR",
+    )
     dtype: DType | None = flag(None, "Type of the parameters. The default is that of each tensor.")
     ignore: tuple[str, ...] = flag(
         (),
@@ -65,11 +72,26 @@ class ExportFlags(Flags):
 def run_import(flags: ImportFlags) -> None:
     """Imports a checkpoint."""
     _prepare_process()
-    source, encoder, decoder = (
-        None if place is None else str(local_folder(place)) for place in (flags.source, flags.encoder, flags.decoder)
+    source, encoder, decoder, base = (
+        None if place is None else str(local_folder(place))
+        for place in (flags.source, flags.encoder, flags.decoder, flags.base)
     )
-    read = [place for place in (source, encoder, decoder) if place is not None]
-    check_apart(flags.to, read, where="--to", source="--from, --encoder or --decoder")
+    read = [place for place in (source, encoder, decoder, base) if place is not None]
+    check_apart(flags.to, read, where="--to", source="--from, --base, --encoder or --decoder")
+    if base is not None:
+        if source is None or decoder is not None:
+            raise UserError("--base is the model of the adapter in --from, and holds the decoder; leave --decoder out")
+        import_adapter(
+            source,
+            flags.to,
+            base,
+            encoder=encoder,
+            dtype=flags.dtype,
+            ignore=flags.ignore,
+            overwrite=flags.overwrite,
+            report=print,
+        )
+        return
     import_checkpoint(
         source,
         flags.to,
@@ -111,6 +133,7 @@ COMMAND = Group(
             examples=(
                 "vr-jax convert import --from=/models/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
                 "vr-jax convert import --from=llava-hf/llava-onevision-qwen2-0.5b-ov-hf --to=checkpoints/ov-0.5b",
+                "vr-jax convert import --from=runs/lora/adapter --base=checkpoints/ov-0.5b --to=checkpoints/merged",
                 "vr-jax convert import --encoder=/models/clip --decoder=/models/qwen3 --to=checkpoints/parts",
             ),
         ),

@@ -14,7 +14,7 @@ import jax
 
 from vr_jax import distributed
 from vr_jax.cli.flags import Command, flag
-from vr_jax.cli.shared import DTYPE_HELP, DType, ProcessFlags, start_processes
+from vr_jax.cli.shared import DTYPE_HELP, WEIGHTS_HELP, DType, ProcessFlags, Weights, start_processes
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.evaluation import Profile, evaluate, score_table, write_run_report
 from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt
@@ -72,6 +72,7 @@ class EvalFlags(ProcessFlags):
         None, "Penalty for tokens that occurred; 1 is none. The default is that of generation_config.json."
     )
     dtype: DType | None = flag(None, DTYPE_HELP)
+    weights: Weights | None = flag(None, WEIGHTS_HELP)
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )

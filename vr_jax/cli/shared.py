@@ -25,6 +25,11 @@ from vr_jax.path_text import PathText
 from vr_jax.sharding import make_mesh
 
 DType = Literal["float32", "bfloat16"]
+Weights = Literal["int8", "nf4"]
+WEIGHTS_HELP = (
+    "Keeps the kernels of linear layers in 8 or 4 bits, which needs less memory and changes answers a little. "
+    "By default they are like the other parameters."
+)
 DTYPE_HELP = (
     "Type of parameters and activations. By default each parameter keeps its stored type, and config.json says that of "
     "the activations."
@@ -107,6 +112,7 @@ class AnswerFlags(Flags):
         None, "Penalty for tokens that occurred; 1 is none. The default is that of generation_config.json."
     )
     dtype: DType | None = flag(None, DTYPE_HELP)
+    weights: Weights | None = flag(None, WEIGHTS_HELP)
     pruning: str | None = flag(
         None, "Drops vision tokens: the name of a pruner, or a JSON object with its fields.", metavar="NAME|JSON"
     )
@@ -134,7 +140,7 @@ def load_generator(flags: AnswerFlags, *, all_devices: bool = False) -> Iterator
     devices = jax.devices() if all_devices else jax.devices()[: flags.tensor]
     mesh = make_mesh(1, -1, flags.tensor, devices=devices) if max(len(devices), flags.tensor) > 1 else None
     with memory_errors(), jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        loaded = load_for_inference(checkpoint, mesh, config=config, dtype=flags.dtype)
+        loaded = load_for_inference(checkpoint, mesh, config=config, dtype=flags.dtype, weights=flags.weights)
         if loaded.generation.do_sample and not flags.temperature:
             logger.warning("%s says do_sample; answers are greedy unless --temperature is given", GENERATION_FILE)
         settings = with_penalty(loaded.generation, flags.repetition_penalty)

@@ -68,7 +68,7 @@ def export_checkpoint(
     """
     source, target = as_path(source), as_path(target)
     sections = read_sections(source)
-    architecture, config = _choose(sections, source, layout)
+    architecture, config = choose_format(sections, source, layout)
     params = load_params(source)
     if architecture in (HF_LLAVA, MINICPM_V, QWEN2_5_VL, VR_QWEN2_5_VL) and not sections["image"]["unpad"]:
         params.pop("image_newline", None)  # which no token stands for, and its class does not have
@@ -109,8 +109,19 @@ def export_checkpoint(
     report(f"{target}: {architecture.name}, {len(sizes)} tensors, {sum(sizes.values()) / 1e6:,.1f} MB")
 
 
-def _choose(sections: Mapping[str, Any], source: epath.Path, layout: str | None) -> tuple[Architecture, dict[str, Any]]:
-    """The format, and its config.json; that of a whole model of transformers depends on the tokenizer."""
+def choose_format(
+    sections: Mapping[str, Any], source: epath.Path, layout: str | None = None
+) -> tuple[Architecture, dict[str, Any]]:
+    """Returns the format of a model, and its config.json, unless that depends on the tokenizer.
+
+    Args:
+        sections: The sections of the model.
+        source: Its model directory, for messages.
+        layout: "hf", "llava" or None, as for `export_checkpoint`.
+
+    Raises:
+        UserError: The layout, or any, has no place for the model.
+    """
     parts = {name: value for name, value in sections.items() if value is not None}
     parts.pop(PIXELS, None)
     if set(parts) in ({"encoder"}, {"decoder"}):

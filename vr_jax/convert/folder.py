@@ -90,8 +90,8 @@ def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> Foreign
         found.add(name)
         if name not in ignored:
             raise UserError(
-                f"{directory / name} is an adapter, which transformers adds to the weights; merge it first (peft's "
-                f"merge_and_unload), or leave it out with `--ignore={name}`"
+                f"{directory / name} is an adapter, which transformers adds to the weights; give the model that it was "
+                f"trained on with --base, or leave it out with `--ignore={name}`"
             )
 
     def optional(name: str) -> JsonFile | None:

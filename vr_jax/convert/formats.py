@@ -30,6 +30,8 @@ class Architecture:
         methods: Further rules by section and by name of the method that the section chooses.
         renames: Other spellings of tensor names, by other versions of transformers or LLaVA, as pairs of a pattern and
             its replacement. They are applied in this order.
+        in_memory: The names of tensors in a model of transformers 5 in memory, where they differ from those in files,
+            as such pairs, of which the first that fits is applied.
         ignored: Tensors that our model has no place for, as pairs of a pattern and a description.
         encoder: The family of an encoder alone.
         decoder: The family of a decoder alone.
@@ -45,6 +47,7 @@ class Architecture:
     tables: Mapping[str, Table]
     methods: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
+    in_memory: tuple[tuple[str, str], ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
     encoder: EncoderFamily | None = None
     decoder: DecoderFamily | None = None
@@ -152,6 +155,12 @@ HF_LLAVA = Architecture(
         (r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1"),
         (rf"^vision_tower\.{_TOWER_MODULES}\.", r"vision_tower.vision_model.\1."),
     ),
+    in_memory=(
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^vision_tower\.vision_model\.", "model.vision_tower."),
+        (r"^(multi_modal_projector\.|image_newline)", r"model.\1"),
+    ),
     ignored=(_HEAD, _BUFFERS),
 )
 _TOWER = "model.vision_tower.vision_tower."
@@ -187,6 +196,7 @@ QWEN2_5_VL = Architecture(
     model_types=(qwen2_5_vl.MODEL_TYPE,),
     tables={"encoder": qwen2_5_vl.VISION, "projector": qwen2_5_vl.MERGER, "decoder": qwen2_5_vl.DECODER},
     renames=qwen2_5_vl.RENAMES,
+    in_memory=qwen2_5_vl.IN_MEMORY,
     ignored=(_BUFFERS,),
     text_config="Qwen2_5_VLTextConfig",
 )

@@ -53,6 +53,7 @@ def import_checkpoint(
     ignore: Sequence[str] = (),
     overwrite: bool = False,
     report: Callable[[str], None] = logger.info,
+    change: Callable[[dict[str, np.ndarray], Sections], None] = lambda params, sections: None,
 ) -> None:
     """Writes a model directory of a checkpoint, or of an encoder and a decoder.
 
@@ -72,6 +73,8 @@ def import_checkpoint(
         ignore: Names of fields and files of the folders that are left out of consideration.
         overwrite: Whether an existing directory is replaced.
         report: Receives lines about what was imported and what was left out.
+        change: Changes the arrays, which it is given by merged path with the sections of the result, before they are
+            written.
 
     Raises:
         UserError: A checkpoint is damaged or of an unknown format, or one of its files says what is not computed here,
@@ -98,6 +101,7 @@ def import_checkpoint(
                 "these tensors hold NaN or infinite values; get the files again, or another checkpoint:", broken
             )
         )
+    change(params, sections)
     device = jax.local_devices(backend="cpu")[0]
     # The memory is aligned, so that JAX takes the arrays as its own buffers without copying them.
     arrays = {path: jax.device_put(params.pop(path), device) for path in list(params)}

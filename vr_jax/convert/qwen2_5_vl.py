@@ -85,6 +85,7 @@ MERGER: Table = (
 DECODER: Table = (*prefixed("model.", TEXT), *HEAD)
 # In memory, transformers 5 has `model.` before every name but that of the head.
 RENAMES = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
+IN_MEMORY = ((r"^visual\.", "model.visual."), (r"^model\.", "model.language_model."))
 VR_PROJECTORS: Mapping[str, Table] = {
     **{name: prefixed("visual.projector.", table) for name, table in PROJECTORS.items()},
     "merger": MERGER,

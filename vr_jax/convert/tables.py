@@ -198,6 +198,12 @@ class Slot:
             target = params[path] if self.index is None else params[path][self.index]
             target[...] = self.transform.to_ours(share)
 
+    def add(self, tensor: np.ndarray, params: Mapping[str, np.ndarray]) -> None:
+        """Adds a float32 tensor of the foreign form to our arrays, which are rounded once."""
+        for path, share in zip(self.paths, np.split(tensor, len(self.paths)), strict=True):
+            target = params[path] if self.index is None else params[path][self.index]
+            target[...] = (target.astype(np.float32) + self.transform.to_ours(share)).astype(target.dtype)
+
     def take(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the foreign tensor, contiguous in memory, made of our arrays."""
         shares = [params[path] if self.index is None else params[path][self.index] for path in self.paths]

@@ -31,8 +31,17 @@ DTYPES: dict[str, np.dtype] = {
 }
 INDEX_FILE = "model.safetensors.index.json"
 PROJECTOR_FILE = "mm_projector.bin"  # all that the first stage of LLaVA writes
+# The parameters that LLaVA trains in full beside LoRA, and the same as safetensors, which `adapter_export` writes.
+NON_LORA_FILES = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
 # The first that exists is taken, which is transformers' order (`_get_resolved_checkpoint_files` of modeling_utils.py).
-_WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json", PROJECTOR_FILE)
+_WEIGHT_FILES = (
+    "model.safetensors",
+    INDEX_FILE,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    PROJECTOR_FILE,
+    *NON_LORA_FILES,
+)
 # Files that a message names where none of those exists.
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth")
 
@@ -61,17 +70,18 @@ class Checkpoint:
         tensors: The descriptions of all tensors by name, as the headers of the files give them.
     """
 
-    def __init__(self, directory: epath.Path):
+    def __init__(self, directory: epath.Path, names: Sequence[str] = _WEIGHT_FILES):
         """Reads the headers.
 
         Args:
             directory: The directory.
+            names: Names of weight files or of their index, of which the first that exists is taken.
 
         Raises:
             UserError: There are no weight files; or one is missing, damaged, or without a tensor that the index names.
         """
         self.directory = directory
-        self.files, listed = _weight_files(directory)
+        self.files, listed = _weight_files(directory, names)
         self.tensors: dict[str, Tensor] = {}
         for file in self.files:
             for name, shape, dtype in _header(file):
@@ -152,9 +162,9 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> Sequence[Sequence[str]]
     return shards
 
 
-def _weight_files(directory: epath.Path) -> tuple[list[epath.Path], dict[str, epath.Path]]:
+def _weight_files(directory: epath.Path, names: Sequence[str]) -> tuple[list[epath.Path], dict[str, epath.Path]]:
     """The weight files of a directory, and the file of each tensor where there is an index."""
-    for name in _WEIGHT_FILES:
+    for name in names:
         path = directory / name
         if not path.is_file():
             continue
@@ -175,7 +185,7 @@ def _weight_files(directory: epath.Path) -> tuple[list[epath.Path], dict[str, ep
         return files, {tensor: directory / file for tensor, file in listed.items()}
     others = [path.name for path in sorted(directory.iterdir()) if path.suffix in _OTHER_WEIGHTS]
     found = f", found {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
-    raise UserError(f"{directory} holds no weights: expected one of {', '.join(_WEIGHT_FILES)}{found}")
+    raise UserError(f"{directory} holds no weights: expected one of {', '.join(names)}{found}")
 
 
 def _open_safetensors(file: epath.Path) -> Any:

@@ -123,7 +123,9 @@ def evaluate(
     shown: list[ReportItem] = []
     if ready:
         device_mesh = make_mesh(**(mesh or MeshSettings()).to_dict())
-        loaded = load_for_inference(checkpoint, device_mesh, config=config, dtype=settings.dtype)
+        loaded = load_for_inference(
+            checkpoint, device_mesh, config=config, dtype=settings.dtype, weights=settings.weights
+        )
         with jax.set_mesh(device_mesh):
             generation = with_penalty(loaded.generation, settings.repetition_penalty)
             generator = Generator(loaded.model, loaded.tokenizer, settings=generation)
@@ -226,7 +228,8 @@ def _evaluated(
         benchmark,
         items,
         output_folder(settings) / benchmark.name,
-        settings={"checkpoint": {"path": str(checkpoint), "sha256": fingerprint(checkpoint)}},
+        settings={"checkpoint": {"path": str(checkpoint), "sha256": fingerprint(checkpoint)}}
+        | ({"weights": settings.weights} if settings.weights else {}),
         asked={name: getattr(settings, name) for name in _ASKED},
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
@@ -281,6 +284,7 @@ def write_run_report(outcome: Outcome) -> Path:
         **{name: value for name, value in chosen.items() if value is not None},
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
         "dtype": settings.dtype or config.dtype,
+        **({"weights": settings.weights} if settings.weights else {}),
         "pruning": config.pruning.name if config.pruning else "none",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
     }

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 from jax.sharding import Mesh
 
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
+from vr_jax.model.adaptation import QUANTISED, quantised_model
 from vr_jax.model.config import VlmConfig
+from vr_jax.model.parameters import flatten_params
+from vr_jax.model.quantization import Kind, import_qwix
 from vr_jax.model.registry import read_pruner
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import (
@@ -69,7 +71,12 @@ def with_pruning(config: VlmConfig, choice: str | Mapping[str, Any] | None) -> V
 
 
 def load_for_inference(
-    directory: PathLike, mesh: Mesh | None = None, *, config: VlmConfig | None = None, dtype: DType | None = None
+    directory: PathLike,
+    mesh: Mesh | None = None,
+    *,
+    config: VlmConfig | None = None,
+    dtype: DType | None = None,
+    weights: Kind | None = None,
 ) -> Loaded:
     """Loads a model directory with its tokenizer.
 
@@ -79,9 +86,11 @@ def load_for_inference(
         config: Another config than the saved one; see `load_model`.
         dtype: The type of parameters and activations. None keeps the type that each parameter is stored in, and the
             config's type of the activations.
+        weights: How the kernels of linear layers are quantised (`vr_jax.model.quantization`); None keeps them.
 
     Raises:
-        UserError: The directory holds no whole model or no usable tokenizer, or the config does not fit.
+        UserError: The directory holds no whole model or no usable tokenizer, or the config does not fit, or qwix is
+            missing.
     """
     config = config or read_config(directory)
     if dtype is not None:
@@ -89,9 +98,17 @@ def load_for_inference(
     processor = load_processor(directory, config)
     generation = read_generation(directory)
     generation.check_vocabulary(config.decoder.vocab_size, str(as_path(directory) / GENERATION_FILE))
-    loaded = Loaded(load_model(directory, mesh, config, dtype=dtype), processor, generation)
-    stored = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(loaded.model)})
+    if weights is not None:
+        import_qwix()  # Its absence is told before the model is loaded.
+    model = load_model(directory, mesh, config, dtype=dtype)
+    if weights is not None:
+        model = quantised_model(model, weights, mesh)
+    loaded = Loaded(model, processor, generation)
+    leaves = flatten_params(loaded.model).items()
+    stored = sorted({str(leaf.dtype) for path, leaf in leaves if not path.endswith(QUANTISED)})
     level = logging.INFO if stored == [config.dtype] else logging.WARNING
+    if weights is not None:
+        stored = [f"{weights} (kernels of linear layers)", *stored]
     logger.log(level, "%s: parameters in %s, activations in %s", directory, " and ".join(stored), config.dtype)
     return loaded
 

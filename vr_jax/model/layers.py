@@ -15,6 +15,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vr_jax.model.linear import Linear
 from vr_jax.sharding import constrain
 
 normal = nnx.initializers.normal
@@ -45,7 +46,7 @@ def linear(
     use_bias: bool = True,
     init: Initializer | None = None,
     bias_init: Initializer | None = None,
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer, whose kernel is (in, out).
 
     Args:
@@ -57,7 +58,7 @@ def linear(
         init: Initialiser of the kernel; None is torch's default.
         bias_init: Initialiser of the bias; None is zero where `init` is given, and otherwise torch's default.
     """
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=use_bias,

@@ -13,7 +13,16 @@ from vr_jax.plan.compiling import bytes_per_chip, compile_for, memory_of, roofli
 from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
-from vr_jax.training import TrainProgram, abstract_batch, build_program, check_batch, moments, raise_rows, step_flops
+from vr_jax.training import (
+    TrainProgram,
+    abstract_batch,
+    build_program,
+    check_batch,
+    moments,
+    parameter_count,
+    raise_rows,
+    step_flops,
+)
 
 # The samples of the paper's two phases (docs/design/methods.md#data-files): LLaVA-Pretrain and LLaVA-NeXT-Data.
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
@@ -96,8 +105,8 @@ def plan_training(
             "optimization_level": effort or "default",
         },
         notes=[*([changed] if changed else []), *_kept_whole(program)],
-        parameters=_count(state.params) + _count(state.frozen),
-        trained_parameters=_count(state.params),
+        parameters=parameter_count(state.params | state.frozen),
+        trained_parameters=parameter_count(state.params),
         tokens=config.batch.rows * config.batch.tokens,
         samples=config.samples_per_step,
         memory=memory_of(
@@ -153,7 +162,3 @@ def _kept_whole(program: TrainProgram) -> list[str]:
         return []
     axes = " x ".join(f"{name} {size}" for name, size in program.mesh.shape.items())
     return [f"{len(lines)} parameter axes do not divide over the mesh ({axes}) and are kept whole: {lines[0]}, ..."]
-
-
-def _count(params: dict[str, jax.Array]) -> int:
-    return sum(math.prod(leaf.shape) for leaf in params.values())

@@ -3,6 +3,7 @@
 from vr_jax.settings.command_settings import EvaluationSettings, ProbeSettings
 from vr_jax.settings.config_files import load_config, read_config_file, split_variant
 from vr_jax.settings.data_settings import DEMO, DataSettings, DemoDataSettings, SourceSettings
+from vr_jax.settings.lora_settings import LoraSettings
 from vr_jax.settings.run_settings import (
     BatchSettings,
     CheckpointSettings,
@@ -24,6 +25,7 @@ __all__ = [
     "DemoDataSettings",
     "EvaluationSettings",
     "HeldOutSettings",
+    "LoraSettings",
     "MeshSettings",
     "OptimizerSettings",
     "ProbeSettings",

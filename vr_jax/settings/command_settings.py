@@ -44,6 +44,7 @@ class EvaluationSettings(Config):
         max_new_tokens: Largest number of tokens of an answer. None is the benchmark's own.
         repetition_penalty: Penalty for tokens that occurred. None is that of the checkpoint's generation_config.json.
         dtype: Type of parameters and activations. None keeps that of the model directory.
+        weights: How the kernels of linear layers are quantised. None keeps them.
         overwrite: Whether results in the output folder are replaced.
         report_items: Items that the HTML report shows. With 0, no report is written.
         pruning: A pruner's name, or its fields as a mapping or as JSON text. None switches none on.
@@ -79,6 +80,7 @@ class EvaluationSettings(Config):
     max_new_tokens: PositiveInt | None = None
     repetition_penalty: PositiveFloat | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    weights: Literal["int8", "nf4"] | None = None
     overwrite: bool = False
     report_items: NonNegativeInt = 500
     pruning: Text | Mapping[str, Any] | None = None

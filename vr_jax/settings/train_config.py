@@ -34,6 +34,7 @@ from vr_jax.model.config import QUIRKS, VlmConfig
 from vr_jax.path_text import OptionalPathsText, OptionalPathText
 from vr_jax.settings.command_settings import EvaluationSettings, ProbeSettings
 from vr_jax.settings.data_settings import DEMO, DataSettings
+from vr_jax.settings.lora_settings import LoraSettings
 from vr_jax.settings.overrides import change_fields, split_overrides
 from vr_jax.settings.run_settings import (
     BatchSettings,
@@ -69,7 +70,9 @@ class TrainConfig(Config):
         steps: Number of updates. With 0, it is `epochs * samples / samples_per_step`, rounded up.
         trainable: Globs of parameter paths (docs/design/architecture.md#parameter-paths). All other parameters are
             frozen.
-        frozen_dtype: Type of the frozen parameters.
+        lora: Adapters that are trained beside these.
+        frozen_dtype: Type of the frozen parameters. "int8" and "nf4" are the types of the kernels of frozen linear
+            layers (docs/train.md#lora); all other frozen parameters are then kept in bfloat16.
         optimizer: The optimizer and its learning rate.
         loss_chunk: Positions of one device whose logits exist at a time.
         seed: Seed of the initial parameters and of the order of the data.
@@ -128,7 +131,8 @@ class TrainConfig(Config):
     epochs: Annotated[float, Range(MIN_FLOAT, 1e6)] = 1.0
     steps: NonNegativeInt = 0
     trainable: Globs = ("*",)
-    frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    frozen_dtype: Literal["float32", "bfloat16", "int8", "nf4"] = "bfloat16"
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss_chunk: PositiveInt = 1024
     seed: Seed = 0
@@ -146,7 +150,10 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         """Checks the fields, and that they go together."""
         super().__post_init__()
-        check(bool(self.trainable), "config.trainable is empty: nothing would be trained")
+        check(
+            bool(self.trainable) or self.lora.rank > 0,
+            "config.trainable is empty: nothing would be trained, because config.lora.rank = 0",
+        )
         if self.steps:
             self.optimizer.warmup_steps(self.steps)
             check(

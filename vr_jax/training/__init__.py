@@ -11,7 +11,7 @@ from vr_jax.training.not_finite import NotFinite
 from vr_jax.training.optimizer import make_optimizer, make_schedule, moments
 from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
 from vr_jax.training.run_record import EXPORT_FOLDER, versions
-from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state
+from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state, parameter_count
 from vr_jax.training.step import batch_counts, make_train_step
 from vr_jax.training.stopping import Preempted
 from vr_jax.training.trackers import METRICS_FILE, read_metrics
@@ -43,6 +43,7 @@ __all__ = [
     "moments",
     "open_inputs",
     "open_samples",
+    "parameter_count",
     "peak_flops",
     "put_batch",
     "raise_rows",

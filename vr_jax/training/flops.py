@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 
+from vr_jax.model.adaptation import ADAPTER
 from vr_jax.model.config import VlmConfig
 
 # The dense bfloat16 peak of one JAX device in FLOP/s, by a prefix of `device_kind`. The longest match counts.
@@ -86,7 +87,8 @@ def step_flops(config: VlmConfig, trainable: Iterable[str]) -> StepFlops:
 
     In units of its forward pass, a linear layer costs 1, another 1 for the gradient of its input where anything before
     it is trained, and another 1 for the gradient of its weights where they are trained. A product of attention has no
-    weights and costs 1 forward and 2 backward.
+    weights and costs 1 forward and 2 backward. An adapter counts as something that is trained; its own two products,
+    some per cent of those of its layer, do not count, and neither does dequantisation.
 
     Args:
         config: The model.
@@ -99,14 +101,19 @@ def step_flops(config: VlmConfig, trainable: Iterable[str]) -> StepFlops:
 
     inputs = trains("encoder.", "projector.", "image_newline", "decoder.embed.", "refusion.")
     layers = trains("decoder.stages.")
+    in_full = [path for path in trainable if not path.endswith(ADAPTER)]
+
+    def weights(*parts: str) -> bool:
+        return any(path.startswith(parts) for path in in_full)
+
     head = trains("decoder.embed." if config.decoder.tie_word_embeddings else "decoder.lm_head.")
     forward = forward_flops(config)
-    encoder = 3 if trains("encoder.") else 1
-    decoder = 1 + (inputs or layers) + layers
+    encoder = 1 + trains("encoder.") + weights("encoder.")
+    decoder = 1 + (inputs or layers) + weights("decoder.stages.")
     return StepFlops(
         per_tile=encoder * forward["encoder"]
-        + (3 if trains("projector.") else encoder) * forward["projector"]
-        + (1 + inputs + trains("refusion.")) * forward["refusion"],
+        + (1 + trains("projector.", "encoder.") + weights("projector.", "encoder.")) * forward["projector"]
+        + (1 + inputs + weights("refusion.")) * forward["refusion"],
         per_token=decoder * forward["decoder"],
         per_pair=(3 if inputs or layers else 1) * forward["attention"],
         per_target=(1 + (inputs or layers) + head) * forward["head"],

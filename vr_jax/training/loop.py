@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from vr_jax import distributed, sharding
 from vr_jax.data.batch_page import batch_images, batch_page
@@ -22,10 +24,12 @@ from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.failures import first_error_kept
 from vr_jax.model.config import VlmConfig
+from vr_jax.model.parameters import merged_path
 from vr_jax.model_directory import generation_of_chat, load_tokenizer, save_model, stored_params, warm_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets, write_bytes
 from vr_jax.training import inputs
+from vr_jax.training.adapters import export_adapter
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
 from vr_jax.training.flops import step_flops
@@ -35,6 +39,7 @@ from vr_jax.training.program import TrainProgram, build_program, check_globs, to
 from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
 from vr_jax.training.run_record import (
+    ADAPTER_FOLDER,
     EXPORT_FOLDER,
     FIRST_BATCH_FILE,
     check_data,
@@ -44,7 +49,7 @@ from vr_jax.training.run_record import (
     write_run_record,
 )
 from vr_jax.training.start_log import log_start
-from vr_jax.training.state import ModelTree, TrainState, create_state
+from vr_jax.training.state import ModelTree, TrainState, create_state, merged_model
 from vr_jax.training.stopping import Preempted, Preemption
 from vr_jax.training.trackers import CaptionedImage, Trackers, check_trackers, open_trackers
 from vr_jax.training.validation import Validation, open_validation
@@ -109,7 +114,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             if start == total:
                 logger.info("finished: step %d is the last of the run, nothing is left to train", start)
                 watch.parameters(start, state.params, "exported")
-                export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
+                export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
                 return
             write_run_record(
                 workdir, config, program, step=start, total_steps=total, batch=fit.rule, run=run, data=data.data
@@ -176,7 +181,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             skips = inputs.over_processes(skip_statistics)
             distributed.together(lambda: skips.check(final=True))
             checkpoints.finish()
-            export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run)
+            export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
 
 
 def _measure(
@@ -207,11 +212,11 @@ def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
     refuse_buckets(config, unless=("config.eval.", "config.probe."))
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
-    check_globs(config, tree)
+    stored = check_globs(config, tree)
     if not has_checkpoints(workdir):  # A run that continues does not read them.
         for directory in inputs.init_directories(config):
             stored_params(directory)
-    for line in sharding.unsharded(tree.shapes, mesh):
+    for line in sharding.unsharded(stored.shapes, mesh):
         logger.warning("%s, kept whole", line)
     return workdir, mesh, tree
 
@@ -242,7 +247,7 @@ def _check_start(
     check_trackers(config)
     if start:
         check_data(workdir, config, data.data, start)
-    exported = sum(4 * math.prod(leaf.shape) for leaf in program.tree.shapes.values())  # it holds float32
+    exported = sum(4 * math.prod(leaf.shape) for leaf in ModelTree(config.model).shapes.values())  # it holds float32
     saves = math.ceil(max(0, total - start) / config.checkpoint.every)
     check_room(workdir, config.checkpoint, program.abstract, exported, saves)
 
@@ -255,6 +260,7 @@ def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
         directories,
         program.model,
         program.mesh,
+        dtype=_loaded_types(program).__getitem__,
         seed=config.seed,
         allow_unused=config.allow_unused,
         allow_different=config.allow_different,
@@ -264,7 +270,20 @@ def _initial_state(config: TrainConfig, program: TrainProgram) -> TrainState:
         logger.info("took %d parameters from %s; initialised: %s", len(report.loaded), config.init_from, random)
     else:
         logger.info("config.init_from is empty: all parameters start random")
-    return create_state(program.tree, program.optimizer, program.abstract, model)
+    return create_state(program.tree, program.optimizer, program.abstract, model, seed=config.seed)
+
+
+def _loaded_types(program: TrainProgram) -> dict[str, DTypeLike]:
+    """The type in which each parameter of the plain model is loaded, by merged path: no wider than it is kept."""
+    tree, trained = program.tree, set(program.trainable)
+    types: dict[str, DTypeLike] = {}
+    for path in ModelTree(tree.config).shapes:
+        merged = merged_path(path)
+        frozen = program.abstract.frozen.get(path)
+        if path in trained or (frozen is not None and frozen.dtype == jnp.float32):
+            types[merged] = jnp.float32
+        types.setdefault(merged, jnp.bfloat16)
+    return types
 
 
 def _samples(position: Any) -> int | None:
@@ -313,9 +332,17 @@ def _check_end(step: int, total: int, config: TrainConfig, samples: int, folder:
 
 
 def export_state(
-    workdir: Path, tree: ModelTree, state: TrainState, tokenizer_dir: Path | None, *, owner: str = ""
+    workdir: Path,
+    tree: ModelTree,
+    state: TrainState,
+    tokenizer_dir: Path | None,
+    *,
+    owner: str = "",
+    config: TrainConfig | None = None,
 ) -> None:
     """Writes the model directory `<workdir>/model`, which chat, evaluation and the next phase read.
+
+    A run with LoRA also writes `<workdir>/adapter`, which PEFT reads.
 
     Args:
         workdir: Folder of the run.
@@ -323,12 +350,15 @@ def export_state(
         state: The state of the training.
         tokenizer_dir: Folder of the tokenizer's files, which are copied.
         owner: The identity of the run, whose older export is replaced.
+        config: The settings of the run, which a run with LoRA gives.
 
     Raises:
         UserError: The directory cannot be written, or somebody else has written it.
     """
+    if config is not None and config.lora.rank:
+        export_adapter(workdir / ADAPTER_FOLDER, config, tree, state, owner=owner)
     target = workdir / EXPORT_FOLDER
-    model = tree.build({**state.frozen, **state.params})
+    model = merged_model(tree, state)
     generation = None if tokenizer_dir is None else _generation(model.config, tokenizer_dir)
     save_model(target, model, tokenizer_dir, generation=generation, overwrite=True, owner=owner)
     logger.info("model directory: %s", target)
@@ -372,4 +402,4 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
         watch = FiniteWatch(config, workdir, mesh, start=restored.step, newest_checkpoint=checkpoints.newest_complete)
         watch.parameters(restored.step, restored.state.params, "exported")
         tokenizer = distributed.together(lambda: inputs.tokenizer_directory(config, workdir))
-        export_state(workdir, program.tree, restored.state, tokenizer, owner=run)
+        export_state(workdir, program.tree, restored.state, tokenizer, owner=run, config=config)

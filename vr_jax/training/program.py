@@ -18,6 +18,7 @@ from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.settings import TrainConfig
 from vr_jax.sharding import batch_sharding
+from vr_jax.training.adapters import adapted_tree
 from vr_jax.training.optimizer import Schedule, check_groups, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state
 from vr_jax.training.step import TrainStep, make_train_step
@@ -58,16 +59,16 @@ def build_program(
         config: The settings of the run.
         mesh: The devices.
         total_steps: Number of updates, after which the learning rate has decayed.
-        tree: The model's parameters, where the caller has them already.
+        tree: The parameters of the plain model, where the caller has them already.
         sources: The names of the sources of the samples, where the numbers of an update tell them apart.
 
     Raises:
         ConfigError: The model cannot be built or trained, or a glob matches no parameter.
         ShardingError: A parameter has no place on the mesh.
     """
-    tree = tree or ModelTree(config.model)
-    trainable = tree.trainable(config.trainable)
-    check_globs(config, tree)
+    plain = tree or ModelTree(config.model)
+    check_globs(config, plain)
+    tree, trainable = adapted_tree(config, plain)
     schedule = make_schedule(config.optimizer, total_steps)
     optimizer = make_optimizer(config.optimizer, schedule, trainable)
     abstract = abstract_state(tree, optimizer, trainable, mesh, config.frozen_dtype)
@@ -83,15 +84,22 @@ def build_program(
     return TrainProgram(config.model, mesh, tree, trainable, schedule, optimizer, abstract, step)
 
 
-def check_globs(config: TrainConfig, tree: ModelTree) -> None:
+def check_globs(config: TrainConfig, tree: ModelTree) -> ModelTree:
     """Checks that every glob of the settings stands for parameters of the model.
+
+    Args:
+        config: The settings of the run.
+        tree: The parameters of the plain model.
+
+    Returns:
+        The parameters of the run, with those of adapters and quantised kernels.
 
     Raises:
         ConfigError: A glob matches none, or has no effect.
     """
-    trainable = set(tree.trainable(config.trainable))
-    trained = [path for path in tree.shapes if path in trainable]
-    check_groups(config.optimizer, trained, [path for path in tree.shapes if path not in trainable])
+    found, trained = adapted_tree(config, tree)
+    check_groups(config.optimizer, list(trained), [path for path in found.shapes if path not in set(trained)])
+    return found
 
 
 def total_steps(config: TrainConfig, samples: int) -> int:

@@ -32,9 +32,12 @@ from vr_jax.training.state import TrainState
 from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
 
 RUN_FILE, PARAMETERS_FILE, FIRST_BATCH_FILE = "run.json", "parameters.txt", "first_batch.html"
-EXPORT_FOLDER, PROFILE_FOLDER = "model", "profile"
+EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER = "model", "adapter", "profile"
 # What a run writes to its folder, and would replace or continue.
-WRITTEN = (FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb", EXPORT_FOLDER, PROFILE_FOLDER)
+WRITTEN = (
+    *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb"),
+    *(EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER),
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
 
@@ -64,6 +67,7 @@ def claim(workdir: Path, sources: Sequence[Path]) -> str:
     run = str(starts[0].get("run", "")) if starts else secrets.token_hex(8)
     check_apart(workdir / EXPORT_FOLDER, sources, where="the exported model", source="config.init_from")
     check_target(workdir / EXPORT_FOLDER, overwrite=True, owner=run)
+    check_target(workdir / ADAPTER_FOLDER, overwrite=True, owner=run)
     return run
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 
 from vr_jax import distributed
 from vr_jax.settings import TrainConfig
 from vr_jax.training.optimizer import Params
 from vr_jax.training.program import TrainProgram
+from vr_jax.training.state import parameter_count
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -63,4 +63,4 @@ def log_start(config: TrainConfig, program: TrainProgram, *, samples: int, start
 
 def _count(params: Params) -> str:
     """The number of values in millions."""
-    return f"{sum(math.prod(leaf.shape) for leaf in params.values()) / 1e6:.2f} M"
+    return f"{parameter_count(params) / 1e6:.2f} M"

@@ -115,7 +115,7 @@ class KeyAttention(MultiHeadAttention):
         grouped = split_heads(self.q(query), self.heads).reshape(keys.shape[0], -1, self.heads, self._head_dim)
         if not self.absorbed:
             return grouped, split_heads(self.k(_with(affine, keys)), self.heads)
-        key = split_heads(self.k.kernel[...], self.heads)
+        key = split_heads(self.k.weight(), self.heads)
         if affine is not None:
             key = key * affine.scale[...].reshape(-1)[:, None, None]
         return jnp.einsum("gqhd,ehd->gqhe", grouped, key.astype(grouped.dtype)), keys[:, :, None, :]
@@ -144,7 +144,7 @@ class KeyAttention(MultiHeadAttention):
         It is exact. The bias of the keys and that of the norm shift all logits of a query alike and cancel in the
         softmax. The weights sum to one, so the bias of the values passes through.
         """
-        value = split_heads(self.v.kernel[...], self.heads)
+        value = split_heads(self.v.weight(), self.heads)
         assert self.v.bias is not None
         value_bias = split_heads(self.v.bias[...], self.heads)
         if affine is not None:
