@@ -177,6 +177,10 @@ CATCH_ALL = {
     "evaluation/run_directory.py": (1, "the folder is given back"),
     "app/models.py": (1, "it is raised again where the answer is awaited, in another thread"),
     "app/session.py": (1, "the page shows any error as one line, and goes on"),
+    "training/trackers/group.py": (
+        1,
+        "a tracker's library may raise anything; it is switched off, and the training goes on",
+    ),
     "demo/commands.py": (2, "the other commands are stopped, and it is raised again"),
     "demo/worker.py": (1, "any error of a command is printed with its traceback, and is a failure of the command"),
 }

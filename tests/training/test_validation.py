@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.tiny import quick
 from tests.training.held_out import inputs_with_processor, validated_run
 from tests.training.test_processes import finish, start
 from tests.training.tiny import NoiseIterator, plain_run
@@ -233,15 +234,22 @@ def write_questions(folder):
     return path
 
 
-def test_replies_are_those_of_the_exported_model(tmp_path):
-    """The parameters answer as they lie in the training state, sharded over eight devices, the frozen ones apart."""
+@pytest.mark.parametrize("rank", quick([0, 2], 0))
+def test_replies_are_those_of_the_exported_model(tmp_path, rank):
+    """The parameters answer as they lie in the training state, sharded over eight devices, the frozen ones apart.
+
+    With LoRA they answer through the adapters, which the exported model has merged."""
     questions = write_questions(tmp_path)
     common = {"every": 3, "batches": 1, "batch_size": 8, "max_new_tokens": 4}
     validation = {
         "generated": {"metric": "demo", **common},
         "own": {"metric": "contains", "source": {"path": str(questions)}, **common},
     }
-    config = validated_run(questions, steps=3).replace({"validation": validation, "trainable": ("decoder.*",)})
+    config = validated_run(questions, steps=3).replace({"validation": validation})
+    if rank:
+        config = config.replace({"lora.rank": rank, "lora.targets": ("decoder.*",), "trainable": ("projector.*",)})
+    else:
+        config = config.replace({"trainable": ("decoder.*",)})
     workdir = tmp_path / "run"
     loop.train(config, workdir, open_inputs=inputs_with_processor)
     last = list(read_metrics(workdir / "metrics.jsonl"))[-1]

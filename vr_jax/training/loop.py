@@ -129,7 +129,8 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             ):
                 validation.try_out(state)
                 if restored is not None and restored.unwritten is not None:
-                    values = validation.measure(validation.due(start), state, start, trackers)
+                    due = validation.due(start)
+                    values = validation.measure(due, state, start, trackers) if due else {}
                     trackers.write(start, {**restored.unwritten, **values})
                 recorder = Recorder(config, step_flops(program.model, program.trainable), watch, trackers, progress)
                 for step in range(start + 1, total + 1):
