@@ -178,6 +178,7 @@ CATCH_ALL = {
     "app/models.py": (1, "it is raised again where the answer is awaited, in another thread"),
     "app/session.py": (1, "the page shows any error as one line, and goes on"),
     "demo/commands.py": (2, "the other commands are stopped, and it is raised again"),
+    "training/trackers/group.py": (1, "a tracker that fails is off, and the training goes on"),
     "demo/worker.py": (1, "any error of a command is printed with its traceback, and is a failure of the command"),
 }
 
