@@ -64,3 +64,26 @@ def pytest_runtest_setup(item):
                     f"needs {needed}, and this session runs on the platform {jax.default_backend()!r}; "
                     f"where there is one: JAX_PLATFORMS={setting} python -m pytest -m {marker}"
                 )
+
+
+@pytest.fixture
+def pillow_13(monkeypatch):
+    """Gives Pillow's own `resize` the order of passes of version 13, for references that call it.
+
+    Older versions resize along the rows first, always. Our code makes the passes one by one, so this changes nothing
+    in it.
+    """
+    import PIL
+    from PIL import Image
+
+    if int(PIL.__version__.partition(".")[0]) >= 13:
+        return
+    one_version = Image.Image.resize
+
+    def resize(self, size, resample=None, box=None, reducing_gap=None):
+        (width, height), (new_width, new_height) = self.size, size
+        if box is None and new_height < height and height - new_height > 2 * (width - new_width):
+            self = one_version(self, (width, new_height), resample)
+        return one_version(self, size, resample, box, reducing_gap)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)

@@ -28,6 +28,8 @@ from vr_jax.model.parameters import flatten_params, merge_stages
 from vr_jax.model.vlm import VisionLanguageModel
 from vr_jax.model_directory import PIXELS, load_params, read_config, read_sections, save_params
 
+pytestmark = pytest.mark.usefixtures("pillow_13")  # The processor of transformers resizes with Pillow.
+
 NEW_TOKENS = 16
 # Questions with the sizes (width, height) of their images: whole windows, partial ones, none, and several images.
 QUESTIONS = {

@@ -119,7 +119,7 @@ def test_planned_memory_is_what_the_executable_says(plan, program, config):
     assert plan.memory.temporaries == said.temp_size_in_bytes
     assert said.output_size_in_bytes == bytes_per_chip(program.abstract) + plan.memory.results
     # The metrics, and a table of pointers to all results.
-    assert 0 < plan.memory.results <= 8 * len(jax.tree.leaves(program.abstract)) + 128
+    assert 0 < plan.memory.results <= 8 * len(jax.tree.leaves(program.abstract)) + 256
 
 
 def test_operations_in_the_compiled_program_are_those_asked_for(plan):
