@@ -45,8 +45,8 @@ def check_state(state: dict[str, Any], identity: dict[str, Any], *, allow_other_
             return True
         raise UserError(
             f"The weights or shares of the sources are others than those of the saved state: an epoch had "
-            f"{saved['counts']} samples of them, now {identity['counts']}; restore them, or set "
-            "config.data.allow_other_weights=True to continue each source from where it is."
+            f"{saved['counts']} samples of them, now {identity['counts']}; config.data.allow_other_weights=True "
+            "continues each source from where it is."
         )
     if differing:
         named = "; ".join(f"{name}: saved {saved.get(name)!r}, now {identity.get(name)!r}" for name in differing)
