@@ -42,8 +42,7 @@ vr-jax: efficient vision-language models in JAX, from two CPU cores to pods.
 
 First: vr-jax demo                    (no data needed; runs/demo/report.html)
 Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "What is here?"
-       vr-jax train --config=configs/demo.py --workdir=runs/mine  (generated;
-         yours: add --config.data.path=FILE.json --config.data.images=DIR)
+       vr-jax train --config=configs/demo.py --workdir=runs/mine
 
 Commands:
 {commands}

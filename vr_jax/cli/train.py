@@ -47,6 +47,8 @@ COMMAND = Command(
     unusable samples; 75 stopped by SIGTERM or SIGINT after saving, and the same command continues.""",
     examples=(
         "vr-jax train --config=configs/demo.py --workdir=runs/mine --config.optimizer.lr=1e-3",
+        "vr-jax train --config=configs/demo.py --workdir=runs/own --config.data.path=my_data/data.json "
+        "--config.data.images=my_data/images",
         "vr-jax train --config=configs/llava_vr_qwen2_0_5b.py:phase1 --workdir=runs/phase1",
     ),
     verbose=True,
