@@ -182,7 +182,6 @@ CATCH_ALL = {
         "a tracker's library may raise anything; it is switched off, and the training goes on",
     ),
     "demo/commands.py": (2, "the other commands are stopped, and it is raised again"),
-    "training/trackers/group.py": (1, "a tracker that fails is off, and the training goes on"),
     "demo/worker.py": (1, "any error of a command is printed with its traceback, and is a failure of the command"),
 }
 
