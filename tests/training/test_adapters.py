@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.tiny import random_model
+from tests.tiny import quick, random_model
 from tests.training.tiny import PLAIN, noise_batch, noise_inputs, plain_run, series, tiny_config, tiny_run
 from vr_jax import sharding
 from vr_jax.convert import import_adapter
@@ -126,7 +126,7 @@ def state_of(program, model, seed=3):
 EVERYWHERE = {"lora.targets": ("*",), "trainable": ("image_newline",)}
 
 
-@pytest.mark.parametrize("kind", ["float32", "nf4"])
+@pytest.mark.parametrize("kind", quick(["float32", "nf4"], "nf4"))
 def test_loss_and_gradients_are_those_of_the_merged_model(kind):
     """The gradient of A is scale * dW B^T and that of B is scale * A^T dW, where dW is that of the merged kernel."""
     config = tiny_run(**LORA | EVERYWHERE, **ONE, frozen_dtype=kind)
@@ -165,6 +165,7 @@ def test_loss_and_gradients_are_those_of_the_merged_model(kind):
         np.testing.assert_allclose(grad, want, atol=bound, err_msg=path)
 
 
+@pytest.mark.slow  # compiles two updates of a model with adapters everywhere
 def test_an_update_on_eight_devices_is_that_on_one():
     """A quantised base with adapters everywhere, cut over fsdp and tensor."""
     config = tiny_run(**LORA | EVERYWHERE, frozen_dtype="nf4")

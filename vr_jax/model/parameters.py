@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vr_jax.model.config import VlmConfig
 from vr_jax.sharding import path_of
@@ -55,7 +56,7 @@ def merge_stages(params: Mapping[str, Any]) -> dict[str, Any]:
         params: Arrays by staged path. For ShapeDtypeStructs run the function under `jax.eval_shape`.
 
     Returns:
-        Arrays by merged path.
+        Arrays by merged path. Those of numpy stay on the host.
     """
     stages: dict[str, dict[int, Any]] = {}
     merged: dict[str, Any] = {}
@@ -67,7 +68,9 @@ def merge_stages(params: Mapping[str, Any]) -> dict[str, Any]:
             merged[path] = array
     for path, parts in stages.items():
         ordered = [parts[stage] for stage in sorted(parts)]
-        merged[path] = ordered[0] if len(ordered) == 1 else jnp.concatenate(ordered, axis=0)
+        on_host = all(isinstance(part, np.ndarray) for part in ordered)
+        join = np.concatenate if on_host else jnp.concatenate
+        merged[path] = ordered[0] if len(ordered) == 1 else join(ordered, axis=0)
     return merged
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
-from vr_jax import sharding
+from vr_jax import distributed, sharding
 from vr_jax.errors import ConfigError
 from vr_jax.model.adaptation import (
     ADAPTER,
@@ -112,9 +113,10 @@ class ModelTree:
             path: The parameter's path.
             frozen_dtype: `config.frozen_dtype`, or the type of what is not quantised.
         """
+        kept: DTypeLike = "bfloat16" if frozen_dtype in KINDS else frozen_dtype
         if path.endswith(QUANTISED):
-            return jnp.dtype(self.shapes[path].dtype)
-        return jnp.dtype("bfloat16" if frozen_dtype in KINDS else frozen_dtype)
+            kept = self.shapes[path].dtype
+        return kept
 
 
 def abstract_state(
@@ -224,14 +226,16 @@ def create_state(
 def mesh_of(array: Array) -> Mesh:
     """Returns the devices that an array of the state lies on."""
     assert isinstance(array.sharding, NamedSharding)
-    mesh: Mesh = array.sharding.mesh
+    mesh = array.sharding.mesh
+    assert isinstance(mesh, Mesh)
     return mesh
 
 
 def merged_model(tree: ModelTree, state: TrainState) -> VisionLanguageModel:
     """Returns the plain model that a state stands for: adapters are merged, and quantised kernels are computed.
 
-    Such a kernel is kept in float32 where the frozen parameters are, and otherwise in bfloat16.
+    Such a kernel is kept in float32 where the frozen parameters are, and otherwise in bfloat16. The parameters lie on
+    the host if this is the only process: a device that holds a quantised base may have no room for the plain one.
 
     Args:
         tree: The model's parameters.
@@ -254,4 +258,6 @@ def merged_model(tree: ModelTree, state: TrainState) -> VisionLanguageModel:
         merged: Array = merge(parts)
         return merged
 
+    if distributed.process_count() == 1:
+        return plain.build({path: np.asarray(value(path)) for path in plain.shapes})
     return plain.build({path: value(path) for path in plain.shapes})
