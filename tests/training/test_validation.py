@@ -78,7 +78,7 @@ def whole(held_out, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", quick([1, 8], 8))
 @pytest.mark.parametrize("batches", [0, 2])
 def test_the_mean_loss_is_that_of_each_sample_alone(whole, held_out, devices, batches):
     """The last batch is not full, and a batch of 8 rows on 8 devices has rows without a sample."""
@@ -152,7 +152,7 @@ def test_a_run_that_is_stopped_before_a_validation_makes_up_for_it(whole, held_o
     assert validation_series(tmp_path) == validation_series(whole)
 
 
-@pytest.mark.parametrize("lr", [3e-3, 3.0])
+@pytest.mark.parametrize("lr", quick([3e-3, 3.0], 3.0))
 def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr):
     """With the high learning rate the loss rises, so that an earlier checkpoint is best."""
     best = {"checkpoint.best": "validation/held_out/loss", "checkpoint.keep_last": 1, "optimizer.schedule": "constant"}
