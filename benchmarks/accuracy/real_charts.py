@@ -38,13 +38,14 @@ FAMILIES = {
     "qwen2_5_vl": ("Qwen2.5-VL", (("training", "qwen2_5_vl"),)),
     "minicpm_v": ("MiniCPM-V", (("training", "minicpm_v"),)),
 }
-# What the runs of a family change in the config. The decoder's embeddings, like all that has no adapter, stay as they
-# are after phase 1. A higher learning rate is usual for adapters.
+# What the runs of a family change in the config. Nothing is pretrained here, so that the embeddings and the last norm
+# have to grow too before any answer is likely; every linear layer of the decoder has an adapter. A higher learning rate
+# is usual for adapters.
 CHANGES = {
     ("lora", "phase2"): (
         "--config.lora.rank=32",
         "--config.lora.alpha=64",
-        "--config.trainable=projector.*,refusion.*,image_newline",
+        "--config.trainable=projector.*,refusion.*,image_newline,decoder.embed.*,decoder.norm.*",
         "--config.optimizer.lr=4e-3",
     ),
 }
