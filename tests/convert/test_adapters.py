@@ -243,6 +243,13 @@ def test_tensors_that_do_not_fit_are_named(base, tmp_path, change, message):
         import_adapter(adapter, tmp_path / "merged", base)
 
 
+def test_an_update_that_float32_does_not_hold_is_refused(base, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", lora_alpha=1e300)
+    with pytest.raises(UserError, match=r"multiplied with each other and with 3\.33333e\+299, are larger than float32"):
+        import_adapter(adapter, tmp_path / "merged", base)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_two_tensors_of_one_parameter_are_refused(base, tmp_path):
     """An adapter and a kernel in full for one module, of which the kernel would silently undo the adapter."""
     weight = {f"{LANGUAGE}self_attn.q_proj.weight": np.ones((24, 24), np.float32)}

@@ -103,7 +103,13 @@ class Adapter:
         for update in updates:
             pair = dict(self._weights.read({update.a: None, update.b: None}))
             self._check_finite(pair)
-            change = update.scale * (pair[update.b].astype(np.float32) @ pair[update.a].astype(np.float32))
+            with np.errstate(over="ignore", invalid="ignore"):
+                change = np.float32(update.scale) * (pair[update.b].astype(np.float32) @ pair[update.a].astype(np.float32))
+            if not np.isfinite(change).all():
+                raise UserError(
+                    f"{self.directory}: {update.a} and {update.b}, multiplied with each other and with "
+                    f"{update.scale:g}, are larger than float32 holds; lora_alpha or r in {ADAPTER_CONFIG} is wrong"
+                )
             update.slot.add(change, params)
         for checkpoint, names in full:
             for original, tensor in checkpoint.read(names):
