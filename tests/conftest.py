@@ -66,8 +66,7 @@ def pytest_runtest_setup(item):
                 )
 
 
-@pytest.fixture
-def pillow_13(monkeypatch):
+def order_passes_as_pillow_13(patch: pytest.MonkeyPatch) -> None:
     """Gives Pillow's own `resize` the order of passes of version 13, for references that call it.
 
     Older versions resize along the rows first, always. Our code makes the passes one by one, so this changes nothing
@@ -86,4 +85,18 @@ def pillow_13(monkeypatch):
             self = one_version(self, (width, new_height), resample)
         return one_version(self, size, resample, box, reducing_gap)
 
-    monkeypatch.setattr(Image.Image, "resize", resize)
+    patch.setattr(Image.Image, "resize", resize)
+
+
+@pytest.fixture
+def pillow_13(monkeypatch):
+    """Pillow resizes in the order of passes of version 13, for one test."""
+    order_passes_as_pillow_13(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def pillow_13_in_module():
+    """Pillow resizes in the order of passes of version 13, for the references that a fixture of a module computes."""
+    with pytest.MonkeyPatch.context() as patch:
+        order_passes_as_pillow_13(patch)
+        yield

@@ -1,11 +1,12 @@
 """Trains a model of a family on real files and evaluates it, with one command.
 
-    python -m benchmarks.accuracy.real_charts [--family llava|qwen2_5_vl|minicpm_v] [--data DIR] [--items 32]
+    python -m benchmarks.accuracy.real_charts [--family llava|lora|qwen2_5_vl|minicpm_v] [--data DIR] [--items 32]
 
 Phase 1 of the LLaVA learns the captions of real photographs. Phase 2 starts from its model and learns real ChartQA
-training questions. The small Qwen2.5-VL and the small MiniCPM-V learn these questions in one run. All run train.py with
-the real Qwen2 tokenizer. Then eval.py asks the same questions, of which a model that has memorised them answers at
-least 95 % correctly. It also asks the test questions; their score says nothing, because nothing here is pretrained.
+training questions, with all parameters of the decoder or, as the family "lora", with adapters of its linear layers. The
+small Qwen2.5-VL and the small MiniCPM-V learn these questions in one run. All run train.py with the real Qwen2
+tokenizer. Then eval.py asks the same questions, of which a model that has memorised them answers at least 95 %
+correctly. It also asks the test questions; their score says nothing, because nothing here is pretrained.
 
 DIR holds natural/captions_llava.json with natural/images, chartqa/train.jsonl and chartqa/test.jsonl (with the fields
 type, question, answer and image) with chartqa/images, and qwen2_tokenizer/. The result is the family's section of the
@@ -33,8 +34,19 @@ PROMPT = "<image>\n{question}\nAnswer the question with a single word."  # The q
 # The title of each family's section, and its runs: the name, and the variant of the config.
 FAMILIES = {
     "llava": ("LLaVA with SigLIP and Qwen2", (("phase 1", "phase1"), ("phase 2", "phase2"))),
+    "lora": ("LLaVA with SigLIP and Qwen2, phase 2 by LoRA", (("phase 1", "phase1"), ("phase 2", "phase2"))),
     "qwen2_5_vl": ("Qwen2.5-VL", (("training", "qwen2_5_vl"),)),
     "minicpm_v": ("MiniCPM-V", (("training", "minicpm_v"),)),
+}
+# What the runs of a family change in the config. The decoder's embeddings, like all that has no adapter, stay as they
+# are after phase 1. A higher learning rate is usual for adapters.
+CHANGES = {
+    ("lora", "phase2"): (
+        "--config.lora.rank=32",
+        "--config.lora.alpha=64",
+        "--config.trainable=projector.*,refusion.*,image_newline",
+        "--config.optimizer.lr=4e-3",
+    ),
 }
 CAPTIONS = "phase1"
 # The special tokens of the chat formats that Qwen2's tokenizer lacks.
@@ -93,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"--config.data.path={path}",
             f"--config.tokenizer={tokenizer}",
             *start,
+            *CHANGES.get((options.family, variant), ()),
             *([f"--config.steps={steps}"] if steps else []),
         )
         start = [f"--config.init_from={workdir / variant / 'model'}"]

@@ -116,7 +116,7 @@ def test_no_weights_no_config_no_directory(checkpoint, refused, tmp_path):
     (checkpoint / "model.safetensors").unlink()
     assert "holds no weights: expected one of model.safetensors" in refused(checkpoint)
     (checkpoint / "model-00001-of-00002.safetensors").write_bytes(b"")
-    assert "mm_projector.bin, found model-00001-of-00002.safetensors" in refused(checkpoint)
+    assert "non_lora_trainables.safetensors, found model-00001-of-00002.safetensors" in refused(checkpoint)
     (checkpoint / "config.json").unlink()
     assert "config.json is missing; give the folder of a checkpoint" in refused(checkpoint)
     assert "nowhere is not a folder of a checkpoint" in refused(tmp_path / "nowhere")

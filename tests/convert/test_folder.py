@@ -76,7 +76,7 @@ def test_an_index_names_files_beside_it(place, tmp_path):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_beside_the_weights_is_refused_by_name(name, tmp_path):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"{name} is an adapter, .*; merge it first"):
+    with pytest.raises(UserError, match=f"{name} is an adapter, .*; give the model that it was trained on with --base"):
         folder(tmp_path)
     folder(tmp_path, ignored=[name])
 

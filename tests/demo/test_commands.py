@@ -86,6 +86,7 @@ def test_a_failure_ends_the_demo_with_the_end_of_its_log(tmp_path):
     assert time.monotonic() - began < 50
 
 
+@pytest.mark.slow  # Its worker imports JAX.
 def test_a_command_runs_as_in_a_process_of_its_own(tmp_path):
     """It sees its own arguments, its output is in its log alone, and an exception is a failure."""
     first = Step("first", ("python", "-m", "vr_jax", "--help"), tmp_path / "first.txt")
@@ -97,6 +98,7 @@ def test_a_command_runs_as_in_a_process_of_its_own(tmp_path):
     assert second.log.read_text().startswith("__main__\n")
 
 
+@pytest.mark.slow  # Its worker imports JAX.
 def test_a_worker_that_dies_is_a_failure(tmp_path):
     dies = python("dies", tmp_path, "import os; print('last words', flush=True); os._exit(7)")
     reason = r"dies ended with exit status 7; .* ends with: last words"

@@ -211,7 +211,7 @@ TEXT = {
 
 
 @pytest.fixture(scope="module", params=quick([True, False], True), ids=["tied", "untied"])
-def answers(request, tmp_path_factory):
+def answers(request, tmp_path_factory, pillow_13_in_module):
     """Both sides' answers to every chat."""
     tokenizer = demo_tokenizer()
     tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)

@@ -102,6 +102,7 @@ def test_planned_arguments_are_the_bytes_of_real_arrays(plan, program, real):
     assert memory.inputs == on_first((batch, state.step))
 
 
+@pytest.mark.slow  # It compiles an update of its own.
 def test_the_plan_tells_moments_and_gradients_one_by_one(plan):
     memory = plan.memory
     assert memory.first_moments == memory.second_moments == memory.gradients == memory.trained > 0

@@ -163,7 +163,7 @@ def test_a_checkpoint_continues_on_another_mesh(tmp_path):
     step = jax.device_put(jnp.int32(3), abstract.step.sharding)
     state = TrainState(step, random_like(abstract.params, 0), {}, random_like(abstract.opt_state, 1))
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(3, state, data={}, config={}, skip_statistics={}, loss=1.0)
+        checkpoints.save(3, state, data={}, config={}, skip_statistics={}, metrics={"loss": 1.0})
     _, other = program(replica=2, fsdp=2, tensor=2)
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_newest(other).state

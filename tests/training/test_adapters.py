@@ -212,6 +212,7 @@ def state_in(workdir, config):
     return jax.device_get({**restored.state.params, **restored.state.frozen}), restored.step
 
 
+@pytest.mark.slow  # Three runs; a plain run is continued in test_loop.py.
 def test_a_run_that_crashed_continues_bit_for_bit(whole, start, tmp_path):
     from tests.training.test_loop import Crash, crash, interrupted_inputs
 

@@ -79,7 +79,7 @@ def whole(held_out, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", quick([1, 8], 8))
 @pytest.mark.parametrize("batches", [0, 2])
 def test_the_mean_loss_is_that_of_each_sample_alone(whole, held_out, devices, batches):
     """The last batch is not full, and a batch of 8 rows on 8 devices has rows without a sample."""
@@ -197,7 +197,7 @@ def test_unusable_samples_at_the_beginning_are_judged_among_all(whole, held_out,
             validation.measure(["held_out"], state, 4, Trackers(None, resume_step=0, active=False))
 
 
-@pytest.mark.parametrize("lr", [3e-3, 3.0])
+@pytest.mark.parametrize("lr", quick([3e-3, 3.0], 3.0))
 def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr):
     """With the high learning rate the loss rises, so that an earlier checkpoint is best."""
     best = {"checkpoint.best": "validation/held_out/loss", "checkpoint.keep_last": 1, "optimizer.schedule": "constant"}

@@ -102,7 +102,7 @@ def adapt(model: VisionLanguageModel, adaptation: Adaptation) -> VisionLanguageM
             layer.lora_scale = adaptation.scale
         if path + KERNEL in adaptation.quantised:
             codes, scales = quantised_structs(kernel.shape, adaptation.kind)
-            layer.kernel = None
+            layer.kernel = None  # type: ignore[assignment]  # nnx.Linear always has one
             layer.kernel_axes = product_axes(path + KERNEL, len(kernel.shape))
             layer.kernel_codes, layer.kernel_scale = nnx.Param(codes), nnx.Param(scales)
     return model

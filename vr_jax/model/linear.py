@@ -22,7 +22,6 @@ class Linear(nnx.Linear):
       (Hu et al. 2021, arXiv 2106.09685; peft `tuners/lora/layer.py`, `Linear.forward`).
     """
 
-    kernel: Any  # None where it is quantised
     kernel_codes: Any = None
     kernel_scale: Any = None
     lora_a: Any = None

@@ -235,6 +235,7 @@ def cuda_toolkit() -> Path | str:
     return found[0] if found else "needs NVIDIA's assembler (pip install 'jax[cuda13]'): no nvidia/cu13/bin/ptxas"
 
 
+@pytest.mark.slow  # It compiles for half a minute.
 def test_compiles_for_h200():
     """Through ptxas, forward and gradient, in both forms and types; in a process of its own, which sees no other
     devices."""
