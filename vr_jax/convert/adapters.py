@@ -104,7 +104,9 @@ class Adapter:
             pair = dict(self._weights.read({update.a: None, update.b: None}))
             self._check_finite(pair)
             with np.errstate(over="ignore", invalid="ignore"):
-                change = np.float32(update.scale) * (pair[update.b].astype(np.float32) @ pair[update.a].astype(np.float32))
+                change = np.float32(update.scale) * (
+                    pair[update.b].astype(np.float32) @ pair[update.a].astype(np.float32)
+                )
             if not np.isfinite(change).all():
                 raise UserError(
                     f"{self.directory}: {update.a} and {update.b}, multiplied with each other and with "
