@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.convert.conftest import torch, transformers
 from vr_jax import sharding
@@ -15,6 +16,7 @@ from vr_jax.convert import import_adapter, import_checkpoint
 from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model_directory import load_model, load_params, read_config
 from vr_jax.settings import TrainConfig
+from vr_jax.training.adapters import export_adapter
 from vr_jax.training.loop import export_state
 from vr_jax.training.program import build_program
 from vr_jax.training.state import create_state
@@ -71,6 +73,27 @@ def test_our_import_of_it_is_the_exported_model(run, tmp_path):
     found, expected = load_params(tmp_path / "merged"), load_params(folder / "model")
     for path, array in expected.items():
         np.testing.assert_allclose(found[path], array, atol=1e-6, err_msg=path)
+
+
+def test_what_stands_beside_a_trained_parameter_is_written_as_it_is_quantised(run, tmp_path):
+    """PEFT keeps whole modules, so that a trained bias takes the frozen kernel of its layer along."""
+    _, folder, config, _ = run
+    changed = config.replace(
+        {
+            **{"lora.targets": ("decoder.*.mlp.*",), "trainable": ("decoder.*.attn.q.bias",)},
+            **{"frozen_dtype": "int8"},
+        }
+    )
+    program = build_program(changed, sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1]), 10)
+    base = load_model(folder / "base", config=config.model)
+    state = create_state(program.tree, program.optimizer, program.abstract, base)
+    export_adapter(tmp_path / "adapter", changed, program.tree, state)
+    found = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
+    stem = "decoder.stages.0.attn.q"
+    codes, scales = (state.frozen[f"{stem}.kernel_{end}"] for end in ("codes", "scale"))
+    np.testing.assert_array_equal(found[f"{name}.weight"], (np.float32(codes) * np.asarray(scales))[1].T)
+    np.testing.assert_array_equal(found[f"{name}.bias"], state.params[f"{stem}.bias"][1])
 
 
 @pytest.mark.slow  # imports peft, and runs three models of transformers

@@ -194,6 +194,8 @@ REFUSED = {
     "peft_type": ("LOHA", r"peft_type = 'LOHA': only adapters of LoRA can be imported"),
     "r": (0, r"r and rank_pattern = \[0\]: expected positive integers"),
     "lora_alpha": ("8", r"lora_alpha = '8': expected a number"),
+    "alpha_pattern": ({"q_proj": float("nan")}, r"lora_alpha and alpha_pattern = \[6, nan\]: expected finite numbers"),
+    "modules_to_save": (["lm_head"], r"modules_to_save names 'lm_head', which the model has and the file lacks"),
     "layers_to_transform": ([0], r"layers\.1\.self_attn\.q_proj\.lora_A\.weight: target_modules and the other fields"),
     "exclude_modules": (["q_proj"], r"q_proj\.lora_A\.weight: target_modules and the other fields of its config leave"),
     "rank_pattern": ({"q_proj": 5}, r"q_proj: found .* expected A \(5, 24\) and B \(24, 5\)"),
@@ -225,6 +227,11 @@ def test_every_field_of_peft_is_known():
         (lambda t: {n: a for n, a in t.items() if "q_proj.lora_B" not in n}, r"q_proj: found \{'A': \(3, 24\)\}"),
         (lambda t: {n: a * np.float32("nan") if "q_proj.lora_A" in n else a for n, a in t.items()}, r"holds NaN"),
         (
+            lambda t: t | {f"module.{LANGUAGE}self_attn.q_proj.lora_A.weight": np.ones((3, 24), np.float32)},
+            r"the file holds this matrix twice, also as ",
+        ),
+        (lambda t: {}, r"its weight file holds no tensor"),
+        (
             lambda t: t | {f"{LANGUAGE}self_attn.q_proj.lora_magnitude_vector": np.ones(3, np.float32)},
             r"neither a matrix",
         ),
@@ -234,6 +241,31 @@ def test_tensors_that_do_not_fit_are_named(base, tmp_path, change, message):
     adapter = write_adapter(tmp_path / "adapter", change(matrices()))
     with pytest.raises(UserError, match=message):
         import_adapter(adapter, tmp_path / "merged", base)
+
+
+def test_an_update_that_float32_does_not_hold_is_refused(base, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", lora_alpha=1e300)
+    with pytest.raises(UserError, match=r"multiplied with each other and with 3\.33333e\+299, are larger than float32"):
+        import_adapter(adapter, tmp_path / "merged", base)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_two_tensors_of_one_parameter_are_refused(base, tmp_path):
+    """An adapter and a kernel in full for one module, of which the kernel would silently undo the adapter."""
+    weight = {f"{LANGUAGE}self_attn.q_proj.weight": np.ones((24, 24), np.float32)}
+    adapter = write_adapter(tmp_path / "adapter", matrices() | weight, modules_to_save=["q_proj"])
+    with pytest.raises(UserError, match=r"q_proj: there is .*q_proj\.weight for it too"):
+        import_adapter(adapter, tmp_path / "merged", base)
+
+
+def test_the_order_of_the_names_does_not_tell_the_matrices_apart(base, tmp_path):
+    """Names with and without the prefix of DistributedDataParallel, which sort B before A."""
+    names = {name: f"module.{name}" if "lora_A" in name else name for name in matrices()}
+    adapter = write_adapter(tmp_path / "adapter", {names[name]: array for name, array in matrices().items()})
+    import_adapter(adapter, tmp_path / "merged", base)
+    expected = expected_changes(dict.fromkeys(("q_proj", "down_proj", "fc1"), 2))
+    for path, array in changes(tmp_path / "merged", base).items():
+        np.testing.assert_allclose(array, expected[path], atol=1e-5, err_msg=path)
 
 
 def test_an_adapter_is_no_base(base, tmp_path):

@@ -23,6 +23,7 @@ SHAPES = {
     "decoder.stages.0.mlp.up.kernel": (3, 6, 5),  # three layers
     "decoder.stages.0.input_norm.scale": (3, 6),
     "decoder.stages.0.attention.query.kernel": (2, 6, 4, 3),  # two layers of four heads
+    "decoder.stages.0.mlp.up.lora_a": (2, 6, 1),  # two layers of one column
     "encoder.position": (1, 8),
 }
 
@@ -98,7 +99,7 @@ def test_matrices_keep_rows_and_columns_and_nothing_keeps_a_first_moment():
     first, second = moments(state)
     assert first == []
     assert sorted(leaf.shape for leaf in second) == sorted(
-        [(9,), (7,), (7,), (3, 6), (3, 5), (3, 6), (2, 6, 4), (2, 6, 3), (1, 8)]
+        [(9,), (7,), (7,), (3, 6), (3, 5), (3, 6), (2, 6, 4), (2, 6, 3), (2, 6, 1), (1, 8)]
     )
 
 

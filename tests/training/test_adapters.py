@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import load_file
 
 from tests.tiny import quick, random_model
 from tests.training.tiny import PLAIN, noise_batch, noise_inputs, plain_run, series, tiny_config, tiny_run
@@ -243,6 +244,28 @@ def test_the_exported_model_is_the_merged_one_and_the_adapter_makes_it_of_the_ba
     np.testing.assert_allclose(merged[f"{stem}.kernel"], np.asarray(before[f"{stem}.kernel"]) + update, atol=1e-6)
     np.testing.assert_array_equal(merged["projector.fc1.kernel"], params["projector.fc1.kernel"])
     np.testing.assert_array_equal(merged["decoder.norm.scale"], before["decoder.norm.scale"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "modules"),
+    [
+        ({"lora.targets": ("decoder.stages.1.*",)}, 7),
+        ({"lora.targets": ("decoder.stages.0.attn.q.kernel", "encoder.stages.1.mlp.*")}, 1 + 2),
+        ({"lora.targets": ("decoder.*.mlp.*",), "trainable": ("decoder.stages.1.attn.*",)}, 6),
+    ],
+)
+def test_an_adapter_of_some_stages_names_their_layers_alone(changes, modules, tmp_path):
+    """Its files count through all layers of a stack."""
+    config = tiny_run(**{"lora.rank": 2, "trainable": (), "frozen_dtype": "float32"}, **ONE).replace(changes)
+    program, model = program_of(config), random_model(tiny_config(), scale=0.1)
+    save_model(tmp_path / "base", model)
+    loop.export_state(tmp_path, program.tree, state_of(program, model), None, config=config)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum(name.endswith(".lora_A.weight") for name in tensors) == modules
+    import_adapter(tmp_path / "adapter", tmp_path / "merged", tmp_path / "base")
+    found, expected = (ModelTree(tiny_config()).flatten(load_model(tmp_path / one)) for one in ("merged", "model"))
+    for path, array in expected.items():
+        np.testing.assert_allclose(found[path], array, atol=1e-6, err_msg=path)
 
 
 def test_a_merged_model_is_float32_where_the_frozen_parameters_are():

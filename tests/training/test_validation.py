@@ -1,5 +1,6 @@
 """What is measured on held-out data: the mean loss against numpy, when and where it is written, the best checkpoint."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -150,6 +151,50 @@ def test_a_run_that_is_stopped_before_a_validation_makes_up_for_it(whole, held_o
     assert [record["step"] for record in validation_series(tmp_path)] == [1], "what stops a run does not wait"
     loop.train(config, tmp_path, open_inputs=inputs_with_processor)
     assert validation_series(tmp_path) == validation_series(whole)
+
+
+class FailingIterator(NoiseIterator):
+    """Fails in the place of batch 4, before the checkpoint of update 4."""
+
+    def __next__(self):
+        if self.number == 3:
+            raise UserError("no batch 4")
+        return super().__next__()
+
+
+def test_a_run_that_ends_after_it_made_up_for_a_validation_writes_it_once(held_out, tmp_path):
+    """It continues from the same checkpoint again, whose step has been written meanwhile."""
+    config = validated_run(held_out, steps=5)
+
+    def inputs_of(iterator):
+        return lambda *given: dataclasses.replace(inputs_with_processor(*given), iterator=iterator(config.batch.rows))
+
+    with pytest.raises(Preempted):
+        loop.train(config, tmp_path, open_inputs=inputs_of(StoppingIterator))
+    with pytest.raises(UserError, match="no batch 4"):
+        loop.train(config, tmp_path, open_inputs=inputs_of(FailingIterator))
+    assert [record["step"] for record in validation_series(tmp_path)][:2] == [1, 2]
+    loop.train(config, tmp_path, open_inputs=inputs_with_processor)
+    assert [record["step"] for record in validation_series(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_unusable_samples_at_the_beginning_are_judged_among_all(whole, held_out, tmp_path, repeated):
+    """Three of the samples that are tried out have no image. Whether they are too many, the whole tells."""
+    records = json.loads(held_out.read_text())
+    broken = [record | {"image": "absent.png"} for record in records[:3]] + records[3:]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(broken * 10 if repeated else broken + records * 9))
+    one = {"source": {"path": str(path), "images": str(held_out.parent / "images")}}
+    config = validated_run(held_out, **{"data.max_skipped": 0.02}).replace({"validation": {"held_out": one}})
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    program = build_program(config, mesh, config.steps)
+    validation = open_validation(config, program, inputs_with_processor(config, mesh, None), whole, config.steps)
+    with jax.set_mesh(mesh):
+        state = create_state(program.tree, program.optimizer, program.abstract, load_model(whole / "model"))
+        validation.try_out(state)
+        with pytest.raises(UserError, match="30 of 210 samples") if repeated else contextlib.nullcontext():
+            validation.measure(["held_out"], state, 4, Trackers(None, resume_step=0, active=False))
 
 
 @pytest.mark.parametrize("lr", quick([3e-3, 3.0], 3.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def write_adapter(
     rslora: bool,
     base: str = "",
     owner: str = "",
+    lacking: Mapping[str, frozenset[int]] = MappingProxyType({}),
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`.
 
@@ -56,6 +58,7 @@ def write_adapter(
         rslora: Whether it is divided by the root of the rank instead.
         base: Where the model of the base is, for adapter_config.json.
         owner: Who writes the folder (`storage.complete_directory`).
+        lacking: By the merged path of a kernel, the layers that have no adapter where others of their stack have one.
 
     Raises:
         UserError: No format has a place for the model, or the folder cannot be written.
@@ -71,7 +74,9 @@ def write_adapter(
     unnamed: set[str] = set()
     for name, slot in places.items():
         stems = [path.removesuffix(KERNEL) for path in slot.paths]
-        adapted = [stem for stem in stems if stem + LORA_A in params]
+        adapted = [
+            stem for stem in stems if stem + LORA_A in params and slot.index not in lacking.get(stem + KERNEL, ())
+        ]
         if not adapted:
             continue
         if len(stems) > 1 or slot.transform is not TRANSPOSE:

@@ -6,6 +6,7 @@ refused by its name. The names and defaults are those of peft 0.21, `tuners/lora
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -176,8 +177,8 @@ def read_adapter_config(directory: epath.Path, ignored: Sequence[str] = ()) -> A
     ranks, alphas = (found.rank, *found.rank_pattern.values()), (found.alpha, *found.alpha_pattern.values())
     if not all(_is_number(one) and isinstance(one, int) and one > 0 for one in ranks):
         raise UserError(f"{where}: r and rank_pattern = {shown(list(ranks))}: expected positive integers")
-    if not all(_is_number(one) for one in alphas):
-        raise UserError(f"{where}: lora_alpha and alpha_pattern = {shown(list(alphas))}: expected numbers")
+    if not all(_is_number(one) and _is_finite(one) for one in alphas):
+        raise UserError(f"{where}: lora_alpha and alpha_pattern = {shown(list(alphas))}: expected finite numbers")
     named: list[Any] = [*(part for part in (found.targets, found.excluded) if not isinstance(part, str))]
     if not all(isinstance(name, str) for part in (*named, found.saved, found.layers_pattern) for name in part):
         raise UserError(f"{where}: target_modules, exclude_modules, layers_pattern and modules_to_save hold names only")
@@ -206,3 +207,11 @@ def _typed(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: float) -> bool:
+    """Returns whether a number of a JSON file, which may be NaN, infinite or a whole number of any size, is finite."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

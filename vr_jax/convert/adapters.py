@@ -8,7 +8,7 @@ model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +101,17 @@ class Adapter:
         else:
             raise UserError(message_list(f"{self.directory} does not fit the model of --base:", problems))
         for update in updates:
-            (_, a), (_, b) = sorted(self._weights.read({update.a: None, update.b: None}), key=lambda one: one[0])
-            self._check_finite({update.a: a, update.b: b})
-            change = update.scale * (b.astype(np.float32) @ a.astype(np.float32))
+            pair = dict(self._weights.read({update.a: None, update.b: None}))
+            self._check_finite(pair)
+            with np.errstate(over="ignore", invalid="ignore"):
+                change = np.float32(update.scale) * (
+                    pair[update.b].astype(np.float32) @ pair[update.a].astype(np.float32)
+                )
+            if not np.isfinite(change).all():
+                raise UserError(
+                    f"{self.directory}: {update.a} and {update.b}, multiplied with each other and with "
+                    f"{update.scale:g}, are larger than float32 holds; lora_alpha or r in {ADAPTER_CONFIG} is wrong"
+                )
             update.slot.add(change, params)
         for checkpoint, names in full:
             for original, tensor in checkpoint.read(names):
@@ -123,6 +131,12 @@ class Adapter:
         matrices: dict[str, dict[str, Tensor]] = {}
         originals: dict[tuple[str, str], str] = {}
         saved: dict[str, Slot] = {}
+        taken: dict[str, str] = {}
+        problems += [
+            f"modules_to_save names {name!r}, which the model has and the file lacks"
+            for name in self.config.saved
+            if not _has(self._weights.tensors, name) and _has(places, name)
+        ]
         for original, tensor in self._weights.tensors.items():
             if tensor.dtype not in DTYPES:
                 problems.append(f"{original}: found {tensor.dtype}, expected one of {', '.join(DTYPES)}")
@@ -134,15 +148,21 @@ class Adapter:
                 if "lora_" in name or not self.config.saves(module):
                     problems.append(f"{original}: neither a matrix of LoRA for a linear layer nor of modules_to_save")
                     continue
-                problems += self._place(original, tensor, _renamed(name, architecture), places, saved)
+                problems += self._place(original, tensor, _renamed(name, architecture), places, saved, taken)
             elif not self.config.names(match["module"]):
                 problems.append(f"{original}: target_modules and the other fields of its config leave this module out")
+            elif (twice := originals.setdefault((match["module"], match["matrix"]), original)) != original:
+                problems.append(f"{original}: the file holds this matrix twice, also as {twice}")
             else:
                 matrices.setdefault(match["module"], {})[match["matrix"]] = tensor
-                originals[match["module"], match["matrix"]] = original
         updates = []
         for module, found in matrices.items():
-            slot = places.get(_renamed(f"{module}.weight", architecture))
+            name = _renamed(f"{module}.weight", architecture)
+            slot = places.get(name)
+            if name in taken:
+                problems.append(f"{module}: there is {taken[name]} for it too")
+                continue
+            taken[name] = originals[module, min(found)]
             if slot is None or slot.transform is not TRANSPOSE:
                 problems.append(f"{module}: the model has no linear layer of this name ({architecture.name})")
                 continue
@@ -157,22 +177,32 @@ class Adapter:
             a, b = originals[module, "A"], originals[module, "B"]
             updates.append(_Update(slot, a, b, self.config.scale_of(module)))
         full = [(self._weights, saved)]
+        if not self._weights.tensors:
+            problems.append("its weight file holds no tensor")
         if self.in_full is not None and with_full:
             others: dict[str, Slot] = {}
             for original, tensor in self.in_full.tensors.items():
                 name = _renamed(_PREFIX.sub("", original), architecture)
                 if any(re.fullmatch(pattern, name) for pattern, _ in architecture.ignored):
                     continue
-                problems += self._place(original, tensor, name, places, others)
+                problems += self._place(original, tensor, name, places, others, taken)
             full.append((self.in_full, others))
         return problems, updates, full
 
     def _place(
-        self, original: str, tensor: Tensor, name: str, places: Mapping[str, Slot], found: dict[str, Slot]
+        self,
+        original: str,
+        tensor: Tensor,
+        name: str,
+        places: Mapping[str, Slot],
+        found: dict[str, Slot],
+        taken: dict[str, str],
     ) -> Iterator[str]:
         """Notes the place of a tensor that is put in as it is, or yields what is wrong with it."""
         slot = places.get(name)
-        if slot is None:
+        if (other := taken.setdefault(name, original)) != original:
+            yield f"{original}: there is {other} for the same parameter too"
+        elif slot is None:
             yield f"{original}: the model has no parameter of this name"
         elif tensor.shape != slot.shape:
             yield f"{original}: found {tensor.shape}, expected {slot.shape}"
@@ -189,6 +219,11 @@ def _renamed(name: str, architecture: Architecture) -> str:
     for pattern, replacement in architecture.renames:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _has(tensors: Iterable[str], module: str) -> bool:
+    """Returns whether one of the names of tensors lies in a module of this name."""
+    return any(f".{module}." in f".{name}" for name in tensors)
 
 
 def is_adapter(directory: PathLike) -> bool:

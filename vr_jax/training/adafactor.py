@@ -95,8 +95,9 @@ def scale_by_adafactor(decay_rate: float, clipping_threshold: float) -> optax.Gr
 
 
 def _unit(path: str, leaf: Array) -> tuple[int, ...]:
-    """The axes of one vector of a stack, or of what is neither a stack of vectors nor a matrix, all axes."""
-    return (-1,) if path.endswith((".bias", ".scale")) else tuple(range(leaf.ndim))
+    """The axes of one vector, or of one matrix with a single row or column, of a stack."""
+    axes = 1 if path.endswith((".bias", ".scale")) else 2
+    return tuple(range(-min(axes, leaf.ndim), 0))
 
 
 def _limited(update: Float[Array, "*shape"], axes: tuple[int, ...], threshold: float) -> Float[Array, "*shape"]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import sharding
 from vr_jax.convert import write_adapter
 from vr_jax.errors import ConfigError
-from vr_jax.model.adaptation import ADAPTER, Adaptation, linear_kernels, quantisable
-from vr_jax.model.parameters import merge_stages, merged_path
-from vr_jax.model.quantization import KINDS
+from vr_jax.model.adaptation import (
+    ADAPTER,
+    KERNEL,
+    LORA_A,
+    LORA_B,
+    QUANTISED,
+    Adaptation,
+    linear_kernels,
+    quantisable,
+)
+from vr_jax.model.parameters import merge_stages, merged_path, stage_bounds
+from vr_jax.model.quantization import KINDS, dequantise
 from vr_jax.model.vlm import abstract_model
 from vr_jax.settings import TrainConfig
 from vr_jax.training.optimizer import matches, no_match
@@ -92,15 +103,16 @@ def export_adapter(folder: Path, config: TrainConfig, tree: ModelTree, state: Tr
     """
     plain = ModelTree(tree.config).shapes
     trained = {path for path in state.params if not path.endswith(ADAPTER)}
-    # PEFT keeps whole modules in full, so that what stands beside a trained parameter is needed too.
-    modules = {path.rpartition(".")[0] for path in trained}
-    beside = {path: array for path, array in state.frozen.items() if path.rpartition(".")[0] in modules}
-    needed = {path: _whole(array) for path, array in (state.params | beside).items()}
+    # PEFT keeps whole modules in full, so that what stands beside a trained parameter is needed too, and the same of
+    # all stages of a stack, which its files count through.
+    modules = {_module(merged_path(path)) for path in trained}
+    needed = {path: _whole(array) for path, array in state.params.items()}
+    lacking = _without_adapter(tree, plain, needed)
+    for path in plain:
+        adapted = path in tree.adaptation.adapted and merged_path(path) not in lacking
+        if path not in needed and not adapted and _module(merged_path(path)) in modules:
+            needed[path] = _of_base(path, state)
     structs = jax.eval_shape(merge_stages, dict(plain))
-    # The stages of a stack may be trained in part; then the others are needed to join them.
-    merged = {merged_path(path) for path in needed}
-    others = [path for path in state.frozen if path not in needed and merged_path(path) in merged]
-    needed |= {path: _whole(state.frozen[path]) for path in others}
     params: dict[str, Any] = structs | merge_stages(needed)
     write_adapter(
         folder,
@@ -112,7 +124,43 @@ def export_adapter(folder: Path, config: TrainConfig, tree: ModelTree, state: Tr
         rslora=config.lora.rslora,
         base=config.init_from,
         owner=owner,
+        lacking=lacking,
     )
+
+
+def _module(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _of_base(path: str, state: TrainState) -> np.ndarray:
+    """A frozen parameter on the host; of a quantised kernel, the kernel that it stands for."""
+    if path in state.frozen:
+        return _whole(state.frozen[path])
+    codes, scales = (_whole(state.frozen[_module(path) + end]) for end in QUANTISED)
+    return np.asarray(dequantise(jnp.asarray(codes), jnp.asarray(scales)))
+
+
+def _without_adapter(
+    tree: ModelTree, plain: Mapping[str, Any], params: dict[str, np.ndarray]
+) -> dict[str, frozenset[int]]:
+    """The numbers of the layers of a stack that have no adapter where others have one, by merged path of the kernel.
+
+    Their places in the stack are filled with zeros, which are added to the parameters.
+    """
+    partly = {merged_path(path) for path in tree.adaptation.adapted}
+    lacking: dict[str, frozenset[int]] = {}
+    for path, leaf in plain.items():
+        merged = merged_path(path)
+        if merged not in partly or path in tree.adaptation.adapted:
+            continue
+        stack, _, stage, *_ = path.split(".")
+        begin = stage_bounds(tree.config, stack)[int(stage)]
+        layers, inputs, outputs = leaf.shape
+        lacking[merged] = lacking.get(merged, frozenset()) | frozenset(range(begin, begin + layers))
+        rank, stem = tree.adaptation.rank, path.removesuffix(KERNEL)
+        params[stem + LORA_A] = np.zeros((layers, inputs, rank), np.float32)
+        params[stem + LORA_B] = np.zeros((layers, rank, outputs), np.float32)
+    return lacking
 
 
 def _whole(array: jax.Array) -> np.ndarray:

@@ -122,8 +122,11 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             log_start(config, program, samples=data.samples, start=start, total=total, rule=fit.rule)
 
             first = distributed.is_first()
+            # The numbers of a step that are not written yet are written below, also where an earlier start, which ended
+            # before its next checkpoint, has done so already.
+            written = start if restored is None or restored.unwritten is None else start - 1
             with (
-                open_trackers(config, workdir, resume_step=start, identity=run, active=first) as trackers,
+                open_trackers(config, workdir, resume_step=written, identity=run, active=first) as trackers,
                 Progress(start=start, total=total, active=first) as progress,
                 Profiler(config.profile, workdir, start=start, total=total) as profiler,
             ):

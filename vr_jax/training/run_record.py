@@ -33,10 +33,11 @@ from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
 
 RUN_FILE, PARAMETERS_FILE, FIRST_BATCH_FILE = "run.json", "parameters.txt", "first_batch.html"
 EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER = "model", "adapter", "profile"
+VALIDATION_FOLDER = "validation"  # for replies
 # What a run writes to its folder, and would replace or continue.
 WRITTEN = (
     *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb"),
-    *(EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER),
+    *(EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER, VALIDATION_FOLDER),
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 

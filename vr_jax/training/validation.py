@@ -24,13 +24,13 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation import Benchmark, Evaluation, Evaluator, Item, ItemResult, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.settings import LOSS, TrainConfig, ValidationSettings
-from vr_jax.training.inputs import Inputs, put_batch
+from vr_jax.training.inputs import Inputs, over_processes, put_batch
 from vr_jax.training.program import TrainProgram
+from vr_jax.training.run_record import VALIDATION_FOLDER
 from vr_jax.training.state import ModelTree, TrainState
 from vr_jax.training.step import LossStep, Metrics, make_loss_step
 from vr_jax.training.trackers import Trackers
 
-FOLDER = "validation"  # of the run's folder, for replies
 _COLUMNS = ("id", "question", "answers", "reply", "score")
 _SHOWN = 16  # replies that trackers get
 _AHEAD = 2  # batches that the devices may have before the host waits for one
@@ -131,7 +131,9 @@ class MeanLoss:
                 waiting.append(self.program(state, put_batch(batch.batch, self.mesh)))
                 take(_AHEAD)
         take(0)
-        distributed.together(lambda: statistics.check(final=True))
+        # The one batch that is tried out at the start says too little of the samples behind it for the rule of an end.
+        skips = over_processes(statistics)
+        distributed.together(lambda: skips.check(final=skips.used + skips.skipped >= len(self.source)))
         return sums["loss"], sums["targets"]
 
 
@@ -297,7 +299,7 @@ def _reply_score(
         follow_links=one.follow_links,
         limit=settings.batches * settings.batch_size or None,
     )
-    return ReplyScore(evaluator, benchmark, items, settings, tree, workdir / FOLDER / name)
+    return ReplyScore(evaluator, benchmark, items, settings, tree, workdir / VALIDATION_FOLDER / name)
 
 
 def _mean_loss(

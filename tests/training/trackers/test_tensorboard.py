@@ -52,14 +52,16 @@ def test_a_table_is_one_of_markdown_whose_cells_break_nothing(tracker, tmp_path)
     assert lines == ["| question | score |", "| --- | --- |", "| a \\| b c | 0.123457 |", "|  |  |"]
 
 
-def test_a_continued_run_tells_tensorboard_to_drop_what_is_computed_again(tmp_path):
+@pytest.mark.parametrize("resume_step", [0, 4])
+def test_a_continued_run_tells_tensorboard_to_drop_what_is_computed_again(resume_step, tmp_path):
+    """Also one that was killed before its first checkpoint, and begins anew."""
     tracker = TensorBoardTracker()
-    tracker.start(TrackedRun(workdir=tmp_path, resume_step=4, written_step=6))
-    tracker.scalars(5, {"loss": 1.0})
+    tracker.start(TrackedRun(workdir=tmp_path, resume_step=resume_step, written_step=6))
+    tracker.scalars(resume_step + 1, {"loss": 1.0})
     tracker.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     starts = [event.step for event in read_events(file) if event.HasField("session_log")]
-    assert starts == [5]
+    assert starts == [resume_step + 1]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

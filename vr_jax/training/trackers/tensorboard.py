@@ -40,7 +40,7 @@ class TensorBoardTracker(Tracker):
         make_folder(self._folder)
         with self._errors():
             self._writer = EventsWriter(str(self._folder / "events"))
-            if run.resume_step:
+            if run.resume_step or run.written_step:
                 self._event(run.resume_step + 1, file_version="brain.Event:2")
                 self._event(run.resume_step + 1, session_log=SessionLog(status=SessionLog.START))
                 self._writer.flush()
