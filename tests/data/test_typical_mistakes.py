@@ -80,7 +80,7 @@ def test_folders_in_the_place_of_files_and_back(folder):
     (folder / "data.json").write_text(f"[{ONE}]")
     assert [one.id for one in as_list(open_source(folder, images=folder / "images"))] == ["r0"], "its one JSON file"
     for images, message in [
-        (folder / "data.json", "data.json: no such image folder; set data.images to the folder that the image names"),
+        (folder / "data.json", "data.json: no such image folder; set `images` to the folder that the image names"),
         (folder / "photos", "photos: no such image folder"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -22,6 +22,10 @@ def change_config(directory, **changes):
     ("damage", "message"),
     [
         (lambda d: (d / "config.json").unlink(), "has no config.json"),
+        (
+            lambda d: (d / "config.json").rename(d / "adapter_config.json"),
+            "an adapter of PEFT, and .*--base=DIR. merges",
+        ),
         (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
         (lambda d: (d / "config.json").write_text('{"model_type": "qwen2"}'), "vr-jax convert import"),
         (lambda d: change_config(d, version=1), r"format version 1, this vr_jax reads version 3; import .* again"),

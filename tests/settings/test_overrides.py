@@ -96,6 +96,7 @@ def test_a_pruner_is_chosen_for_a_model_without_re_fusion_blocks():
         ("optimizer.lr=nan", r"config\.optimizer\.lr = nan: expected a finite number >= 1e-30"),
         ("steps=1e3", r"config\.steps = '1e3': expected an integer"),
         ("steps=None", r"config\.steps = 'None': expected an integer"),
+        ("data.path=", r"config\.data\.path is empty; give paths with commas between, or None for none"),
         ("tensorboard=maybe", r"config\.tensorboard = 'maybe': expected True or False"),
         ("optimizer.schedule=linear", r"config\.optimizer\.schedule = 'linear': expected one of 'cosine', 'constant'"),
         ("trainable=a,,b", r"config\.trainable = 'a,,b': an element between the commas is empty; expected a sequence"),

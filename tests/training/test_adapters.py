@@ -285,6 +285,10 @@ def test_a_merged_model_is_float32_where_the_frozen_parameters_are():
             r"config\.lora\.targets: 'decodr\.\*' matches no parameter; did you mean decoder",
         ),
         (
+            {"lora.targets": ("q_proj",)},
+            r"'q_proj' matches no parameter; there are .*\*\.attn\.q\.kernel, .*\*\.mlp\.up\.kernel",
+        ),
+        (
             {"lora.targets": ("*.norm.scale",)},
             r"config\.lora\.targets: '\*\.norm\.scale' matches no kernel that can have",
         ),

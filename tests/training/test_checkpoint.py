@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -147,6 +148,29 @@ def test_the_best_checkpoints_stay_beside_the_newest(tmp_path, keep_last, kept):
         checkpoints.finish()
         assert checkpoints.steps() == kept
         assert checkpoints.best_step() == 2
+
+
+def test_one_checkpoint_is_restored_by_its_step_and_a_damaged_one_is_refused(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+        checkpoints.finish()
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, abstract()).state, state(1))
+        largest = max((tmp_path / "checkpoints" / "1").rglob("*"), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
+        with pytest.raises(UserError, match=r"checkpoints/1 cannot be used: .*; restore a copy, or use another one"):
+            checkpoints.restore(1, abstract())
+    assert steps_left(tmp_path) == ["1", "2"]
+
+
+def test_a_checkpoint_of_another_optimizer_says_what_it_was_written_with(tmp_path):
+    written = {"trainable": ["*"], "optimizer": {"name": "adamw"}, "lora": {"rank": 4, "targets": ["decoder.*"]}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), data={}, config=written, skip_statistics={}, metrics={"loss": 1.0})
+        checkpoints.finish()
+        other = dataclasses.replace(abstract(), params={})
+        with pytest.raises(UserError, match=r"written with config\.trainable = .* config\.optimizer\.name = 'adamw', "):
+            checkpoints.restore_newest(other)
 
 
 def test_checksums_of_a_checkpoint_that_is_absent_make_none(tmp_path):

@@ -213,6 +213,7 @@ def test_impossible_settings_are_named(fields, message):
     ("groups", "message"),
     [
         ((("encodr.*", 1e-5),), r"'encodr\.\*' matches no parameter; did you mean encoder\.\*.*\? there are "),
+        ((("*.kernle", 1e-5),), r"'\*\.kernle' matches no parameter; did you mean \*\.kernel"),
         ((("encoder.*", 1e-5),), r"'encoder\.\*' matches frozen parameters only; add what it should match to"),
         ((("*", 1e-5), ("projector.*", 1e-6)), r"'projector\.\*' has no effect, because globs before it match all"),
         ((("*", 0.0),), "gives every trained parameter the learning rate 0: nothing would be trained"),

@@ -198,8 +198,9 @@ def test_unusable_samples_at_the_beginning_are_judged_among_all(whole, held_out,
 
 
 @pytest.mark.parametrize("lr", quick([3e-3, 3.0], 3.0))
-def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr):
+def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr, caplog):
     """With the high learning rate the loss rises, so that an earlier checkpoint is best."""
+    caplog.set_level("INFO")
     best = {"checkpoint.best": "validation/held_out/loss", "checkpoint.keep_last": 1, "optimizer.schedule": "constant"}
     config = validated_run(held_out, **best, **{"optimizer.lr": lr, "steps": 6})
     loop.train(config, tmp_path, open_inputs=inputs_with_processor)
@@ -208,8 +209,23 @@ def test_the_best_checkpoint_is_that_of_the_validation(held_out, tmp_path, lr):
     }
     lowest = min(losses, key=losses.get)
     with Checkpoints(tmp_path, keep_last=1, best=config.checkpoint.best) as checkpoints:
-        assert checkpoints.best_step() == lowest
+        assert checkpoints.best() == (lowest, losses[lowest])
         assert checkpoints.steps() == sorted({lowest, 6})
+    told = f"the best checkpoint is that of step {lowest}, with validation/held_out/loss {losses[lowest]:.4f}"
+    assert (told in caplog.text) == (lowest < 6), "the last one is exported, and nothing needs to be told"
+    loop.export_best(config.replace({"tokenizer": "demo"}), tmp_path)
+    found = mean_loss_of_each_sample_alone(load_model(tmp_path / "model_best"), held_out)
+    assert found == pytest.approx(losses[lowest], abs=1e-5)
+    with pytest.raises(UserError, match=r"no checkpoint in .* has the number config\.checkpoint\.best"):
+        loop.export_best(
+            config.replace(
+                {
+                    "checkpoint.best": "validation/other/loss",
+                    "validation": {"other": {"source": {"path": str(held_out)}, "every": 2}},
+                }
+            ),
+            tmp_path,
+        )
 
 
 def test_of_scores_the_highest_is_best(tmp_path):
@@ -221,7 +237,7 @@ def test_of_scores_the_highest_is_best(tmp_path):
             metrics = {"loss": 1.0 / step} | ({} if score is None else {"validation/demo/demo": score})
             checkpoints.save(step, state(), data={}, config={}, skip_statistics={}, metrics=metrics)
         checkpoints.finish()
-        assert checkpoints.best_step() == 2
+        assert checkpoints.best() == (2, 50.0)
         assert checkpoints.steps() == [2, 4]
 
 

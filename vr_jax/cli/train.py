@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vr_jax import distributed
 from vr_jax.cli.flags import Command, flag
 from vr_jax.cli.shared import CONFIG_HELP, ProcessFlags, start_processes
 from vr_jax.compilation import use_compilation_cache
+from vr_jax.fields import NoEffect
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import TRAINING, load_config
 from vr_jax.storage import as_path
-from vr_jax.training import export_newest, train
+from vr_jax.training import export_best, export_newest, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(ProcessFlags):
     """The flags of `vr-jax train`."""
 
+    no_effect: ClassVar = (
+        NoEffect(("export_only",), "export_best", lambda flags: flags.export_best, "give one of the two"),
+    )
+
     config: FileVariantText = flag(help=CONFIG_HELP, metavar="FILE[:VARIANT]")
     overrides: tuple[str, ...] = flag((), "Sets a field of the config.", overrides=True)
     workdir: PathText = flag(help="Folder for checkpoints, metrics and the final model directory.", metavar="DIR")
     export_only: bool = flag(False, "Write WORKDIR/model from the newest checkpoint, without training.")
+    export_best: bool = flag(
+        False, "Write WORKDIR/model_best from the best checkpoint (config.checkpoint.best), without training."
+    )
 
 
 def run(flags: TrainFlags) -> None:
@@ -30,7 +39,9 @@ def run(flags: TrainFlags) -> None:
     use_compilation_cache()
     config = distributed.together(lambda: load_config(flags.config, flags.overrides, sections=TRAINING))
     workdir = as_path(flags.workdir)
-    if flags.export_only:
+    if flags.export_best:
+        export_best(config, workdir)
+    elif flags.export_only:
         export_newest(config, workdir)
     else:
         train(config, workdir)

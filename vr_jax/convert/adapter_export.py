@@ -143,7 +143,14 @@ def write_adapter(
             len(left),
             next(iter(left)),
         )
-    logger.info("adapter: %s, %d modules of %s", target, len(targets), architecture.name)
+    note = "; transformers lacks the model, so `vr-jax convert import --base` reads it and peft does not"
+    logger.info(
+        "adapter: %s, %d modules of %s%s",
+        target,
+        len(targets),
+        architecture.name,
+        note if architecture is LLAVA else "",
+    )
 
 
 def _in_full(

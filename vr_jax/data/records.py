@@ -57,9 +57,7 @@ class ImageFolder:
             UserError: The path is not a folder.
         """
         if path is not None and not Path(path).is_dir():
-            raise UserError(
-                f"{path}: no such image folder; set data.images to the folder that the image names belong to."
-            )
+            raise UserError(f"{path}: no such image folder; set `images` to the folder that the image names belong to.")
         self.path = None if path is None else Path(path).resolve()
         self.follow_links = follow_links
 

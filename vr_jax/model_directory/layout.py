@@ -31,6 +31,7 @@ SIDE_FILES = (
 )
 PIXELS = "pixels"  # the section of ImageConfig's fields beside an encoder alone
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+_ADAPTER_FILE = "adapter_config.json"  # of PEFT
 _WHOLE_MODEL = {"encoder", "decoder", "projector", "image"}
 
 
@@ -130,8 +131,10 @@ def _similar(directory: PathLike) -> str:
 
 
 def _nearby(directory: PathLike) -> str:
-    """A hint at a model directory inside a folder that is none."""
+    """A hint at a model directory inside a folder that is none, or at what makes one of an adapter."""
     folder = as_path(directory)
+    if (folder / _ADAPTER_FILE).exists():
+        return f"; it is an adapter of PEFT, and `vr-jax convert import --from={directory} --base=DIR` merges it"
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     found = next((path for path in inside if (path / CONFIG_FILE).exists()), None)
     return f"; did you mean {found}?" if found else ""

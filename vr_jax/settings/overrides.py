@@ -196,6 +196,7 @@ def parse_text(hint: Any, text: str, where: str) -> Any:
     if (mark := path_mark(hint)) is not None:
         if mark.optional and text.strip() == NOT_SET:
             return ""
+        check(bool(text.strip()) or not mark.optional, f"{where} is empty; give {mark}, or {NOT_SET} for none")
         return check_path_text(text, where, dataclasses.replace(mark, optional=False))
     if origin is Annotated:
         return parse_text(arguments[0], text, where)

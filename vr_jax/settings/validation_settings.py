@@ -69,7 +69,8 @@ class ValidationSettings(Config):
         super().__post_init__()
         check(
             self.metric != LOSS or bool(self.source.path),
-            "ValidationSettings.source.path is not set: give the held-out samples, e.g. a JSON file",
+            "ValidationSettings.source.path is not set: give the held-out samples, e.g. a JSON file, or correct the "
+            "name of the measurement",
         )
 
     def metric_name(self, name: str) -> str:

@@ -6,7 +6,7 @@
 from vr_jax.training.batch_size import fit_batch, raise_rows
 from vr_jax.training.flops import PEAK_FLOPS, StepFlops, forward_flops, peak_flops, step_flops
 from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_inputs, open_samples, put_batch
-from vr_jax.training.loop import export_newest, train
+from vr_jax.training.loop import export_best, export_newest, train
 from vr_jax.training.not_finite import NotFinite
 from vr_jax.training.optimizer import make_optimizer, make_schedule, moments
 from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
@@ -33,6 +33,7 @@ __all__ = [
     "build_program",
     "check_batch",
     "create_state",
+    "export_best",
     "export_newest",
     "fit_batch",
     "forward_flops",

@@ -77,7 +77,7 @@ def _targets(config: TrainConfig, tree: ModelTree, kernels: list[str]) -> frozen
     """The kernels that get an adapter."""
     for glob in config.lora.targets:
         if not any(matches(path, [glob]) for path in tree.shapes):
-            raise no_match("config.lora.targets", glob, kernels)
+            raise no_match("config.lora.targets", glob, kernels, endings_only=True)
         if not any(matches(path, [glob]) for path in kernels):
             found = next(path for path in tree.shapes if matches(path, [glob]))
             raise ConfigError(

@@ -46,7 +46,7 @@ from vr_jax.training.state import TrainState
 
 FORMAT, VERSION = "vr_jax checkpoint", 2
 FOLDER, DAMAGED_FOLDER = "checkpoints", "checkpoints_damaged"
-_SHOWN_DIFFERENCES = 20
+_SHOWN_DIFFERENCES = 6
 _REMOVAL_PAUSES = (0.0, 0.2, 1.0)  # seconds before the attempts to remove an unfinished checkpoint
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a folder until it is whole
 
@@ -260,9 +260,15 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step of the best checkpoint."""
-        step: int | None = self._manager.best_step()
-        return step
+        """Returns the step of the best checkpoint; None if the number was measured at none of them."""
+        found = self.best()
+        return None if found is None else found[0]
+
+    def best(self) -> tuple[int, float] | None:
+        """Returns the step of the best checkpoint and its number; None if the number was measured at none of them."""
+        step = self._manager.best_step()
+        number = math.inf if step is None else self._number(self._manager.metrics(step) or {})
+        return (step, number) if math.isfinite(number) else None
 
     def newest_complete(self) -> int | None:
         """Returns the step of the newest checkpoint, after the save that is under way; None if there is none."""
@@ -308,6 +314,25 @@ class Checkpoints:
             )
         return None
 
+    def restore(self, step: int, abstract: TrainState) -> Restored:
+        """Restores one checkpoint.
+
+        Args:
+            step: The step after which it was written.
+            abstract: The shapes, types and shardings that the state gets, on whatever mesh.
+
+        Raises:
+            UserError: It is damaged or not complete, or of another format version or another model.
+        """
+        folder = self.directory / str(step)
+        records = distributed.together(functools.partial(_records, folder))
+        complete = all(distributed.gather(distributed.together(lambda: all(map(Path.exists, records)))))
+        damage = distributed.together(lambda: checksums.find_damage(records) if complete else "its run was killed")
+        problems = [found for found in distributed.gather(damage) if found is not None]
+        if problems:
+            raise UserError(f"checkpoint {folder} cannot be used: {problems[0]}; restore a copy, or use another one")
+        return self._restore(step, abstract)
+
     def _set_aside(self, step: int, aside: Path) -> None:
         self._manager.close()
         distributed.barrier("checkpoints closed")
@@ -317,7 +342,7 @@ class Checkpoints:
     def _restore(self, step: int, abstract: TrainState) -> Restored:
         folder = self.directory / str(step)
         run = distributed.together(lambda: _read_run(folder))
-        _check_fits(self._manager.item_metadata(step)["state"], abstract, folder / "state")
+        _check_fits(self._manager.item_metadata(step)["state"], abstract, folder / "state", run["config"])
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return Restored(
             step=step,
@@ -400,7 +425,7 @@ def _check_version(run: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"checkpoint {folder} has format version {version}, this vr_jax reads {VERSION}; {advice}")
 
 
-def _check_fits(metadata: Any, abstract: TrainState, folder: Path) -> None:
+def _check_fits(metadata: Any, abstract: TrainState, folder: Path, config: Mapping[str, Any]) -> None:
     """Compares the stored shapes with the wanted ones; raises UserError that names the first differences."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -417,9 +442,18 @@ def _check_fits(metadata: Any, abstract: TrainState, folder: Path) -> None:
         left = len(lines) - _SHOWN_DIFFERENCES
         more = f"; and {left} more" if left > 0 else ""
         raise UserError(
-            f"{folder} belongs to another model, trainable subset or optimizer; use another workdir or the config it "
-            f"was written with. Differences: {'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}"
+            f"{folder} belongs to another model, trainable subset or optimizer{_written_with(config)}; use another "
+            f"workdir or the config it was written with. Differences: {'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}"
         )
+
+
+def _written_with(config: Mapping[str, Any]) -> str:
+    """The settings of a checkpoint that decide which arrays its optimizer and its adapters have."""
+    found = {"config.trainable": config.get("trainable")}
+    for section, names in {"optimizer": ("name",), "lora": ("rank", "targets")}.items():
+        found |= {f"config.{section}.{name}": config.get(section, {}).get(name) for name in names}
+    shown = [f"{name} = {value!r}" for name, value in found.items() if value is not None]
+    return f" (it was written with {', '.join(shown)})" if shown else ""
 
 
 def _name(key_path: Any) -> str:

@@ -40,6 +40,8 @@ from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
 from vr_jax.training.run_record import (
     ADAPTER_FOLDER,
+    BEST_ADAPTER_FOLDER,
+    BEST_EXPORT_FOLDER,
     EXPORT_FOLDER,
     FIRST_BATCH_FILE,
     check_data,
@@ -115,6 +117,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                 logger.info("finished: step %d is the last of the run, nothing is left to train", start)
                 watch.parameters(start, state.params, "exported")
                 export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
+                _tell_best(checkpoints, config, workdir, total)
                 return
             write_run_record(
                 workdir, config, program, step=start, total_steps=total, batch=fit.rule, run=run, data=data.data
@@ -186,6 +189,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             distributed.together(lambda: skips.check(final=True))
             checkpoints.finish()
             export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
+            _tell_best(checkpoints, config, workdir, total)
 
 
 def _measure(
@@ -196,6 +200,16 @@ def _measure(
     values = validation.measure(due, state, step, trackers)
     recorder.flush(values)
     return values
+
+
+def _tell_best(checkpoints: Checkpoints, config: TrainConfig, workdir: Path, total: int) -> None:
+    """Says which checkpoint is best, where that is not the last one, which was exported."""
+    best = checkpoints.best() if config.checkpoint.keep_best else None
+    if best is not None and best[0] < total:
+        logger.info(
+            "the best checkpoint is that of step %d, with %s %.4f; --export_best writes it as %s",
+            *(best[0], config.checkpoint.best, best[1], workdir / BEST_EXPORT_FOLDER),
+        )
 
 
 def _show_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step: int, trackers: Trackers) -> None:
@@ -343,6 +357,7 @@ def export_state(
     *,
     owner: str = "",
     config: TrainConfig | None = None,
+    best: bool = False,
 ) -> None:
     """Writes the model directory `<workdir>/model`, which chat, evaluation and the next phase read.
 
@@ -355,13 +370,14 @@ def export_state(
         tokenizer_dir: Folder of the tokenizer's files, which are copied.
         owner: The identity of the run, whose older export is replaced.
         config: The settings of the run, which a run with LoRA gives.
+        best: Whether the folders are those of the best checkpoint, `model_best` and `adapter_best`.
 
     Raises:
         UserError: The directory cannot be written, or somebody else has written it.
     """
     if config is not None and config.lora.rank:
-        export_adapter(workdir / ADAPTER_FOLDER, config, tree, state, owner=owner)
-    target = workdir / EXPORT_FOLDER
+        export_adapter(workdir / (BEST_ADAPTER_FOLDER if best else ADAPTER_FOLDER), config, tree, state, owner=owner)
+    target = workdir / (BEST_EXPORT_FOLDER if best else EXPORT_FOLDER)
     model = merged_model(tree, state)
     generation = None if tokenizer_dir is None else _generation(model.config, tokenizer_dir)
     save_model(target, model, tokenizer_dir, generation=generation, overwrite=True, owner=owner)
@@ -387,23 +403,52 @@ def export_newest(config: TrainConfig, workdir: Path) -> None:
     Raises:
         UserError: There is no checkpoint, or none that can be used with these settings.
     """
+    _export(config, workdir, best=False)
+
+
+def export_best(config: TrainConfig, workdir: Path) -> None:
+    """Writes `<workdir>/model_best` from the checkpoint that is best by `config.checkpoint.best`, without training.
+
+    Args:
+        config: The settings of the run.
+        workdir: Folder of the run.
+
+    Raises:
+        UserError: There is no checkpoint at which that number was measured, or it cannot be used with these settings.
+    """
+    _export(config, workdir, best=True)
+
+
+def _export(config: TrainConfig, workdir: Path, *, best: bool) -> None:
     workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
     distributed.together(lambda: _check_has_checkpoint(workdir))
     # The end of the schedule does not matter here.
     program = distributed.together(lambda: build_program(config, mesh, 1, tree))
+    saved = config.checkpoint
     with (
         directory_lock(workdir, wait=_WAIT_FOR_WORKDIR),
         jax.set_mesh(mesh),
-        Checkpoints(workdir) as checkpoints,
+        Checkpoints(workdir, best=saved.best) as checkpoints,
         distributed.told(),
     ):
         run = distributed.together(lambda: claim(workdir, ()) if distributed.is_first() else "")
-        restored = checkpoints.restore_newest(program.abstract)
-        if restored is None:
-            raise _no_checkpoint(workdir)
-        logger.info("exporting step %d", restored.step)
+        if best:
+            found = checkpoints.best()
+            if found is None:
+                raise UserError(
+                    f"no checkpoint in {checkpoints.directory} has the number config.checkpoint.best = {saved.best!r}; "
+                    "name the one that the run was trained with, or export the newest with --export_only"
+                )
+            restored = checkpoints.restore(found[0], program.abstract)
+            logger.info("exporting step %d, with the best %s: %.4f", restored.step, saved.best, found[1])
+        else:
+            newest = checkpoints.restore_newest(program.abstract)
+            if newest is None:
+                raise _no_checkpoint(workdir)
+            restored = newest
+            logger.info("exporting step %d", restored.step)
         watch = FiniteWatch(config, workdir, mesh, start=restored.step, newest_checkpoint=checkpoints.newest_complete)
         watch.parameters(restored.step, restored.state.params, "exported")
         tokenizer = distributed.together(lambda: inputs.tokenizer_directory(config, workdir))
-        export_state(workdir, program.tree, restored.state, tokenizer, owner=run, config=config)
+        export_state(workdir, program.tree, restored.state, tokenizer, owner=run, config=config, best=best)

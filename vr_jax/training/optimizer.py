@@ -159,14 +159,23 @@ def _scale_by_muon(settings: OptimizerSettings) -> optax.GradientTransformation:
     )
 
 
-def no_match(field: str, glob: str, paths: Sequence[str]) -> ConfigError:
-    """Returns the error of a glob that matches none of the model's parameters, with the nearest names."""
+def no_match(field: str, glob: str, paths: Sequence[str], *, endings_only: bool = False) -> ConfigError:
+    """Returns the error of a glob that matches none of the model's parameters, with the nearest names.
+
+    Args:
+        field: The field that has the glob.
+        glob: The glob.
+        paths: The parameters that it may match.
+        endings_only: Whether the message lists the last names of the paths instead of the first ones. Layers differ in
+            the last ones.
+    """
     parts = [path.split(".") for path in paths]
     beginnings = dict.fromkeys(".".join(part[:length]) for part in parts for length in range(1, len(part)))
-    known = [*(f"{begin}.*" for begin in beginnings), *paths]
+    endings = dict.fromkeys(f"*.{'.'.join(part[-length:])}" for part in parts for length in range(1, len(part)))
+    known = [*(f"{begin}.*" for begin in beginnings), *endings, *paths]
     near = difflib.get_close_matches(glob, known, 3, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    tops = sorted({".".join(part[:2]) for part in parts})
+    tops = sorted({f"*.{'.'.join(part[-3:])}" if endings_only else ".".join(part[:2]) for part in parts})
     return ConfigError(f"{field}: {glob!r} matches no parameter; {hint}there are {', '.join(tops)}")
 
 

@@ -34,10 +34,12 @@ from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
 RUN_FILE, PARAMETERS_FILE, FIRST_BATCH_FILE = "run.json", "parameters.txt", "first_batch.html"
 EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER = "model", "adapter", "profile"
 VALIDATION_FOLDER = "validation"  # for replies
+# The same of the best checkpoint, which `--export_best` writes.
+BEST_EXPORT_FOLDER, BEST_ADAPTER_FOLDER = "model_best", "adapter_best"
 # What a run writes to its folder, and would replace or continue.
 WRITTEN = (
-    *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb"),
-    *(EXPORT_FOLDER, ADAPTER_FOLDER, PROFILE_FOLDER, VALIDATION_FOLDER),
+    *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb", VALIDATION_FOLDER),
+    *(EXPORT_FOLDER, ADAPTER_FOLDER, BEST_EXPORT_FOLDER, BEST_ADAPTER_FOLDER, PROFILE_FOLDER),
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
@@ -67,8 +69,8 @@ def claim(workdir: Path, sources: Sequence[Path]) -> str:
             )
     run = str(starts[0].get("run", "")) if starts else secrets.token_hex(8)
     check_apart(workdir / EXPORT_FOLDER, sources, where="the exported model", source="config.init_from")
-    check_target(workdir / EXPORT_FOLDER, overwrite=True, owner=run)
-    check_target(workdir / ADAPTER_FOLDER, overwrite=True, owner=run)
+    for folder in (EXPORT_FOLDER, ADAPTER_FOLDER, BEST_EXPORT_FOLDER, BEST_ADAPTER_FOLDER):
+        check_target(workdir / folder, overwrite=True, owner=run)
     return run
 
 
