@@ -17,7 +17,7 @@ from vr_jax.model.decoders.stages import DecoderInputs
 from vr_jax.model_directory import load_model, load_params, read_config
 from vr_jax.settings import TrainConfig
 from vr_jax.training.adapters import export_adapter
-from vr_jax.training.loop import export_state
+from vr_jax.training.export import export_state
 from vr_jax.training.program import build_program
 from vr_jax.training.state import create_state
 

@@ -19,6 +19,7 @@ from vr_jax.model.quantization import dequantise
 from vr_jax.model_directory import load_model, save_model
 from vr_jax.training import loop
 from vr_jax.training.checkpoint import Checkpoints
+from vr_jax.training.export import export_state
 from vr_jax.training.program import build_program
 from vr_jax.training.state import ModelTree, create_state, merged_model
 
@@ -259,7 +260,7 @@ def test_an_adapter_of_some_stages_names_their_layers_alone(changes, modules, tm
     config = tiny_run(**{"lora.rank": 2, "trainable": (), "frozen_dtype": "float32"}, **ONE).replace(changes)
     program, model = program_of(config), random_model(tiny_config(), scale=0.1)
     save_model(tmp_path / "base", model)
-    loop.export_state(tmp_path, program.tree, state_of(program, model), None, config=config)
+    export_state(tmp_path, program.tree, state_of(program, model), None, config=config)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum(name.endswith(".lora_A.weight") for name in tensors) == modules
     import_adapter(tmp_path / "adapter", tmp_path / "merged", tmp_path / "base")

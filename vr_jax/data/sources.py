@@ -115,32 +115,6 @@ class ConcatenatedSource:
         return f"ConcatenatedSource({self.sources})"
 
 
-class FirstRecords:
-    """The first records of a source, as a source."""
-
-    def __init__(self, source: Source, count: int):
-        """Takes at most `count` records."""
-        self._source, self._count = source, min(count, len(source))
-
-    def __len__(self) -> int:
-        """Returns the number of records."""
-        return self._count
-
-    def __getitem__(self, index: int) -> Conversation | Skip:
-        """Returns a record.
-
-        Raises:
-            IndexError: There is no record with this index.
-        """
-        if not 0 <= index < self._count:
-            raise IndexError(f"record {index}: there are records 0..{self._count - 1}")
-        return self._source[index]
-
-    def __repr__(self) -> str:
-        """Names the whole source."""
-        return f"FirstRecords({self._source!r}, {self._count})"
-
-
 class SourcePart:
     """One of several sources, whose records know its number."""
 

@@ -11,7 +11,6 @@ written ends the run with one line, and nothing of it is left; those before it s
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
@@ -292,18 +291,10 @@ class Checkpoints:
         """
         damaged = False
         for step in reversed(self.steps()):
-            folder = self.directory / str(step)
-            records = distributed.together(functools.partial(_records, folder))
-            complete = all(distributed.gather(distributed.together(lambda: all(map(Path.exists, records)))))  # noqa: B023
-            if complete:
-                damage = distributed.together(functools.partial(checksums.find_damage, records))
-                problems = [found for found in distributed.gather(damage) if found is not None]
-                if not problems:
-                    return self._restore(step, abstract)
-                damaged = True
-                problem = f"is damaged: {problems[0]}"
-            else:
-                problem = "is not complete: the run ended before its checksums were written"
+            complete, problem = self._look_at(step)
+            if problem is None:
+                return self._restore(step, abstract)
+            damaged |= complete
             aside = self._damaged / str(step)
             logger.error("checkpoint %d %s; it is set aside as %s", step, problem, aside)
             self._set_aside(step, aside)
@@ -324,14 +315,20 @@ class Checkpoints:
         Raises:
             UserError: It is damaged or not complete, or of another format version or another model.
         """
-        folder = self.directory / str(step)
-        records = distributed.together(functools.partial(_records, folder))
-        complete = all(distributed.gather(distributed.together(lambda: all(map(Path.exists, records)))))
-        damage = distributed.together(lambda: checksums.find_damage(records) if complete else "its run was killed")
-        problems = [found for found in distributed.gather(damage) if found is not None]
-        if problems:
-            raise UserError(f"checkpoint {folder} cannot be used: {problems[0]}; restore a copy, or use another one")
+        _, problem = self._look_at(step)
+        if problem is not None:
+            folder = self.directory / str(step)
+            raise UserError(f"checkpoint {folder} cannot be used: it {problem}; restore a copy, or use another one")
         return self._restore(step, abstract)
+
+    def _look_at(self, step: int) -> tuple[bool, str | None]:
+        """Whether a checkpoint has its checksums, and what is wrong with it; None where nothing is."""
+        records = distributed.together(lambda: _records(self.directory / str(step)))
+        if not all(distributed.gather(distributed.together(lambda: all(map(Path.exists, records))))):
+            return False, "is not complete: the run ended before its checksums were written"
+        damage = distributed.together(lambda: checksums.find_damage(records))
+        problems = [found for found in distributed.gather(damage) if found is not None]
+        return True, f"is damaged: {problems[0]}" if problems else None
 
     def _set_aside(self, step: int, aside: Path) -> None:
         self._manager.close()

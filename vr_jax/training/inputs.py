@@ -123,7 +123,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh, workdir: Path) -> Inputs:
     directory = tokenizer_directory(config, workdir)
     processor = _processor(config, _tokenizer(config, directory))
     processes = jax.process_count()
-    shape = _batch_shape(config, processes)
+    shape = batch_shape(config, processes)
     iterator = make_train_iterator(
         source,
         processor,
@@ -155,13 +155,18 @@ def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Sou
     """
     source = open_training_source(config.data, config.seed) if source is None else source
     directory = Path() if config.tokenizer == DEMO else tokenizer_directory(config, Path())
-    return source, _processor(config, _tokenizer(config, directory)), _batch_shape(config, 1)
+    return source, _processor(config, _tokenizer(config, directory)), batch_shape(config, 1)
 
 
-def _batch_shape(config: TrainConfig, processes: int) -> BatchShape:
-    """The shape of the rows that one of several processes reads."""
+def batch_shape(config: TrainConfig, parts: int) -> BatchShape:
+    """Returns the shape of the rows of an update that one of several parts has.
+
+    Args:
+        config: The settings of the run.
+        parts: The number of equal parts: processes, or processes times micro-batches.
+    """
     return BatchShape(
-        rows=config.batch.rows // processes,
+        rows=config.batch.rows // parts,
         tokens=config.batch.tokens,
         tiles=config.batch.tiles,
         tile_size=config.model.image.tile_size,

@@ -18,20 +18,18 @@ from jax.typing import DTypeLike
 
 from vr_jax import distributed, sharding
 from vr_jax.data.batch_page import batch_images, batch_page
-from vr_jax.data.conversations import chat_format
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.data.types import HostBatch
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.failures import first_error_kept
-from vr_jax.model.config import VlmConfig
 from vr_jax.model.parameters import merged_path
-from vr_jax.model_directory import generation_of_chat, load_tokenizer, save_model, stored_params, warm_start
+from vr_jax.model_directory import stored_params, warm_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets, write_bytes
 from vr_jax.training import inputs
-from vr_jax.training.adapters import export_adapter
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
+from vr_jax.training.export import export_state, generation_settings
 from vr_jax.training.flops import step_flops
 from vr_jax.training.not_finite import FiniteWatch
 from vr_jax.training.profiling import Profiler
@@ -39,10 +37,7 @@ from vr_jax.training.program import TrainProgram, build_program, check_globs, to
 from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
 from vr_jax.training.run_record import (
-    ADAPTER_FOLDER,
-    BEST_ADAPTER_FOLDER,
     BEST_EXPORT_FOLDER,
-    EXPORT_FOLDER,
     FIRST_BATCH_FILE,
     check_data,
     claim,
@@ -51,7 +46,7 @@ from vr_jax.training.run_record import (
     write_run_record,
 )
 from vr_jax.training.start_log import log_start
-from vr_jax.training.state import ModelTree, TrainState, create_state, merged_model
+from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption
 from vr_jax.training.trackers import CaptionedImage, Trackers, check_trackers, open_trackers
 from vr_jax.training.validation import Validation, open_validation
@@ -261,7 +256,9 @@ def _check_start(
     if not distributed.is_first():
         return
     if data.tokenizer_dir is not None:
-        _generation(config.model, data.tokenizer_dir)  # Its settings are exported; one that is refused is found now.
+        generation_settings(
+            config.model, data.tokenizer_dir
+        )  # Its settings are exported; one that is refused is found now.
     check_trackers(config)
     if start:
         check_data(workdir, config, data.data, start)
@@ -347,50 +344,6 @@ def _check_end(step: int, total: int, config: TrainConfig, samples: int, folder:
         f"{found}: the checkpoint in {folder} is at step {step}, beyond the end of the run; raise it to {step} or "
         "more, or use another workdir"
     )
-
-
-def export_state(
-    workdir: Path,
-    tree: ModelTree,
-    state: TrainState,
-    tokenizer_dir: Path | None,
-    *,
-    owner: str = "",
-    config: TrainConfig | None = None,
-    best: bool = False,
-) -> None:
-    """Writes the model directory `<workdir>/model`, which chat, evaluation and the next phase read.
-
-    A run with LoRA also writes `<workdir>/adapter`, which PEFT reads.
-
-    Args:
-        workdir: Folder of the run.
-        tree: The model's parameters.
-        state: The state of the training.
-        tokenizer_dir: Folder of the tokenizer's files, which are copied.
-        owner: The identity of the run, whose older export is replaced.
-        config: The settings of the run, which a run with LoRA gives.
-        best: Whether the folders are those of the best checkpoint, `model_best` and `adapter_best`.
-
-    Raises:
-        UserError: The directory cannot be written, or somebody else has written it.
-    """
-    if config is not None and config.lora.rank:
-        export_adapter(workdir / (BEST_ADAPTER_FOLDER if best else ADAPTER_FOLDER), config, tree, state, owner=owner)
-    target = workdir / (BEST_EXPORT_FOLDER if best else EXPORT_FOLDER)
-    model = merged_model(tree, state)
-    generation = None if tokenizer_dir is None else _generation(model.config, tokenizer_dir)
-    save_model(target, model, tokenizer_dir, generation=generation, overwrite=True, owner=owner)
-    logger.info("model directory: %s", target)
-
-
-def _generation(config: VlmConfig, tokenizer_dir: Path) -> dict[str, Any] | None:
-    """Returns the settings of generation of a trained model.
-
-    It was trained to end its replies as its chat format does, which a base model's settings do not name.
-    """
-    tokenizer = load_tokenizer(tokenizer_dir) if config.template == "tokenizer" else None
-    return generation_of_chat(tokenizer_dir, chat_format(config.template, tokenizer).end_tokens[0])
 
 
 def export_newest(config: TrainConfig, workdir: Path) -> None:

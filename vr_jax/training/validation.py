@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vr_jax import distributed
 from vr_jax.data.finite import make_finite_iterator
 from vr_jax.data.processor import Processor
+from vr_jax.data.selection import SelectedSource
 from vr_jax.data.skips import SkipStatistics
-from vr_jax.data.sources import FirstRecords, Source, open_source
+from vr_jax.data.sources import Source, open_source
 from vr_jax.errors import UserError
 from vr_jax.evaluation import Benchmark, Evaluation, Evaluator, Item, ItemResult, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.settings import LOSS, TrainConfig, ValidationSettings
-from vr_jax.training.inputs import Inputs, over_processes, put_batch
+from vr_jax.training.inputs import Inputs, batch_shape, over_processes, put_batch
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.run_record import VALIDATION_FOLDER
 from vr_jax.training.state import ModelTree, TrainState
@@ -149,7 +151,7 @@ class ReplyScore:
         items: Its questions.
         settings: The numbers of the evaluation.
         tree: The model's parameters.
-        output: The folder that gets a folder of results for each update, or None to write none.
+        output: The folder that gets a folder of results for each update.
     """
 
     evaluator: Evaluator
@@ -317,13 +319,9 @@ def _mean_loss(
         split=one.split or "validation",
         follow_links=one.follow_links,
     )
-    shape = BatchShape(
-        rows=config.batch.rows // config.batch.accumulation // distributed.process_count(),
-        tokens=config.batch.tokens,
-        tiles=config.batch.tiles,
-        tile_size=config.model.image.tile_size,
-    )
+    shape = batch_shape(config, distributed.process_count() * config.batch.accumulation)
     if settings.batches:
         # As many samples as these batches have rows, so that they are the same on any number of processes.
-        source = FirstRecords(source, settings.batches * config.batch.rows // config.batch.accumulation)
+        samples = settings.batches * config.batch.rows // config.batch.accumulation
+        source = SelectedSource(source, np.arange(min(samples, len(source))))
     return MeanLoss(source, processor, shape, program.mesh, loss_step, max_skipped=config.data.max_skipped)
