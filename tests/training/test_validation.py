@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 
@@ -149,8 +150,14 @@ def test_a_run_that_is_stopped_before_a_validation_makes_up_for_it(whole, held_o
     with pytest.raises(Preempted, match="saved step 2 of 5"):
         loop.train(config, tmp_path, open_inputs=stopping)
     assert [record["step"] for record in validation_series(tmp_path)] == [1], "what stops a run does not wait"
+    ended = tmp_path.with_name(f"{tmp_path.name}_ended")
+    shutil.copytree(tmp_path, ended)
     loop.train(config, tmp_path, open_inputs=inputs_with_processor)
     assert validation_series(tmp_path) == validation_series(whole)
+    # One that then ends at this very update has no other update at which it could make up for it.
+    loop.train(config.replace({"steps": 2}), ended, open_inputs=inputs_with_processor)
+    assert validation_series(ended) == validation_series(whole)[:2]
+    assert (ended / "model").is_dir()
 
 
 class FailingIterator(NoiseIterator):
