@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -24,18 +25,18 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.sources import open_source
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.evaluation import Evaluator, held_out_questions
+from vr_jax.evaluation import Evaluator, NothingAsked, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.model_directory import load_model
-from vr_jax.settings import TrainConfig
+from vr_jax.settings import TrainConfig, ValidationSettings
 from vr_jax.sharding import make_mesh
 from vr_jax.training import loop
 from vr_jax.training.checkpoint import Checkpoints
 from vr_jax.training.program import build_program
-from vr_jax.training.state import create_state
+from vr_jax.training.state import ModelTree, create_state
 from vr_jax.training.stopping import Preempted
 from vr_jax.training.trackers import Trackers, read_metrics
-from vr_jax.training.validation import open_validation
+from vr_jax.training.validation import ReplyScore, open_validation
 
 SAMPLES = 21
 
@@ -333,6 +334,27 @@ def test_replies_are_those_of_the_exported_model(tmp_path, rank):
         assert found == {one.id: one.prediction for one in expected.results}
         assert len(set(found.values())) >= 1
         assert last[f"validation/{name}/{metric}"] == pytest.approx(expected.summary["score"])
+
+
+class UnaskableEvaluator:
+    """Stands for an evaluator to which none of the questions can be put."""
+
+    def evaluate(self, model, benchmark, items, **options):
+        raise NothingAsked(f"none of {len(items)} items can be asked")
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_first_questions_that_cannot_be_asked_say_nothing_about_the_others(others, tmp_path, caplog):
+    benchmark, items = held_out_questions("generated", "demo", "", limit=8 + others)
+    settings = ValidationSettings(metric="demo", batch_size=8)
+    tree = ModelTree(validated_run(tmp_path).model)
+    score = ReplyScore(UnaskableEvaluator(), benchmark, items, settings, tree, tmp_path)
+    state = SimpleNamespace(frozen={}, params=tree.shapes)
+    with contextlib.nullcontext() if others else pytest.raises(NothingAsked, match="none of 8"):
+        score.try_out(state)
+    assert ("none of 8 items" in caplog.text) == bool(others)
+    with pytest.raises(NothingAsked):
+        score(state, 2)
 
 
 @pytest.mark.parametrize(
