@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vr_jax.errors import UserError
-from vr_jax.plan.hlo_costs import convolution_flops, group_size, program_costs
+from vr_jax.plan.hlo_costs import convolution_flops, program_costs
+from vr_jax.plan.hlo_groups import group_size
 from vr_jax.plan.hlo_text import parse
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:8])
