@@ -137,7 +137,7 @@ CONFIG = {
     },
     "loss_chunk": 512,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 500, "keep_last": 2, "keep_best": 1, "best": "loss"},
     "tensorboard": True,

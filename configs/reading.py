@@ -148,7 +148,7 @@ PHASE1 = {
     },
     "loss_chunk": 512,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 10_000, "keep_last": 1, "keep_best": 0, "best": "loss"},
     "tensorboard": False,

@@ -145,7 +145,7 @@ PHASE1 = {
     },
     "loss_chunk": 256,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
@@ -222,7 +222,7 @@ PHASE2 = {
     },
     "loss_chunk": 256,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
@@ -338,7 +338,7 @@ QWEN2_5_VL = {
     },
     "loss_chunk": 256,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
@@ -455,7 +455,7 @@ MINICPM_V = {
     },
     "loss_chunk": 256,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 100, "keep_last": 1, "keep_best": 1, "best": "loss"},
     "tensorboard": True,

@@ -1,7 +1,5 @@
 """The sharding table against every parameter of the paper's models, and the activation constraints."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +18,7 @@ from vr_jax.model.refusion.deepstack import DeepStackConfig
 from vr_jax.model.refusion.sva import SvaConfig
 from vr_jax.model.refusion.vision_remember import VisionRememberConfig
 from vr_jax.model.vlm import abstract_model
+from vr_jax.plan.hlo_costs import program_costs
 
 QWEN2 = {
     "0.5B": TransformerConfig(),
@@ -163,25 +162,6 @@ def test_a_parameter_unknown_to_the_table_is_named():
         sharding.param_spec("decoder.stages.0.mlp.up.kernel", 2)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"fsdp": 3}, r"fsdp=3 .* needs 3 devices, found 8"),
-        ({"fsdp": -1, "tensor": 3}, "a multiple of 3 devices, found 8"),
-        ({"fsdp": -1, "tensor": -1}, "at most one may be -1"),
-        ({"fsdp": 0}, "must be positive"),
-    ],
-)
-def test_a_mesh_that_does_not_fit_says_so_in_one_line(sizes, message):
-    with pytest.raises(sharding.ShardingError, match=message) as error:
-        sharding.make_mesh(**sizes)
-    assert "\n" not in str(error.value)
-
-
-def test_minus_one_takes_the_remaining_devices():
-    assert dict(sharding.make_mesh(replica=2, fsdp=-1, tensor=2).shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
-
-
 class TestConstrain:
     x = jnp.arange(8.0 * 6 * 4).reshape(8, 6, 4)
 
@@ -209,47 +189,57 @@ class TestConstrain:
             sharding.constrain(self.x, "batch", None)
 
 
-class _OnSlice:
-    """A device of a TPU slice, as far as the construction of a mesh looks."""
+def test_rows_of_a_table_are_taken_alike_on_every_mesh():
+    """Where all three axes have several devices, each looks up its own part within a replica; else XLA does."""
+    rng = np.random.default_rng(0)
+    table, index = rng.normal(size=(16, 8)).astype(np.float32), rng.integers(0, 16, (8, 3))
 
-    def __init__(self, device, slice_index):
-        self.device, self.slice_index = device, slice_index
+    def gradient(index, table):
+        return jax.grad(lambda table: jnp.sum(jnp.sin(sharding.take_rows(table, index))))(table)
 
-    def __getattr__(self, name):
-        return getattr(self.device, name)
-
-
-def test_slices_meet_on_the_outermost_axis_that_allows_it():
-    devices = [_OnSlice(d, i % 2) for i, d in enumerate(jax.devices())]
-
-    def slices(*shape):
-        grid = sharding.make_mesh(*shape, devices=devices).devices
-        return np.vectorize(lambda d: d.slice_index)(grid).reshape(2, 4)
-
-    for shape in [(2, 4, 1), (2, 2, 2), (1, 4, 2)]:
-        np.testing.assert_array_equal(slices(*shape), [[0] * 4, [1] * 4])
-    with pytest.raises(sharding.ShardingError, match="replica or fsdp must be a multiple of 2"):
-        sharding.make_mesh(1, 1, 8, devices=devices)
+    expected, tree = gradient(index, table), {"decoder.embed.embedding": table}
+    for shape in [(2, 2, 2), (4, 2, 1)]:
+        mesh = sharding.make_mesh(*shape)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(tree, sharding.param_shardings(tree, mesh))
+            rows = jax.device_put(index, sharding.batch_sharding(mesh))
+            found = jax.jit(sharding.sum_over_replicas(gradient))(rows, placed["decoder.embed.embedding"])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chip:
-    """A chip of a v5p torus of 4 x 4 x 4."""
+class TestSumOverReplicas:
+    x, w = jnp.arange(16.0 * 4).reshape(16, 4) / 10, jnp.ones((4, 8))
 
-    id: int
-    platform: str = "tpu"
-    device_kind: str = "TPU v5"
-    process_index: int = 0
-    core_on_chip: int = 0
-    slice_index: int = 0
+    @staticmethod
+    def gradient(x, w):
+        def add(total, part):
+            return total + jax.grad(lambda w: jnp.sum(jnp.sin(part @ w)))(w), None
 
-    @property
-    def coords(self):
-        return self.id % 4, self.id // 4 % 4, self.id // 16
+        parts = sharding.constrain(jnp.moveaxis(x.reshape(-1, 2, x.shape[1]), 1, 0), None, "batch", None)
+        return jax.lax.scan(add, jnp.zeros_like(w), parts)[0]
 
+    @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 4, 1), (8, 1, 1)])
+    def test_the_sum_is_that_over_all_rows(self, shape):
+        with jax.set_mesh(sharding.make_mesh(*shape)):
+            found = jax.jit(sharding.sum_over_replicas(self.gradient))(self.x, self.w)
+        np.testing.assert_allclose(found, self.gradient(self.x, self.w), rtol=1e-5)
 
-def test_a_mesh_axis_may_be_part_of_a_torus_axis():
-    """8 = 4 x half of 4: jax.make_mesh alone refuses."""
-    mesh = sharding.make_mesh(8, 8, 1, devices=[_Chip(i) for i in range(64)])
-    assert dict(mesh.shape) == {"replica": 8, "fsdp": 8, "tensor": 1}
-    assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+    def test_without_a_mesh_it_calls_the_function(self):
+        np.testing.assert_array_equal(
+            sharding.sum_over_replicas(self.gradient)(self.x, self.w), self.gradient(self.x, self.w)
+        )
+
+    def test_replicas_meet_once_and_behind_the_loop(self):
+        """XLA alone meets in each round of the loop; the loop has two."""
+
+        def met(function):
+            mesh = sharding.make_mesh(2, 4, 1, slices=2)
+            w = jax.device_put(self.w, sharding.NamedSharding(mesh, P("fsdp")))
+            with jax.set_mesh(mesh):
+                x = jax.device_put(self.x, sharding.batch_sharding(mesh))
+                compiled = jax.jit(function, out_shardings=w.sharding).lower(x, w).compile()
+            return program_costs(compiled.as_text(), (0,) * 4 + (1,) * 4).across
+
+        # A device has 4 * 8 / 4 float32 of the gradient, and an all-reduce of two sends as many.
+        assert dict(met(sharding.sum_over_replicas(self.gradient))) == {("all-reduce", 2): 8 * 4}
+        assert sum(met(self.gradient).values()) >= 2 * 8 * 4

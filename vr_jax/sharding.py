@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vr_jax.errors import UserError
+from vr_jax.device_mesh import AS_SET as AS_SET
+from vr_jax.device_mesh import AXES as AXES
+from vr_jax.device_mesh import ChosenMesh as ChosenMesh
+from vr_jax.device_mesh import ShardingError as ShardingError
+from vr_jax.device_mesh import choose_mesh as choose_mesh
+from vr_jax.device_mesh import make_mesh as make_mesh
 
-AXES = ("replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")
 # Every array of a Batch is cut along its leading axis.
 BATCH_SPEC = P(BATCH_AXES)
 
 Rules = tuple[tuple[str, P], ...]
-
-
-class ShardingError(UserError):
-    """A mesh that does not fit the devices, or a parameter without a rule.
-
-    The planner's search tells it apart: it skips meshes that do not fit.
-    """
 
 
 # Patterns of whole parameter paths, and how their axes are cut. Kernels are (in, out). Inside a stack of layers every
@@ -104,63 +100,6 @@ def forget_rules(owner: str) -> None:
     _rules[:] = [rule for rule in _rules if rule.owner != owner]
 
 
-def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `AXES`.
-
-    On several TPU slices `replica` crosses the slower network between slices, or `fsdp` where `replica` cannot be
-    divided among them.
-
-    Args:
-        replica: Size of the axis; -1 takes the remaining devices. At most one size may be -1.
-        fsdp: Size of the axis, likewise.
-        tensor: Size of the axis, likewise.
-        devices: The devices; by default all of them.
-
-    Raises:
-        ShardingError: The sizes do not multiply to the number of devices, or do not fit the slices.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    shape = _resolve_shape({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
-    axis_types = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if slices == 1:
-        try:
-            return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
-        except NotImplementedError:
-            # A mesh axis that is no product of whole axes of the TPU's torus takes a part of one.
-            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-            return Mesh(grid, AXES, axis_types=axis_types)
-    for axis in (0, 1):
-        if shape[axis] % slices == 0:
-            across = tuple(slices if i == axis else 1 for i in range(3))
-            within = tuple(n // m for n, m in zip(shape, across, strict=True))
-            grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
-            return Mesh(grid, AXES, axis_types=axis_types)
-    raise ShardingError(
-        f"mesh replica x fsdp x tensor = {shape[0]} x {shape[1]} x {shape[2]} on {slices} slices: "
-        f"replica or fsdp must be a multiple of {slices}"
-    )
-
-
-def _resolve_shape(sizes: dict[str, int], count: int) -> tuple[int, int, int]:
-    """The three sizes for `count` devices, without -1."""
-    product = " x ".join(f"{name}={size}" for name, size in sizes.items())
-    wrong = [name for name, size in sizes.items() if size != -1 and size < 1]
-    if wrong or list(sizes.values()).count(-1) > 1:
-        raise ShardingError(
-            f"mesh {product}: sizes must be positive, and at most one may be -1 (the remaining devices)"
-        )
-    known = math.prod(size for size in sizes.values() if size != -1)
-    if -1 in sizes.values() and count % known == 0:
-        sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != count:
-        raise ShardingError(
-            f"mesh {product} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, "
-            f"found {count}; change config.mesh so that replica * fsdp * tensor equals the number of devices"
-        )
-    return sizes["replica"], sizes["fsdp"], sizes["tensor"]
-
-
 def path_of(key_path: Sequence[Any]) -> str:
     """The dot-joined parameter path of a JAX key path into a module, a state, or a dictionary of joined paths."""
     names = [str(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a))) for k in key_path]
@@ -200,11 +139,17 @@ def param_spec(path: str, ndim: int) -> P:
 
 
 def _fit(spec: Iterable[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """The partition without the entries whose mesh axes do not divide the array's axis, which then stays whole."""
-    entries = []
+    """The partition without the entries whose mesh axes do not divide the array's axis, which then stays whole.
+
+    Mesh axes that a shard_map around this has taken (`sum_over_replicas`) are left out: they do not cut what is within.
+    """
+    taken = set(mesh.manual_axes)
+    entries: list[Any] = []
     for size, entry in zip(shape, spec, strict=True):
         axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-        entries.append(entry if size % math.prod(mesh.shape[a] for a in axes) == 0 else None)
+        left = tuple(axis for axis in axes if axis not in taken)
+        divides = size % math.prod(mesh.shape[axis] for axis in left) == 0
+        entries.append((entry if left == axes else left or None) if divides else None)
     return P(*entries)
 
 
@@ -256,9 +201,14 @@ def _logical_entries(shape: Sequence[int], names: Sequence[str | None]) -> list[
 
 
 def mesh_in_context() -> AbstractMesh | None:
-    """The mesh of `jax.set_mesh` if it has several devices and our axes and no shard_map has taken it; else None."""
+    """The mesh of `jax.set_mesh`, if it has our axes and several devices that no shard_map has taken; else None.
+
+    Within `sum_over_replicas` it is the same mesh, of which `replica` is taken.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.auto_axes) else mesh
+    if mesh.empty or not set(AXES) <= {*mesh.auto_axes, *mesh.manual_axes}:
+        return None
+    return mesh if math.prod(mesh.shape[axis] for axis in mesh.auto_axes) > 1 else None
 
 
 def platform() -> str:
@@ -316,9 +266,86 @@ def gather_kernel(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, _fit(axes, x.shape, mesh))
 
 
+def take_rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns `table[index]` for a table that is cut as an embedding is, rows over `tensor` and columns over `fsdp`.
+
+    XLA partitions it, but for one case: jaxlib 0.12.0 ends the process where both axes have several devices within
+    `sum_over_replicas`. There each device looks up its columns of its own rows for all rows of the batch, which costs
+    less than gathering a vocabulary, and the columns are then exchanged.
+
+    Args:
+        table: The rows (V, D).
+        index: The rows to take, (B, N), each in 0..V-1.
+    """
+    mesh = mesh_in_context()
+    spec = None if mesh is None else _fit(("tensor", "fsdp"), table.shape, mesh)
+    if mesh is None or spec != P("tensor", "fsdp") or not mesh.manual_axes or 1 in (mesh.shape[a] for a in AXES):
+        return jnp.take(table, index, axis=0)
+    rows = _fit(("fsdp", None), index.shape, mesh)
+
+    def own_columns(table: jax.Array, index: jax.Array) -> jax.Array:
+        if rows[0] is not None:
+            index = jax.lax.all_gather(index, "fsdp", tiled=True)
+        index = index - jax.lax.axis_index("tensor") * table.shape[0]
+        own = (index >= 0) & (index < table.shape[0])
+        x = jnp.where(own[..., None], jnp.take(table, jnp.where(own, index, 0), axis=0), 0)
+        x = jax.lax.psum(x, "tensor")
+        if rows[0] is not None:
+            return jax.lax.all_to_all(x, "fsdp", 0, x.ndim - 1, tiled=True)
+        return jax.lax.all_gather(x, "fsdp", axis=x.ndim - 1, tiled=True)
+
+    found: jax.Array = jax.shard_map(
+        own_columns, in_specs=(spec, rows), out_specs=P(rows[0], None, None), check_vma=False
+    )(table, index)
+    return found
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that cut the rows of a batch, without those that a shard_map around this has taken."""
+    return tuple(axis for axis in BATCH_AXES if axis not in mesh.manual_axes)
+
+
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of pieces that the rows of a batch are cut into."""
-    return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+
+
+def sum_over_replicas(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Computes a sum over the rows of a batch in each replica by itself, and adds the results up once, at the end.
+
+    Where `replica` crosses the slower network between slices, nothing crosses it before that. Left alone, XLA adds up
+    over all devices wherever a sum over rows is formed, which for gradients is in each layer of each micro-batch.
+
+    Args:
+        function: Takes a batch, whose arrays are cut along their leading axis, and further trees of arrays, which are
+            whole in every replica; returns a tree of arrays that are sums over the rows. Within it `replica` does not
+            cut anything.
+
+    Returns:
+        A function of the same arguments. Without a mesh in context, or with one replica, it calls `function`.
+    """
+
+    def added(batch: Any, *whole: Any) -> Any:
+        return jax.lax.psum(function(batch, *whole), "replica")
+
+    def called(batch: Any, *whole: Any) -> Any:
+        mesh = mesh_in_context()
+        if mesh is None or mesh.shape["replica"] == 1:
+            return function(batch, *whole)
+        # Where no other axis has several devices, all are taken: XLA does not partition kernels over an axis that is
+        # left, be it of one device.
+        alone = mesh.shape["replica"] == mesh.size
+        mapped = jax.shard_map(
+            added,
+            in_specs=(P("replica"), *(P() for _ in whole)),
+            out_specs=P(),
+            axis_names=set(AXES if alone else ("replica",)),
+            # With the check, gradients by what is whole in every replica would be added up wherever they are formed.
+            check_vma=False,
+        )
+        return mapped(batch, *whole)
+
+    return called
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

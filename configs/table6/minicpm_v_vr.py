@@ -161,7 +161,7 @@ PHASE1 = {
     },
     "loss_chunk": 1024,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1, "best": "loss"},
     "tensorboard": True,
@@ -258,7 +258,7 @@ PHASE2 = {
     },
     "loss_chunk": 1024,
     "seed": 0,
-    "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+    "mesh": {"replica": -1, "fsdp": -1, "tensor": 1, "slices": 0},  # -1 and -1: chosen by the widths of the model
     "validation": {},
     "checkpoint": {"every": 500, "keep_last": 3, "keep_best": 1, "best": "loss"},
     "tensorboard": True,

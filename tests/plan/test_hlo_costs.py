@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vr_jax.errors import UserError
-from vr_jax.plan.hlo_costs import convolution_flops, group_size, program_costs
+from vr_jax.plan.hlo_costs import convolution_flops, program_costs
 from vr_jax.plan.hlo_text import parse
 
 MESH = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:8])
@@ -90,19 +90,22 @@ def test_a_collective_in_a_loop_counts_each_time():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
+    ("function", "out", "kind", "within", "across"),
     [
-        ("replica_groups={{0,1,2,3},{4,5,6,7}}, x=1", 4),
-        ("replica_groups=[2,8]<=[16]", 8),
-        ("replica_groups=[4,4]<=[4,4]T(1,0)", 4),
-        ("replica_groups=mesh['replica'=1,'fsdp'=16,'tensor'=2] {'fsdp'}, use", 16),
-        ("replica_groups=mesh['replica'=2,'fsdp'=16,'tensor'=2] {'replica','tensor'}", 4),
-        ("replica_groups=mesh['axis_0'=16] {'axis_0':(1)4}", 4),
-        ("replica_groups={}", None),
+        # Per chip a block of 512 bytes, on two slices of four chips: a sum sends a quarter of it to the other slice.
+        (lambda x: jax.lax.psum(x, ("a", "b")), P(None, None), "all-reduce", 2 * 512 * 3 / 4, 2 * 128 / 2),
+        (lambda x: jax.lax.all_gather(x, ("a", "b"), tiled=True), P(None, None), "all-gather", 2 * 512 * 3, 512),
+        (lambda x: jax.lax.psum_scatter(x, ("a", "b"), tiled=True), P("a"), "reduce-scatter", 512 * 3 / 4, 128 / 2),
+        (lambda x: jax.lax.psum(x, "a"), P(None, "b"), "all-reduce", 0, 2 * 512 / 2),
+        (lambda x: jax.lax.psum(x, "b"), P("a", None), "all-reduce", 2 * 512 * 3 / 4, 0),
+        (lambda x: jax.lax.ppermute(x, "a", [(0, 1), (1, 0)]), P("a", "b"), "collective-permute", 0, 512),
     ],
 )
-def test_notations_of_groups(text, size):
-    assert group_size(" channel_id=1, " + text, "all-reduce") == size
+def test_bytes_that_cross_slices_are_counted_apart(function, out, kind, within, across):
+    text = jax.jit(per_shard(function, P("a", "b"), out=out)).lower(on(P("a", "b"), 16, 64)).compile().as_text()
+    found = program_costs(text, (0,) * 4 + (1,) * 4)
+    assert dict(found.collectives) == ({(kind, 4): within} if within else {})
+    assert dict(found.across) == ({(kind, 2): across} if across else {})
 
 
 def brute(left, right, out, strides, pads, before, after):

@@ -15,7 +15,7 @@ import pytest
 from tests.data.sliced import sliced_config
 from tests.model.families import family_config
 from tests.tiny import randomized
-from tests.training.tiny import noise_batch, tiny_run
+from tests.training.tiny import noise_batch, plain_run, tiny_run
 from vr_jax import sharding
 from vr_jax.cli import plan as command
 from vr_jax.cli.main import main
@@ -27,7 +27,7 @@ from vr_jax.model.config import ImageConfig, VlmConfig
 from vr_jax.model.vlm import abstract_model
 from vr_jax.plan import report
 from vr_jax.plan.chips import CHIPS
-from vr_jax.plan.compiling import bytes_per_chip, out_of_memory
+from vr_jax.plan.compiling import bytes_per_chip, out_of_memory, roofline_of
 from vr_jax.plan.inference import Request, abstract_generator, plan_inference
 from vr_jax.plan.jaxpr_costs import matmul_flops
 from vr_jax.plan.results import Memory, Roofline
@@ -261,11 +261,81 @@ def test_bandwidth_between_hosts():
         ("v5e:4x4x4", "v5e has 2 axes, found 3"),
         ("h200:8", "h200 has 3 axes, found 1"),
         ("cpu:0", "expected numbers"),
+        ("0*v5e:4x4", "a number of slices in front of"),
+        ("*v5e:4x4", "a number of slices in front of"),
+        ("2*h200:1x1x8", "the slices of GPUs are the first number of their shape"),
     ],
 )
 def test_topologies_that_do_not_exist(name, message):
     with pytest.raises(UserError, match=message):
         parse(name)
+
+
+def test_a_name_has_its_number_of_slices():
+    assert parse("4*v5e:16x16") == ("v5e", (16, 16), 4)
+    assert parse("v5e:16x16").slices == 1
+
+
+def test_gradients_cross_slices_once_per_update():
+    """Two micro-batches on two slices. What crosses: the gradients of a chip, the loss, and its share of five counts."""
+    config = plain_run(**{"model.attention": "xla", "batch.accumulation": 2, "batch.rows": 16})
+    topology = open_topology("2*cpu:4")
+    found = plan_training("tiny", config, topology)
+    assert found.mesh == {"replica": 2, "fsdp": 4, "tensor": 1}
+    assert found.memory.gradients > 10_000
+    # An all-reduce over two slices sends twice half of what it adds up.
+    assert found.work.network_bytes == {"all-reduce": found.memory.gradients + 4 + 5 * 4 / 4}
+    assert found.work.network_seconds is None
+    lines = dict(report.facts(found))
+    assert lines["  sent to other slices"] == "1.371e-05 GB"
+    assert "replica crosses the network between the 2 slices" in lines["note"]
+    assert report.table([found])[0].index("to other slices, GB") == report.table([found])[1].index("0.00")
+
+
+def test_the_time_between_slices_is_a_bound(topology, plan):
+    work = dataclasses.replace(plan.work, collective_seconds=0.1, network_bytes={"all-reduce": 3.125e9}, network_seconds=1.0)
+    roof = roofline_of(dataclasses.replace(topology, chip=CHIPS["v5e"], slices=2), work)
+    assert (roof.network, roof.bound, roof.limit) == (1.0, 1.0, "network")
+    text = report.text(dataclasses.replace(plan, work=work, roofline=roof))
+    assert "at least, by network between slices" in text
+    assert "1 s, by network between slices" in text
+
+
+# A sum of gradients over two micro-batches. Kernels are cut over fsdp, so a chip has 256 * 512 * 4 / chips bytes.
+TOY = """
+import sys
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from vr_jax import sharding
+from vr_jax.plan.hlo_costs import program_costs
+from vr_jax.plan.topology import compiling_for, open_topology, prepare_process
+
+prepare_process(sys.argv[1])
+topology = open_topology(sys.argv[1])
+mesh = sharding.make_mesh(-1, -1, devices=topology.devices, slices=topology.slices)
+
+def gradient(x, w):
+    def add(total, part):
+        return total + jax.grad(lambda w: jnp.sum(jnp.sin(part @ w)))(w), None
+    parts = sharding.constrain(jnp.moveaxis(x.reshape(-1, 2, 256), 1, 0), None, "batch", None)
+    return jax.lax.scan(add, jnp.zeros_like(w), parts)[0]
+
+w = jax.ShapeDtypeStruct((256, 512), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+x = jax.ShapeDtypeStruct((16 * mesh.size, 256), jnp.float32, sharding=sharding.batch_sharding(mesh))
+with compiling_for(topology, mesh):
+    step = jax.jit(sharding.sum_over_replicas(gradient), out_shardings=w.sharding)
+    print(tuple(mesh.shape.values()), dict(program_costs(step.lower(x, w).compile().as_text()).across))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'vr-jax[tpu]'")
+@pytest.mark.parametrize(("name", "slices", "chips"), [("2*v5e:4x4", 2, 16), ("4*v5e:2x2", 4, 4)])
+def test_gradients_cross_slices_of_tpus_once_per_update(name, slices, chips):
+    """libtpu's own program: an all-reduce over S slices sends 2 (S - 1) / S of a chip's gradients."""
+    done = subprocess.run([sys.executable, "-c", TOY, name], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    sent = 2 * (slices - 1) / slices * 256 * 512 * 4 / chips
+    assert done.stdout.strip() == f"({slices}, {chips}, 1) {{('all-reduce', {slices}): {sent}}}"
 
 
 def test_every_chip_has_a_peak():
@@ -391,11 +461,12 @@ def test_search_plans_the_config_first_and_gives_flags(config, topology, plan, m
 
 @pytest.mark.slow  # The TPU's compiler takes a minute; test_pallas_tpu.py compiles a kernel with it.
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'vr-jax[tpu]'")
-def test_a_plan_for_tpu():
+@pytest.mark.parametrize("topology", ["v5e:2x2", "2*v5e:2x2"])
+def test_a_plan_for_tpu(topology):
     """In its own process, whose environment must be set before the compiler is loaded."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "vr_jax", "plan", f"--config={DEMO}", "--topology=v5e:2x2"),
+            *(sys.executable, "-m", "vr_jax", "plan", f"--config={DEMO}", f"--topology={topology}"),
             *("--config.batch.tokens=128", "--optimization_level=O0"),
         ],
         cwd=ROOT,
@@ -406,3 +477,4 @@ def test_a_plan_for_tpu():
     assert done.returncode == 0, done.stderr
     assert "fits: " in done.stdout
     assert "bound of MFU" in done.stdout
+    assert ("at least, by network between slices" in done.stdout) == topology.startswith("2*")

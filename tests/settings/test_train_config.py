@@ -63,6 +63,7 @@ NUMBERS = [
     ("data.max_skipped", 1.5),
     ("mesh.fsdp", -2),
     ("mesh.tensor", 0),
+    ("mesh.slices", -1),
     ("profile.steps", -1),
     ("eval.batch_size", 0),
     ("probe.lr", 0.0),

@@ -13,13 +13,12 @@ import pytest
 
 from tests.family_runs import FAMILIES, run_config, save_family, small_config
 from tests.training.tiny import series
-from vr_jax import sharding
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.data.types import Conversation
 from vr_jax.inference import Buckets, Generator, load_for_inference, user_turn
 from vr_jax.model_directory import load_model, read_config
 from vr_jax.sharding import path_of
-from vr_jax.training import inputs, loop
+from vr_jax.training import inputs, loop, program
 from vr_jax.training.checkpoint import Checkpoints
 
 # Two updates of each family are compiled, for one device and for eight, and a prompt.
@@ -109,8 +108,9 @@ def test_a_run_that_is_killed_continues_bit_for_bit(config, whole, tmp_path):
 
 
 def test_eight_devices_equal_one(config, whole, tmp_path, monkeypatch):
-    make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+    choose = program.choose_mesh
+    first = {"devices": jax.devices()[:1]}
+    monkeypatch.setattr(program, "choose_mesh", lambda **options: choose(**{**options, **first}))
     loop.train(config.replace({"steps": 4}), tmp_path)
     one, eight = (np.asarray([numbers[1:3] for numbers in series(run)]) for run in (tmp_path, whole))
     # The loss and the norm of the gradient, of sums in another order; the rate of learning is the same from the start.

@@ -357,10 +357,13 @@ def test_a_finished_run_says_so_and_exports_its_model(whole, copy, caplog):
 def test_a_run_begins_with_what_a_reader_of_the_log_asks_for(tmp_path, caplog):
     config = plain_run(**{"steps": 1, "batch.rows": 4, "samples_per_step": 8, "batch.raise_rows": "linear_lr"})
     loop.train(config, tmp_path, open_inputs=noise_inputs())
-    assert "devices: 8 x cpu; mesh replica 1 x fsdp 8 x tensor 1" in caplog.text
+    chosen = "by the rule: fsdp = 8, all devices; replica takes the rest"
+    assert f"devices: 8 x cpu; mesh replica 1 x fsdp 8 x tensor 1, {chosen}" in caplog.text
+    assert json.loads((tmp_path / "run.json").read_text())[0]["mesh_rule"] == chosen
     assert "parameters: 0.01 M trained, kept in float32; 0.00 M frozen, kept in bfloat16" in caplog.text
     assert "computed in float32, norms, softmax and loss in float32" in caplog.text
-    assert "an update: 8 rows of 24 tokens and 2 tiles, about 16 samples" in caplog.text
+    pieces = "in 8 pieces of the mesh (replica x fsdp)"
+    assert f"an update: 8 rows of 24 tokens and 2 tiles {pieces}, about 16 samples" in caplog.text
     rule = "learning rate 0.003 for 8 samples per update is 0.006 for 16 (config.batch.raise_rows = 'linear_lr')"
     assert rule in caplog.text
     assert rule in json.loads((tmp_path / "run.json").read_text())[0]["batch"]

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vr_jax.model.linear import Linear
-from vr_jax.sharding import constrain
+from vr_jax.sharding import constrain, take_rows
 
 normal = nnx.initializers.normal
 xavier = nnx.initializers.xavier_uniform()
@@ -94,7 +94,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
         """The vectors of tokens."""
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        x = take_rows(self.embedding[...], tokens).astype(self.dtype)
         if self.scale != 1:
             x = x * self.scale
         return constrain(x, "batch", "seq", "embed")

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from vr_jax.device_mesh import slice_groups
 from vr_jax.errors import UserError
 from vr_jax.plan.hlo_costs import Costs, program_costs
 from vr_jax.plan.jaxpr_costs import kernel_flops, matmul_flops
@@ -89,7 +90,7 @@ def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None)
                 ) from error
             return Compiled(None, None, 0, 0, *found, time.perf_counter() - began)
     seconds = time.perf_counter() - began
-    costs = program_costs(compiled.as_text())
+    costs = program_costs(compiled.as_text(), slice_numbers(topology, mesh))
     memory = compiled.memory_analysis()
     return Compiled(
         costs=costs,
@@ -100,6 +101,18 @@ def compile_for(topology: Topology, mesh: Mesh, traced: Any, effort: str | None)
         capacity=capacity,
         seconds=seconds,
     )
+
+
+def slice_numbers(topology: Topology, mesh: Mesh) -> tuple[int, ...] | None:
+    """Returns the slice of each device in the order of the mesh, or None where the program's text tells it.
+
+    libtpu writes what crosses the network between slices apart. Other compilers know no slices.
+    """
+    if topology.slices == 1 or topology.platform == "tpu":
+        return None
+    groups = slice_groups(topology.devices, topology.slices)
+    number = {device: index for index, group in enumerate(groups) for device in group}
+    return tuple(number[device] for device in mesh.devices.flat)
 
 
 def work_of(topology: Topology, mesh: Mesh, traced: Any, costs: Costs, model_flops: float) -> Work:
@@ -114,6 +127,9 @@ def work_of(topology: Topology, mesh: Mesh, traced: Any, costs: Costs, model_flo
     """
     jaxpr = traced.jaxpr.jaxpr
     kinds: Counter[str] = Counter()
+    across: Counter[str] = Counter()
+    for (kind, _), sent in costs.across.items():
+        across[kind] += sent  # type: ignore[assignment]  # Counter is typed for integers, and bytes may be fractions
     seconds = 0.0 if topology.chip is not None else None
     for (kind, group), sent in costs.collectives.items():
         kinds[kind] += sent  # type: ignore[assignment]  # Counter is typed for integers, and bytes may be fractions
@@ -127,6 +143,8 @@ def work_of(topology: Topology, mesh: Mesh, traced: Any, costs: Costs, model_flo
         hbm_bytes=costs.hbm_bytes,
         collective_bytes=dict(sorted(kinds.items())),
         collective_seconds=seconds,
+        network_bytes=dict(sorted(across.items())),
+        network_seconds=None if topology.chip is None else sum(across.values()) / topology.chip.network,
     )
 
 
@@ -136,7 +154,8 @@ def roofline_of(topology: Topology, work: Work) -> Roofline | None:
     if chip is None or work.collective_seconds is None:
         return None
     compute, hbm = work.flops / chip.peak_flops, work.hbm_bytes / chip.hbm_bandwidth
-    roofline = Roofline(compute=compute, hbm=hbm, interconnect=work.collective_seconds, mfu=0.0)
+    network = work.network_seconds or 0.0
+    roofline = Roofline(compute=compute, hbm=hbm, interconnect=work.collective_seconds, network=network, mfu=0.0)
     return dataclasses.replace(roofline, mfu=work.model_flops / (roofline.bound * chip.peak_flops))
 
 

@@ -6,12 +6,15 @@ computation counts as often as it runs. Of several branches the most expensive o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from vr_jax.plan.hlo_groups import group_size, slice_transfer, slices_within
 from vr_jax.plan.hlo_text import ArrayType, Computation, Instruction, Module, parse
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -32,43 +35,49 @@ class Costs:
     Attributes:
         flops: Operations of matrix products, convolutions and library calls; a multiply-add counts as two.
         hbm_bytes: Bytes read and written in device memory. Data that stays in a TPU's VMEM does not count.
-        collectives: For each kind of collective and size of its group, the bytes that this chip sends in a ring.
+        collectives: For each kind of collective and size of its group, the bytes that this chip sends in a ring to
+            chips of its slice.
+        across: For each kind of collective and number of slices, the bytes that this chip sends to other slices.
         kernels: Custom calls whose work the text does not tell, and how often each runs.
     """
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
     collectives: Counter[tuple[str, int]] = field(default_factory=Counter)
+    across: Counter[tuple[str, int]] = field(default_factory=Counter)
     kernels: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Costs, times: float = 1.0) -> None:
         """Adds the work of a computation that runs `times` times."""
         self.flops += times * other.flops
         self.hbm_bytes += times * other.hbm_bytes
-        for key, sent in other.collectives.items():
-            self.collectives[key] += times * sent  # type: ignore[assignment]  # Counter is typed for integers
+        for own, more in ((self.collectives, other.collectives), (self.across, other.across)):
+            for key, sent in more.items():
+                own[key] += times * sent  # type: ignore[assignment]  # Counter is typed for integers
         for name, count in other.kernels.items():
             self.kernels[name] += times * count  # type: ignore[assignment]  # Counter is typed for integers
 
 
-def program_costs(text: str) -> Costs:
+def program_costs(text: str, slices: Sequence[int] | None = None) -> Costs:
     """Returns the costs of a compiled program.
 
     Args:
         text: The program, `compiled.as_text()`.
+        slices: The slice of each chip, in the order of the program's partitions, for a compiler that knows no slices.
+            What crosses them is then counted as libtpu cuts it: a part within each slice, and one across.
 
     Raises:
         UserError: The text has an unknown form.
     """
     module = parse(text)
-    return _Walk(module, text).computation(module.entry.name)
+    return _Walk(module, text, slices).computation(module.entry.name)
 
 
 class _Walk:
     """Walks over the computations of a program and adds up their costs."""
 
-    def __init__(self, module: Module, text: str):
-        self._module = module
+    def __init__(self, module: Module, text: str, slices: Sequence[int] | None):
+        self._module, self._slices = module, slices
         partitions = re.search(r"num_partitions=(\d+)", text[: text.index("\n")])
         # A collective that names no group is one of all partitions.
         self._partitions = int(partitions.group(1)) if partitions else 1
@@ -106,7 +115,7 @@ class _Walk:
                 total.add(self.computation(called))
         elif opcode in ("fusion", "fusion-start"):
             inside = self.flops_inside(one.called[0])
-            total.add(Costs(inside.flops, self._fusion_bytes(computation, one), inside.collectives, inside.kernels))
+            total.add(dataclasses.replace(inside, hbm_bytes=self._fusion_bytes(computation, one)))
         else:
             total.add(self._single(computation, one))
             total.hbm_bytes += self._bytes(computation, one)
@@ -133,6 +142,10 @@ class _Walk:
             return Costs(convolution_flops(left.dims, right.dims, one.arrays[0].dims, one.attributes))
         if one.opcode == "custom-call":
             return self._custom_call(computation, one)
+        if one.opcode == "send" and (transfer := slice_transfer(one.attributes)):
+            kind, slices = transfer
+            sent = _sent(kind, self._type(computation, one.operands[0]).bytes, slices)
+            return Costs(across=Counter({transfer: sent}))  # type: ignore[dict-item]  # Counter is typed for integers
         return Costs()
 
     def _custom_call(self, computation: Computation, one: Instruction) -> Costs:
@@ -160,15 +173,17 @@ class _Walk:
             kind = "reduce-scatter"
         operands = sum(self._type(computation, operand).bytes for operand in one.operands)
         count = group_size(one.attributes, kind) or self._partitions
-        share = (count - 1) / count
-        sent = {
-            "all-gather": operands * (count - 1),
-            "reduce-scatter": operands * share,
-            "all-reduce": 2 * operands * share,
-            "all-to-all": operands * share,
-            "collective-permute": operands,
-        }[kind]
-        return Costs(collectives=Counter({(kind, count): sent}))  # type: ignore[dict-item]  # Counter is typed for integers
+        slices = 1 if self._slices is None else slices_within(one.attributes, self._slices)
+        within = count // slices
+        costs = Costs()
+        if slices > 1:
+            # Of what chips of a slice have in common each sends its share. A gather sends before it is one.
+            share = operands / within if kind in ("all-reduce", "reduce-scatter") else operands
+            costs.across[kind, slices] = _sent(kind, share, slices)  # type: ignore[assignment]  # it is typed for integers
+            operands *= {"all-gather": slices, "all-to-all": 1 / slices}.get(kind, 1)
+        if within > 1:
+            costs.collectives[kind, within] = _sent(kind, operands, within)  # type: ignore[assignment]
+        return costs
 
     def _contracted(self, computation: Computation, one: Instruction, axes: tuple[int, ...]) -> float:
         left = self._type(computation, one.operands[0])
@@ -238,6 +253,9 @@ class _Walk:
             return one.arrays[0].bytes * (reads[0][0].in_hbm + one.arrays[0].in_hbm)
         if one.opcode == "dynamic-update-slice":
             return reads[1][0].bytes * (reads[1][0].in_hbm + one.arrays[0].in_hbm)
+        if one.opcode in ("send", "recv"):
+            # The other arrays of the result are the operand again, or what the buffer holds before, and a token.
+            return _hbm(one.arrays[:1])
         if one.opcode in ("copy-start", "all-gather-start", "collective-permute-start"):
             # The arrays are operand and result, in either order.
             return _hbm(one.arrays)
@@ -312,26 +330,16 @@ def _is_async_start(computation: Computation) -> bool:
     return any(f'"{_ASYNC_START}"' in one.attributes for one in computation.instructions.values())
 
 
-def group_size(attributes: str, kind: str) -> int | None:
-    """Returns the number of chips in a group of a collective, or None if it names no groups.
-
-    Args:
-        attributes: The attributes of the instruction, in any of XLA's notations.
-        kind: The kind of collective.
-    """
-    if kind == "collective-permute":
-        return 2
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes):
-        axes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
-        size = 1
-        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found.group(2)):
-            size *= int(part or axes[axis])
-        return size
-    if found := re.search(r"replica_groups=\[(\d+(?:,\d+)*)\]<=", attributes):
-        return int(found.group(1).split(",")[-1])
-    if found := re.search(r"replica_groups=\{\{([^}]*)\}", attributes):
-        return len(found.group(1).split(","))
-    return None
+def _sent(kind: str, operands: float, count: int) -> float:
+    """Returns the bytes that one of `count` members of a ring sends for operands of so many bytes."""
+    share = (count - 1) / count
+    return {
+        "all-gather": operands * (count - 1),
+        "reduce-scatter": operands * share,
+        "all-reduce": 2 * operands * share,
+        "all-to-all": operands * share,
+        "collective-permute": operands,
+    }[kind]
 
 
 def convolution_flops(left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...], attributes: str) -> float:

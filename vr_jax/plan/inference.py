@@ -128,7 +128,9 @@ def plan_inference(
     if min(request.batch, request.text_tokens, request.new_tokens) < 1:
         raise UserError("--batch, --text_tokens and --new_tokens must be positive")
     model_config = dataclasses.replace(config.model, dtype=request.dtype, remat="none")  # type: ignore[arg-type]  # the config checks the string
-    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
+    sizes = config.mesh.to_dict()
+    sizes["slices"] = sizes["slices"] or topology.slices
+    mesh = sharding.make_mesh(**sizes, devices=topology.devices)
     tiles, vision = _image(model_config, request.image_size)
     length = vision + request.text_tokens
     new_tokens = request.new_tokens

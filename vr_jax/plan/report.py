@@ -11,7 +11,12 @@ from vr_jax.storage import write_text
 
 JSON, MARKDOWN = "plan.json", "plan.md"
 GIB = 2**30
-NAMES = {"compute": "FLOP/s", "hbm": "HBM bandwidth", "interconnect": "interconnect"}
+NAMES = {
+    "compute": "FLOP/s",
+    "hbm": "HBM bandwidth",
+    "interconnect": "interconnect",
+    "network": "network between slices",
+}
 RUN = {"train": "update", "prefill": "prefill", "decode": "decoded token"}
 
 
@@ -76,7 +81,10 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ]
     if plan.work is not None:
         work = plan.work
-        sent = {kind: count for kind, count in work.collective_bytes.items() if count >= 1}
+        sent, across = (
+            {kind: count for kind, count in found.items() if count >= 1}
+            for found in (work.collective_bytes, work.network_bytes)
+        )
         rows += [
             ("", ""),
             (f"per {run} and chip", ""),
@@ -86,6 +94,11 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
             ("  sent to other chips", f"{sum(sent.values()) / 1e9:,.4g} GB"),
             *[(f"    {kind}", f"{count / 1e9:,.4g} GB") for kind, count in sent.items()],
         ]
+        if across:
+            rows += [
+                ("  sent to other slices", f"{sum(across.values()) / 1e9:,.4g} GB"),
+                *[(f"    {kind} across", f"{count / 1e9:,.4g} GB") for kind, count in across.items()],
+            ]
     if plan.roofline is not None:
         roof = plan.roofline
         rows += [
@@ -93,6 +106,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
             ("at least, by FLOP/s", f"{seconds(roof.compute)}  ({_peak(plan):,.0f} TFLOP/s)"),
             ("at least, by HBM bandwidth", seconds(roof.hbm)),
             ("at least, by interconnect", seconds(roof.interconnect)),
+            *([("at least, by network between slices", seconds(roof.network))] if roof.network else []),
             (f"bound of one {run}", f"{seconds(roof.bound)}, by {NAMES[roof.limit]}"),
             ("bound of MFU", f"{roof.mfu:.1%}"),
             ("tokens/s, samples/s at the bound", f"{plan.tokens / roof.bound:,.0f}, {plan.samples / roof.bound:,.1f}"),
@@ -124,7 +138,7 @@ def markdown(plan: Plan) -> str:
 
 
 COLUMNS = ("config", "topology", "mesh", "rows", "remat", "state", "temporaries", "peak", "fits", "TFLOP", "HBM, GB")
-MORE_COLUMNS = ("sent, GB", "bound", "by", "MFU", "samples/s", "days", "compiled in")
+MORE_COLUMNS = ("sent, GB", "to other slices, GB", "bound", "by", "MFU", "samples/s", "days", "compiled in")
 
 
 def table(plans: Sequence[Plan]) -> list[list[str]]:
@@ -145,13 +159,14 @@ def table(plans: Sequence[Plan]) -> list[list[str]]:
         ]
         if work is None:
             first += [""] * 2
-            rest = [""] * 6
+            rest = [""] * 7
         else:
             first += [f"{work.flops / 1e12:.2f}", f"{work.hbm_bytes / 1e9:.0f}"]
-            rest = [f"{sum(work.collective_bytes.values()) / 1e9:.1f}", *[""] * 5]
+            sent, across = (sum(found.values()) for found in (work.collective_bytes, work.network_bytes))
+            rest = [f"{sent / 1e9:.1f}", f"{across / 1e9:.2f}", *[""] * 5]
         if roof is not None:
             days = plan.schedule.days if plan.schedule is not None else None
-            rest[1:] = [
+            rest[2:] = [
                 seconds(roof.bound),
                 NAMES[roof.limit].split()[0],
                 f"{roof.mfu:.0%}",

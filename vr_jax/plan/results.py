@@ -72,8 +72,10 @@ class Work:
         model_flops: The operations that the model needs by the formulas of `vr_jax.training`, divided by the number of
             chips.
         hbm_bytes: Bytes read and written in device memory.
-        collective_bytes: The bytes that the chip sends, by kind of collective.
+        collective_bytes: The bytes that the chip sends within its slice, by kind of collective.
         collective_seconds: The time of these messages at full bandwidth, or None if the bandwidth is not known.
+        network_bytes: The bytes that the chip sends to other slices, by kind of collective.
+        network_seconds: Their time at the full bandwidth of the network between slices, or None if it is not known.
     """
 
     flops: float
@@ -82,6 +84,8 @@ class Work:
     hbm_bytes: float
     collective_bytes: dict[str, float]
     collective_seconds: float | None
+    network_bytes: dict[str, float] = field(default_factory=dict)
+    network_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,8 @@ class Roofline:
     Attributes:
         compute: The bound by the chip's peak FLOP/s.
         hbm: The bound by the bandwidth of its memory.
-        interconnect: The bound by the bandwidth between chips.
+        interconnect: The bound by the bandwidth between chips of a slice.
+        network: The bound by the bandwidth between slices; 0 on one slice.
         mfu: The model FLOP/s utilization at the largest bound, model_flops / (bound * peak).
     """
 
@@ -99,16 +104,17 @@ class Roofline:
     hbm: float
     interconnect: float
     mfu: float
+    network: float = 0.0
 
     @property
     def bound(self) -> float:
-        """The largest of the three bounds."""
-        return max(self.compute, self.hbm, self.interconnect)
+        """The largest of the bounds."""
+        return max(self.compute, self.hbm, self.interconnect, self.network)
 
     @property
     def limit(self) -> str:
         """The name of the largest bound."""
-        return max(("compute", "hbm", "interconnect"), key=lambda name: getattr(self, name))
+        return max(("compute", "hbm", "interconnect", "network"), key=lambda name: getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

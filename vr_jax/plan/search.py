@@ -15,7 +15,7 @@ from vr_jax.plan import report
 from vr_jax.plan.compiling import bytes_per_chip
 from vr_jax.plan.results import Plan
 from vr_jax.plan.topology import Topology
-from vr_jax.plan.training import STEPS, fit_rows, model_flops, plan_training
+from vr_jax.plan.training import STEPS, fit_rows, model_flops, plan_mesh, plan_training
 from vr_jax.settings import TrainConfig
 from vr_jax.training import TrainProgram, build_program
 
@@ -143,7 +143,7 @@ def settings_of(config: TrainConfig, topology: Topology) -> dict[str, Any]:
     """Returns the settings of the candidate that has the config's own mesh, remat policy and micro-batches."""
     own = {"model.remat": config.model.remat, "batch.accumulation": config.batch.accumulation}
     try:
-        mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
+        mesh = plan_mesh(config, topology).mesh
     except sharding.ShardingError:
         # The config's mesh is made for another number of chips.
         return own
@@ -186,7 +186,7 @@ def _on_mesh(
     axes = dict(zip(sharding.AXES, shape, strict=True))
     changed = config.replace({f"mesh.{axis}": size for axis, size in axes.items()})
     try:
-        mesh = sharding.make_mesh(**changed.mesh.to_dict(), devices=topology.devices)
+        mesh = plan_mesh(changed, topology).mesh
     except sharding.ShardingError:
         # The slices cannot be arranged in this shape.
         return
@@ -247,7 +247,13 @@ def _estimate(
         + copies / topology.bandwidth(program.mesh.size, tensor)
         + shared / topology.bandwidth(tensor, tensor)
     )
-    return max(compute, sent)
+    return max(compute, sent, _across(topology, replica, copies, gathers) / chip.network)
+
+
+def _across(topology: Topology, replica: int, copies: float, gathers: float) -> float:
+    """Returns the bytes that a chip sends to other slices: sums of gradients, or everything where `fsdp` crosses."""
+    share = (topology.slices - 1) / topology.slices
+    return share * (copies if replica % topology.slices == 0 else gathers + copies)
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Opens a topology by name, such as "v5e:16x16": devices that a program can be compiled for and that nobody holds."""
+"""Opens a topology by name, such as "4*v5e:16x16": devices that a program can be compiled for, held by nobody."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -19,7 +19,10 @@ from vr_jax.plan import nvidia
 from vr_jax.plan.chips import CHIPS, Chip
 
 CPU = "cpu"
-EXAMPLES = "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, h200:1x32x8 (slices x hosts x GPUs), cpu:8"
+EXAMPLES = (
+    "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, 4*v5e:16x16 (four slices), h200:1x32x8 (slices x hosts x GPUs), "
+    "cpu:8"
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class Topology:
         chip: The kind of chip, or None for this machine's CPU, whose limits are not known.
         devices: The devices, in the order that JAX has on such a machine.
         hosts: The number of hosts of GPUs, between which the network is slower; 1 for other chips.
+        slices: The number of slices of TPUs, between which the network is slower, or of groups of CPU devices that
+            play slices.
     """
 
     name: str
     chip: Chip | None
     devices: tuple[jax.Device, ...]
     hosts: int = 1
+    slices: int = 1
 
     @property
     def platform(self) -> str:
@@ -51,7 +57,7 @@ class Topology:
             inner: The size of the mesh axis whose chips are neighbours on one host.
         """
         assert self.chip is not None
-        if self.chip.network is None or self.hosts == 1:
+        if self.hosts == 1:  # What crosses the network between slices of TPUs is counted apart.
             return self.chip.interconnect
         per_host = len(self.devices) // self.hosts
         if group <= inner > 1:
@@ -64,16 +70,29 @@ class Topology:
         return min(self.chip.interconnect, members * self.chip.network)
 
 
-def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """Splits a name: "v5e:16x16" gives ("v5e", (16, 16)).
+class Name(NamedTuple):
+    """A topology's name in its parts: "4*v5e:16x16" is kind "v5e", shape (16, 16) and 4 slices."""
+
+    kind: str
+    shape: tuple[int, ...]
+    slices: int
+
+
+def parse(name: str) -> Name:
+    """Splits a name into its parts.
 
     Raises:
-        UserError: The chip is unknown, or the shape is not one of the chip's.
+        UserError: The chip is unknown, the shape is not one of the chip's, or the slices are no positive number.
     """
-    kind, colon, text = name.partition(":")
+    times, star, one = name.rpartition("*")
+    if star and (not times.isdecimal() or int(times) < 1):
+        raise UserError(f"--topology={name}: expected a number of slices in front of '*', found {times!r}; e.g. {EXAMPLES}")
+    kind, colon, text = one.partition(":")
     kind = kind.lower()
     if kind not in (*CHIPS, CPU):
         raise UserError(f"--topology={name}: no chip {kind!r}; known: {', '.join((*CHIPS, CPU))}; e.g. {EXAMPLES}")
+    if star and kind != CPU and not _is_tpu(kind):
+        raise UserError(f"--topology={name}: the slices of GPUs are the first number of their shape, e.g. {kind}:2x16x8")
     sizes = text.split("x")
     if not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(f"--topology={name}: expected numbers of chips behind {kind!r}:, e.g. {EXAMPLES}")
@@ -81,7 +100,11 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
     wanted = {CPU: 1, "v5e": 2, "v6e": 2}.get(kind, 3)
     if len(shape) != wanted:
         raise UserError(f"--topology={name}: {kind} has {wanted} axes, found {len(shape)}; e.g. {EXAMPLES}")
-    return kind, shape
+    return Name(kind, shape, int(times) if star else 1)
+
+
+def _is_tpu(kind: str) -> bool:
+    return CHIPS[kind].kind.startswith("TPU")
 
 
 def prepare_process(name: str) -> None:
@@ -90,11 +113,11 @@ def prepare_process(name: str) -> None:
     Raises:
         UserError: The topology does not exist, or its compiler is not installed.
     """
-    kind, shape = parse(name)
+    kind, shape, slices = parse(name)
     jax.config.update("jax_platforms", "cpu")
     if kind == CPU:
-        jax.config.update("jax_num_cpu_devices", shape[0])
-    elif CHIPS[kind].kind.startswith("TPU"):
+        jax.config.update("jax_num_cpu_devices", slices * shape[0])
+    elif _is_tpu(kind):
         _need("libtpu", "TPUs", "tpu")
         # Without these settings libtpu asks the metadata server of the cloud.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -122,19 +145,19 @@ def open_topology(name: str) -> Topology:
     Raises:
         UserError: The topology does not exist, or its compiler is not installed.
     """
-    kind, shape = parse(name)
+    kind, shape, slices = parse(name)
     if kind == CPU:
-        devices = jax.devices("cpu")
-        if len(devices) < shape[0]:
+        devices, wanted = jax.devices("cpu"), slices * shape[0]
+        if len(devices) < wanted:
             raise UserError(f"--topology={name}: this process has {len(devices)} CPU devices")
-        return Topology(name, None, tuple(devices[: shape[0]]))
+        return Topology(name, None, tuple(devices[:wanted]), slices=slices)
     chip = CHIPS[kind]
     text = "x".join(map(str, shape))
     try:
-        if chip.kind.startswith("TPU"):
+        if _is_tpu(kind):
             _need("libtpu", "TPUs", "tpu")
-            found = topologies.get_topology_desc(f"{kind}:{text}", "tpu")
-            return Topology(name, chip, tuple(found.devices))
+            found = topologies.get_topology_desc(f"{kind}:{text}", "tpu", num_slices=slices)
+            return Topology(name, chip, tuple(found.devices), slices=slices)
         _need("jax_plugins", "NVIDIA GPUs", "cuda13")
         found = topologies.get_topology_desc(
             platform="cuda", topology_name="", topology=text, target_config=nvidia.target_config(chip)

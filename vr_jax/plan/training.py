@@ -14,10 +14,13 @@ from vr_jax.plan.results import Plan, Schedule
 from vr_jax.plan.topology import Topology, compiling_for
 from vr_jax.settings import TrainConfig
 from vr_jax.training import (
+    ModelTree,
     TrainProgram,
     abstract_batch,
     build_program,
     check_batch,
+    check_globs,
+    choose_run_mesh,
     moments,
     parameter_count,
     raise_rows,
@@ -28,6 +31,16 @@ from vr_jax.training import (
 PHASE1_SAMPLES, PHASE2_SAMPLES = 558_128, 779_289
 # The length of the schedule, which does not change the costs of a step.
 STEPS = 1000
+
+
+def plan_mesh(config: TrainConfig, topology: Topology) -> sharding.ChosenMesh:
+    """Chooses the mesh as a run with these settings does.
+
+    Raises:
+        UserError: The settings do not fit the devices, or the model cannot be built.
+    """
+    tree = check_globs(config, ModelTree(config.model))
+    return choose_run_mesh(config, tree, topology.devices, topology.slices)
 
 
 def fit_rows(config: TrainConfig, shards: int, *, fixed: bool) -> tuple[TrainConfig, str | None]:
@@ -44,13 +57,15 @@ def fit_rows(config: TrainConfig, shards: int, *, fixed: bool) -> tuple[TrainCon
     pieces = shards * config.batch.accumulation
     if config.batch.rows % pieces == 0 or fixed:
         return config, None
-    old_rows, old_samples = config.batch.rows, config.samples_per_step
+    old_rows, old_samples, old_rate = config.batch.rows, config.samples_per_step, config.optimizer.lr
+    more = -(-old_rows // pieces) * pieces / old_rows
+    rates = f"{old_rate:g} kept, {old_rate * more:g} by the linear rule, {old_rate * math.sqrt(more):g} by the root"
     config = raise_rows(config, pieces)
     rows = config.batch.rows
     return config, (
         f"rows {old_rows} -> {rows}, samples per update {old_samples} -> {config.samples_per_step}: the config's rows "
         f"do not divide over {pieces} pieces of the batch; vr-jax train needs --config.batch.rows={rows} "
-        f"--config.samples_per_step={config.samples_per_step}, and another learning rate may suit"
+        f"--config.samples_per_step={config.samples_per_step}, and another learning rate may suit: {rates}"
     )
 
 
@@ -78,7 +93,8 @@ def plan_training(
     Raises:
         UserError: The mesh or the batch does not fit the devices, or the compiler fails.
     """
-    mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=topology.devices)
+    chosen = plan_mesh(config, topology)
+    mesh = chosen.mesh
     config, changed = fit_rows(config, sharding.batch_shards(mesh), fixed=fixed_rows)
     check_batch(config.batch, mesh)
     program = build_program(config, mesh, STEPS)
@@ -104,7 +120,7 @@ def plan_training(
             "attention": config.model.attention,
             "optimization_level": effort or "default",
         },
-        notes=[*([changed] if changed else []), *_kept_whole(program)],
+        notes=[*_mesh_note(chosen), *([changed] if changed else []), *_kept_whole(program)],
         parameters=parameter_count(state.params | state.frozen),
         trained_parameters=parameter_count(state.params),
         tokens=config.batch.rows * config.batch.tokens,
@@ -153,6 +169,12 @@ def model_flops(config: TrainConfig, trainable: tuple[str, ...]) -> float:
         pairs=tokens * (length + 1) / 2,
         targets=max(0, tokens - batch.rows * batch.tiles * model.cells_per_tile),
     )
+
+
+def _mesh_note(chosen: sharding.ChosenMesh) -> list[str]:
+    """Returns why the mesh is as it is, unless the settings say all of it."""
+    told = chosen.mesh.size > 1 and (chosen.slices > 1 or chosen.rule != sharding.AS_SET)
+    return [f"mesh {chosen.rule}"] if told else []
 
 
 def _kept_whole(program: TrainProgram) -> list[str]:

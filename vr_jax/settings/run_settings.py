@@ -139,17 +139,24 @@ class OptimizerSettings(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class MeshSettings(Config):
-    """Sizes of the device mesh's axes. One of them may be -1: it takes the remaining devices.
+    """Sizes of the device mesh's axes.
+
+    One of them may be -1: it takes the remaining devices. Where both `replica` and `fsdp` are, `fsdp` is the largest
+    number of devices that divides the widths of all parameters, and `replica` takes the rest.
 
     Attributes:
-        replica: Copies of the parameters; each computes its own part of the batch.
+        replica: Copies of the parameters; each computes its own part of the batch. On several slices it crosses the
+            slower network between them.
         fsdp: Devices that share the parameters of a copy and its part of the batch.
         tensor: Devices that share each layer's computation.
+        slices: Groups of devices between which the network is slower; 0 takes those of TPUs. Other devices are divided
+            in their order into as many equal groups.
     """
 
-    replica: AxisSize = 1
+    replica: AxisSize = -1
     fsdp: AxisSize = -1
     tensor: AxisSize = 1
+    slices: Annotated[int, Range(0, 2**20)] = 0
 
     def __post_init__(self) -> None:
         """Checks the fields, and that they go together."""
@@ -158,8 +165,9 @@ class MeshSettings(Config):
         for axis, size in sizes.items():
             check(size != 0, f"config.mesh.{axis} = 0: expected a positive number, or -1 for the remaining devices")
         check(
-            list(sizes.values()).count(-1) <= 1,
-            f"config.mesh = {sizes}: at most one axis may be -1, which takes the remaining devices",
+            list(sizes.values()).count(-1) <= 1 or (self.replica == self.fsdp == -1 and self.tensor != -1),
+            f"config.mesh = {sizes}: at most one axis may be -1, which takes the remaining devices, or replica and "
+            "fsdp, which are then chosen",
         )
 
 

@@ -9,7 +9,14 @@ from vr_jax.training.inputs import Inputs, check_batch, init_directories, open_i
 from vr_jax.training.loop import export_best, export_newest, train
 from vr_jax.training.not_finite import NotFinite
 from vr_jax.training.optimizer import make_optimizer, make_schedule, moments
-from vr_jax.training.program import TrainProgram, abstract_batch, build_program, total_steps
+from vr_jax.training.program import (
+    TrainProgram,
+    abstract_batch,
+    build_program,
+    check_globs,
+    choose_run_mesh,
+    total_steps,
+)
 from vr_jax.training.run_record import EXPORT_FOLDER, versions
 from vr_jax.training.state import ModelTree, TrainState, abstract_state, create_state, parameter_count
 from vr_jax.training.step import batch_counts, make_train_step
@@ -32,6 +39,8 @@ __all__ = [
     "batch_counts",
     "build_program",
     "check_batch",
+    "check_globs",
+    "choose_run_mesh",
     "create_state",
     "export_best",
     "export_newest",

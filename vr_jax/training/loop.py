@@ -33,7 +33,7 @@ from vr_jax.training.export import export_state, generation_settings
 from vr_jax.training.flops import step_flops
 from vr_jax.training.not_finite import FiniteWatch
 from vr_jax.training.profiling import Profiler
-from vr_jax.training.program import TrainProgram, build_program, check_globs, total_steps
+from vr_jax.training.program import TrainProgram, build_program, check_globs, choose_run_mesh, total_steps
 from vr_jax.training.progress import Progress
 from vr_jax.training.recorder import Recorder
 from vr_jax.training.run_record import (
@@ -77,7 +77,8 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
     """
     # Of several processes one may lack a file or have other settings. Each part of the start that needs no other
     # process is done in `together`, so that all of them end with the error of one.
-    workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
+    workdir, chosen, tree = distributed.together(lambda: _set_up(config, workdir))
+    mesh = chosen.mesh
     fit = distributed.together(lambda: fit_batch(config, mesh.shape["replica"], mesh.shape["fsdp"]))
     config = fit.config
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
@@ -115,10 +116,11 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
                     _tell_best(checkpoints, config, workdir, total)
                     return
+            rules = {"mesh_rule": chosen.rule, "batch": fit.rule}
             write_run_record(
-                workdir, config, program, step=start, total_steps=total, batch=fit.rule, run=run, data=data.data
+                workdir, config, program, step=start, total_steps=total, rules=rules, run=run, data=data.data
             )
-            log_start(config, program, samples=data.samples, start=start, total=total, rule=fit.rule)
+            log_start(config, program, samples=data.samples, start=start, total=total, **rules)
 
             first = distributed.is_first()
             # The numbers of a step that are not written yet are written below, also where an earlier start, which ended
@@ -220,19 +222,19 @@ def _show_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step
     logger.info("the first batch as a page: %s", path)
 
 
-def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
+def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, sharding.ChosenMesh, ModelTree]:
     """What can be refused before anything is written: paths, devices, model directories, globs without a match."""
     workdir = local_path(workdir, "workdir").absolute()
     refuse_buckets(config, unless=("config.eval.", "config.probe."))
-    mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
     stored = check_globs(config, tree)
+    chosen = choose_run_mesh(config, stored)
     if not has_checkpoints(workdir):  # A run that continues does not read them.
         for directory in inputs.init_directories(config):
             stored_params(directory)
-    for line in sharding.unsharded(stored.shapes, mesh):
+    for line in sharding.unsharded(stored.shapes, chosen.mesh):
         logger.warning("%s, kept whole", line)
-    return workdir, mesh, tree
+    return workdir, chosen, tree
 
 
 def _check_has_checkpoint(workdir: Path) -> None:
@@ -374,7 +376,7 @@ def export_best(config: TrainConfig, workdir: Path) -> None:
 
 
 def _export(config: TrainConfig, workdir: Path, *, best: bool) -> None:
-    workdir, mesh, tree = distributed.together(lambda: _set_up(config, workdir))
+    workdir, (mesh, *_), tree = distributed.together(lambda: _set_up(config, workdir))
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
     distributed.together(lambda: _check_has_checkpoint(workdir))
     # The end of the schedule does not matter here.

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -17,7 +19,7 @@ from vr_jax.fields import MAX_INT
 from vr_jax.model.batch import Batch, BatchShape, batch_structs
 from vr_jax.model.config import VlmConfig
 from vr_jax.settings import TrainConfig
-from vr_jax.sharding import batch_sharding
+from vr_jax.sharding import ChosenMesh, batch_sharding, choose_mesh, unsharded
 from vr_jax.training.adapters import adapted_tree
 from vr_jax.training.optimizer import Schedule, check_groups, make_optimizer, make_schedule
 from vr_jax.training.state import ModelTree, TrainState, abstract_state
@@ -100,6 +102,25 @@ def check_globs(config: TrainConfig, tree: ModelTree) -> ModelTree:
     found, trained = adapted_tree(config, tree)
     check_groups(config.optimizer, list(trained), [path for path in found.shapes if path not in set(trained)])
     return found
+
+
+def choose_run_mesh(
+    config: TrainConfig, tree: ModelTree, devices: Sequence[jax.Device] | None = None, slices: int = 0
+) -> ChosenMesh:
+    """Chooses the mesh of a run by its settings and the widths of its parameters.
+
+    Args:
+        config: The settings of the run.
+        tree: The parameters of the run, with those of adapters and quantised kernels (`check_globs`).
+        devices: The devices; by default all of them.
+        slices: The number of slices where the settings leave it open; 0 takes that of the devices.
+
+    Raises:
+        ShardingError: The settings do not fit the devices.
+    """
+    sizes = config.mesh.to_dict()
+    sizes["slices"] = sizes["slices"] or slices
+    return choose_mesh(**sizes, devices=devices, uneven=partial(unsharded, tree.shapes))
 
 
 def total_steps(config: TrainConfig, samples: int) -> int:

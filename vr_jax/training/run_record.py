@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -103,7 +104,7 @@ def write_run_record(
     *,
     step: int,
     total_steps: int,
-    batch: str = "",
+    rules: Mapping[str, str] = MappingProxyType({}),
     run: str = "",
     data: Mapping[str, Any] | None = None,
 ) -> None:
@@ -115,7 +116,8 @@ def write_run_record(
         program: The computation of the run.
         step: Number of updates done before this start.
         total_steps: Number of updates of the run.
-        batch: A sentence that tells the samples of an update and the rule for the learning rate.
+        rules: `mesh_rule`, why the mesh is as it is, and `batch`, a sentence that tells the samples of an update and
+            the rule for the learning rate.
         run: The identity of the run (`claim`).
         data: What tells the data apart (`vr_jax.data.fingerprint`).
 
@@ -133,7 +135,7 @@ def write_run_record(
             "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
             "first_step": step + 1,
             "total_steps": total_steps,
-            "batch": batch,
+            **rules,
             "config": config.to_dict(),
             "versions": versions(),
             "git": git_commit(),

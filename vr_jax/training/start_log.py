@@ -6,6 +6,7 @@ import logging
 
 from vr_jax import distributed
 from vr_jax.settings import TrainConfig
+from vr_jax.sharding import batch_shards
 from vr_jax.training.optimizer import Params
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.state import parameter_count
@@ -13,7 +14,9 @@ from vr_jax.training.state import parameter_count
 logger = logging.getLogger("vr_jax.training")
 
 
-def log_start(config: TrainConfig, program: TrainProgram, *, samples: int, start: int, total: int, rule: str) -> None:
+def log_start(
+    config: TrainConfig, program: TrainProgram, *, samples: int, start: int, total: int, mesh_rule: str, batch: str
+) -> None:
     """Logs the devices, the parameters and their types, the batch, the learning rate and the steps.
 
     Args:
@@ -22,16 +25,18 @@ def log_start(config: TrainConfig, program: TrainProgram, *, samples: int, start
         samples: Samples of one epoch.
         start: Number of updates done before this start.
         total: Number of updates of the run.
-        rule: A sentence that tells which learning rate applies to how many samples.
+        mesh_rule: A phrase that tells why the mesh is as it is.
+        batch: A sentence that tells which learning rate applies to how many samples.
     """
-    mesh, batch, optimizer = program.mesh, config.batch, config.optimizer
+    mesh, shape, optimizer = program.mesh, config.batch, config.optimizer
     processes = f" in {distributed.process_count()} processes" if distributed.process_count() > 1 else ""
     logger.info(
-        "devices: %d x %s%s; mesh %s",
+        "devices: %d x %s%s; mesh %s%s",
         mesh.size,
         mesh.devices.flat[0].device_kind,
         processes,
         " x ".join(f"{name} {size}" for name, size in mesh.shape.items()),
+        f", {mesh_rule}" if mesh.size > 1 else "",
     )
     logger.info(
         "parameters: %s trained, kept in float32; %s frozen, kept in %s; computed in %s, norms, softmax and loss in "
@@ -41,17 +46,19 @@ def log_start(config: TrainConfig, program: TrainProgram, *, samples: int, start
         config.frozen_dtype,
         config.model.dtype,
     )
-    micro_batches = f" in {batch.accumulation} micro-batches" if batch.accumulation > 1 else ""
+    shards = batch_shards(mesh)
+    pieces = [f"{shards} pieces of the mesh (replica x fsdp)"] if shards > 1 else []
+    pieces += [f"{shape.accumulation} micro-batches"] if shape.accumulation > 1 else []
     logger.info(
         "an update: %d rows of %d tokens and %d tiles%s, about %d samples",
-        batch.rows,
-        batch.tokens,
-        batch.tiles,
-        micro_batches,
+        shape.rows,
+        shape.tokens,
+        shape.tiles,
+        f" in {' x '.join(pieces)}" if pieces else "",
         config.samples_per_step,
     )
     warmup = optimizer.warmup_steps(total)
-    logger.info("%s; %s after %d steps of warm-up", rule, optimizer.schedule, warmup)
+    logger.info("%s; %s after %d steps of warm-up", batch, optimizer.schedule, warmup)
     logger.info(
         "steps %d..%d, %.2f epochs of %d samples; the first step takes longer, because it is compiled",
         start + 1,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from vr_jax.kernels.cross_entropy import cross_entropy, cross_entropy_of_each, next_token_targets
 from vr_jax.model.batch import Batch
-from vr_jax.sharding import constrain, replicated
+from vr_jax.sharding import constrain, replicated, sum_over_replicas
 from vr_jax.training.optimizer import Params, Schedule
 from vr_jax.training.state import ModelTree, TrainState, shardings_of
 
@@ -182,24 +182,27 @@ def make_train_step(
         total, of_sources = summed_losses(tree, params, frozen, batch, loss_chunk, len(sources))
         return total / targets_in_step, of_sources
 
-    def gradients(state: TrainState, batch: Batch, targets_in_step: Array) -> tuple[Losses, Params]:
+    def gradients(batch: Batch, params: Params, frozen: Params, targets_in_step: Array) -> tuple[Losses, Params]:
         value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
         if accumulation == 1:
-            return value_and_grad(state.params, state.frozen, batch, targets_in_step)
+            return value_and_grad(params, frozen, batch, targets_in_step)
 
         def add(carry: tuple[Losses, Params], micro: Batch) -> tuple[tuple[Losses, Params], None]:
-            part = value_and_grad(state.params, state.frozen, micro, targets_in_step)
+            part = value_and_grad(params, frozen, micro, targets_in_step)
             return jax.tree.map(jnp.add, carry, part), None
 
         of_sources = jnp.zeros(len(sources), jnp.float32) if sources else None
-        zero = ((jnp.zeros((), jnp.float32), of_sources), jax.tree.map(jnp.zeros_like, state.params))
+        zero = ((jnp.zeros((), jnp.float32), of_sources), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(add, zero, split_micro_batches(batch, accumulation))
         return total
+
+    all_gradients = sum_over_replicas(gradients)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         counts = batch_counts(batch)
         # A batch without any target has loss 0 and no gradient.
-        (loss, of_sources), grads = gradients(state, batch, jnp.maximum(counts["targets"], 1.0))
+        targets_in_step = jnp.maximum(counts["targets"], 1.0)
+        (loss, of_sources), grads = all_gradients(batch, state.params, state.frozen, targets_in_step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

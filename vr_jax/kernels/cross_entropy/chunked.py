@@ -11,7 +11,7 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.sharding import BATCH_AXES, activation_spec, batch_shards, constrain, mesh_in_context
+from vr_jax.sharding import activation_spec, batch_axes, batch_shards, constrain, mesh_in_context
 
 # The loss, that of each position, and the gradients by hidden states and by kernel, the last three where they are asked
 # for.
@@ -87,22 +87,23 @@ def _loss_and_gradients(
     mesh = mesh_in_context()
     if mesh is None or hidden.shape[0] % batch_shards(mesh):
         return chunks(hidden, kernel, targets, mask, jnp.sum(mask))
-    rows, (_, vocab) = P(BATCH_AXES), activation_spec(kernel.shape, None, "vocab", mesh=mesh)
+    over = batch_axes(mesh)
+    rows, (_, vocab) = P(over), activation_spec(kernel.shape, None, "vocab", mesh=mesh)
     scattered = mesh.shape["fsdp"] > 1 and kernel.shape[0] % mesh.shape["fsdp"] == 0
 
     def own_rows(
         hidden: Array, kernel: Array, targets: Array, mask: Array
     ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        most = jax.lax.pmax(jnp.sum(mask), BATCH_AXES)
+        most = jax.lax.pmax(jnp.sum(mask), over)
         loss, losses, d_hidden, d_kernel = chunks(hidden, kernel, targets, mask, most, vocab_axis=vocab)
         if d_kernel is not None:
             # The gradient leaves a device once, not once per chunk, and goes at once to the device that updates this
             # piece of the kernel.
             if scattered:
                 d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", scatter_dimension=0, tiled=True)
-            left = ("replica",) if scattered else BATCH_AXES
+            left = tuple(axis for axis in over if axis != "fsdp" or not scattered)
             d_kernel = jax.lax.psum(d_kernel, tuple(axis for axis in left if mesh.shape[axis] > 1))
-        return jax.lax.psum(loss, BATCH_AXES), losses, d_hidden, d_kernel
+        return jax.lax.psum(loss, over), losses, d_hidden, d_kernel
 
     found: _LossesAndGradients = jax.shard_map(
         own_rows,
