@@ -102,14 +102,14 @@ def guarded(words: Sequence[str], call: Callable[[], int | None]) -> int:
     except Exception as error:
         # Failures of a disk, of the memory or of a library come from any line. Faults of the program go on as they are.
         found = as_user_error(error)
-        message = _tell_others(error)
+        told = _tell_others(error)
         if found is None:
             if (module := _distributed()) is not None and module.is_watched():
                 traceback.print_exc()
                 module.leave(EXIT_FAULT)
             raise
-        _report(words, message or str(found), error)
-        status = found.exit_code
+        message, status = told or (str(found), found.exit_code)
+        _report(words, message, error)
     if (module := _distributed()) is not None:
         module.leave(status)
     return status
@@ -120,10 +120,13 @@ def _distributed() -> ModuleType | None:
     return sys.modules.get("vr_jax.distributed")
 
 
-def _tell_others(error: BaseException) -> str:
-    """Tells the other processes of the run of an error; returns its message, or nothing without such processes."""
+def _tell_others(error: BaseException) -> tuple[str, int] | None:
+    """Tells the other processes of the run of an error; returns the line and the exit status, None without others."""
     module = _distributed()
-    return "" if module is None else str(module.fail(error))
+    if module is None:
+        return None
+    ending = module.fail(error)
+    return ending.message, ending.code
 
 
 def _report(words: Sequence[str], message: str, error: BaseException) -> None:

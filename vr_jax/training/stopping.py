@@ -13,7 +13,7 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
-from vr_jax.errors import EXIT_PREEMPTED, UserError
+from vr_jax.errors import EXIT_AGAIN, UserError
 
 _NOTICE = b"asked to stop: the run saves its state at the end of the step that it computes or compiles now\n"
 
@@ -21,7 +21,7 @@ _NOTICE = b"asked to stop: the run saves its state at the end of the step that i
 class Preempted(UserError):
     """The run was asked to stop and has saved its state; the same command continues it."""
 
-    exit_code = EXIT_PREEMPTED
+    exit_code = EXIT_AGAIN
 
 
 class Preemption:
