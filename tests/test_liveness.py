@@ -106,7 +106,9 @@ def test_a_stopped_process_is_lost_and_writes_nothing_when_it_continues(tmp_path
     ((code, errors),) = ends([processes[victim]])
     assert code == EXIT_AGAIN
     (line,) = errors.splitlines()
-    assert re.match(rf"process {victim} of 2 on {HOST} stood still for \d+ s, and after 1.5 s the others count it", line)
+    assert re.match(
+        rf"process {victim} of 2 on {HOST} stood still for \d+ s, and after 1.5 s the others count it", line
+    )
     assert file.stat().st_size - written <= 1  # one that had begun
 
 
@@ -167,7 +169,10 @@ def test_one_that_dies_before_all_have_started_may_come_again(tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ([(2, 0), (3, 1)], f"process 1 of 3 on {HOST}: its number of processes is 3 there and 2 on process 0; start all"),
+        (
+            [(2, 0), (3, 1)],
+            f"process 1 of 3 on {HOST}: its number of processes is 3 there and 2 on process 0; start all",
+        ),
         ([(3, 0), (3, 1), (3, 1)], f"two processes have the number 1, on {HOST} and {HOST}; start all"),
     ],
 )
@@ -207,7 +212,9 @@ def test_a_port_in_use_is_one_line(monkeypatch):
     monkeypatch.setattr("vr_jax.liveness._PORT_WAIT", 0.0)
     with socket.create_server(("", 0)) as held:
         address = f"localhost:{held.getsockname()[1]}"
-        with pytest.raises(UserError, match=rf"process 0 cannot listen at the coordinator's address {address}: Address"):
+        with pytest.raises(
+            UserError, match=rf"process 0 cannot listen at the coordinator's address {address}: Address"
+        ):
             Liveness(address, 2, 0).join()
 
 

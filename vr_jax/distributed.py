@@ -83,8 +83,10 @@ def initialize(
         coordinator, num_processes, process_id = _detect(coordinator, num_processes, process_id)
     if num_processes is None or process_id is None or coordinator is None:
         lacking = ", ".join(name for name, value in given.items() if value is None)
-        raise UserError(f"JAX does not find the processes of the run by itself ({lacking}); give --coordinator, "
-                        "--num_processes and --process_id")
+        raise UserError(
+            f"JAX does not find the processes of the run by itself ({lacking}); give --coordinator, "
+            "--num_processes and --process_id"
+        )
     if not 0 <= process_id < num_processes:
         raise UserError(f"process_id = {process_id}: expected 0..{num_processes - 1} for {num_processes} processes")
     _check_address(coordinator)
@@ -328,13 +330,13 @@ def check_awake() -> None:
 
 
 @contextmanager
-def at_end(release: Callable[[], object]) -> Iterator[None]:
+def at_end(release: Callable[[], object] | None) -> Iterator[None]:
     """Calls a function too if `leave` ends the process within the block, without unwinding it.
 
     Args:
-        release: Gives back what others would otherwise wait for. It is given two seconds.
+        release: Gives back what others would otherwise wait for. It is given two seconds. None is nothing.
     """
-    if _watch is None:
+    if _watch is None or release is None:
         yield
         return
     _watch.releases.append(release)

@@ -180,7 +180,9 @@ class Liveness:
                 waited = now() - begin
                 if waited > timeout:
                     names = _listed(missing)
-                    self.decide(Ending(f"{names} of {self._count} {_never(missing, waited, self._where())}", EXIT_AGAIN))
+                    self.decide(
+                        Ending(f"{names} of {self._count} {_never(missing, waited, self._where())}", EXIT_AGAIN)
+                    )
                 self._raise_ending()
                 if now() - told > _LOOK:
                     told = now()
@@ -188,7 +190,9 @@ class Liveness:
                         wire.send(waiting=missing)
                 if now() - said > _SAY_WAITING:
                     said = now()
-                    logger.warning("waited %.0f s for %s of %d %s", waited, _listed(missing), self._count, self._where())
+                    logger.warning(
+                        "waited %.0f s for %s of %d %s", waited, _listed(missing), self._count, self._where()
+                    )
         finally:
             self._selector.unregister(listener)
             listener.close()
@@ -316,8 +320,10 @@ class Liveness:
                     wire.send(beat=0)
             for wire in self._wires.values():
                 if not wire.leaving and now() - wire.heard > self._timeout:
-                    self._lost(wire, f"it gave no sign of life for {self._timeout:g} s (its process, host or network "
-                    "stands still)")
+                    self._lost(
+                        wire,
+                        f"it gave no sign of life for {self._timeout:g} s (its process, host or network stands still)",
+                    )
 
     def _hear(self, wire: _Wire) -> None:
         messages = wire.receive()

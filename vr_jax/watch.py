@@ -18,6 +18,7 @@ from vr_jax.native_messages import abort_later, hold_back
 
 _GRACE = 2.0  # seconds that a process has to end by itself after another one has failed
 _OWN_GRACE = 5.0  # the same after its own failure, which may have to release what it holds
+_SECOND = 1.0  # seconds that an error waits for the news of a lost process, of which it may be a consequence
 _LAST = 5.0  # seconds that process 0, through which all hear of a failure, waits for the others
 _RELEASE = 2.0  # seconds for what is released before the end
 # The source files of XLA that report a lost process, each with a stack trace.
@@ -69,7 +70,7 @@ class Watch:
             The failure that came first.
         """
         self._failed = True
-        found = self._liveness.wait(self._timeout + _GRACE if lost else 0)
+        found = self._liveness.wait(self._timeout + _GRACE if lost else _SECOND)
         return found or self._liveness.decide(Ending(f"{self._liveness.me}: {own.message}", own.code))
 
     def check_awake(self) -> None:

@@ -51,6 +51,7 @@ def write_record(directory: Path) -> None:
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
     files = {str(file.relative_to(directory)): [file.stat().st_size, _crc32(file)] for file in _own_files(directory)}
+    distributed.check_awake()  # With the record the checkpoint counts.
     write_json(record_file(directory), files)
 
 
