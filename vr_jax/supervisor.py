@@ -89,7 +89,6 @@ class _Process:
             stderr=subprocess.PIPE,
             start_new_session=True,  # a group of its own, which is killed as a whole
         )
-        assert self._popen.stdout is not None and self._popen.stderr is not None
         self.pipes: tuple[Any, Any] = (self._popen.stdout, self._popen.stderr)
         self.rest = dict.fromkeys(self.pipes, b"")
 

@@ -253,11 +253,11 @@ def row(kind: str, found: Measured) -> str:
 
     def seconds(values: Sequence[float]) -> str:
         if not values:
-            return "–"
+            return "-"
         middle = f"{statistics.median(values):.1f} s"
         return middle if len(values) == 1 else f"{middle} ({min(values):.1f} to {max(values):.1f})"
 
-    redone = f"{statistics.median(found.redone):g}" if found.redone else "–"
+    redone = f"{statistics.median(found.redone):g}" if found.redone else "-"
     count = len(found.ended)
     cells = [NAMES[kind], count, found.lost, redone, seconds(found.ended), seconds(found.recovered)]
     return f"| {' | '.join(map(str, cells))} |"
@@ -269,7 +269,7 @@ def write_page(page: Path, rows: dict[str, str]) -> None:
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
     lines = table.strip("\n").split("\n")
-    for kind, line in rows.items():
+    for line in rows.values():
         begin = line.partition(" | ")[0]
         at = next((k for k, old in enumerate(lines) if old.startswith(begin)), None)
         lines = [*lines, line] if at is None else [*lines[:at], line, *lines[at + 1 :]]
