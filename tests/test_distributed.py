@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -151,17 +150,21 @@ def test_values_that_differ_between_processes_are_named(found):
 
 ALONE = """
 import os, sys, time
+import signal
+import jax
 from vr_jax import distributed
 from vr_jax.cli.main import guarded
 from vr_jax.errors import UserError
 
-coordinator, number, failing = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+coordinator, number, failing, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 
 def work():
     distributed.initialize(coordinator, 2, number)
     distributed.barrier("start")
     print("started", flush=True)
     if number == failing:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("/nowhere.json: no such file")
     distributed.barrier("never reached by the other")
 
@@ -172,7 +175,7 @@ sys.exit(guarded(["vr-jax", "train"], work))
 @pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])  # 5 seconds each
 def test_an_error_that_one_process_has_alone_ends_all_within_seconds(failing):
     """The other one waits in a collective call, and yet says in its first line who failed and why."""
-    workers = start_two(ALONE, str(failing))
+    workers = start_two(ALONE, str(failing), "fails")
     for worker in workers:
         while worker.stdout.readline().strip() not in ("started", ""):  # Gloo writes a line before
             pass
@@ -184,6 +187,19 @@ def test_an_error_that_one_process_has_alone_ends_all_within_seconds(failing):
         assert "Traceback" not in error
         assert f"process {failing} of 2 on {socket.gethostname()}: /nowhere.json: no such file" in error
     assert errors[failing].splitlines()[-1].startswith(f"vr-jax train: process {failing} of 2 on ")
+
+
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])  # 5 seconds each
+def test_a_killed_process_is_named_by_the_other_in_one_line_without_a_stack_trace(lost):
+    """Process 0 holds the coordination service of JAX, at whose loss JAX itself aborts the others."""
+    workers = start_two(ALONE, str(lost), "killed")
+    begin = time.monotonic()
+    errors = [worker.communicate(timeout=60)[1] for worker in workers]
+    assert time.monotonic() - begin < 60
+    assert workers[lost].returncode == -9
+    assert workers[1 - lost].returncode == 75, errors
+    (line,) = errors[1 - lost].splitlines()
+    assert f"process {lost} of 2 on {socket.gethostname()} is lost: it has ended without a word" in line
 
 
 def test_folders_are_written_and_held_by_all_processes_together(found):
@@ -241,27 +257,3 @@ def test_errors_of_one_process_stay_as_they_are():
 def test_incomplete_addresses_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         distributed.initialize(*arguments)
-
-
-def test_a_process_that_waits_says_for_whom(monkeypatch):
-    """What JAX does takes long here, as it does where nobody answers at the address."""
-    monkeypatch.setattr(distributed, "_SAY_WAITING", 0.01)
-    heard = threading.Event()
-    said = []
-
-    def warning(text, *values):
-        said.append(text % values)
-        heard.set()
-
-    monkeypatch.setattr(distributed.logger, "warning", warning)
-
-    def connect(*arguments):
-        assert heard.wait(10)
-        raise RuntimeError("DEADLINE_EXCEEDED: nobody came\nand more")
-
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", connect)
-    with pytest.raises(
-        UserError, match=r"\(coordinator localhost:1\) cannot be connected: DEADLINE_EXCEEDED: nobody came$"
-    ):
-        distributed.initialize("localhost:1", 2, 1)
-    assert "for process 0 of the run (coordinator localhost:1: all must be started with this address" in said[0]

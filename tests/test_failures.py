@@ -167,7 +167,8 @@ def modules() -> list[tuple[str, list[ast.AST]]]:
 # Where a handler catches every error: how many there are, and why. Each of BaseException raises again what it caught.
 CATCH_ALL = {
     "cli/main.py": (1, "failures come from any line; a fault of the program is raised again"),
-    "distributed.py": (5, "the others learn of any error; what the store of a lost process raises says nothing"),
+    "distributed.py": (2, "the others learn of any error"),
+    "watch.py": (1, "the process ends at this moment, whatever the release of its folder raises"),
     "failures.py": (2, "the first error is the one to report; the first of two is raised again"),
     "storage/files.py": (3, "libraries have classes of their own for a full disk; a half file is taken away"),
     "storage/folders.py": (1, "a half folder is taken away"),
@@ -216,6 +217,7 @@ WRITES = {
     "cli/app.py": "images in a temporary folder",
     "data/demo/reading.py": "inside a folder of complete_directory",
     "demo/worker.py": "the log that a command's output is added to",
+    "supervisor.py": "one number in the temporary folder of the supervisor",
     "storage": "it is the place for this",
 }
 FUNCTIONS = {

@@ -5,8 +5,9 @@ Every function works with one process too, where it costs nothing. All processes
 for each other.
 
 Two mechanisms end a run as a whole when one process fails. Work that needs no other process is done in `together`,
-which makes the error of one process that of all. For an error anywhere else `fail` tells the others by the store of
-JAX's coordination service, and a thread of each process (`_Watch`) ends it within seconds, whatever it waits for.
+which makes the error of one process that of all. For an error anywhere else `fail` tells the others, and a process that
+dies or stands still is missed by them (`vr_jax.liveness`). Then a thread of each process (`vr_jax.watch`) ends it
+within seconds, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -15,31 +16,28 @@ import json
 import logging
 import os
 import socket
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed
+from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
-from vr_jax.errors import EXIT_FAULT, UserError, user_error_class
+from vr_jax.errors import EXIT_FAULT, ProcessLost, UserError, user_error_class
 from vr_jax.failures import as_user_error
+from vr_jax.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT, Ending, Liveness
+from vr_jax.watch import Watch
 
-_FAILED, _LEFT = "vr_jax/failed", "vr_jax/left"  # folders of the coordination service's store, an entry per process
-_LOOK = 0.5  # seconds between two looks of the watching thread
-_GRACE = 2.0  # seconds that a process has to end by itself after another one has failed
-_OWN_GRACE = 5.0  # the same after its own failure, which may have to release what it holds
-_SAY_WAITING = 30  # seconds between two messages of a process that waits for the others to start
-_LAST = 5.0  # seconds that the process with the store waits for the others
+# JAX's own service counts a process as lost later than we do, and then aborts the others.
+_JAX_TIMEOUT = 100
+_JAX_START = 120  # seconds for JAX to connect processes that have all been heard of
+_JAX_SHUTDOWN = 45  # seconds that a process which is done waits for the others to be done
 
 logger = logging.getLogger("vr_jax.distributed")
-_watch: _Watch | None = None
+_watch: Watch | None = None
 
 
 class ProcessFailed(UserError):
@@ -54,6 +52,8 @@ def initialize(
     process_id: int | None = None,
     *,
     automatic: bool = False,
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    start_timeout: float = START_TIMEOUT,
 ) -> None:
     """Connects this process with the others of its run; to be called before anything else uses JAX.
 
@@ -64,9 +64,12 @@ def initialize(
         num_processes: Number of processes of the run.
         process_id: Number of this process, from 0.
         automatic: JAX finds what is not given by itself, as it can on TPU pods and under Slurm and Open MPI.
+        heartbeat_timeout: Seconds without a sign of life after which a process counts as lost.
+        start_timeout: Seconds that the processes wait for each other to start.
 
     Raises:
         UserError: Only some of the three are given, they contradict each other, or the processes cannot be connected.
+        ProcessLost: A process has not started in time.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -76,22 +79,56 @@ def initialize(
         if missing:
             lacking = " and ".join(f"--{name}" for name in missing)
             raise UserError(f"there is no {lacking}: give --coordinator, --num_processes and --process_id together")
-    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+    elif missing:
+        coordinator, num_processes, process_id = _detect(coordinator, num_processes, process_id)
+    if num_processes is None or process_id is None or coordinator is None:
+        lacking = ", ".join(name for name, value in given.items() if value is None)
+        raise UserError(
+            f"JAX does not find the processes of the run by itself ({lacking}); give --coordinator, "
+            "--num_processes and --process_id"
+        )
+    if not 0 <= process_id < num_processes:
         raise UserError(f"process_id = {process_id}: expected 0..{num_processes - 1} for {num_processes} processes")
-    if coordinator is not None:
-        _check_address(coordinator)
+    _check_address(coordinator)
     global _watch
+    if num_processes > 1:
+        bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "")
+        liveness = Liveness(coordinator, num_processes, process_id, timeout=heartbeat_timeout, bind=bind)
+        liveness.join(start_timeout)
+        _watch = Watch(liveness, heartbeat_timeout)
     try:
-        with _waiting(coordinator, process_id):
-            jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=_JAX_START,
+            heartbeat_timeout_seconds=_JAX_TIMEOUT,
+            shutdown_timeout_seconds=_JAX_SHUTDOWN,
+        )
     except (ValueError, RuntimeError) as error:
-        where = coordinator or "found by JAX itself"
         reason = str(error).splitlines()[0]
-        raise UserError(f"the processes of the run (coordinator {where}) cannot be connected: {reason}") from error
-    if process_count() > 1:
-        _watch = _Watch()
+        raise UserError(
+            f"the processes of the run (coordinator {coordinator}) cannot be connected: {reason}"
+        ) from error
     versions = {f"the version of {name}": version(name) for name in ("vr-jax", "jax", "jaxlib")}
     check_same({**versions, "the number of devices of the process": jax.local_device_count()})
+
+
+def _detect(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str | None, int | None, int | None]:
+    """What the cluster says of the three that are not given: TPU pods, Slurm, Open MPI, Kubernetes."""
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator, num_processes, process_id, None, None, _JAX_START
+        )
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise UserError(
+            f"JAX does not find the processes of the run by itself ({error}); give --coordinator, --num_processes and "
+            "--process_id"
+        ) from error
+    return found[0], found[1], found[2]
 
 
 def _check_address(coordinator: str) -> None:
@@ -106,29 +143,6 @@ def _check_address(coordinator: str) -> None:
             f"--coordinator = {coordinator}: this host does not know the name {host} ({error.strerror}); give the name "
             "or the address of the host of process 0"
         ) from error
-
-
-@contextmanager
-def _waiting(coordinator: str | None, process_id: int | None) -> Iterator[None]:
-    """Says every half minute for whom this process waits, as it would for five minutes with a wrong address."""
-    connected = threading.Event()
-    if coordinator is None:
-        where = "JAX found its address itself"
-    else:
-        where = f"coordinator {coordinator}: all must be started with this address of process 0"
-    for_whom = "the other processes" if process_id == 0 else "process 0"
-
-    def say() -> None:
-        seconds = 0
-        while not connected.wait(_SAY_WAITING):
-            seconds += _SAY_WAITING
-            logger.warning("waited %d s for %s of the run (%s)", seconds, for_whom, where)
-
-    threading.Thread(target=say, name="waiting for the other processes", daemon=True).start()
-    try:
-        yield
-    finally:
-        connected.set()
 
 
 def process_index() -> int:
@@ -283,19 +297,22 @@ def told() -> Iterator[None]:
         raise
 
 
-def fail(error: BaseException) -> str:
+def fail(error: BaseException) -> Ending:
     """Tells the other processes of a run that this one ends with an error, which ends them too within seconds.
 
-    Nothing is told of an error that all of them have (`agreement`).
+    Nothing is told of an error that all of them have (`agreement`). An error that another process was lost waits until
+    it is known which one that was.
 
     Returns:
-        The message of the error. Where there are several processes it begins with the process that failed first.
+        The line and the exit status of this process. Where there are several, the line begins with the process that
+        failed first.
     """
     foreseen = as_user_error(error)
     message = str(foreseen) if foreseen else f"{type(error).__name__}: {error}".strip(": ")
+    own = Ending(message, foreseen.exit_code if foreseen else EXIT_FAULT)
     if _watch is None or getattr(error, "vr_jax_agreed", False):
-        return message
-    return _watch.tell(message, foreseen.exit_code if foreseen else EXIT_FAULT)
+        return own
+    return _watch.tell(own, lost=isinstance(foreseen, ProcessLost))
 
 
 def is_watched() -> bool:
@@ -303,76 +320,40 @@ def is_watched() -> bool:
     return _watch is not None
 
 
+def check_awake() -> None:
+    """Ends this process if it stood still for so long that the others have gone on without it.
+
+    It is called before something is written that a later start of the run may be writing by now.
+    """
+    if _watch is not None:
+        _watch.check_awake()
+
+
+@contextmanager
+def at_end(release: Callable[[], object] | None) -> Iterator[None]:
+    """Calls a function too if `leave` ends the process within the block, without unwinding it.
+
+    Args:
+        release: Gives back what others would otherwise wait for. It is given two seconds. None is nothing.
+    """
+    if _watch is None or release is None:
+        yield
+        return
+    _watch.releases.append(release)
+    try:
+        yield
+    finally:
+        _watch.releases.remove(release)
+
+
 def leave(code: int) -> None:
     """Ends this process at once where a run has several and it does not succeed; returns otherwise.
 
-    Python's own end would wait for minutes for processes that have ended already. The first process holds the store by
-    which the others learn what has happened, so it leaves last.
+    Python's own end would wait for minutes for processes that have ended already. The others hear of what has happened
+    through the first process, so it leaves last.
 
     Args:
         code: The exit status.
     """
     if _watch is not None and code:
         _watch.leave(code)
-
-
-class _Watch:
-    """Watches over the other processes of a run, and ends this one if one of them fails."""
-
-    def __init__(self) -> None:
-        """Starts the thread that looks for failures."""
-        self._client: Any = jax_distributed.global_state.client
-        self._me, self._count, self._name = process_index(), process_count(), this_process()
-        self._leaving = threading.Lock()
-        self._ending = threading.Event()
-        self._own: str | None = None
-        threading.Thread(target=self._look, name="failures of other processes", daemon=True).start()
-
-    def tell(self, message: str, code: int) -> str:
-        """Stores the failure of this process, unless another one has failed before; returns the first message."""
-        if self._own is None:
-            found = self._failure()
-            if found is None:
-                found = {"message": f"{self._name}: {message}", "code": code}
-                with suppress(Exception):  # The store may be gone with the process that holds it.
-                    self._client.key_value_set(f"{_FAILED}/{self._me}", json.dumps(found))
-            self._own = found["message"]
-        return self._own
-
-    def leave(self, code: int) -> None:
-        """Ends this process."""
-        self._ending.set()
-        with self._leaving:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):
-                    stream.flush()
-            with suppress(Exception):
-                self._client.key_value_set(f"{_LEFT}/{self._me}", str(code))
-                end = time.monotonic() + _LAST
-                while self._me == 0 and time.monotonic() < end and self._entries(_LEFT) < self._count:
-                    time.sleep(0.1)
-                if self._me == 0:
-                    time.sleep(0.2)  # The others have said that they leave, and now they do.
-            os._exit(code)
-
-    def _entries(self, folder: str) -> int:
-        return len(self._client.key_value_dir_get(folder))
-
-    def _failure(self) -> dict[str, Any] | None:
-        """The first failure that any process has stored."""
-        try:
-            found = self._client.key_value_dir_get(_FAILED)
-        except Exception:  # whatever the service says, nothing is known of a failure
-            return None
-        return json.loads(sorted(found)[0][1]) if found else None
-
-    def _look(self) -> None:
-        while not self._ending.wait(_LOOK):
-            found = self._failure()
-            if found is None:
-                continue
-            # The main thread may be about to end by itself, with the same message; otherwise it waits for somebody.
-            if self._ending.wait(_GRACE if self._own is None else _OWN_GRACE):
-                return
-            logger.error("%s", found["message"])
-            self.leave(int(found["code"]))

@@ -10,7 +10,7 @@ EXIT_FAULT = 1  # a fault of the program, with a traceback; Python's own choice
 EXIT_USER_ERROR = 2
 EXIT_NOT_FINITE = 3
 EXIT_TOO_MANY_SKIPS = 4
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, continues
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_OUTPUT_CLOSED = 141  # 128 + SIGPIPE, as shells report it
 
@@ -32,6 +32,12 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A configuration that cannot be built; the message names the field, its value and the values it may have."""
+
+
+class ProcessLost(UserError):
+    """Another process of the run is lost, or has never started; nothing is wrong with the command."""
+
+    exit_code = EXIT_AGAIN
 
 
 def user_error_class(name: str) -> type[UserError]:

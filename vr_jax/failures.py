@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vr_jax.errors import UserError
+from vr_jax.errors import ProcessLost, UserError
 
 logger = logging.getLogger("vr_jax.failures")
 
@@ -125,7 +125,7 @@ def _described(error: BaseException) -> UserError | None:
         if any(word in text for word in _DEVICE_FULL):
             return UserError(f"the devices' memory does not suffice; {_LESS_MEMORY}{_detail(error)}")
         if any(word in text for word in _PROCESS_LOST):
-            return UserError(
+            return ProcessLost(
                 f"another process of the run has ended or does not answer; its own log says why{_detail(error)}"
             )
     if text.startswith(_NO_BACKEND):

@@ -6,6 +6,7 @@ Same loop, checkpoints and exit codes as `vr-jax train`, on noise, or with --tex
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.training.tiny import noise_inputs, plain_run, tiny_run
 from vr_jax import distributed
 from vr_jax.cli.logs import start_logging
 from vr_jax.cli.main import guarded
+from vr_jax.liveness import HEARTBEAT_TIMEOUT
 from vr_jax.settings import SourceSettings
 from vr_jax.training.inputs import open_inputs as open_real_inputs
 from vr_jax.training.loop import train
@@ -82,7 +84,8 @@ if __name__ == "__main__":
     parser.add_argument("--texts", type=Path)
     options = parser.parse_args()
     if options.coordinator:
-        distributed.initialize(options.coordinator, options.processes, options.process)
+        timeout = float(os.environ.get("VR_JAX_HEARTBEAT_TIMEOUT", HEARTBEAT_TIMEOUT))
+        distributed.initialize(options.coordinator, options.processes, options.process, heartbeat_timeout=timeout)
     changes = dict(item.split("=", 1) for item in options.set)
     values = {name: json.loads(value) for name, value in changes.items()}
     config = validated_run(options.held_out, **values) if options.held_out else tiny_run(**values)

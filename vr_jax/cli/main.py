@@ -26,6 +26,7 @@ TRACEBACK_VARIABLE = "VR_JAX_TRACEBACK"  # any value but 0 shows where an error 
 COMMANDS = {
     "demo": "Compare tiny models with and without Vision Remember.",
     "train": "Train the model of a config, or continue a run that was stopped.",
+    "launch": "Run several processes of a command, and restart lost ones.",
     "eval": "Score a checkpoint on benchmarks and write a report.",
     "chat": "Ask a checkpoint about images, once or in a conversation.",
     "app": "Serve a page to talk to a checkpoint, with heat maps.",
@@ -47,10 +48,9 @@ Then:  vr-jax chat --checkpoint=runs/demo/model --image=FILE "What is here?"
 Commands:
 {commands}
 
-`vr-jax COMMAND --help` tells its flags. Flags have underscores; dashes work.
---config=FILE[:VARIANT] is a file or a packaged config, whose fields are set by
---config.optimizer.lr=1e-4. Exit codes (docs/failures.md): 0 done, 2 a mistake
-or a full disk or memory, 1 a fault of vr-jax, 130 Ctrl-C, 141 nobody reads.
+`vr-jax COMMAND --help` tells its flags. --config=FILE[:VARIANT] is a file or a
+packaged config, whose fields are set by --config.optimizer.lr=1e-4. Exit codes
+(docs/failures.md): 0 done, 2 to mend, 1 a fault of vr-jax, 75 start it again.
 """
 
 
@@ -102,14 +102,14 @@ def guarded(words: Sequence[str], call: Callable[[], int | None]) -> int:
     except Exception as error:
         # Failures of a disk, of the memory or of a library come from any line. Faults of the program go on as they are.
         found = as_user_error(error)
-        message = _tell_others(error)
-        if found is None:
+        told = _tell_others(error)
+        if found is None and (told is None or told[1] == EXIT_FAULT):
             if (module := _distributed()) is not None and module.is_watched():
                 traceback.print_exc()
                 module.leave(EXIT_FAULT)
             raise
-        _report(words, message or str(found), error)
-        status = found.exit_code
+        message, status = told or (str(found), found.exit_code if found else EXIT_FAULT)
+        _report(words, message, error)
     if (module := _distributed()) is not None:
         module.leave(status)
     return status
@@ -120,10 +120,13 @@ def _distributed() -> ModuleType | None:
     return sys.modules.get("vr_jax.distributed")
 
 
-def _tell_others(error: BaseException) -> str:
-    """Tells the other processes of the run of an error; returns its message, or nothing without such processes."""
+def _tell_others(error: BaseException) -> tuple[str, int] | None:
+    """Tells the other processes of the run of an error; returns the line and the exit status, None without others."""
     module = _distributed()
-    return "" if module is None else str(module.fail(error))
+    if module is None:
+        return None
+    ending = module.fail(error)
+    return ending.message, ending.code
 
 
 def _report(words: Sequence[str], message: str, error: BaseException) -> None:

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 
@@ -17,15 +17,28 @@ from vr_jax.cli.flags import Flags, flag
 from vr_jax.compilation import use_compilation_cache
 from vr_jax.data.processor import Processor
 from vr_jax.errors import UserError
-from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt, Seed, Temperature
+from vr_jax.fields import (
+    NoEffect,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Range,
+    Seed,
+    Temperature,
+)
 from vr_jax.hub import local_folder
 from vr_jax.inference import Generator, load_for_inference, memory_errors, with_penalty, with_pruning
+from vr_jax.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT
 from vr_jax.model_directory import GENERATION_FILE, read_config
 from vr_jax.path_text import PathText
 from vr_jax.sharding import make_mesh
 
 DType = Literal["float32", "bfloat16"]
 Weights = Literal["int8", "nf4"]
+# Below the time after which another start takes over the folder of a run (`vr_jax.storage.STALE_AFTER`), so that a
+# process which the others have given up has ended by then.
+HeartbeatTimeout = Annotated[float, Range(0.5, 45)]
 WEIGHTS_HELP = (
     "Keeps the kernels of linear layers in 8 or 4 bits, which needs less memory and changes answers a little. "
     "By default they are like the other parameters."
@@ -61,6 +74,18 @@ class ProcessFlags(Flags):
     process_id: NonNegativeInt | None = flag(
         None, "Number of this process, from 0, with --coordinator.", environment="JAX_PROCESS_ID"
     )
+    heartbeat_timeout: HeartbeatTimeout = flag(
+        HEARTBEAT_TIMEOUT,
+        "Seconds without a sign of life after which a process counts as lost.",
+        metavar="SECONDS",
+        environment="VR_JAX_HEARTBEAT_TIMEOUT",
+    )
+    start_timeout: PositiveFloat = flag(
+        START_TIMEOUT,
+        "Seconds that the processes wait for each other to start.",
+        metavar="SECONDS",
+        environment="VR_JAX_START_TIMEOUT",
+    )
 
 
 def read_image_size(text: str | None) -> tuple[int, int] | None:
@@ -79,7 +104,14 @@ def read_image_size(text: str | None) -> tuple[int, int] | None:
 
 def start_processes(flags: ProcessFlags) -> None:
     """Joins the processes of the run, before anything else asks JAX for devices."""
-    distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id, automatic=flags.distributed)
+    distributed.initialize(
+        flags.coordinator,
+        flags.num_processes,
+        flags.process_id,
+        automatic=flags.distributed,
+        heartbeat_timeout=flags.heartbeat_timeout,
+        start_timeout=flags.start_timeout,
+    )
     if not distributed.is_first():
         logs.quiet()
 

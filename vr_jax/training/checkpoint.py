@@ -208,16 +208,21 @@ class Checkpoints:
         """
         self.wait()
         distributed.barrier("the last save is complete")
+        # One process decides, since the first removal takes away what the others would look at.
+        for step in distributed.gather(self._superseded() if distributed.is_first() else [])[0]:
+            with self._errors():
+                self._manager.delete(step)
+
+    def _superseded(self) -> list[int]:
+        """The steps of the checkpoints that are neither among the newest nor among the best."""
         steps = self.steps()
         old = steps[: max(0, len(steps) - self._keep_last)]
         if not old:
-            return
+            return []
         numbers = {step: self._number(self._manager.metrics(step)) for step in steps}
         sign = 1 if self._lowest else -1
         best = sorted(steps, key=lambda step: (sign * numbers[step], -step))[: self._keep_best]
-        for step in sorted(set(old) - set(best)):
-            with self._errors():
-                self._manager.delete(step)
+        return sorted(set(old) - set(best))
 
     def close(self) -> None:
         """Waits for the last save and releases the threads.

@@ -51,6 +51,7 @@ def write_record(directory: Path) -> None:
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
     files = {str(file.relative_to(directory)): [file.stat().st_size, _crc32(file)] for file in _own_files(directory)}
+    distributed.check_awake()  # With the record the checkpoint counts.
     write_json(record_file(directory), files)
 
 
@@ -87,7 +88,8 @@ def _own_files(directory: Path) -> Iterator[Path]:
     """The files of this process; those that carry no process number belong to the first one."""
     mine = distributed.process_index()
     for file in sorted(directory.rglob("*")):
-        if not file.is_file() or file.name.startswith("checksums."):
+        # The records of other processes, and the hidden files that become them at this moment.
+        if file.name.removeprefix(".").startswith("checksums.") or not file.is_file():
             continue
         owners = [part.rsplit("_", 1)[1] for part in file.relative_to(directory).parts if "process_" in part]
         if (int(owners[0]) if owners else 0) == mine:

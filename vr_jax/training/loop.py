@@ -26,6 +26,7 @@ from vr_jax.model.parameters import merged_path
 from vr_jax.model_directory import stored_params, warm_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
 from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets, write_bytes
+from vr_jax.supervisor import report_start
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
@@ -47,7 +48,7 @@ from vr_jax.training.run_record import (
 )
 from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
-from vr_jax.training.stopping import Preempted, Preemption
+from vr_jax.training.stopping import Preempted, Preemption, check_still_ours
 from vr_jax.training.trackers import CaptionedImage, Trackers, check_trackers, open_trackers
 from vr_jax.training.validation import Validation, open_validation
 
@@ -83,7 +84,11 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
     config = fit.config
     distributed.check_same({"config": config.to_dict(), "workdir": str(workdir)})
 
-    with directory_lock(workdir, wait=_WAIT_FOR_WORKDIR), distributed.told():
+    with (
+        directory_lock(workdir, wait=_WAIT_FOR_WORKDIR) as lease,
+        distributed.at_end(lease.release if lease else None),
+        distributed.told(),
+    ):
         run = distributed.together(lambda: claim(workdir, _sources(config)) if distributed.is_first() else "")
         data = distributed.together(lambda: open_inputs(config, mesh, workdir))
         saved = config.checkpoint
@@ -100,6 +105,8 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
             restored = checkpoints.restore_newest(program.abstract)
             start = restored.step if restored is not None else 0
+            if distributed.is_first():
+                report_start(start)
             watch = FiniteWatch(config, workdir, mesh, start=start, newest_checkpoint=checkpoints.newest_complete)
             _check_end(start, total, config, data.samples, checkpoints.directory)
             distributed.together(lambda: _check_start(workdir, config, program, data, start, total))
@@ -166,6 +173,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     if stop or step == total or step % saved.every == 0:
                         # A state that is not finite is never saved, and so never exported. Of several processes one may
                         # have too many unusable samples: all learn it here, since none may leave the others waiting.
+                        distributed.together(partial(check_still_ours, lease))
                         recorder.flush()
                         recorder.check_targets()
                         watch.parameters(step, state.params, "saved or exported")

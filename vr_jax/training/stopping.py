@@ -1,4 +1,4 @@
-"""Ends a run before its last step on a signal that asks for it."""
+"""Ends a run before its last step: on a signal that asks for it, or where another run has taken its folder over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
-from vr_jax.errors import EXIT_PREEMPTED, UserError
+from vr_jax import distributed
+from vr_jax.errors import EXIT_AGAIN, UserError
+from vr_jax.storage import Lease
 
 _NOTICE = b"asked to stop: the run saves its state at the end of the step that it computes or compiles now\n"
 
@@ -21,7 +23,22 @@ _NOTICE = b"asked to stop: the run saves its state at the end of the step that i
 class Preempted(UserError):
     """The run was asked to stop and has saved its state; the same command continues it."""
 
-    exit_code = EXIT_PREEMPTED
+    exit_code = EXIT_AGAIN
+
+
+def check_still_ours(lease: Lease | None) -> None:
+    """Makes sure, before a run writes to its folder, that it did not stand still while another one took it over.
+
+    Args:
+        lease: The lease on the folder, on the process that holds it.
+
+    Raises:
+        UserError: Another run has the lease.
+    """
+    distributed.check_awake()
+    if lease is not None:
+        lease.refresh()
+        lease.check()
 
 
 class Preemption:
