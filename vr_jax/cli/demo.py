@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from vr_jax.cli.flags import Command, Flags, flag
@@ -28,6 +27,7 @@ from vr_jax.path_text import PathText
 from vr_jax.storage import (
     COMPLETE_MARKER,
     LOCK_FILE,
+    Path,
     as_path,
     complete_directory,
     directory_lock,
@@ -72,7 +72,7 @@ def demo(flags: DemoFlags) -> list[SystemResult]:
     """Trains, evaluates and compares; returns the results of the systems."""
     start = time.perf_counter()
     systems = find_systems(flags.systems.split(","))
-    workdir = Path(as_path(flags.workdir))
+    workdir = as_path(flags.workdir)
     with directory_lock(workdir):
         _empty(workdir)
         results = compare(

@@ -10,7 +10,6 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, ImagePart, Skip, Turn
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after
-from vr_jax.storage import file_errors, remove_empty_folders
+from vr_jax.storage import Path, as_path, file_errors, remove_empty_folders
 
 # TFDS holds one shard in memory while it writes it, which is some 100 MiB of images with this number of records.
 RECORDS_PER_SHARD = 1024
@@ -208,10 +207,12 @@ def prepare(
         data_dir=str(directory),
         file_format=tfds.core.FileFormat.ARRAY_RECORD,
     )
-    target = Path(str(builder.data_dir))
+    target = as_path(str(builder.data_dir))
     if target.exists():
         raise UserError(f"{target}: there is a prepared set already; remove it or choose another folder.")
-    made = [place for place in (target.parent, Path(directory, "downloads"), Path(directory)) if not place.exists()]
+    made = [
+        place for place in (target.parent, as_path(directory, "downloads"), as_path(directory)) if not place.exists()
+    ]
     config = tfds.download.DownloadConfig()
     if in_beam:
         from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions

@@ -103,6 +103,6 @@ def _write_params(directory: PathLike, written: PathLike, params: Mapping[str, j
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with ocp.Checkpointer(handler) as checkpointer, orbax_errors(directory, "cannot be written"):
         checkpointer.save(
-            params_folder(written),
+            str(params_folder(written)),
             args=ocp.args.PyTreeSave(tree, save_args, ocdbt_target_data_file_size=_FILE_BYTES),
         )

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from vr_jax.failures import first_error_kept
 from vr_jax.model.parameters import merged_path
 from vr_jax.model_directory import stored_params, warm_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
-from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets, write_bytes
+from vr_jax.storage import STALE_AFTER, Path, as_path, directory_lock, refuse_s3, write_bytes
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
@@ -168,6 +167,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         watch.parameters(step, state.params, "saved or exported")
                         skips = inputs.over_processes(skip_statistics)
                         distributed.together(skips.check)
+                        trackers.flush()
                         checkpoints.save(
                             step,
                             state,
@@ -221,8 +221,8 @@ def _show_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step
 
 def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, Mesh, ModelTree]:
     """What can be refused before anything is written: paths, devices, model directories, globs without a match."""
-    workdir = local_path(workdir, "workdir").absolute()
-    refuse_buckets(config, unless=("config.eval.", "config.probe."))
+    workdir = as_path(workdir, "workdir").absolute()
+    refuse_s3(workdir, "workdir")
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     tree = ModelTree(config.model)
     stored = check_globs(config, tree)
@@ -245,7 +245,7 @@ def _no_checkpoint(workdir: Path) -> UserError:
 
 def _sources(config: TrainConfig) -> list[Path]:
     """The model directories that the run reads, and the folder of its tokenizer."""
-    tokenizer = [Path(config.tokenizer)] if config.tokenizer not in ("", DEMO) else []
+    tokenizer = [as_path(config.tokenizer)] if config.tokenizer not in ("", DEMO) else []
     return [*inputs.init_directories(config), *tokenizer]
 
 
