@@ -83,6 +83,8 @@ EXTRAS = {
     "accelerate": "lmms-eval",
     "datasets": "lmms-eval",
     "libtpu": "tpu",
+    "gcsfs": "gcs",
+    "s3fs": "s3",
 }
 DISTRIBUTION = "vr-jax"
 _PACKAGE = "vr_jax"

@@ -46,6 +46,7 @@ class LlavaJsonSource:
         self.images = ImageFolder(images, follow_links=follow_links)
         require_file(self.path)
         self.files = [self.path]
+        self._local = on_disk(self.path)  # worker processes map the same copy
         self._ranges = record_ranges(self.path)
         self._map: mmap.mmap | None = None
 
@@ -56,7 +57,7 @@ class LlavaJsonSource:
     def __getitem__(self, index: int) -> Conversation | Skip:
         """Parses a record."""
         if self._map is None:
-            with on_disk(self.path).open("rb") as file:
+            with self._local.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         begin, end = self._ranges[index]
         record_id = f"{self.path.name}#{index}"

@@ -53,7 +53,7 @@ from vr_jax.storage.paths import (
     refuse_s3,
     split_paths,
 )
-from vr_jax.storage.store import StoreError, tell_emulator
+from vr_jax.storage.store import StoreError, refuse_missing_client
 
 __all__ = [
     "COMPLETE_MARKER",
@@ -88,12 +88,12 @@ __all__ = [
     "on_disk",
     "owner_of",
     "parse_json",
+    "refuse_missing_client",
     "refuse_s3",
     "remove_empty_folders",
     "remove_folder",
     "results_folder",
     "split_paths",
-    "tell_emulator",
     "write_bytes",
     "write_json",
     "write_text",

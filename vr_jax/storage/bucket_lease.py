@@ -22,7 +22,7 @@ class BucketLeaseFile:
     def __init__(self, path: str):
         """Remembers the address of the object."""
         self._path = path
-        self._object = _GoogleObject(path) if store.kind_of(path) == "gs" else _S3Object(path)
+        self._object = GoogleObject(path) if store.kind_of(path) == "gs" else S3Object(path)
         self._tag = _ABSENT  # of the last state that this process has read or written
 
     def create(self, record: bytes, now: float) -> Version | None:
@@ -69,7 +69,7 @@ class BucketLeaseFile:
         return version
 
 
-class _GoogleObject:
+class GoogleObject:
     """An object of Google's store, with conditions on its generation."""
 
     def __init__(self, path: str):
@@ -120,7 +120,7 @@ class _GoogleObject:
         return True
 
 
-class _S3Object:
+class S3Object:
     """An object of S3, with conditions on its tag."""
 
     def __init__(self, path: str):

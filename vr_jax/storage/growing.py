@@ -47,8 +47,11 @@ class UploadedFolder:
                 self.local = pathlib.Path(self._temporary.name)
         self.is_temporary = self._temporary is not None
 
-    def upload(self) -> None:
+    def upload(self, last: str = "") -> None:
         """Writes the files that are new or changed to the bucket; does nothing on a disk.
+
+        Args:
+            last: The name of the files that are written after the others, since they make a folder count as whole.
 
         Raises:
             UserError: They cannot be written.
@@ -56,7 +59,8 @@ class UploadedFolder:
         if not self.is_temporary:
             return
         with file_errors(f"{self._target} cannot be written"):
-            for file in sorted(path for path in self.local.rglob("*") if path.is_file()):
+            files = sorted(path for path in self.local.rglob("*") if path.is_file())
+            for file in sorted(files, key=lambda path: path.name == last):
                 name, state = file.relative_to(self.local).as_posix(), file.stat()
                 if self._sent.get(name) != (state.st_size, state.st_mtime_ns):
                     self._target.joinpath(name).upload(file)

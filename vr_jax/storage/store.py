@@ -54,7 +54,7 @@ def filesystem(path: str) -> Any:
     name, extra = _EXTRAS[kind]
     try:
         # A process that was forked needs connections of its own.
-        return _connected(kind, os.getpid(), os.environ.get(_ADDRESSES[kind]))
+        return connected(kind, os.getpid(), os.environ.get(_ADDRESSES[kind]))
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in (name, "aiohttp", "botocore", "aiobotocore"):
             raise
@@ -62,7 +62,8 @@ def filesystem(path: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _connected(kind: str, process: int, address: str | None) -> Any:
+def connected(kind: str, process: int, address: str | None) -> Any:
+    """Returns fsspec's interface to a kind of store; one for each process and each address of an emulator."""
     del process, address
     if kind == "gs":
         tell_emulator()
@@ -75,6 +76,15 @@ def _connected(kind: str, process: int, address: str | None) -> Any:
 
     config = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": REPLY_SECONDS}
     return S3FileSystem(use_listings_cache=False, config_kwargs=config, skip_instance_cache=True)
+
+
+def refuse_missing_client(path: str) -> None:
+    """Makes sure that the store of an address can be reached by this process, and by libraries that it calls.
+
+    Raises:
+        UserError: The library for this store is not installed; the message names the extra of this package.
+    """
+    filesystem(path)
 
 
 def tell_emulator() -> None:
