@@ -77,6 +77,7 @@ def save_params(
     Raises:
         UserError: As `save_model`.
     """
+    params_folder(directory)  # refuses what Orbax does not take, before anything is written
     size = sum(array.nbytes for array in params.values())
 
     def write_files() -> None:

@@ -38,6 +38,7 @@ from vr_jax.storage import (
     is_local,
     make_folder,
     move_folder,
+    refuse_s3,
     remove_empty_folders,
     remove_folder,
 )
@@ -92,6 +93,7 @@ class Checkpoints:
             best: The number that tells which are best: of losses the lowest, of other numbers the highest.
         """
         whole = as_path(workdir, "workdir").absolute()
+        refuse_s3(whole, "workdir")
         self.directory = whole / FOLDER
         self._damaged = whole / DAMAGED_FOLDER
         distributed.together(lambda: make_folder(self.directory))
