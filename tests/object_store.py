@@ -5,7 +5,8 @@ the generation of what is read, several requests at once, and faults on demand. 
 its standard input ends. `Store` starts one in a process of its own.
 
 A fault is a dictionary: `method` and `contains` choose requests by method and by a part of the address, `after` lets so
-many of them pass first, `times` is how many are hit, and `kind` is one of "status" (with `status`), "slow" (with
+many of them pass first, `every` hits each so-many-th, `times` is how many are hit, `lasting` are the seconds from the
+first hit after which no more are, and `kind` is one of "status" (with `status`), "slow" (with
 `seconds`), "truncated" (half of the body, then the connection ends), "short" (half of the body, and a header that says
 that this is all) and "dropped" (the connection ends without a reply).
 """
@@ -99,10 +100,15 @@ class Faults:
                     continue
                 if fault.get("after", 0) > 0:
                     fault["after"] -= 1
-                elif fault.get("times", 1) > 0:
-                    fault["times"] = fault.get("times", 1) - 1
-                    self.counts[fault["kind"]] = self.counts.get(fault["kind"], 0) + 1
-                    return dict(fault)
+                    continue
+                fault["seen"] = fault.get("seen", 0) + 1
+                fault.setdefault("since", time.monotonic())
+                over = "lasting" in fault and time.monotonic() - fault["since"] > fault["lasting"]
+                if over or fault.get("times", 1) <= 0 or fault["seen"] % fault.get("every", 1):
+                    continue
+                fault["times"] = fault.get("times", 1) - 1
+                self.counts[fault["kind"]] = self.counts.get(fault["kind"], 0) + 1
+                return dict(fault)
         return None
 
 

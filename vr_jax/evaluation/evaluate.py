@@ -35,7 +35,7 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings import EvaluationSettings, MeshSettings
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import Path, as_path, check_unlocked, make_folder, write_json
+from vr_jax.storage import Path, as_path, check_unlocked, is_local, make_folder, write_json
 
 # The fields of the settings that choose the items. Scores over different items are not combined.
 _ASKED = ("split", "limit", "max_new_tokens")
@@ -188,7 +188,7 @@ def _check_output(output: Path, benchmarks: Sequence[Benchmark], overwrite: bool
     if not is_first():
         return
     make_folder(output)
-    if not os.access(output, os.W_OK):
+    if is_local(output) and not os.access(output, os.W_OK):
         raise UserError(f"{output}: no permission to write there; choose another --output")
     for one in benchmarks:
         check_unlocked(output / one.name)

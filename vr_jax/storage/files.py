@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from vr_jax.errors import UserError
-from vr_jax.failures import close_after, error_number, explain
+from vr_jax.failures import close_after, error_number, explain, store_failure
 from vr_jax.path_text import check_path_text, is_bucket
 from vr_jax.storage.bucket_path import BucketPath
 
@@ -65,7 +65,10 @@ def file_errors(doing: str, *, needed: int = 0) -> Iterator[None]:
         raise
     except Exception as error:  # TensorStore and the tokenizers library have classes of their own for such errors.
         if error_number(error) is None:
-            raise
+            failed = store_failure(error)
+            if failed is None:
+                raise
+            raise UserError(failed) from error
         raise UserError(f"{doing}: {explain(error, needed=needed, known=doing)}") from error
 
 

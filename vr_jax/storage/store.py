@@ -96,6 +96,7 @@ def tell_emulator() -> None:
     address = host if "://" in host else f"http://{host}"
     os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", address)
     os.environ.setdefault("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)
+    os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # TensorStore would look for credentials
     # An emulator has no zonal or hierarchical buckets, which gcsfs would ask Google about.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
