@@ -52,8 +52,7 @@ def write_record(directory: Path) -> None:
     """
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
-    files = {name: state for name, state in states(directory, _is_own).items() if not name.startswith("checksums.")}
-    write_json(record_file(directory), files)
+    write_json(record_file(directory), states(directory, _is_own))
 
 
 def find_damage(records: Iterable[Path]) -> str | None:
@@ -104,6 +103,8 @@ def states(directory: Path, chosen: Callable[[str], bool] = lambda name: True) -
 
 def _is_own(name: str) -> bool:
     """Whether a file is one of this process; those that carry no process number belong to the first one."""
+    if name.startswith("checksums."):
+        return False
     owners = [part.rsplit("_", 1)[1] for part in name.split("/") if "process_" in part]
     return (int(owners[0]) if owners else 0) == distributed.process_index()
 
