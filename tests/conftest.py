@@ -5,6 +5,7 @@ tested on any machine. Tests marked `gpu` or `tpu` need such a device and are sk
 """
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def compilation_cache(tmp_path_factory):
             patch.setenv(name.upper(), str(value))
             jax.config.update(name, value)
         yield
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """A store of objects in a process of its own (tests/object_store.py)."""
+    pytest.importorskip("gcsfs", reason="gs:// needs gcsfs")
+    pytest.importorskip("gcp_storage_emulator", reason="the tests' store is gcp-storage-emulator")
+    from tests.object_store import started
+
+    with started() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store, monkeypatch):
+    """A folder of a bucket that no other test uses; the store has no faults."""
+    from tests.object_store import BUCKET
+    from vr_jax.storage import as_path
+
+    object_store.inject()
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return as_path(f"gs://{BUCKET}/{secrets.token_hex(6)}")
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,10 @@ from pathlib import Path
 import jax
 from jax.typing import DTypeLike
 
+from vr_jax.errors import UserError
+from vr_jax.path_text import is_bucket
 from vr_jax.sharding import platform
+from vr_jax.storage import refuse_missing_client
 
 OFF_VARIABLE = "VR_JAX_NO_CACHE"
 MIN_SECONDS = 0.5  # programs that compile faster are not worth a file
@@ -22,10 +25,10 @@ logger = logging.getLogger("vr_jax.compilation")
 def use_compilation_cache() -> str | None:
     """Lets this process find programs that an earlier one compiled, and keep its own.
 
-    The folder is $JAX_COMPILATION_CACHE_DIR, else `vr_jax/compiled` in $XDG_CACHE_HOME or ~/.cache. $VR_JAX_NO_CACHE=1
-    or JAX's own $JAX_ENABLE_COMPILATION_CACHE=0 switches the cache off. Other variables of JAX's cache win over what is
-    set here. A folder that cannot be written to is a line in the log, never an error. Call this before anything is
-    compiled, and after `jax.distributed.initialize`.
+    The folder, which may lie in a bucket, is $JAX_COMPILATION_CACHE_DIR, else `vr_jax/compiled` in $XDG_CACHE_HOME or
+    ~/.cache. $VR_JAX_NO_CACHE=1 or JAX's own $JAX_ENABLE_COMPILATION_CACHE=0 switches the cache off. Other variables of
+    JAX's cache win over what is set here. A folder that cannot be written to is a line in the log, never an error. Call
+    this before anything is compiled, and after `jax.distributed.initialize`.
 
     Several processes may share a folder. Of a run with several processes JAX writes from the first only. Entries are
     locked where the folder's size has a limit, and an entry that cannot be read is compiled again.
@@ -40,11 +43,19 @@ def use_compilation_cache() -> str | None:
     directory = chosen if chosen is not None else _own_directory()
     if not directory:
         return None
+    if is_bucket(directory):
+        try:
+            refuse_missing_client(directory)
+        except UserError as error:
+            logger.warning("%s: programs are compiled anew in each run", error)
+            jax.config.update("jax_enable_compilation_cache", False)
+            return None
     jax.config.update("jax_compilation_cache_dir", directory)
     settings: dict[str, object] = {
         "jax_persistent_cache_min_compile_time_secs": MIN_SECONDS,
     }
-    if not jax.distributed.is_initialized():  # many hosts would wait for each other's lock, which a limit needs
+    # A limit needs a lock: many hosts would wait for it, and a bucket has none.
+    if not jax.distributed.is_initialized() and not is_bucket(directory):
         settings["jax_compilation_cache_max_size"] = MAX_BYTES
     for name, value in settings.items():
         if name.upper() not in os.environ:

@@ -69,6 +69,8 @@ _PROCESS_LOST = (
     *("Gloo", "Connection closed by peer", "Connection reset by peer", "coordination service", "CoordinationService"),
     *("heartbeat", "Barrier timed out", "UNAVAILABLE:", "DEADLINE_EXCEEDED"),
 )
+# How TensorStore names an object of a bucket that it could not reach after all its attempts.
+_STORE = re.compile(r"Error (?:reading|writing|deleting|listing|opening) \"?(gs://[^\s\"]+?)\"?: (.*)")
 _WORKER_LOST = re.compile(r"process was terminated (unexpectedly|abruptly)")  # of Grain, and of concurrent.futures
 _NO_BACKEND = ("Unable to initialize backend", "Unknown backend", "No visible")  # of JAX, as RuntimeError
 # The modules of optional libraries, and the extra of this package that installs each of them.
@@ -83,6 +85,8 @@ EXTRAS = {
     "accelerate": "lmms-eval",
     "datasets": "lmms-eval",
     "libtpu": "tpu",
+    "gcsfs": "gcs",
+    "s3fs": "s3",
 }
 DISTRIBUTION = "vr-jax"
 _PACKAGE = "vr_jax"
@@ -121,6 +125,8 @@ def _described(error: BaseException) -> UserError | None:
     if isinstance(error, ImportError):
         return _missing_library(error)
     text = str(error)
+    if (failed := store_failure(error)) is not None:
+        return UserError(failed)
     if _STATUS.match(text):
         if any(word in text for word in _DEVICE_FULL):
             return UserError(f"the devices' memory does not suffice; {_LESS_MEMORY}{_detail(error)}")
@@ -138,6 +144,25 @@ def _described(error: BaseException) -> UserError | None:
     if error_number(error) is not None:
         return UserError(explain(error))
     return None
+
+
+def store_failure(error: BaseException) -> str | None:
+    """Returns the line that says which object of a bucket TensorStore could not reach, or None for another error.
+
+    Args:
+        error: What was raised.
+    """
+    lines = str(error).strip().splitlines()
+    found = _STORE.search(lines[0].partition(" [tensorstore_spec")[0]) if lines else None
+    if found is None:
+        return None
+    while inner := _STORE.search(found[2]):
+        found = inner
+    reason = found[2].partition(" [")[0][:200]
+    return (
+        f"{found[1]} cannot be read or written: after several attempts the store answers: {reason}; when it is back, "
+        "start the same command again"
+    )
 
 
 _LESS_MEMORY = (

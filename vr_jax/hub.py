@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, cast
 
-from etils import epath
-
 from vr_jax.errors import UserError
-from vr_jax.storage import PathLike, as_path, is_local
+from vr_jax.storage import Path, PathLike, as_path, is_local
 
 Kind = Literal["model", "dataset"]
 
@@ -44,7 +42,7 @@ def is_hub_name(path: PathLike) -> bool:
     return not os.path.exists(text) and not os.path.exists(text.partition("/")[0])
 
 
-def local_folder(path: PathLike, kind: Kind = "model") -> epath.Path:
+def local_folder(path: PathLike, kind: Kind = "model") -> Path:
     """Returns the folder that a text names: a path as it is, or the downloaded repository of that name.
 
     Args:
@@ -58,7 +56,7 @@ def local_folder(path: PathLike, kind: Kind = "model") -> epath.Path:
         return as_path(path)
     name = os.fspath(path)
     try:
-        return epath.Path(_fetched(name, kind))
+        return pathlib.Path(_fetched(name, kind))
     except HubError as error:
         raise UserError(
             f"{name}: there is no such folder, and as the name of a {kind} on the Hugging Face hub it cannot be "
@@ -67,7 +65,7 @@ def local_folder(path: PathLike, kind: Kind = "model") -> epath.Path:
 
 
 @functools.lru_cache(maxsize=64)
-def _fetched(name: str, kind: Kind) -> Path:
+def _fetched(name: str, kind: Kind) -> pathlib.Path:
     """Downloads a repository, once in this process."""
     if kind == "dataset":
         return snapshot(name, "dataset", allow=DATA_FILES)
@@ -79,7 +77,7 @@ def _fetched(name: str, kind: Kind) -> Path:
 
 def snapshot(
     repo: str, kind: Kind = "model", *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
-) -> Path:
+) -> pathlib.Path:
     """Downloads files of a repository into the cache of the hub's client, unless they are there.
 
     Args:
@@ -102,7 +100,7 @@ def snapshot(
     errors: tuple[type[Exception], ...] = (LocalEntryNotFoundError, HFValidationError, OSError, *network_errors)
 
     try:
-        return Path(
+        return pathlib.Path(
             snapshot_download(
                 repo,
                 repo_type=kind,

@@ -59,11 +59,6 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(tuple(f"{name}://" for name in BUCKETS))
 
 
-def bucket_refused(where: str, path: str) -> str:
-    """Returns the message for a path in a bucket where only a disk can be used."""
-    return f"{where} = {path}: buckets cannot be used here yet; give a path of a disk, or mount the bucket as a folder"
-
-
 def check_path_text(text: str, where: str, mark: PathMark | None = None) -> str:
     """Returns a path with the home folder in place of `~`; an address of a bucket stays as it is.
 

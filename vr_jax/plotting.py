@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
-from vr_jax.storage import atomic_write
+from vr_jax.storage import Path, atomic_write
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _NO_DATE = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.tiny import tiny_run
 from vr_jax.errors import UserError
-from vr_jax.storage import check_apart, local_path, matching_paths, refuse_buckets, split_paths
+from vr_jax.storage import as_path, check_apart, matching_paths, refuse_s3, split_paths
 
 STRANGE = ("a[1]", "b*", "c?", "d[", "e, f", "g:h", "i\nj", " k", "{l}", "~m", "n%20o", "-p")
 
@@ -39,22 +39,26 @@ def test_lists_are_split_at_commas():
     assert split_paths("  ") == []
 
 
-def test_buckets_are_refused_where_a_disk_is_needed():
-    assert local_path("a/b", "--to") == Path("a/b")
-    with pytest.raises(UserError, match=r"--to = gs://b/c: buckets cannot be used here yet; give a path of a disk"):
-        local_path("gs://b/c", "--to")
+def test_a_path_is_of_a_disk_or_of_a_bucket():
+    assert as_path("a/b", "--to") == Path("a/b")
+    assert str(as_path("gs://b/c", "--to")) == "gs://b/c"
     with pytest.raises(UserError, match="--to is empty"):
-        local_path("", "--to")
-    with pytest.raises(UserError, match="a path of a bucket begins with gs://"):
-        local_path(Path("gs://b/c"), "--to")  # pathlib leaves one slash of it
+        as_path("", "--to")
+    with pytest.raises(UserError, match="--to = gs:/b/c: a path of a bucket begins with gs://"):
+        as_path(Path("gs://b/c"), "--to")  # pathlib leaves one slash of it
+
+
+def test_s3_is_refused_where_orbax_writes():
+    refuse_s3("gs://b/c", "workdir")
+    with pytest.raises(
+        UserError, match=r"workdir = s3://b/c: Orbax, which writes .*, takes no s3://"
+    ):
+        refuse_s3("s3://b/c", "workdir")
 
 
 @pytest.mark.parametrize("field", ["init_from", "tokenizer", "data.path", "data.images"])
-def test_every_path_of_the_settings_may_be_a_bucket_until_it_is_used(field):
-    config = tiny_run(**{field: "s3://bucket/a"})
-    with pytest.raises(UserError, match=rf"config\.{field} = s3://bucket/a: buckets cannot"):
-        refuse_buckets(config)
-    refuse_buckets(tiny_run(**{"eval.data": "gs://b/c"}), unless=("config.eval.",))
+def test_every_path_of_the_settings_may_be_in_a_bucket(field):
+    tiny_run(**{field: "s3://bucket/a"})
 
 
 def test_a_target_is_apart_from_what_is_read(tmp_path):

@@ -18,6 +18,7 @@ from vr_jax.cli.logs import start_logging
 from vr_jax.cli.main import guarded
 from vr_jax.liveness import HEARTBEAT_TIMEOUT
 from vr_jax.settings import SourceSettings
+from vr_jax.storage import as_path
 from vr_jax.training.inputs import open_inputs as open_real_inputs
 from vr_jax.training.loop import train
 
@@ -74,7 +75,7 @@ class Recording:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", type=as_path)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--held_out")

@@ -13,7 +13,7 @@ from vr_jax.cli.flags import Command, flag, unknown
 from vr_jax.cli.shared import MAX_NEW_TOKENS, AnswerFlags, load_generator
 from vr_jax.errors import UserError
 from vr_jax.inference import Chat, Sampling
-from vr_jax.path_text import PathText
+from vr_jax.path_text import PathText, is_bucket
 
 PROMPT = "> "
 COMMANDS = {
@@ -96,7 +96,7 @@ def _files(text: str) -> list[str]:
     """
     if not text:
         raise UserError("/image FILE: the name of a file is missing")
-    if os.path.exists(os.path.expanduser(text)):  # a home folder that is not known is no error here
+    if is_bucket(text) or os.path.exists(os.path.expanduser(text)):  # a home folder that is not known is no error here
         return [text]
     try:
         return shlex.split(text)

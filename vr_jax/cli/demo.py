@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from vr_jax.cli.flags import Command, Flags, flag
@@ -28,6 +26,8 @@ from vr_jax.path_text import PathText
 from vr_jax.storage import (
     COMPLETE_MARKER,
     LOCK_FILE,
+    Path,
+    UploadedFolder,
     as_path,
     complete_directory,
     directory_lock,
@@ -72,9 +72,11 @@ def demo(flags: DemoFlags) -> list[SystemResult]:
     """Trains, evaluates and compares; returns the results of the systems."""
     start = time.perf_counter()
     systems = find_systems(flags.systems.split(","))
-    workdir = Path(as_path(flags.workdir))
-    with directory_lock(workdir):
-        _empty(workdir)
+    target = as_path(flags.workdir)
+    # The processes of the demo share a folder of a disk; what is in it goes to a bucket at the end.
+    with directory_lock(target), UploadedFolder(target) as files:
+        workdir = files.local
+        _empty(target)
         results = compare(
             workdir,
             seed=flags.seed,
@@ -85,12 +87,14 @@ def demo(flags: DemoFlags) -> list[SystemResult]:
             jobs=flags.jobs,
             report=_say,
         )
-        with complete_directory(workdir / MODEL) as written:
+        files.upload()
+        with complete_directory(target / MODEL) as written, UploadedFolder(written) as model:
             ignored = shutil.ignore_patterns(COMPLETE_MARKER)
-            shutil.copytree(first_that_remembers(results).model, written, ignore=ignored, dirs_exist_ok=True)
+            shutil.copytree(first_that_remembers(results).model, model.local, ignore=ignored, dirs_exist_ok=True)
+            model.upload()
     _say(
-        f"\n{time.perf_counter() - start:.0f} s; scores, loss curves, answers and heat maps: {workdir / REPORT}; a "
-        f"model with Vision Remember: {workdir / MODEL}"
+        f"\n{time.perf_counter() - start:.0f} s; scores, loss curves, answers and heat maps: {target / REPORT}; a "
+        f"model with Vision Remember: {target / MODEL}"
     )
     return results
 
@@ -106,7 +110,7 @@ def _empty(workdir: Path) -> None:
         if inside and not (workdir / MARKER).exists():
             raise UserError(f"{workdir} holds other files; give an empty --workdir")
         for path in inside:
-            if path.is_dir() and not os.path.islink(path):
+            if path.is_dir() and not path.is_symlink():
                 remove_folder(path)
             elif path.name != MARKER:
                 path.unlink()

@@ -21,7 +21,6 @@ from vr_jax.fields import NoEffect, NonNegativeInt, PositiveFloat, PositiveInt
 from vr_jax.inference import memory_errors
 from vr_jax.path_text import FileVariantText, PathText
 from vr_jax.settings import EvaluationSettings, TrainConfig, load_config
-from vr_jax.storage import refuse_buckets
 
 _SECTIONS = ("model", "mesh", "eval")  # what this command reads of a config
 EXIT_INCOMPLETE = 1  # some of the benchmarks could not be run
@@ -110,7 +109,6 @@ def run(flags: EvalFlags) -> int:
 def _settings(flags: EvalFlags) -> tuple[TrainConfig | None, EvaluationSettings]:
     config = load_config(flags.config, flags.overrides, sections=_SECTIONS) if flags.config else None
     settings = settings_of(flags, config)
-    refuse_buckets(settings, "config.eval")
     return config, settings
 
 

@@ -36,11 +36,10 @@ from vr_jax.fields import (
     Range,
     check_value,
     describe,
-    field_paths,
     field_types,
     path_mark,
 )
-from vr_jax.path_text import bucket_refused, check_path_text, is_bucket
+from vr_jax.path_text import check_path_text
 
 WIDTH = 100
 OVERRIDE = "config."
@@ -106,14 +105,6 @@ def flag(
 @dataclass(frozen=True, kw_only=True)
 class Flags(Config):
     """The flags of a command. Subclasses declare one field for each flag."""
-
-    def __post_init__(self) -> None:
-        """Checks every flag. A path in a bucket is refused, since no command can use one yet."""
-        super().__post_init__()
-        for option in _options(type(self)):
-            for _, path in field_paths(self, option.field):
-                if is_bucket(path):
-                    raise UsageError(bucket_refused(_label(option), path))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from vr_jax.probe import (
 )
 from vr_jax.settings import load_config
 from vr_jax.settings.overrides import parse_text
-from vr_jax.storage import as_path, refuse_buckets
+from vr_jax.storage import as_path
 
 _SECTIONS = ("model", "mesh", "tokenizer", "probe")  # what this command reads of a config
 
@@ -107,7 +107,6 @@ def run(flags: ProbeFlags) -> None:
     if given["layers"] is not None:
         given["layers"] = parse_text(tuple[int, ...], given["layers"], "layers")
     settings = probe_settings(given, config)
-    refuse_buckets(settings, "config.probe")
     if config is None:
         result = run_probe(settings)
     else:

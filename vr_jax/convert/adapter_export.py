@@ -19,7 +19,7 @@ from vr_jax.convert.formats import LLAVA, Architecture
 from vr_jax.convert.tables import TRANSPOSE, Slot, slots
 from vr_jax.convert.weights import NON_LORA_FILES
 from vr_jax.model.adaptation import ADAPTER, KERNEL, LORA_A, LORA_B
-from vr_jax.storage import PathLike, as_path, complete_directory, write_json
+from vr_jax.storage import PathLike, UploadedFolder, as_path, complete_directory, write_json
 
 PREFIX = "base_model.model."
 # Names that end so are parameters of a module of their own, which PEFT can keep in full.
@@ -122,9 +122,11 @@ def write_adapter(
         def write_files() -> None:
             if not distributed.is_first():
                 return
-            save_file(tensors, written / ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
-            if left:
-                save_file(left, written / NON_LORA_FILES[1], metadata={"format": "pt"})
+            with UploadedFolder(written) as files:
+                save_file(tensors, files.local / ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
+                if left:
+                    save_file(left, files.local / NON_LORA_FILES[1], metadata={"format": "pt"})
+                files.upload()
             write_json(written / ADAPTER_CONFIG, config)
 
         distributed.together(write_files)

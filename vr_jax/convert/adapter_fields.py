@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
 from vr_jax.model_directory import FieldTable, read_json
+from vr_jax.storage import Path
 
 ADAPTER_CONFIG = "adapter_config.json"
 _RECORD = "It records how the file came about."
@@ -141,7 +140,7 @@ def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
-def read_adapter_config(directory: epath.Path, ignored: Sequence[str] = ()) -> AdapterConfig:
+def read_adapter_config(directory: Path, ignored: Sequence[str] = ()) -> AdapterConfig:
     """Reads adapter_config.json.
 
     Args:

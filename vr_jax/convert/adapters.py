@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from vr_jax.convert.adapter_fields import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
 from vr_jax.convert.formats import LLAVA, Architecture
@@ -21,7 +20,7 @@ from vr_jax.convert.tables import TRANSPOSE, Slot, slots
 from vr_jax.convert.weights import DTYPES, NON_LORA_FILES, Checkpoint, Tensor
 from vr_jax.errors import UserError, message_list
 from vr_jax.fields import shown
-from vr_jax.storage import PathLike, as_path
+from vr_jax.storage import Path, PathLike, as_path
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_FILES = (ADAPTER_CONFIG, *ADAPTER_WEIGHTS)
@@ -60,7 +59,7 @@ class Adapter:
         Raises:
             UserError: A file is missing or damaged, or says what is not computed here.
         """
-        self.directory: epath.Path = as_path(directory)
+        self.directory: Path = as_path(directory)
         self.config: AdapterConfig = read_adapter_config(self.directory, ignored)
         self.ignored = frozenset(ignored).intersection(self.config.fields)
         self._weights: Checkpoint = Checkpoint(self.directory, ADAPTER_WEIGHTS)

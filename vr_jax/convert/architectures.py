@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from vr_jax.convert.configs import text_family
 from vr_jax.convert.decoder_configs import DECODERS, LLAMA_FAMILY, DecoderFamily
 from vr_jax.convert.folder import ForeignFolder, JsonFile
@@ -17,6 +15,7 @@ from vr_jax.convert.tables import Rule
 from vr_jax.convert.weights import PROJECTOR_FILE, Tensor
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
+from vr_jax.storage import Path
 
 # The sections of a VlmConfig that own parameters, by the beginning of their merged paths (first match counts).
 SECTION_OF = (
@@ -162,7 +161,7 @@ class Source:
         return self.folder.config
 
     @property
-    def directory(self) -> epath.Path:
+    def directory(self) -> Path:
         """The directory."""
         return self.folder.directory
 

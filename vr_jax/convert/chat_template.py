@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from etils import epath
-
 from vr_jax.convert.decoder_configs import LLAMA_FAMILY, MISTRAL_FAMILY, DecoderFamily
 from vr_jax.data.prompts.chat_templates import ChatTemplate
 from vr_jax.data.prompts.jinja import RENDER_ERRORS, render
@@ -14,6 +12,7 @@ from vr_jax.data.prompts.templates import NAMED
 from vr_jax.errors import UserError
 from vr_jax.model.config import Template
 from vr_jax.model_directory import is_there, load_tokenizer, read_json, token_ids
+from vr_jax.storage import Path
 
 # In the order of transformers: the first file that exists counts.
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
@@ -22,7 +21,7 @@ _LLAMA_3_HEADER, _LLAMA_3_VOCABULARY = "<|start_header_id|>", 128_000
 _CHATML_HEADER = "<|im_start|>"
 
 
-def find_template(directory: epath.Path) -> tuple[str, str] | None:
+def find_template(directory: Path) -> tuple[str, str] | None:
     """Returns the chat template that transformers takes, and the path of its file; None where there is none.
 
     Raises:
@@ -47,7 +46,7 @@ def find_template(directory: epath.Path) -> tuple[str, str] | None:
     return None
 
 
-def named_template(family: DecoderFamily, directory: epath.Path, vocab_size: int) -> Template:
+def named_template(family: DecoderFamily, directory: Path, vocab_size: int) -> Template:
     """Returns the chat format of LLaVA's code for a decoder.
 
     Args:
@@ -67,7 +66,7 @@ def named_template(family: DecoderFamily, directory: epath.Path, vocab_size: int
     return "llama_3" if third else "vicuna_v1"
 
 
-def tell_doubt(named: Template, directory: epath.Path, report: Callable[[str], None]) -> None:
+def tell_doubt(named: Template, directory: Path, report: Callable[[str], None]) -> None:
     """Reports that a model may speak another format than that of its decoder's family.
 
     LLaVA tells ChatML by the name of a checkpoint, as that of llava-v1.6-34b, whose decoder is a Llama.
@@ -89,7 +88,7 @@ def tell_doubt(named: Template, directory: epath.Path, report: Callable[[str], N
         )
 
 
-def unusable(template: str, directory: epath.Path) -> str | None:
+def unusable(template: str, directory: Path) -> str | None:
     """Returns why the chat template of a folder cannot be asked by, or None if it can.
 
     Args:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from vr_jax.convert import qwen2_5_vl, qwen2_5_vl_processor
 from vr_jax.convert.config_writing import hf_llava_obstacle, write_hf_llava, write_llava
@@ -35,7 +34,7 @@ from vr_jax.model.decoders.transformer import TransformerConfig
 from vr_jax.model.encoders.qwen2_5_vision import Qwen25VisionConfig
 from vr_jax.model.registry import DecoderConfig, EncoderConfig
 from vr_jax.model_directory import PIXELS, copy_side_files, load_params, read_sections
-from vr_jax.storage import PathLike, as_path, complete_directory, write_json
+from vr_jax.storage import Path, PathLike, UploadedFolder, as_path, complete_directory, write_json
 
 SHARD_BYTES = 5_000_000_000
 IMAGE_TOKEN = 151646  # the id of `<image>` in the tokenizers of llava-onevision-qwen2
@@ -81,7 +80,11 @@ def export_checkpoint(
     computed = {name: compute(sections).astype(dtype) for name, compute in architecture.computed.items()}
     sizes = dict(sorted((sizes | {name: array.nbytes for name, array in computed.items()}).items()))
     config["torch_dtype"] = str(dtype)
-    with complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as written:
+    with (
+        complete_directory(target, size=sum(sizes.values()), overwrite=overwrite) as folder,
+        UploadedFolder(folder) as files,
+    ):
+        written = files.local
         copy_side_files(source, written)
         portable_tokenizer(written)
         if architecture is HF_LLAVA:
@@ -106,11 +109,12 @@ def export_checkpoint(
 
         write_safetensors(written, sizes, take, max_shard_bytes)
         write_json(written / "config.json", config)
+        files.upload()
     report(f"{target}: {architecture.name}, {len(sizes)} tensors, {sum(sizes.values()) / 1e6:,.1f} MB")
 
 
 def choose_format(
-    sections: Mapping[str, Any], source: epath.Path, layout: str | None = None
+    sections: Mapping[str, Any], source: Path, layout: str | None = None
 ) -> tuple[Architecture, dict[str, Any]]:
     """Returns the format of a model, and its config.json, unless that depends on the tokenizer.
 
@@ -157,7 +161,7 @@ def choose_format(
     return HF_LLAVA, {}
 
 
-def _native(config: VlmConfig, source: epath.Path, layout: str | None) -> Architecture:
+def _native(config: VlmConfig, source: Path, layout: str | None) -> Architecture:
     """The format of a whole model with Qwen2.5-VL's vision tower."""
     obstacle = qwen2_5_vl.obstacle(config)
     if layout == "llava":

@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
 from vr_jax.convert.weights import Checkpoint
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
 from vr_jax.model_directory import FORMAT, GENERATION_FILE, is_there, kept_fields, read_json
+from vr_jax.storage import Path
 
 CONFIG_FILE = "config.json"
 IMAGE_PROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
@@ -57,7 +56,7 @@ class ForeignFolder:
         ignored: Names of fields and files that are there and are left out of consideration, because the user said so.
     """
 
-    directory: epath.Path
+    directory: Path
     config: JsonFile
     image_processor: JsonFile | None
     processor: JsonFile | None
@@ -66,7 +65,7 @@ class ForeignFolder:
     ignored: frozenset[str]
 
 
-def read_folder(directory: epath.Path, ignored: Collection[str] = ()) -> ForeignFolder:
+def read_folder(directory: Path, ignored: Collection[str] = ()) -> ForeignFolder:
     """Reads the files of a folder, and the headers of its weight files.
 
     Args:
@@ -125,7 +124,7 @@ def _check_quantised(values: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _check_one_model(directory: epath.Path) -> None:
+def _check_one_model(directory: Path) -> None:
     """Raises UserError for a folder that holds the folders of models in place of the files of one."""
     if is_there(directory / CONFIG_FILE):
         return

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
 from vr_jax.convert.chat_template import CHAT_TEMPLATES
 from vr_jax.convert.configs import NEXT, ONEVISION, LlavaClass, class_of
 from vr_jax.convert.encoder_configs import encoder_family
@@ -16,7 +14,7 @@ from vr_jax.data.prompts.templates import NAMED
 from vr_jax.errors import UserError
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import GENERATION_FILE, read_json, token_ids
-from vr_jax.storage import write_json, write_text
+from vr_jax.storage import Path, write_json, write_text
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -25,7 +23,7 @@ _MESSAGE_END, _TEXT_END = "<|im_end|>", "<|endoftext|>"
 _FLAGS = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
 
 
-def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> int | None:
+def complete_export(directory: Path, config: VlmConfig, report: Callable[[str], None]) -> int | None:
     """Adds the processor's files, the chat template and the image token to an export.
 
     Args:
@@ -54,7 +52,7 @@ def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[
     return token
 
 
-def write_template(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> None:
+def write_template(directory: Path, config: VlmConfig, report: Callable[[str], None]) -> None:
     """Writes the chat template that the model is asked by, unless the folder has one of transformers.
 
     Args:
@@ -72,7 +70,7 @@ def write_template(directory: epath.Path, config: VlmConfig, report: Callable[[s
             report(f"there is no chat template of transformers for the template {config.template!r}; add one")
 
 
-def portable_tokenizer(directory: epath.Path) -> None:
+def portable_tokenizer(directory: Path) -> None:
     """Makes the files of a tokenizer readable by transformers 4 too, where transformers 5 wrote them."""
     path = directory / _TOKENIZER_CONFIG
     if not path.exists():
@@ -108,14 +106,14 @@ def _processor(config: VlmConfig, kind: LlavaClass) -> dict[str, Any]:
     }
 
 
-def _has_template(directory: epath.Path) -> bool:
+def _has_template(directory: Path) -> bool:
     names = ("chat_template.json", _TEMPLATE_FILE)
     config = directory / _TOKENIZER_CONFIG
     inside = config.exists() and read_json(config).get("chat_template") is not None
     return inside or any((directory / name).exists() for name in names)
 
 
-def _add_tokens(directory: epath.Path, config: VlmConfig) -> int:
+def _add_tokens(directory: Path, config: VlmConfig) -> int:
     """Adds the tokens of images and videos to the tokenizer where it lacks them; returns the id of that of images."""
     path = directory / TOKENIZER_FILE
     values = read_json(path)
@@ -141,7 +139,7 @@ def _add_tokens(directory: epath.Path, config: VlmConfig) -> int:
     return ids[IMAGE_TOKEN]
 
 
-def write_generation(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> None:
+def write_generation(directory: Path, config: VlmConfig, report: Callable[[str], None]) -> None:
     """Says which tokens end a reply, where generation_config.json does not.
 
     Args:

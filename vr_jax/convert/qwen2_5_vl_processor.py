@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
 from vr_jax.convert.chat_template import CHAT_TEMPLATES, find_template, same_prompts, unusable
 from vr_jax.convert.folder import IMAGE_PROCESSOR_FILE, ForeignFolder
 from vr_jax.convert.preprocessing import CLIP_MEAN, CLIP_STD, pixel_fields, read_pixel_fields
@@ -22,7 +20,7 @@ from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import shown
 from vr_jax.model.config import Template, VlmConfig
 from vr_jax.model_directory import is_there, token_ids
-from vr_jax.storage import write_json
+from vr_jax.storage import Path, write_json
 
 _CLASS, _PROCESSOR_CLASS = "Qwen2VLImageProcessor", "Qwen2_5_VLProcessor"
 # The limits of the class, by the names of both forms that a file can have.
@@ -102,7 +100,7 @@ def read_image_processor(values: Mapping[str, Any], config: VlmConfig, where: st
     return pixels
 
 
-def complete_export(directory: epath.Path, config: VlmConfig, report: Callable[[str], None]) -> dict[str, int]:
+def complete_export(directory: Path, config: VlmConfig, report: Callable[[str], None]) -> dict[str, int]:
     """Adds the image processor's file, the chat template and the settings of generation to an export.
 
     Args:

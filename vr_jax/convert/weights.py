@@ -15,13 +15,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
 from vr_jax.model_directory import read_json
+from vr_jax.storage import Path, on_disk
 
 # The types that are read, by their names in safetensors.
 DTYPES: dict[str, np.dtype] = {
@@ -56,7 +56,7 @@ class Tensor:
         dtype: The name of its type: a key of `DTYPES`, or another name for a type that cannot be imported.
     """
 
-    file: epath.Path
+    file: Path
     shape: tuple[int, ...]
     dtype: str
 
@@ -70,7 +70,7 @@ class Checkpoint:
         tensors: The descriptions of all tensors by name, as the headers of the files give them.
     """
 
-    def __init__(self, directory: epath.Path, names: Sequence[str] = _WEIGHT_FILES):
+    def __init__(self, directory: Path, names: Sequence[str] = _WEIGHT_FILES):
         """Reads the headers.
 
         Args:
@@ -114,7 +114,7 @@ class Checkpoint:
 
 
 def write_safetensors(
-    directory: epath.Path,
+    directory: Path,
     sizes: Mapping[str, int],
     take: Callable[[str], np.ndarray],
     max_shard_bytes: int,
@@ -162,7 +162,7 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> Sequence[Sequence[str]]
     return shards
 
 
-def _weight_files(directory: epath.Path, names: Sequence[str]) -> tuple[list[epath.Path], dict[str, epath.Path]]:
+def _weight_files(directory: Path, names: Sequence[str]) -> tuple[list[Path], dict[str, Path]]:
     """The weight files of a directory, and the file of each tensor where there is an index."""
     for name in names:
         path = directory / name
@@ -188,17 +188,17 @@ def _weight_files(directory: epath.Path, names: Sequence[str]) -> tuple[list[epa
     raise UserError(f"{directory} holds no weights: expected one of {', '.join(names)}{found}")
 
 
-def _open_safetensors(file: epath.Path) -> Any:
+def _open_safetensors(file: Path) -> Any:
     try:
         # The file is read and not mapped, since mapped pages count as memory of this process.
-        return safe_open(file, framework="np", backend="pread")
+        return safe_open(on_disk(file), framework="np", backend="pread")
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or truncated ({_one_line(error)}); download it again") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error}") from error
 
 
-def _header(file: epath.Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
     if file.suffix == ".safetensors":
         with _open_safetensors(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
@@ -209,7 +209,7 @@ def _header(file: epath.Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
             yield name, tuple(tensor.shape), _torch_dtypes().get(tensor.dtype, str(tensor.dtype))
 
 
-def _read_safetensors(file: epath.Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _read_safetensors(file: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     with _open_safetensors(file) as tensors:
         for name in names:
             try:
@@ -237,12 +237,13 @@ def _torch_dtypes() -> dict[Any, str]:
     return {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def _load_pickle(file: epath.Path) -> dict[str, Any]:
+def _load_pickle(file: Path) -> dict[str, Any]:
     torch = _torch()
     try:
         with warnings.catch_warnings(action="ignore"):
             # Files of torch before 1.6 are not zip archives and cannot be mapped.
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            local = on_disk(file)
+            state = torch.load(local, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(local))
     except pickle.UnpicklingError as error:
         call = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"would call {call[1]}" if call else "would run other code than torch's own, or it is damaged"

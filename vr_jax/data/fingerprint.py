@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from vr_jax.storage import file_errors
+from vr_jax.storage import Path, file_errors
 
 _LISTED = 200  # files that are listed one by one; of more there is only a digest
 

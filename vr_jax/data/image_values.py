@@ -7,11 +7,11 @@ import binascii
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from vr_jax.data.schema import IMAGE_KEYS, check_keys, shown
 from vr_jax.data.skips import SkipRecord
+from vr_jax.storage import Path
 
 _DATA_URI = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

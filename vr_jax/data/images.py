@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import pathlib
 import struct
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vr_jax.data.schema import shown
 from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.texts import check_text
+from vr_jax.storage import BucketPath, Path
 
 # Pillow decodes these formats itself. For others, such as EPS, it would start external programs on untrusted files.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -67,10 +68,10 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
     if not isinstance(name, str) or not name:
         raise SkipRecord("malformed_record", f"The field 'image' contains {shown(name)}, but must contain a file name.")
     check_text(name, "The field 'image'")
-    if "\\" in name and not os.path.lexists(folder / name):
+    if "\\" in name and not _is_there(folder / name):
         name = name.replace("\\", "/")  # the record was written on Windows
     path = folder / name
-    lexical = Path(*_collapsed(path))
+    lexical = path.resolve() if isinstance(path, BucketPath) else pathlib.Path(*_collapsed(path))
     try:
         real = lexical if follow_links else path.resolve()
     except (OSError, RuntimeError) as error:
@@ -88,6 +89,10 @@ def locate(folder: Path, name: object, *, follow_links: bool = False) -> Path:
     return path
 
 
+def _is_there(path: Path) -> bool:
+    return path.exists() if isinstance(path, BucketPath) else os.path.lexists(path)
+
+
 def _collapsed(path: Path) -> list[str]:
     """Returns the parts of an absolute path after removing every `..`, without looking at symbolic links."""
     parts: list[str] = []
@@ -103,7 +108,7 @@ def _nearby(path: Path) -> str:
     """Says whether a file exists whose extension is written in another way, which differs on a case-sensitive disk."""
     for suffix in (path.suffix.lower(), path.suffix.upper(), ".jpg", ".jpeg", ".png"):
         other = path.with_suffix(suffix)
-        if other != path and os.path.isfile(other):
+        if other != path and other.is_file():
             return f", but {other.name} does exist; write the name as the file has it"
     return ""
 
@@ -133,9 +138,13 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
         else f"The image {one_line(str(source), LONGEST_NAME)}"
     )
     try:
-        if isinstance(source, Path) and not source.is_file():
-            raise SkipRecord("missing_image", f"{name} does not exist or is not a file{_nearby(source)}.")
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        if isinstance(source, BucketPath):  # One request reads the whole object.
+            image = Image.open(io.BytesIO(_object(source, name)), formats=FORMATS)
+            image.filename = str(source)
+        else:
+            if isinstance(source, Path) and not source.is_file():
+                raise SkipRecord("missing_image", f"{name} does not exist or is not a file{_nearby(source)}.")
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SkipRecord("image_too_large", f"{name} is too large: {error} (`max_pixels`)") from error
     except UnidentifiedImageError as error:
@@ -152,6 +161,14 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = MAX_PIXELS) -> 
             f"{name} has {width} x {height} pixels, but at most {max_pixels} are allowed (`max_pixels`).",
         )
     return image
+
+
+def _object(source: BucketPath, name: str) -> bytes:
+    try:
+        return source.read_bytes()
+    except FileNotFoundError as error:
+        detail = f"{name} does not exist or is not a file{_nearby(source)}."
+        raise SkipRecord("missing_image", detail) from error
 
 
 def decode_rgb(image: Image.Image, *, rotate: bool = False) -> Image.Image:

@@ -9,7 +9,6 @@ import itertools
 import json
 import mmap
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from vr_jax.data.records import ImageFolder, conversation_of, require_file
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
-from vr_jax.storage import RepeatedKey, parse_json
+from vr_jax.storage import Path, RepeatedKey, as_path, on_disk, parse_json
 
 MESSAGE_KEYS = {"conversations", "messages"}  # a record has one of these
 
@@ -43,10 +42,11 @@ class LlavaJsonSource:
         Raises:
             UserError: The file or the image folder cannot be read, or the file is not JSON.
         """
-        self.path = Path(path)
+        self.path = as_path(path)
         self.images = ImageFolder(images, follow_links=follow_links)
         require_file(self.path)
         self.files = [self.path]
+        self._local = on_disk(self.path)  # worker processes map the same copy
         self._ranges = record_ranges(self.path)
         self._map: mmap.mmap | None = None
 
@@ -57,7 +57,7 @@ class LlavaJsonSource:
     def __getitem__(self, index: int) -> Conversation | Skip:
         """Parses a record."""
         if self._map is None:
-            with self.path.open("rb") as file:
+            with self._local.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         begin, end = self._ranges[index]
         record_id = f"{self.path.name}#{index}"
@@ -89,7 +89,7 @@ def record_ranges(path: Path, keys: Collection[str] = MESSAGE_KEYS) -> Int[np.nd
     Raises:
         UserError: The file is not such a text.
     """
-    data = path.read_bytes()
+    data = on_disk(path).read_bytes()
     start = len(b"\xef\xbb\xbf") if data.startswith(b"\xef\xbb\xbf") else 0
     try:
         text = data[start:].decode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from vr_jax.data.schema import IMAGE_KEYS, RECORD_KEYS, describes_content
 from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
+from vr_jax.storage import Path, as_path, for_library
 
 IMAGE_COLUMNS = ("image", "images")
 MESSAGE_COLUMNS = ("conversations", "messages")
@@ -57,7 +57,7 @@ class LlavaParquetSource:
         """
         if not paths:
             raise UserError("There is no parquet file in the data path; check the folder or the pattern.")
-        self.paths = [Path(path) for path in paths]
+        self.paths = [as_path(path) for path in paths]
         self.files = self.paths
         self.images = ImageFolder(images, follow_links=follow_links)
         self.cached_groups = cached_groups
@@ -104,7 +104,7 @@ class LlavaParquetSource:
     def _read_block(self, block: int) -> dict[str, Any]:
         """Returns the columns of a row group."""
         shard, group = self._groups[block]
-        with pq.ParquetFile(self.paths[shard]) as file:
+        with pq.ParquetFile(for_library(self.paths[shard])) as file:
             table = file.read_row_group(group, columns=self._columns[shard])
         return {name: table.column(name) for name in self._columns[shard]}
 
@@ -125,7 +125,7 @@ class LlavaParquetSource:
 def _parquet_metadata(path: Path) -> tuple[pq.FileMetaData, list[str]]:
     """Reads the metadata of a shard, checks its columns, and chooses those to read."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(for_library(path)) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except READ_ERRORS as error:
         raise UserError(f"{path}: the file cannot be read as parquet ({one_line(str(error), 200)}).") from error

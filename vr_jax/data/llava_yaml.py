@@ -9,14 +9,13 @@ Source: `LLaVA-NeXT@df17966:llava/train/train.py`, `LazySupervisedDataset.__init
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vr_jax.data.skips import one_line
 from vr_jax.errors import UserError
-from vr_jax.storage import file_errors
+from vr_jax.storage import Path, file_errors
 
 SUFFIXES = (".yaml", ".yml")
 FIELDS = ("json_path", "sampling_strategy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vr_jax.data.image_values import image_of
@@ -12,6 +11,7 @@ from vr_jax.data.schema import IMAGE_KEYS, MESSAGE_KEYS, SPEAKERS, check_keys, k
 from vr_jax.data.skips import SkipRecord
 from vr_jax.data.texts import check_text, place_images
 from vr_jax.data.types import IMAGE, Part, Speaker, Turn
+from vr_jax.storage import Path
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
@@ -12,6 +11,7 @@ from vr_jax.data.records import conversation_of, require_file
 from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
+from vr_jax.storage import Path, as_path
 
 # The features of a record: its name, its encoded images, and the JSON of its messages in the form of transformers, in
 # which a part {"type": "image"} stands for the next image.
@@ -39,7 +39,7 @@ class ArrayRecordSource:
         """
         import tensorflow_datasets as tfds  # It takes seconds to import, and only this source needs it.
 
-        self.directory = Path(directory)
+        self.directory = as_path(directory)
         if not (self.directory / "dataset_info.json").is_file():
             found = sorted(self.directory.glob("**/dataset_info.json"))
             if len(found) != 1:
@@ -62,7 +62,7 @@ class ArrayRecordSource:
                 f"{self.directory}: the set has the features {', '.join(sorted(builder.info.features))}, but must have "
                 f"{', '.join(FEATURES)}; write it anew with vr-jax prepare."
             )
-        self.files = [Path(path) for path in builder.info.splits[split].filepaths]
+        self.files = [as_path(path) for path in builder.info.splits[split].filepaths]
         for path in self.files:
             require_file(path)
         self._data = builder.as_data_source(split=split)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from vr_jax.data.image_values import image_of
@@ -23,6 +22,7 @@ from vr_jax.data.skips import SkipRecord
 from vr_jax.data.texts import check_text
 from vr_jax.data.types import Conversation, Skip, Turn
 from vr_jax.errors import UserError
+from vr_jax.storage import Path, as_path, is_local
 
 # A longer id would be repeated in logs and checkpoints; it is a mistake, such as a whole text in the wrong field.
 _LONGEST_ID = 256
@@ -38,7 +38,7 @@ def require_file(path: Path) -> None:
         raise UserError(f"{path}: no such file; check the path of the data.")
     if not path.is_file():
         raise UserError(f"{path}: expected a file, found a folder or another kind of entry.")
-    if not os.access(path, os.R_OK):
+    if is_local(path) and not os.access(path, os.R_OK):
         raise UserError(f"{path}: there is no permission to read the file.")
 
 
@@ -56,9 +56,9 @@ class ImageFolder:
         Raises:
             UserError: The path is not a folder.
         """
-        if path is not None and not Path(path).is_dir():
+        if path is not None and not as_path(path).is_dir():
             raise UserError(f"{path}: no such image folder; set `images` to the folder that the image names belong to.")
-        self.path = None if path is None else Path(path).resolve()
+        self.path = None if path is None else as_path(path).resolve()
         self.follow_links = follow_links
 
     def __call__(self, name: object) -> Path:

@@ -7,11 +7,12 @@ each configuration of a data set. People also write `chartqa_train.json` or `val
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from vr_jax.errors import UserError
+from vr_jax.storage import BucketPath, Path
 
 # A word of a file name that is one of these names a split. The words of one line mean the same split.
 _SPLITS = (("train", "training"), ("validation", "val", "valid", "dev"), ("test", "testing"))
@@ -28,6 +29,9 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     visited: set[str] = set()
+    if isinstance(folder, BucketPath):
+        names_below = [name for name in folder.objects() if not any(part.startswith(".") for part in name.split("/"))]
+        return sorted(path for path in map(folder.joinpath, names_below) if path.suffix.lower() in suffixes)
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # A link leads back to a folder above it.
@@ -35,7 +39,7 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        named = (Path(parent, name) for name in names if not name.startswith("."))
+        named = (pathlib.Path(parent, name) for name in names if not name.startswith("."))
         found += [path for path in named if path.suffix.lower() in suffixes and path.is_file()]
     return sorted(found)
 

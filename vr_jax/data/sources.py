@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -24,7 +23,7 @@ from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
 from vr_jax.fields import check_value
 from vr_jax.hub import local_folder
-from vr_jax.storage import local_path, matching_paths, split_paths
+from vr_jax.storage import Path, as_path, matching_paths, split_paths
 
 Format = Literal["llava_json", "llava_parquet", "array_record"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -198,8 +197,8 @@ def _expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
 def _matching(text: str) -> list[Path]:
     """Returns what one path, pattern or name on the hub stands for."""
     found = matching_paths(text, "the data path")
-    if found == [local_path(text)]:  # It exists, or it is no pattern.
-        return [Path(local_folder(text, "dataset"))]
+    if found == [as_path(text, "the data path")]:  # It exists, or it is no pattern.
+        return [local_folder(text, "dataset")]
     # A recursive pattern also matches the folders on the way to the files.
     found = [one for one in found if one.is_file()] or found
     for name, (missing, count) in missing_numbers(found).items():

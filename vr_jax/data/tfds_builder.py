@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vr_jax.data.sources import Source
 from vr_jax.data.types import Conversation, ImagePart, Skip, Turn
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after
-from vr_jax.storage import file_errors, remove_empty_folders
+from vr_jax.storage import Path, UploadedFolder, as_path, file_errors, is_local, remove_empty_folders
 
 # TFDS holds one shard in memory while it writes it, which is some 100 MiB of images with this number of records.
 RECORDS_PER_SHARD = 1024
@@ -200,25 +200,43 @@ def prepare(
     """
     if in_beam and importlib.util.find_spec("apache_beam") is None:
         raise UserError("Apache Beam is not installed; install it with pip install 'vr-jax[beam]'.")
-    builder = LlavaConversations(
-        sources=sources,
-        max_skipped=max_skipped,
-        records_per_shard=records_per_shard,
-        in_beam=in_beam,
-        data_dir=str(directory),
-        file_format=tfds.core.FileFormat.ARRAY_RECORD,
-    )
-    target = Path(str(builder.data_dir))
-    if target.exists():
-        raise UserError(f"{target}: there is a prepared set already; remove it or choose another folder.")
-    made = [place for place in (target.parent, Path(directory, "downloads"), Path(directory)) if not place.exists()]
-    config = tfds.download.DownloadConfig()
-    if in_beam:
-        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    place = as_path(directory)
+    if in_beam and not is_local(place):
+        raise UserError(
+            f"{place}: with Beam a prepared set is written to disks that all workers see; give one of these"
+        )
+    made = [one for one in (place / LlavaConversations.name, place / "downloads", place) if not one.exists()]
+    with UploadedFolder(place) as files:  # array_record does not write to buckets
+        builder = LlavaConversations(
+            sources=sources,
+            max_skipped=max_skipped,
+            records_per_shard=records_per_shard,
+            in_beam=in_beam,
+            data_dir=str(files.local),
+            file_format=tfds.core.FileFormat.ARRAY_RECORD,
+        )
+        target = place / pathlib.Path(builder.data_dir).absolute().relative_to(files.local.absolute())
+        if target.exists():
+            raise UserError(f"{target}: there is a prepared set already; remove it or choose another folder.")
+        _write(builder, target, made, _download_config(in_beam, beam_flags))
+        files.upload(last="dataset_info.json")
+    return Prepared(target, sum(info.num_examples for info in builder.info.splits.values()), builder.skips)
 
-        options = PipelineOptions(list(beam_flags))
-        runner = options.view_as(StandardOptions).runner or "DirectRunner"
-        config = dataclasses.replace(config, beam_options=options, beam_runner=runner)
+
+def _download_config(in_beam: bool, beam_flags: Sequence[str]) -> tfds.download.DownloadConfig:
+    config = tfds.download.DownloadConfig()
+    if not in_beam:
+        return config
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+    options = PipelineOptions(list(beam_flags))
+    runner = options.view_as(StandardOptions).runner or "DirectRunner"
+    return dataclasses.replace(config, beam_options=options, beam_runner=runner)
+
+
+def _write(
+    builder: LlavaConversations, target: Path, made: Sequence[Path], config: tfds.download.DownloadConfig
+) -> None:
     try:
         with file_errors(f"{target} cannot be written"):
             builder.download_and_prepare(download_config=config, file_format=tfds.core.FileFormat.ARRAY_RECORD)
@@ -226,4 +244,3 @@ def prepare(
         for place in made:
             close_after(error, functools.partial(remove_empty_folders, place))
         raise
-    return Prepared(target, sum(info.num_examples for info in builder.info.splits.values()), builder.skips)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from vr_jax.model.batch import Batch
+from vr_jax.storage import Path
 
 # How formats that write messages as one text mark an image, and how a message with images is shown.
 IMAGE_PLACEHOLDER = "<image>"

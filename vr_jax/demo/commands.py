@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 
 from vr_jax.data.demo.reading import CAPTIONS, HELD_OUT, QUESTIONS, TRAIN
 from vr_jax.demo.systems import DemoSystem
 from vr_jax.errors import UserError
-from vr_jax.storage import make_folder
+from vr_jax.storage import Path, make_folder
 from vr_jax.training import EXPORT_FOLDER
 
 CONFIG = "configs/reading.py"

@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vr_jax.data.demo.pages import KINDS
@@ -36,6 +35,7 @@ from vr_jax.evaluation import (
     write_report,
 )
 from vr_jax.inference import Generator, load_for_inference
+from vr_jax.storage import Path
 from vr_jax.training import EXPORT_FOLDER, METRICS_FILE, read_metrics
 
 BENCHMARK = "chartqa"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from vr_jax.demo.commands import HELD_OUT_PAGES, PAGES, Workers, prepare_steps, system_steps
 from vr_jax.demo.results import SystemResult, read_result, write_page
 from vr_jax.demo.systems import SYSTEMS, DemoSystem
-from vr_jax.storage import make_folder
+from vr_jax.storage import Path, make_folder
 
 REPORT = "report.html"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vr_jax.efficiency.results import Measurement, Report
 from vr_jax.plotting import figure_file
+from vr_jax.storage import Path
 
 # The diameter of the largest circle in points.
 LARGEST = 44.0

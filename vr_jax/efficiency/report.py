@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from vr_jax.efficiency.plot import draw
 from vr_jax.efficiency.results import Measurement, Repeats, Report
-from vr_jax.storage import write_text
+from vr_jax.storage import Path, write_text
 
 JSON, MARKDOWN, PLOT = "efficiency.json", "efficiency.md", "efficiency.svg"
 MIB = 2**20

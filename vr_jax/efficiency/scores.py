@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
-from vr_jax.storage import local_path
+from vr_jax.storage import as_path
 
 
 def parse_scores(texts: Sequence[str], names: Sequence[str]) -> list[float | None]:
@@ -50,7 +49,7 @@ def _named(text: str, names: Sequence[str]) -> tuple[str | None, str]:
     for name in sorted(names, key=len, reverse=True):
         if text.startswith(f"{name}="):
             return name, text.removeprefix(f"{name}=")
-    if "=" in text and not Path(text).exists():
+    if "=" in text and not as_path(text).exists():
         raise UserError(f"--score={text}: no system has this name; the names are {', '.join(names)}.")
     return None, text
 
@@ -63,7 +62,7 @@ def _value(text: str) -> float:
         pass
     else:
         return _checked(number, text)
-    path = local_path(text, "--score")
+    path = as_path(text, "--score")
     if not path.is_file():
         raise UserError(f"--score={text}: this is neither a number nor a file.")
     try:

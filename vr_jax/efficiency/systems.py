@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -93,10 +93,10 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
     def candidates(source: Source) -> tuple[str, str, str]:
         if source.kind == "checkpoint":
-            parts = Path(source.text).parts
+            parts = pathlib.PurePath(source.text).parts
             return "/".join(parts[-2:]), "/".join(parts[-3:]), source.text
         file, _, variant = split_variant(source.text)
-        stem = Path(file).stem
+        stem = pathlib.PurePath(file).stem
         return variant or stem, f"{stem}:{variant}" if variant else stem, source.text
 
     names = [candidates(source)[0] for source in sources]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import BENCHMARKS
 from vr_jax.evaluation.hub import repositories
 from vr_jax.evaluation.interface import Benchmark
+from vr_jax.storage import Path
 
 
 def data_folder(benchmark: Benchmark, data: Path | None, *, several: bool) -> Path | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import read_config
 from vr_jax.settings import EvaluationSettings, MeshSettings
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import check_unlocked, local_path, make_folder, write_json
+from vr_jax.storage import Path, as_path, check_unlocked, is_local, make_folder, write_json
 
 # The fields of the settings that choose the items. Scores over different items are not combined.
 _ASKED = ("split", "limit", "max_new_tokens")
@@ -104,7 +103,7 @@ def evaluate(
     several = sum(not isinstance(one, OwnQuestions) for one in benchmarks) > 1
     output = output_folder(settings)
     checkpoint = together(lambda: checkpoint_folder(settings))
-    data = None if settings.data is None else together(lambda: Path(local_folder(settings.data or "", "dataset")))
+    data = None if settings.data is None else together(lambda: local_folder(settings.data or "", "dataset"))
     config = together(lambda: _model_config(settings, model))
     # Problems with the output folder and the data are reported before the model is loaded, which can take minutes.
     together(lambda: _check_output(output, benchmarks, settings.overwrite))
@@ -154,7 +153,7 @@ def checkpoint_folder(settings: EvaluationSettings) -> Path:
     Raises:
         UserError: It cannot be downloaded.
     """
-    return Path(local_folder(settings.checkpoint or ""))
+    return local_folder(settings.checkpoint or "")
 
 
 def output_folder(settings: EvaluationSettings) -> Path:
@@ -164,7 +163,7 @@ def output_folder(settings: EvaluationSettings) -> Path:
         UserError: No folder is set, and the checkpoint lies on the Hugging Face hub.
     """
     if settings.output:
-        return local_path(settings.output, "output")
+        return as_path(settings.output, "output")
     if is_hub_name(settings.checkpoint or ""):
         raise UserError(
             f"{settings.checkpoint} is fetched from the Hugging Face hub: set --output to a folder for results"
@@ -189,7 +188,7 @@ def _check_output(output: Path, benchmarks: Sequence[Benchmark], overwrite: bool
     if not is_first():
         return
     make_folder(output)
-    if not os.access(output, os.W_OK):
+    if is_local(output) and not os.access(output, os.W_OK):
         raise UserError(f"{output}: no permission to write there; choose another --output")
     for one in benchmarks:
         check_unlocked(output / one.name)

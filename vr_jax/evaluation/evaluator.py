@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from vr_jax.data.processor import Processor
 from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
@@ -11,6 +10,7 @@ from vr_jax.evaluation.runner import Evaluation, evaluate_items
 from vr_jax.inference import Buckets, Generator, memory_errors
 from vr_jax.model.vlm import VisionLanguageModel, abstract_model
 from vr_jax.model_directory import GenerationSettings
+from vr_jax.storage import Path
 
 
 class Evaluator:

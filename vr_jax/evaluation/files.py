@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vr_jax.errors import UserError
+from vr_jax.storage import Path, for_library
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
@@ -139,7 +139,7 @@ def _of_config(data: Path, folders: Sequence[Path], wanted: Wanted) -> Sequence[
 
 def _has(path: Path, columns: Collection[str]) -> bool:
     try:
-        return set(columns) <= set(pq.read_schema(path).names)
+        return set(columns) <= set(pq.read_schema(for_library(path)).names)
     except (pa.ArrowException, OSError):
         return True  # The reader of the file reports what is wrong with it.
 

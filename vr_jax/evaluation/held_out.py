@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 
 from vr_jax.errors import UserError
 from vr_jax.evaluation.benchmarks import BENCHMARKS, get_benchmark
@@ -46,7 +45,7 @@ def held_out_questions(
     if metric in BENCHMARKS:
         _refuse(metric, {"images": images, "follow_links": follow_links}, "a benchmark finds its images itself")
         benchmark: Benchmark = get_benchmark(metric)
-        data = data_folder(benchmark, Path(local_folder(path, "dataset")) if path else None, several=False)
+        data = data_folder(benchmark, local_folder(path, "dataset") if path else None, several=False)
         items = benchmark.limited(benchmark.items(data, split or None), limit)
     elif metric in METRICS:
         _refuse(metric, {"split": split}, "a file of questions is one split")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vr_jax import hub
 from vr_jax.errors import UserError
+from vr_jax.storage import Path
 
 # In July 2026 the copies of the datasets that lmms-eval reads moved to another owner. The columns are the same.
 _MIRRORS = {"lmms-lab": "lmms-lab-encoder"}

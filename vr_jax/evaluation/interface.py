@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vr_jax.data.types import Turn
 from vr_jax.evaluation.bootstrap import Estimates, plain_estimates
+from vr_jax.storage import Path
 
 # A profile names the version of lmms-eval whose scoring rules apply: 0.7.3 by default, or 0.5.0, which was current when
 # the paper was written (docs/design/benchmarks.md#versions).

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
 from vr_jax.evaluation.interface import GROUPS
 from vr_jax.evaluation.run_directory import SUMMARY, differences
+from vr_jax.storage import Path
 
 Summaries = Mapping[str, Mapping[str, Any]]  # The content of each benchmark's summary.json, by name.
 _WIDTH = 14  # The smallest width of the column of names in a terminal.

@@ -15,13 +15,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import ItemResult
 from vr_jax.failures import close_after
-from vr_jax.storage import LOCK_FILE, AppendedFile, lease, make_folder, write_json
+from vr_jax.storage import LOCK_FILE, AppendedFile, Path, lease, make_folder, write_json
 
 SETTINGS, ITEMS, SUMMARY = "settings.json", "items.jsonl", "summary.json"
 SUBMISSION = "submission.json"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from vr_jax.evaluation.interface import Benchmark, Item, ItemResult
 from vr_jax.evaluation.run_directory import NoDirectory, RunDirectory
 from vr_jax.inference import Generator, Reply
 from vr_jax.sharding import batch_shards
+from vr_jax.storage import Path
 
 # The version of the fields of summary.json. Summaries of different versions are not combined.
 VERSION = 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ from vr_jax.data.records import ImageFolder, images_of
 from vr_jax.data.skips import SkipRecord
 from vr_jax.errors import UserError
 from vr_jax.evaluation.files import Wanted, find_jsonl, find_shards
-from vr_jax.storage import parse_json
+from vr_jax.storage import Path, for_library, parse_json
 
 # The number of rows that are converted at a time. The converted rows are a second copy of their images.
 _ROWS_AT_ONCE = 64
@@ -304,7 +303,7 @@ def parquet_records(path: Path, required: Sequence[str], optional: Sequence[str]
         UserError: The file cannot be read, or lacks a required column.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(for_library(path)) as file:
             names = file.schema_arrow.names
             if missing := [name for name in required if name not in names]:
                 raise UserError(f"{path}: the columns {missing} are missing; found {names}")

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from vr_jax.inference.prompts import PromptError, user_turn
 from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.state import Reply
 from vr_jax.sharding import batch_shards
-from vr_jax.storage import PathLike, as_path, atomic_write, file_errors, parse_json
+from vr_jax.storage import Path, PathLike, as_path, atomic_write, file_errors, parse_json
 
 FIELDS = ("id", "question", "turns", "image", "images", "messages")
 _WINDOW = 8  # batches that are prepared together, so that prompts of one length meet
@@ -189,7 +188,7 @@ def read_questions(path: PathLike, separators: tuple[str, str] = LLAVA_SEPARATOR
         if not line.strip():
             continue
         where = f"{file}:{number}"
-        question = _question(line, number, where, Path(file.parent), separators)
+        question = _question(line, number, where, file.parent, separators)
         if question.id in lines_of:
             raise UserError(f"{where}: id {question.id!r} is that of line {lines_of[question.id]} too")
         lines_of[question.id] = number

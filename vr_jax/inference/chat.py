@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from vr_jax.data.processor import Processor
 from vr_jax.data.skips import SkipRecord
@@ -15,7 +14,7 @@ from vr_jax.inference.generator import Generator
 from vr_jax.inference.prompts import user_turn
 from vr_jax.inference.sampling import Sampling
 from vr_jax.inference.streaming import Piece
-from vr_jax.storage import local_path
+from vr_jax.storage import Path, as_path
 
 Source = str | os.PathLike[str] | bytes  # the path of an image's file, or its contents
 
@@ -87,7 +86,7 @@ class Chat:
         Raises:
             UserError: An image cannot be used; the conversation stays as it was.
         """
-        added = (one if isinstance(one, bytes) else local_path(one, "the image") for one in images)
+        added = (one if isinstance(one, bytes) else as_path(one, "the image") for one in images)
         pending = (*self.pending, *added)
         self._prompt((*self.turns, self._turn("", len(pending))), (*self.images, *pending))
         self.pending = pending

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vr_jax.data.prompts.segments import LLAVA_SEPARATORS
 from vr_jax.data.types import IMAGE, Conversation, Part, Turn
 from vr_jax.errors import UserError
+from vr_jax.storage import Path, as_path
 
 
 class PromptError(UserError):
@@ -29,7 +29,7 @@ def question(
     Raises:
         PromptError: The question has places for images, but not one for each image.
     """
-    files = tuple(image if isinstance(image, bytes) else Path(image) for image in images)
+    files = tuple(image if isinstance(image, bytes) else as_path(image) for image in images)
     return Conversation("question", (user_turn(content, len(files), separators),), files)
 
 

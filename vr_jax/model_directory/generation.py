@@ -10,13 +10,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from vr_jax.model_directory.field_table import FieldTable
 from vr_jax.model_directory.json_files import is_there, read_json
-from vr_jax.storage import PathLike, as_path
+from vr_jax.storage import Path, PathLike, as_path
 
 GENERATION_FILE = "generation_config.json"
 MESSAGE_END = "<|im_end|>"  # of ChatML
@@ -212,7 +210,7 @@ def generation_of_chat(directory: PathLike, end_token: str = MESSAGE_END) -> dic
     return {**values, "eos_token_id": [end, *ids]}
 
 
-def token_ids(path: epath.Path) -> dict[str, int]:
+def token_ids(path: Path) -> dict[str, int]:
     """Returns the ids of all tokens of a tokenizer.json by their text.
 
     Raises:

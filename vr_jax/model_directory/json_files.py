@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from etils import epath
-
 from vr_jax.errors import UserError
-from vr_jax.storage import parse_json
+from vr_jax.storage import Path, parse_json
 
 
-def is_there(path: epath.Path) -> bool:
+def is_there(path: Path) -> bool:
     """Returns whether a folder has a file of this name, which may be a link to a file that is missing.
 
     A cache of the hub has such links where the files that they mean were removed.
     """
-    return path.exists() or os.path.islink(path)
+    return path.exists() or path.is_symlink()
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
@@ -28,7 +26,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         values = parse_json(path.read_bytes())
     except FileNotFoundError:
-        if os.path.islink(path):
+        if path.is_symlink():
             raise UserError(f"{path} is a link to {os.readlink(path)}, which is missing; download it again") from None
         raise UserError(f"{path} is missing") from None
     except ValueError as error:

@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from etils import epath
-
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.model.config import VlmConfig
-from vr_jax.storage import PathLike, as_path, check_complete, file_errors, is_complete, write_json
+from vr_jax.storage import Path, PathLike, as_path, check_complete, file_errors, is_complete, refuse_s3, write_json
 
 FORMAT, VERSION = "vr_jax model", 3
 CONFIG_FILE, PARAMS_FOLDER = "config.json", "params"
-SIDE_FILES = (
+SIDE_FILES = (  # of a tokenizer
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -140,8 +138,13 @@ def _nearby(directory: PathLike) -> str:
     return f"; did you mean {found}?" if found else ""
 
 
-def params_folder(directory: PathLike) -> epath.Path:
-    """The absolute path of the parameters, as Orbax wants it."""
+def params_folder(directory: PathLike) -> Path:
+    """The absolute path of the parameters, as Orbax wants it.
+
+    Raises:
+        UserError: It lies in a bucket of S3, which Orbax does not take.
+    """
+    refuse_s3(directory, "the model directory")
     return (as_path(directory) / PARAMS_FOLDER).absolute()
 
 

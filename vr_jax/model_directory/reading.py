@@ -184,7 +184,7 @@ def stored_params(directory: PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     if not folder.is_dir():
         raise UserError(f"{directory} is damaged: it has no {PARAMS_FOLDER}/")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, orbax_errors(directory, "is damaged"):
-        metadata = checkpointer.metadata(folder).item_metadata
+        metadata = checkpointer.metadata(str(folder)).item_metadata
     if metadata is None:
         raise UserError(f"{directory} is damaged: {PARAMS_FOLDER}/ has no readable metadata")
     flat = traverse_util.flatten_dict(metadata.tree, sep=".")
@@ -213,7 +213,7 @@ def load_params(directory: PathLike, targets: Mapping[str, jax.ShapeDtypeStruct]
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, orbax_errors(directory, "is damaged"):
         restored = checkpointer.restore(
-            params_folder(directory),
+            str(params_folder(directory)),
             args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True),
         )
     return traverse_util.flatten_dict(restored, sep=".")

@@ -6,7 +6,8 @@ from typing import Any
 
 from vr_jax.errors import UserError
 from vr_jax.model_directory.json_files import read_json
-from vr_jax.storage import PathLike, as_path
+from vr_jax.model_directory.layout import SIDE_FILES
+from vr_jax.storage import PathLike, as_path, on_disk
 
 TOKENIZER_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -29,7 +30,9 @@ def load_tokenizer(directory: PathLike) -> Any:
             read_json(path)
     try:
         # Because a config is given, transformers does not look for one of its own models in config.json.
-        return AutoTokenizer.from_pretrained(directory, config=PreTrainedConfig(), local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            on_disk(directory, SIDE_FILES), config=PreTrainedConfig(), local_files_only=True
+        )
     # An ImportError says that the tokenizer's class needs a library, as those of SigLIP's text tower do.
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -77,6 +77,7 @@ def save_params(
     Raises:
         UserError: As `save_model`.
     """
+    params_folder(directory)  # refuses what Orbax does not take, before anything is written
     size = sum(array.nbytes for array in params.values())
 
     def write_files() -> None:
@@ -103,6 +104,6 @@ def _write_params(directory: PathLike, written: PathLike, params: Mapping[str, j
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with ocp.Checkpointer(handler) as checkpointer, orbax_errors(directory, "cannot be written"):
         checkpointer.save(
-            params_folder(written),
+            str(params_folder(written)),
             args=ocp.args.PyTreeSave(tree, save_args, ocdbt_target_data_file_size=_FILE_BYTES),
         )

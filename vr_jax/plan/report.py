@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from vr_jax.plan.results import Plan
-from vr_jax.storage import write_text
+from vr_jax.storage import Path, write_text
 
 JSON, MARKDOWN = "plan.json", "plan.md"
 GIB = 2**30

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -17,6 +16,7 @@ from vr_jax.data.images import decode_rgb, open_image
 from vr_jax.data.skips import SkipRecord
 from vr_jax.model.config import ImageConfig
 from vr_jax.probe.tiny_imagenet import LabelledImage
+from vr_jax.storage import Path
 
 # This number of batches is prepared while the device computes another one.
 AHEAD = 2

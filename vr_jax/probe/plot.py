@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
 from vr_jax.plotting import figure_file
 from vr_jax.probe.results import ProbeResult, TapResult
+from vr_jax.storage import Path
 
 COLOURS = ("#1f5fa8", "#d1495b", "#2e8b57", "#8d5fb0", "#c98a1b", "#4c4c4c")
 MARKERS = ("o", "s", "^", "D", "v", "P")

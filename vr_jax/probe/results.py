@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from vr_jax.errors import UserError
 from vr_jax.probe.taps import Kind
-from vr_jax.storage import write_json
+from vr_jax.storage import Path, write_json
 
 RESULTS = "results.json"
 FORMAT, VERSION = "vr_jax probe", 2

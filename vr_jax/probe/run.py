@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from vr_jax.probe.tiny_imagenet import TinyImageNet, subset
 from vr_jax.probe.training import HEAD_SETTINGS, Fit, fit
 from vr_jax.settings import MeshSettings, ProbeSettings, TrainConfig
 from vr_jax.sharding import make_mesh
-from vr_jax.storage import local_path, results_folder
+from vr_jax.storage import Path, as_path, results_folder
 
 FIGURE = "probe.svg"
 # This value of `TrainConfig.tokenizer` stands for the generated tokenizer of the demo.
@@ -73,14 +72,14 @@ def output_folder(settings: ProbeSettings) -> Path:
         UserError: The settings have neither an output folder nor a checkpoint.
     """
     if settings.output is not None:
-        return local_path(settings.output, "output")
+        return as_path(settings.output, "output")
     if settings.checkpoint is None:
         raise UserError("There is no output folder: set --output, because there is no --checkpoint to put it into.")
     if is_hub_name(settings.checkpoint):
         raise UserError(
             f"{settings.checkpoint} is fetched from the Hugging Face hub: set --output to a folder for results."
         )
-    return local_path(settings.checkpoint, "checkpoint") / "probe"
+    return as_path(settings.checkpoint, "checkpoint") / "probe"
 
 
 def run_probe(
@@ -163,7 +162,7 @@ def _check_settings(settings: ProbeSettings, model: VlmConfig | None) -> Path:
         )
     if settings.checkpoint is None and (model is None or settings.output is None):
         raise UserError("--random without --checkpoint needs --config with a model, and --output with a folder.")
-    return local_path(settings.data, "data")
+    return as_path(settings.data, "data")
 
 
 def _model_config(settings: ProbeSettings, model: VlmConfig | None) -> VlmConfig:
@@ -186,11 +185,13 @@ def _load(settings: ProbeSettings, config: VlmConfig, tokenizer_place: str, mesh
     """Returns the model with its tokenizer, either from the checkpoint or with random weights."""
     if not settings.random:
         assert settings.checkpoint is not None
-        return load_for_inference(Path(settings.checkpoint), mesh, config=config, dtype=settings.dtype)
+        return load_for_inference(as_path(settings.checkpoint), mesh, config=config, dtype=settings.dtype)
     place = settings.checkpoint or tokenizer_place
     if not place:
         raise UserError("--random needs a tokenizer: set config.tokenizer to its directory, or to 'demo'.")
-    processor = Processor(demo_tokenizer(), config) if place == DEMO_TOKENIZER else load_processor(Path(place), config)
+    processor = (
+        Processor(demo_tokenizer(), config) if place == DEMO_TOKENIZER else load_processor(as_path(place), config)
+    )
     model, _ = warm_start([], config, mesh, dtype=settings.dtype)
     return Loaded(model, processor)
 
@@ -222,7 +223,7 @@ def _recorded_settings(settings: ProbeSettings, config: VlmConfig, data: TinyIma
     return {
         "checkpoint": {
             "path": checkpoint,
-            "sha256": None if settings.random or not checkpoint else fingerprint(Path(checkpoint)),
+            "sha256": None if settings.random or not checkpoint else fingerprint(as_path(checkpoint)),
             "random": settings.random,
         },
         "model": config.to_dict(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -16,7 +15,7 @@ from PIL import Image
 
 from vr_jax.errors import UserError
 from vr_jax.probe.tiny_imagenet import ANNOTATIONS, WNIDS, WORDS
-from vr_jax.storage import complete_directory
+from vr_jax.storage import Path, UploadedFolder, complete_directory
 
 # The side of an image in pixels.
 SIDE = 64
@@ -56,8 +55,10 @@ def write_stand_in(folder: Path, *, classes: int = 12, train: int = 100, val: in
             f"classes = {classes}, train = {train}, val = {val}: expected 2 to {len(CLASS_NAMES)} classes with at "
             "least 1 image each."
         )
-    with complete_directory(folder, size=classes * (train + val) * _IMAGE_BYTES) as work:
-        _write(Path(work), chosen_labels(classes), train, val, np.random.default_rng(seed))
+    size = classes * (train + val) * _IMAGE_BYTES
+    with complete_directory(folder, size=size) as work, UploadedFolder(work) as files:
+        _write(files.local, chosen_labels(classes), train, val, np.random.default_rng(seed))
+        files.upload()
 
 
 def chosen_labels(classes: int) -> list[int]:

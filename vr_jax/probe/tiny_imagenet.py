@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from vr_jax.errors import UserError
+from vr_jax.storage import Path
 
 WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"
 IMAGES = "*.JPEG"

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from vr_jax.effects import check_effects
 from vr_jax.errors import ConfigError
 from vr_jax.fields import check, field_types
+from vr_jax.path_text import is_bucket
 from vr_jax.settings.train_config import TrainConfig
+from vr_jax.storage import on_disk
 
 CONFIG_FOLDER = "configs"
 
@@ -70,7 +72,8 @@ def read_config_file(spec: str | Path) -> ConfigDict:
         ConfigError: The file does not exist, cannot be run, or refuses the variant.
     """
     name, colon, variant = split_variant(str(spec))
-    path = Path(name) if Path(name).is_file() else packaged_config(name)
+    own = on_disk(name) if is_bucket(name) else Path(name)
+    path = own if own.is_file() else packaged_config(name)
     if path is None:
         known = packaged_configs()
         stems = {PurePosixPath(config).stem: config for config in known}

@@ -1,15 +1,22 @@
 """Files and folders that are either whole or absent, and who may write to a folder (a leaf module).
 
-Paths are `etils.epath` paths. This package alone knows how a folder becomes complete (a marker file written last) and
-who holds it (a lease file with a heartbeat). Everything that the operating system refuses is a `UserError`.
+`as_path` makes the paths of the whole package: those of a disk are `pathlib.Path`, and those of a bucket (gs://, s3://)
+have the same methods (`BucketPath`). `Path` is the type of both. This package alone knows how a file is written whole
+(`atomic_write`), how one grows (`AppendedFile`), how a folder is moved and removed, how it becomes complete (a marker
+file written last), who holds it (a lease file with a heartbeat), and how a library that knows disks only reads
+(`on_disk`) and writes (`UploadedFolder`) what lies in a bucket. Everything that the operating system or a store refuses
+is a `UserError`.
 """
 
+from vr_jax.storage.bucket_path import BucketPath
+from vr_jax.storage.disk_copy import on_disk
 from vr_jax.storage.files import (
-    AppendedFile,
+    Path,
     PathLike,
     as_path,
     atomic_write,
     file_errors,
+    for_library,
     is_local,
     move_folder,
     remove_empty_folders,
@@ -28,6 +35,7 @@ from vr_jax.storage.folders import (
     owner_of,
     results_folder,
 )
+from vr_jax.storage.growing import AppendedFile, UploadedFolder
 from vr_jax.storage.json_text import RepeatedKey, parse_json
 from vr_jax.storage.lease import (
     LOCK_FILE,
@@ -41,21 +49,25 @@ from vr_jax.storage.lease import (
 )
 from vr_jax.storage.paths import (
     check_apart,
-    local_path,
     matching_paths,
-    refuse_buckets,
+    refuse_s3,
     split_paths,
 )
+from vr_jax.storage.store import StoreError, refuse_missing_client
 
 __all__ = [
     "COMPLETE_MARKER",
     "LOCK_FILE",
     "STALE_AFTER",
     "AppendedFile",
+    "BucketPath",
     "Clock",
     "Lease",
+    "Path",
     "PathLike",
     "RepeatedKey",
+    "StoreError",
+    "UploadedFolder",
     "as_path",
     "atomic_write",
     "check_apart",
@@ -66,16 +78,18 @@ __all__ = [
     "complete_directory",
     "directory_lock",
     "file_errors",
+    "for_library",
     "is_complete",
     "is_local",
     "lease",
-    "local_path",
     "make_folder",
     "matching_paths",
     "move_folder",
+    "on_disk",
     "owner_of",
     "parse_json",
-    "refuse_buckets",
+    "refuse_missing_client",
+    "refuse_s3",
     "remove_empty_folders",
     "remove_folder",
     "results_folder",

@@ -6,28 +6,40 @@ import errno
 import functools
 import json
 import os
+import pathlib
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Self
-
-from etils import epath
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 from vr_jax.errors import UserError
-from vr_jax.failures import close_after, error_number, explain
+from vr_jax.failures import close_after, error_number, explain, store_failure
 from vr_jax.path_text import check_path_text, is_bucket
+from vr_jax.storage.bucket_path import BucketPath
 
 type PathLike = str | os.PathLike[str]
+Path = pathlib.Path | BucketPath  # what the whole package means by a path; `as_path` makes one
 
 
-def as_path(path: PathLike) -> epath.Path:
+def as_path(path: PathLike, where: str = "path") -> Path:
     """Returns a path of a disk or a bucket (gs://, s3://); `~` becomes the home folder.
+
+    Args:
+        path: The path, as a user wrote it.
+        where: The flag or the field in messages.
 
     Raises:
         ConfigError: The path is empty, or an address of another kind.
     """
-    return epath.Path(check_path_text(os.fspath(path), "path"))
+    text = check_path_text(os.fspath(path), where)
+    return BucketPath(text) if is_bucket(text) else pathlib.Path(text)
+
+
+def for_library(path: Path) -> pathlib.Path | IO[bytes]:
+    """Returns what a library takes that reads paths of a disk or open files: the path, or an object that is opened."""
+    return path if isinstance(path, pathlib.Path) else path.open("rb")
 
 
 def is_local(path: PathLike) -> bool:
@@ -53,12 +65,15 @@ def file_errors(doing: str, *, needed: int = 0) -> Iterator[None]:
         raise
     except Exception as error:  # TensorStore and the tokenizers library have classes of their own for such errors.
         if error_number(error) is None:
-            raise
+            failed = store_failure(error)
+            if failed is None:
+                raise
+            raise UserError(failed) from error
         raise UserError(f"{doing}: {explain(error, needed=needed, known=doing)}") from error
 
 
 @contextmanager
-def atomic_write(path: PathLike) -> Iterator[epath.Path]:
+def atomic_write(path: PathLike) -> Iterator[Path]:
     """Gives the block a temporary name to write a file under, and makes that file `path` when the block succeeds.
 
     The temporary name lies beside `path` and ends with its suffix; the folder is created. After an error in the block
@@ -89,13 +104,16 @@ def atomic_write(path: PathLike) -> Iterator[epath.Path]:
                 raise
         else:  # A bucket shows an object only when all of it has arrived; a device or a pipe is not replaced.
             with tempfile.TemporaryDirectory() as folder:
-                temporary = epath.Path(folder) / target.name
+                temporary = pathlib.Path(folder) / target.name
                 yield temporary
-                with target.open("wb") as file:
-                    file.write(temporary.read_bytes())
+                if isinstance(target, BucketPath):
+                    target.upload(temporary)
+                else:
+                    with target.open("wb") as file:
+                        file.write(temporary.read_bytes())
 
 
-def _flush(path: epath.Path) -> None:
+def _flush(path: Path) -> None:
     """Waits until the disk holds a file, which must precede the rename: otherwise a power cut may leave it empty."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -132,73 +150,6 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-class AppendedFile:
-    """A file that grows by whole pieces while it is open; a context manager.
-
-    A piece that cannot be written is taken away again, so that the file never ends in half of one after an error.
-    """
-
-    def __init__(self, path: PathLike):
-        """Opens a file of a disk, and creates it and its folder if they are absent.
-
-        Raises:
-            UserError: The file cannot be opened.
-        """
-        self.path = as_path(path)
-        with self._errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  # it is closed by `close`
-
-    def append(self, data: bytes, *, sync: bool = False) -> None:
-        """Adds a piece at the end.
-
-        Args:
-            data: The piece.
-            sync: Whether the call waits until the disk holds it.
-
-        Raises:
-            UserError: It cannot be written; the file is as before.
-        """
-        with self._errors(len(data)):
-            before = self._file.seek(0, os.SEEK_END)
-            try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-                if sync:
-                    os.fsync(self._file.fileno())
-            except BaseException as error:
-                close_after(error, functools.partial(self._file.truncate, before))
-                raise
-
-    def read(self) -> bytes:
-        """Returns the content."""
-        with self._errors():
-            self._file.seek(0)
-            return self._file.read()
-
-    def truncate(self, size: int) -> None:
-        """Cuts the file."""
-        with self._errors():
-            self._file.truncate(size)
-
-    def close(self) -> None:
-        """Closes the file."""
-        with self._errors():
-            self._file.close()
-
-    def _errors(self, needed: int = 0) -> AbstractContextManager[None]:
-        return file_errors(f"{self.path} cannot be written", needed=needed)
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Closes it."""
-        close_after(error, self.close)
-
-
 def remove_folder(folder: PathLike) -> None:
     """Removes a folder with all that it holds; does nothing if it is absent. The caller knows whose folder it is.
 
@@ -207,18 +158,23 @@ def remove_folder(folder: PathLike) -> None:
     """
     path = as_path(folder)
     with file_errors(f"{path} cannot be removed"), suppress(FileNotFoundError):
-        path.rmtree()
+        shutil.rmtree(path) if isinstance(path, pathlib.Path) else path.rmtree()
 
 
 def remove_empty_folders(folder: PathLike) -> None:
-    """Removes a folder of a disk and those in it as far as they hold no files, after something failed to fill them."""
+    """Removes a folder and those in it as far as they hold no files, after something failed to fill them.
+
+    A bucket has no empty folders.
+    """
+    if not is_local(folder):
+        return
     for path, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):  # It holds something.
             os.rmdir(path)
 
 
 def move_folder(folder: PathLike, target: PathLike) -> None:
-    """Gives a folder of a disk another name; a folder that had that name is removed.
+    """Gives a folder another name; a folder that had that name is removed. In a bucket its objects are copied.
 
     Raises:
         UserError: It cannot be moved.
@@ -226,4 +182,4 @@ def move_folder(folder: PathLike, target: PathLike) -> None:
     with file_errors(f"{folder} cannot be moved to {target}"):
         remove_folder(target)
         as_path(target).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, target)
+        as_path(folder).rename(target)

@@ -5,7 +5,9 @@ an older one, that is first renamed away (`.NAME.replaced`). A process that is k
 complete folder under the first name; whoever reads or writes the folder next gives it its own name. So at every
 moment either the old or the new folder can be read.
 
-In a bucket, which has no renames, a folder is filled in place. What it replaces is removed before, marker first.
+In a bucket, which has no renames, a folder is filled in place. The marker `_INCOMPLETE` is written first and says what
+the folder holds besides; then what is replaced is removed, `_COMPLETE` first, and `_INCOMPLETE` is removed last. So a
+folder that has only `_INCOMPLETE` counts as absent, and whoever writes it next knows what may be removed.
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
+import shutil
 from collections.abc import Iterator
-
-from etils import epath
 
 from vr_jax import distributed
 from vr_jax.errors import UserError
 from vr_jax.failures import close_after, free_bytes, size_text
-from vr_jax.storage.files import PathLike, as_path, file_errors, is_local, write_text
+from vr_jax.storage.files import Path, PathLike, as_path, file_errors, is_local, remove_folder, write_text
 from vr_jax.storage.lease import directory_lock, lease, make_folder
 
 COMPLETE_MARKER = "_COMPLETE"
+_INCOMPLETE_MARKER = "_INCOMPLETE"  # only in buckets
 _MARKER_TEXT = "This folder is complete: this file was written after all the others.\n"
 _CONTENT = "Content: "  # begins the marker's line that names the files and folders in it
+_KEPT = "Kept: "  # begins the line of `_INCOMPLETE` that names what others have put into the folder
 _OWNER = "Owner: "  # begins the marker's line that names who may replace the folder, where it is not anyone
 
 
@@ -62,21 +66,21 @@ def owner_of(folder: PathLike) -> str | None:
     return _noted(path, _OWNER)
 
 
-def _noted(folder: epath.Path, what: str) -> str:
+def _noted(folder: Path, what: str, marker: str = COMPLETE_MARKER) -> str:
     """What a line of the marker of a folder says, or "" where there is no such line."""
     with file_errors(f"{folder} cannot be read"):
-        if not (folder / COMPLETE_MARKER).exists():
+        if not (folder / marker).exists():
             return ""
-        lines = (folder / COMPLETE_MARKER).read_text().splitlines()
+        lines = (folder / marker).read_text().splitlines()
     return next((line.removeprefix(what) for line in lines if line.startswith(what)), "")
 
 
-def _additions(folder: epath.Path) -> list[str]:
+def _additions(folder: Path) -> list[str]:
     """What somebody has put into a complete folder since it was written, e.g. the results of an evaluation."""
     noted = _noted(folder, _CONTENT)
     if not noted:
         return []
-    known = {COMPLETE_MARKER, *json.loads(noted)}
+    known = {COMPLETE_MARKER, _INCOMPLETE_MARKER, *json.loads(noted)}
     with file_errors(f"{folder} cannot be read"):
         return sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
 
@@ -101,11 +105,14 @@ def check_target(target: PathLike, *, overwrite: bool, owner: str = "") -> None:
     with file_errors(f"{path} cannot be read"):
         if not any(path.iterdir()):
             return
+    unfinished = (path / _INCOMPLETE_MARKER).exists() and not (path / COMPLETE_MARKER).exists()
+    if unfinished:  # Somebody was killed who was allowed to write it.
+        return
     if not overwrite:
         raise UserError(f"{path} exists; choose another folder, or overwrite it (--overwrite)")
     if owner and owner_of(path) != owner:
         raise UserError(f"{path} was not written by this run, so it is not replaced; move it away, or choose another")
-    if is_local(path) and not (path / COMPLETE_MARKER).exists():
+    if not (path / COMPLETE_MARKER).exists():
         raise UserError(
             f"{path} holds files that vr-jax did not write (it has no {COMPLETE_MARKER}), so it is not replaced; "
             "choose another folder, or remove it yourself"
@@ -113,9 +120,7 @@ def check_target(target: PathLike, *, overwrite: bool, owner: str = "") -> None:
 
 
 @contextlib.contextmanager
-def complete_directory(
-    target: PathLike, *, size: int = 0, overwrite: bool = False, owner: str = ""
-) -> Iterator[epath.Path]:
+def complete_directory(target: PathLike, *, size: int = 0, overwrite: bool = False, owner: str = "") -> Iterator[Path]:
     """Gives the block a folder to fill, which becomes `target` when the block succeeds and is removed otherwise.
 
     All processes of a run call it together and see the same folder; the first one creates it. What is promised holds
@@ -124,19 +129,20 @@ def complete_directory(
     Args:
         target: The folder to write.
         size: Bytes that will be written, at least; they must be free.
-        overwrite: Whether a folder that is there is replaced, if this function has written it. It can be read until the
-            new one is complete. What others have put into it since moves to the new one.
+        overwrite: Whether a folder that is there is replaced, if this function has written it. On a disk it can be read
+            until the new one is complete. What others have put into it since moves to the new one.
         owner: Who writes the folder (`owner_of`); a folder of somebody else is then not replaced.
 
     Yields:
-        The folder to write to, which exists and is empty.
+        The folder to write to, which exists and is empty, but for what others have put into that of a bucket.
 
     Raises:
         UserError: The folder exists and `overwrite` is not set, another process is writing it, the disk is full, or
             the operating system refuses something else.
     """
     final = _real(target)
-    written = _beside(final, "incomplete") if is_local(final) else final
+    in_place = not is_local(final)
+    written = final if in_place else _beside(final, "incomplete")
     first = distributed.is_first()
     with contextlib.ExitStack() as held, file_errors(f"{final} cannot be written", needed=size):
 
@@ -144,21 +150,26 @@ def complete_directory(
             if not first:
                 return
             check_target(final, overwrite=overwrite, owner=owner)
-            if is_local(final):
-                make_folder(final.parent)
-                held.enter_context(lease(_beside(final, "lock"), place=final))
-                _check_free(final, size)
-                _remove_replaced(final)
+            make_folder(final.parent)
+            held.enter_context(lease(_beside(final, "lock"), place=final))
+            if in_place:
+                _begin_in_place(final)
+                return
+            _check_free(final, size)
+            _remove_replaced(final)
             _clear(written)
             written.mkdir(parents=True)
 
         def commit() -> None:
             if not first:
                 return
-            content = json.dumps(sorted(path.name for path in written.iterdir()))
+            found = {path.name for path in written.iterdir()} - {_INCOMPLETE_MARKER} - set(_kept(written))
+            content = json.dumps(sorted(found))
             notes = f"{_CONTENT}{content}\n" + (f"{_OWNER}{owner}\n" if owner else "")
             write_text(written / COMPLETE_MARKER, _MARKER_TEXT + notes)
-            if written != final:
+            if in_place:
+                (written / _INCOMPLETE_MARKER).unlink(missing_ok=True)
+            else:
                 _exchange(final, written)
 
         distributed.together(prepare)
@@ -169,14 +180,14 @@ def complete_directory(
 
             def clear() -> None:
                 if not (written / COMPLETE_MARKER).exists():
-                    _clear(written)
+                    _clear_in_place(written) if in_place else _clear(written)
 
             close_after(error, clear)
             raise
 
 
 @contextlib.contextmanager
-def results_folder(folder: PathLike, *results: str, overwrite: bool = False) -> Iterator[epath.Path]:
+def results_folder(folder: PathLike, *results: str, overwrite: bool = False) -> Iterator[Path]:
     """Holds a folder from before some work until its results are written.
 
     So neither the work nor older results are lost: what could not be written is refused before the work begins.
@@ -203,18 +214,47 @@ def results_folder(folder: PathLike, *results: str, overwrite: bool = False) -> 
         yield path
 
 
-def _real(path: PathLike) -> epath.Path:
+def _begin_in_place(folder: Path) -> None:
+    """Makes a folder of a bucket incomplete, and removes what an earlier writer has written to it."""
+    kept = _additions(folder) if (folder / COMPLETE_MARKER).exists() else _kept(folder)
+    write_text(folder / _INCOMPLETE_MARKER, f"Somebody is writing this folder.\n{_KEPT}{json.dumps(kept)}\n")
+    (folder / COMPLETE_MARKER).unlink(missing_ok=True)
+    _empty_in_place(folder)
+
+
+def _kept(folder: Path) -> list[str]:
+    noted = _noted(folder, _KEPT, _INCOMPLETE_MARKER)
+    return list(json.loads(noted)) if noted else []
+
+
+def _empty_in_place(folder: Path) -> None:
+    spared = {_INCOMPLETE_MARKER, *_kept(folder)}
+    for one in folder.iterdir():
+        if one.name not in spared:
+            remove_folder(one) if one.is_dir() else one.unlink(missing_ok=True)
+
+
+def _clear_in_place(folder: Path) -> None:
+    """Removes what was written to a folder of a bucket; where others have put something there, the marker stays."""
+    if not (folder / _INCOMPLETE_MARKER).exists():
+        return
+    _empty_in_place(folder)
+    if not _kept(folder):
+        (folder / _INCOMPLETE_MARKER).unlink(missing_ok=True)
+
+
+def _real(path: PathLike) -> Path:
     """The absolute path; of a symbolic link on a disk, what it points to, which is what has to be renamed."""
     given = as_path(path)
-    return epath.Path(os.path.realpath(given)) if is_local(given) else given
+    return pathlib.Path(os.path.realpath(given)) if is_local(given) else given
 
 
-def _beside(target: epath.Path, state: str) -> epath.Path:
+def _beside(target: Path, state: str) -> Path:
     """The name of a folder or file beside `target` that belongs to it."""
     return target.with_name(f".{target.name}.{state}")
 
 
-def _exchange(target: epath.Path, written: epath.Path) -> None:
+def _exchange(target: Path, written: Path) -> None:
     """Gives a complete folder its name, and removes the one that had it."""
     replaced = _beside(target, "replaced")
     if target.exists():
@@ -224,7 +264,7 @@ def _exchange(target: epath.Path, written: epath.Path) -> None:
         _remove_replaced(target)
 
 
-def _remove_replaced(target: epath.Path) -> None:
+def _remove_replaced(target: Path) -> None:
     """Removes what `target` has replaced; what others put into it (e.g. results of `eval`) moves to the new one."""
     replaced = _beside(target, "replaced")
     for name in _additions(replaced) if target.exists() and replaced.exists() else ():
@@ -233,7 +273,7 @@ def _remove_replaced(target: epath.Path) -> None:
     _clear(replaced)
 
 
-def _finish_exchange(target: epath.Path) -> None:
+def _finish_exchange(target: Path) -> None:
     """Gives a complete folder its name where nothing has that name; readers do it after a writer that was killed."""
     if not is_local(target) or target.exists():
         return
@@ -244,14 +284,14 @@ def _finish_exchange(target: epath.Path) -> None:
         os.rename(written, target)  # The file is missing if the writer itself has renamed it just now.
 
 
-def _clear(folder: epath.Path) -> None:
+def _clear(folder: Path) -> None:
     """Removes a folder, its marker first, so that what is left of it by a kill in between does not count."""
     (folder / COMPLETE_MARKER).unlink(missing_ok=True)
     if folder.exists():
-        folder.rmtree()
+        shutil.rmtree(folder)
 
 
-def _check_free(target: epath.Path, size: int) -> None:
+def _check_free(target: Path, size: int) -> None:
     """Refuses to write more bytes than are free."""
     check_free(target.parent, size, f"{target} cannot be written")
 
@@ -259,7 +299,7 @@ def _check_free(target: epath.Path, size: int) -> None:
 def check_free(
     folder: PathLike, size: int, doing: str, advice: str = "free some space, or choose another disk"
 ) -> None:
-    """Makes sure that a disk has room.
+    """Makes sure that a disk has room; a bucket has.
 
     Args:
         folder: A folder of the disk, which need not exist.
@@ -271,5 +311,5 @@ def check_free(
         UserError: Fewer bytes are free; the message has both numbers.
     """
     free = free_bytes(folder)
-    if free is not None and free < size:
+    if is_local(folder) and free is not None and free < size:
         raise UserError(f"{doing}: {size_text(size)} are needed, {size_text(free)} are free on its disk; {advice}")

@@ -1,9 +1,9 @@
 """A lease on a folder, so that one run at a time writes to it, on this host or on another one.
 
-The lease is a file that is created exclusively. It names its holder and is kept fresh by a thread of the holder; the
-time of its last refresh is the file's modification time. A lease that was not refreshed for `STALE_AFTER` seconds, or
-whose process is gone from this machine, may be removed by anyone who wants the folder. The clocks of the hosts must
-agree to within a fraction of that time.
+The lease is a file that is created exclusively. It names its holder and is kept fresh by a thread of the holder; on a
+disk the time of its last refresh is the file's modification time, in a bucket it is written into the object. A lease
+that was not refreshed for `STALE_AFTER` seconds, or whose process is gone from this machine, may be removed by anyone
+who wants the folder. The clocks of the hosts must agree to within a fraction of that time.
 
 Who finds a folder held is told at once where the holder certainly lives: its process runs on this machine, or the lease
 is refreshed while one looks. Only a holder on another host that gives no sign of life is waited for.
@@ -26,8 +26,10 @@ from dataclasses import asdict, dataclass
 from vr_jax import distributed
 from vr_jax.errors import UserError
 from vr_jax.failures import first_error_kept
+from vr_jax.storage.bucket_lease import BucketLeaseFile
 from vr_jax.storage.files import PathLike, as_path, file_errors, is_local
 from vr_jax.storage.lease_file import DiskLeaseFile, LeaseFile, Version
+from vr_jax.storage.store import StoreError
 
 LOCK_FILE = ".lock"
 STALE_AFTER = 60.0  # seconds without a refresh after which a holder counts as gone
@@ -215,7 +217,7 @@ class Lease:
                 return
             try:
                 self._version = self._file.refresh(self._version, self._clock.now())
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 logger.warning("the lease on %s cannot be refreshed now: %s", self._place, error)
             else:
                 if self._version is None:
@@ -257,10 +259,10 @@ def lease(path: PathLike, *, wait: float = 0.0, place: PathLike | None = None) -
         wait: Seconds to wait for another holder.
         place: What messages call the thing that is held; the default is the file's folder.
     """
-    _check_local(path)
     file = as_path(path)
     with file_errors(f"{file} cannot be written"):
-        held = Lease.acquire(os.fspath(place or file.parent), DiskLeaseFile(file), wait=wait)
+        kept = DiskLeaseFile(file) if is_local(file) else BucketLeaseFile(str(file))
+        held = Lease.acquire(os.fspath(place or file.parent), kept, wait=wait)
     with file_errors(f"{file} cannot be removed"), first_error_kept(held.release):
         yield held
         held.check()
@@ -289,7 +291,6 @@ def directory_lock(folder: PathLike, *, wait: float = 0.0) -> Iterator[Lease | N
     def acquire() -> Lease | None:
         if not distributed.is_first():
             return None
-        _check_local(place)
         make_folder(place)
         return held.enter_context(lease(place / LOCK_FILE, wait=wait))
 
@@ -309,12 +310,6 @@ def check_unlocked(folder: PathLike) -> None:
     if held:
         with lease(as_path(folder) / LOCK_FILE):
             pass
-
-
-def _check_local(path: PathLike) -> None:
-    """Refuses a path in a bucket, for which there is no `LeaseFile` yet."""
-    if not is_local(path):
-        raise UserError(f"{path}: folders of a bucket cannot be held yet; choose a folder of a disk")
 
 
 def make_folder(folder: PathLike) -> None:

@@ -1,7 +1,7 @@
 """The file that holds a lease, which every process changes only if no other process was faster.
 
 Every change of the file is conditional on the version that was read before, as it is with the generations of objects
-in a bucket. A second implementation of `LeaseFile` for buckets can therefore stand beside `DiskLeaseFile`.
+in a bucket (`vr_jax.storage.bucket_lease`).
 """
 
 from __future__ import annotations

@@ -1,55 +1,36 @@
-"""Which files a path means: names of a disk before patterns, lists, and places where a bucket cannot be used."""
+"""Which files a path means: names that exist before patterns, lists of several, and what may not be replaced."""
 
 from __future__ import annotations
 
 import glob
 import os
+import pathlib
 from collections.abc import Iterable
-from pathlib import Path
 
 from vr_jax.errors import UserError
-from vr_jax.fields import Config, path_values
-from vr_jax.path_text import bucket_refused, check_path_text, is_bucket
-from vr_jax.storage.files import PathLike
+from vr_jax.path_text import is_bucket
+from vr_jax.storage.bucket_path import BucketPath
+from vr_jax.storage.files import Path, PathLike, as_path
 
 
-def local_path(path: PathLike, where: str = "path") -> Path:
-    """Returns a path of a disk.
-
-    Args:
-        path: The path, where `~` stands for the home folder.
-        where: The flag or the field in messages.
+def refuse_s3(path: PathLike, where: str) -> None:
+    """Refuses an address of S3 for what holds checkpoints or weights.
 
     Raises:
-        UserError: The path is empty, or lies in a bucket.
+        UserError: The path lies there.
     """
-    text = check_path_text(os.fspath(path), where)
-    if is_bucket(text):
-        raise UserError(bucket_refused(where, text))
-    return Path(text)
-
-
-def refuse_buckets(config: Config, where: str = "config", *, unless: Iterable[str] = ()) -> None:
-    """Makes sure, before anything is opened or written, that no path of a config lies in a bucket.
-
-    Args:
-        config: The settings.
-        where: The name of the config in messages.
-        unless: Beginnings of the names of fields that are not looked at, since they are not used now.
-
-    Raises:
-        UserError: A field names a bucket.
-    """
-    for name, path in path_values(config, where):
-        if is_bucket(path) and not name.startswith(tuple(unless)):
-            raise UserError(bucket_refused(name, path))
+    if os.fspath(path).startswith("s3://"):
+        raise UserError(
+            f"{where} = {path}: Orbax, which writes checkpoints and weights, takes no s3:// yet; give a folder of a "
+            "disk or gs://"
+        )
 
 
 def split_paths(text: str) -> list[str]:
     """Returns the paths of a text that may hold several with commas between; a name that exists is never split."""
     if not text.strip():
         return []
-    if os.path.lexists(text):
+    if not is_bucket(text) and os.path.lexists(text):
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -68,16 +49,21 @@ def matching_paths(path: PathLike, where: str = "path") -> list[Path]:
         The matches of a pattern in order; otherwise the path itself, which need not exist.
 
     Raises:
-        UserError: Nothing matches the pattern, or the path is empty or lies in a bucket.
+        UserError: Nothing matches the pattern, or the path is empty.
     """
-    found = local_path(path, where)
+    found = as_path(path, where)
     text = os.fspath(found)
-    if os.path.lexists(text) or not glob.has_magic(text):
+    if not glob.has_magic(text) or (found.exists() if isinstance(found, BucketPath) else os.path.lexists(text)):
         return [found]
-    names = sorted(set(glob.glob(text, recursive=True)))
-    if not names:
+    matches: list[Path]
+    if isinstance(found, BucketPath):
+        bucket = BucketPath(*found.parts[:3])
+        matches = list(bucket.glob("/".join(found.parts[3:])))
+    else:
+        matches = [pathlib.Path(name) for name in sorted(set(glob.glob(text, recursive=True)))]
+    if not matches:
         raise UserError(f"{where} = {text}: no file matches this pattern, and none has this name")
-    return [Path(name) for name in names]
+    return matches
 
 
 def check_apart(target: PathLike, sources: Iterable[PathLike], *, where: str, source: str) -> None:
@@ -92,8 +78,14 @@ def check_apart(target: PathLike, sources: Iterable[PathLike], *, where: str, so
     Raises:
         UserError: The target is one of the sources, lies in one, or holds one.
     """
-    written = Path(os.path.realpath(os.path.expanduser(os.fspath(target))))
+    written = _whole(target)
     for one in sources:
-        read = Path(os.path.realpath(os.path.expanduser(os.fspath(one))))
+        read = _whole(one)
         if written == read or read.is_relative_to(written) or (written.is_relative_to(read) and read.is_file()):
             raise UserError(f"{where} = {target} would replace what {source} = {one} reads; choose another place")
+
+
+def _whole(path: PathLike) -> Path:
+    """The absolute path, without links and `..`."""
+    found = as_path(path)
+    return found.resolve() if isinstance(found, BucketPath) else pathlib.Path(os.path.realpath(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from vr_jax.model.parameters import merge_stages, merged_path, stage_bounds
 from vr_jax.model.quantization import KINDS, dequantise
 from vr_jax.model.vlm import abstract_model
 from vr_jax.settings import TrainConfig
+from vr_jax.storage import Path
 from vr_jax.training.optimizer import matches, no_match
 from vr_jax.training.state import ModelTree, TrainState, mesh_of
 

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -32,11 +31,14 @@ from vr_jax.errors import UserError
 from vr_jax.failures import close_after, first_error_kept, size_text
 from vr_jax.settings import LOSS, CheckpointSettings
 from vr_jax.storage import (
+    Path,
+    as_path,
     check_free,
     file_errors,
-    local_path,
+    is_local,
     make_folder,
     move_folder,
+    refuse_s3,
     remove_empty_folders,
     remove_folder,
 )
@@ -90,9 +92,10 @@ class Checkpoints:
             keep_best: How many of the best ones are kept besides.
             best: The number that tells which are best: of losses the lowest, of other numbers the highest.
         """
-        local = local_path(workdir, "workdir").absolute()  # checksums read the files of a disk
-        self.directory = local / FOLDER
-        self._damaged = local / DAMAGED_FOLDER
+        whole = as_path(workdir, "workdir").absolute()
+        refuse_s3(whole, "workdir")
+        self.directory = whole / FOLDER
+        self._damaged = whole / DAMAGED_FOLDER
         distributed.together(lambda: make_folder(self.directory))
 
         lowest = best.rpartition("/")[2] == LOSS
@@ -125,7 +128,7 @@ class Checkpoints:
         write_small_arrays_whole()
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
         with self._errors():
-            return ocp.CheckpointManager(self.directory, options=self._options, item_handlers=handlers)
+            return ocp.CheckpointManager(str(self.directory), options=self._options, item_handlers=handlers)
 
     def save(
         self,
@@ -240,7 +243,7 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         if distributed.is_first():
-            for folder in self.directory.glob(_UNFINISHED):
+            for folder in list(self.directory.glob(_UNFINISHED)):
                 for pause in _REMOVAL_PAUSES:  # Threads of TensorStore may still write into it.
                     time.sleep(pause)
                     with suppress(UserError):
@@ -329,7 +332,7 @@ class Checkpoints:
     def _look_at(self, step: int) -> tuple[bool, str | None]:
         """Whether a checkpoint has its checksums, and what is wrong with it; None where nothing is."""
         records = distributed.together(lambda: _records(self.directory / str(step)))
-        if not all(distributed.gather(distributed.together(lambda: all(map(Path.exists, records))))):
+        if not all(distributed.gather(distributed.together(lambda: all(record.exists() for record in records)))):
             return False, "is not complete: the run ended before its checksums were written"
         damage = distributed.together(lambda: checksums.find_damage(records))
         problems = [found for found in distributed.gather(damage) if found is not None]
@@ -407,7 +410,8 @@ def check_room(workdir: Path, settings: CheckpointSettings, abstract: TrainState
     each, kept = state_bytes(abstract), settings.keep_last + settings.keep_best + 1
     count = min(kept, saves)
     with file_errors(f"{workdir} cannot be read"):
-        present = sum(file.stat().st_size for file in (workdir / FOLDER).rglob("*") if file.is_file())
+        files = (workdir / FOLDER).rglob("*") if is_local(workdir) else ()  # a bucket has room
+        present = sum(file.stat().st_size for file in files if file.is_file())
     check_free(
         workdir,
         max(0, count * each - present) + exported,

@@ -4,6 +4,9 @@ TensorStore checks what it reads of a checkpoint's index (the OCDBT manifest and
 the values of the arrays: of 25 single bits flipped over the data file of a checkpoint, most were restored as wrong
 numbers without an error (docs/checkpoints.md). So every process records the size and the CRC-32 of the files that it
 wrote. The record is written last and makes the checkpoint count.
+
+A store keeps a CRC-32C of each object itself, computed as it arrived. For a checkpoint in a bucket the record holds
+these, and one listing compares them: nothing is read a second time.
 """
 
 from __future__ import annotations
@@ -12,11 +15,10 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 from vr_jax import distributed
-from vr_jax.storage import write_json
+from vr_jax.storage import BucketPath, Path, write_json
 
 FILE_NAME = "checksums.process_{}.json"
 _BLOCK_BYTES = 1 << 24
@@ -50,7 +52,7 @@ def write_record(directory: Path) -> None:
     """
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
-    files = {str(file.relative_to(directory)): [file.stat().st_size, _crc32(file)] for file in _own_files(directory)}
+    files = states(directory, _is_own)
     distributed.check_awake()  # With the record the checkpoint counts.
     write_json(record_file(directory), files)
 
@@ -73,27 +75,41 @@ def _find_damage(path: Path) -> str | None:
         expected = json.loads(path.read_text())
     except ValueError as error:
         return f"{path}: not valid JSON ({error})"
+    found = states(directory, lambda name: name in expected)
     for name, (size, crc) in expected.items():
         file = directory / name
-        if not file.is_file():
+        if name not in found:
             return f"{file}: missing"
-        if file.stat().st_size != size:
-            return f"{file}: {file.stat().st_size} bytes, expected {size}"
-        if _crc32(file) != crc:
+        if found[name][0] != size:
+            return f"{file}: {found[name][0]} bytes, expected {size}"
+        if found[name][1] != crc:
             return f"{file}: CRC-32 differs from the one recorded when it was written"
     return None
 
 
-def _own_files(directory: Path) -> Iterator[Path]:
-    """The files of this process; those that carry no process number belong to the first one."""
-    mine = distributed.process_index()
-    for file in sorted(directory.rglob("*")):
-        # The records of other processes, and the hidden files that become them at this moment.
-        if file.name.removeprefix(".").startswith("checksums.") or not file.is_file():
-            continue
-        owners = [part.rsplit("_", 1)[1] for part in file.relative_to(directory).parts if "process_" in part]
-        if (int(owners[0]) if owners else 0) == mine:
-            yield file
+def states(directory: Path, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, tuple[int, int | str]]:
+    """Returns the size and the checksum of the files below a folder, by their names relative to it.
+
+    Args:
+        directory: The folder.
+        chosen: Whether a file of this name is looked at.
+
+    Returns:
+        The bytes of each file and its CRC-32, or, of an object in a bucket, the store's own checksum.
+    """
+    if isinstance(directory, BucketPath):
+        return {name: (one.st_size, one.version) for name, one in directory.objects().items() if chosen(name)}
+    files = {file.relative_to(directory).as_posix(): file for file in sorted(directory.rglob("*"))}
+    return {name: (file.stat().st_size, _crc32(file)) for name, file in files.items() if chosen(name) and file.is_file()}
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is one of this process; those that carry no process number belong to the first one."""
+    # The records of other processes, and the hidden files that become them at this moment.
+    if name.rpartition("/")[2].removeprefix(".").startswith("checksums."):
+        return False
+    owners = [part.rsplit("_", 1)[1] for part in name.split("/") if "process_" in part]
+    return (int(owners[0]) if owners else 0) == distributed.process_index()
 
 
 def _crc32(file: Path) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from vr_jax.data.conversations import chat_format
 from vr_jax.model.config import VlmConfig
 from vr_jax.model_directory import generation_of_chat, load_tokenizer, save_model
 from vr_jax.settings import TrainConfig
+from vr_jax.storage import Path
 from vr_jax.training.adapters import export_adapter
 from vr_jax.training.run_record import ADAPTER_FOLDER, BEST_ADAPTER_FOLDER, BEST_EXPORT_FOLDER, EXPORT_FOLDER
 from vr_jax.training.state import ModelTree, TrainState, merged_model

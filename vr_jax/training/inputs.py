@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -32,7 +32,7 @@ from vr_jax.model.batch import Batch, BatchShape
 from vr_jax.model_directory import has_tokenizer, load_tokenizer, read_sections
 from vr_jax.settings import DEMO, BatchSettings, DataSettings, SourceSettings, TrainConfig
 from vr_jax.sharding import batch_sharding, batch_shards
-from vr_jax.storage import split_paths
+from vr_jax.storage import Path, UploadedFolder, as_path, split_paths
 
 logger = logging.getLogger("vr_jax.training")
 
@@ -84,7 +84,7 @@ def init_directories(config: TrainConfig) -> list[Path]:
     Raises:
         UserError: One cannot be downloaded.
     """
-    return [Path(local_folder(part)) for part in split_paths(config.init_from)]
+    return [local_folder(part) for part in split_paths(config.init_from)]
 
 
 def check_batch(batch: BatchSettings, mesh: Mesh) -> None:
@@ -154,7 +154,7 @@ def open_samples(config: TrainConfig, source: Source | None = None) -> tuple[Sou
         UserError: The data or the tokenizer cannot work.
     """
     source = open_training_source(config.data, config.seed) if source is None else source
-    directory = Path() if config.tokenizer == DEMO else tokenizer_directory(config, Path())
+    directory = as_path(".") if config.tokenizer == DEMO else tokenizer_directory(config, as_path("."))
     return source, _processor(config, _tokenizer(config, directory)), batch_shape(config, 1)
 
 
@@ -215,7 +215,7 @@ def training_sources(data: DataSettings) -> tuple[SourceSettings, ...]:
         f"config.data.path = {one.path} lists JSON files of LLaVA: leave config.data.format and config.data.split out",
     )
     found = []
-    for path, strategy in read_llava_yaml(Path(one.path)):
+    for path, strategy in read_llava_yaml(as_path(one.path)):
         try:
             found.append(
                 SourceSettings(path=path, images=one.images, follow_links=one.follow_links, sampling_strategy=strategy)
@@ -291,8 +291,10 @@ def source_names(sources: Sequence[SourceSettings]) -> tuple[str, ...]:
     for number, one in enumerate(sources):
         if one.name:
             continue
-        last = Path(split_paths(one.path)[0].rstrip("/")).name
-        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", last.removesuffix(Path(last).suffix)).strip("_.-") or "source"
+        last = pathlib.PurePath(split_paths(one.path)[0].rstrip("/")).name
+        stem = (
+            re.sub(r"[^A-Za-z0-9_.-]+", "_", last.removesuffix(pathlib.PurePath(last).suffix)).strip("_.-") or "source"
+        )
         name, k = stem, 1
         while name in found:
             name, k = f"{stem}-{k + 1}", k + 1
@@ -309,10 +311,12 @@ def tokenizer_directory(config: TrainConfig, workdir: Path) -> Path:
     if config.tokenizer == DEMO:
         directory = workdir / "tokenizer"
         if jax.process_index() == 0:
-            demo_tokenizer().save_pretrained(directory)
+            with UploadedFolder(directory) as folder:
+                demo_tokenizer().save_pretrained(folder.local)
+                folder.upload()
         return directory
     if config.tokenizer:
-        places = [Path(local_folder(config.tokenizer))]
+        places = [local_folder(config.tokenizer)]
     else:
         # The tokenizer belongs to the decoder, whatever else a directory holds and wherever it stands in the list.
         places = [place for place in init_directories(config) if "decoder" in read_sections(place)]

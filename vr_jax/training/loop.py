@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from vr_jax.failures import first_error_kept
 from vr_jax.model.parameters import merged_path
 from vr_jax.model_directory import stored_params, warm_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
-from vr_jax.storage import STALE_AFTER, directory_lock, local_path, refuse_buckets, write_bytes
+from vr_jax.storage import STALE_AFTER, Path, as_path, directory_lock, refuse_s3, write_bytes
 from vr_jax.supervisor import report_start
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
@@ -179,6 +178,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         watch.parameters(step, state.params, "saved or exported")
                         skips = inputs.over_processes(skip_statistics)
                         distributed.together(skips.check)
+                        trackers.flush()
                         checkpoints.save(
                             step,
                             state,
@@ -232,8 +232,8 @@ def _show_first_batch(workdir: Path, batch: HostBatch, data: inputs.Inputs, step
 
 def _set_up(config: TrainConfig, workdir: Path) -> tuple[Path, sharding.ChosenMesh, ModelTree]:
     """What can be refused before anything is written: paths, devices, model directories, globs without a match."""
-    workdir = local_path(workdir, "workdir").absolute()
-    refuse_buckets(config, unless=("config.eval.", "config.probe."))
+    workdir = as_path(workdir, "workdir").absolute()
+    refuse_s3(workdir, "workdir")
     tree = ModelTree(config.model)
     stored = check_globs(config, tree)
     chosen = choose_run_mesh(config, stored)
@@ -256,7 +256,7 @@ def _no_checkpoint(workdir: Path) -> UserError:
 
 def _sources(config: TrainConfig) -> list[Path]:
     """The model directories that the run reads, and the folder of its tokenizer."""
-    tokenizer = [Path(config.tokenizer)] if config.tokenizer not in ("", DEMO) else []
+    tokenizer = [as_path(config.tokenizer)] if config.tokenizer not in ("", DEMO) else []
     return [*inputs.init_directories(config), *tokenizer]
 
 

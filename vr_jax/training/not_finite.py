@@ -6,7 +6,6 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from vr_jax import distributed
 from vr_jax.errors import EXIT_NOT_FINITE, UserError
 from vr_jax.settings import TrainConfig
 from vr_jax.sharding import replicated
-from vr_jax.storage import write_json
+from vr_jax.storage import Path, write_json
 from vr_jax.training.optimizer import Params
 
 NOT_FINITE_FILE = "non_finite_batch.json"

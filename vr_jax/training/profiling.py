@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +10,7 @@ import jax
 
 from vr_jax.errors import ConfigError
 from vr_jax.settings import ProfileSettings
+from vr_jax.storage import Path, UploadedFolder
 from vr_jax.training.run_record import PROFILE_FOLDER
 
 logger = logging.getLogger("vr_jax.training")
@@ -51,7 +51,8 @@ class Profiler:
         """Starts the trace before its first step."""
         self._step = step
         if step == self._first <= self._last:
-            jax.profiler.start_trace(str(self._folder))
+            self._files = UploadedFolder(self._folder)
+            jax.profiler.start_trace(str(self._files.local))
             self._since = step
 
     def after(self, step: int, result: Any) -> None:
@@ -62,7 +63,9 @@ class Profiler:
 
     def _write(self) -> None:
         since, self._since = self._since, None
-        jax.profiler.stop_trace()
+        with self._files:
+            jax.profiler.stop_trace()
+            self._files.upload()
         logger.info("profiler trace of steps %d..%d in %s", since, self._step, self._folder)
 
     def __enter__(self) -> Self:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 import platform
 import secrets
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +26,7 @@ from vr_jax import distributed
 from vr_jax.data.fingerprint import change
 from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
-from vr_jax.storage import check_apart, check_target, file_errors, write_json, write_text
+from vr_jax.storage import Path, check_apart, check_target, file_errors, write_json, write_text
 from vr_jax.training.checkpoint import DAMAGED_FOLDER, FOLDER
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.state import TrainState
@@ -224,7 +224,7 @@ def git_commit() -> str | None:
 
     Uncommitted changes are marked by "+changes".
     """
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = pathlib.Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:
@@ -234,7 +234,7 @@ def git_commit() -> str | None:
         return None
 
 
-def _git(checkout: Path, *arguments: str) -> str:
+def _git(checkout: pathlib.Path, *arguments: str) -> str:
     done = subprocess.run(
         ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=30, check=True
     )

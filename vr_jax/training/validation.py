@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -26,6 +25,7 @@ from vr_jax.errors import UserError
 from vr_jax.evaluation import Benchmark, Evaluation, Evaluator, Item, ItemResult, NothingAsked, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.settings import LOSS, TrainConfig, ValidationSettings
+from vr_jax.storage import Path
 from vr_jax.training.inputs import Inputs, batch_shape, over_processes, put_batch
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.run_record import VALIDATION_FOLDER

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any, Protocol
 
 from vr_jax.data.demo.source import DemoSample, DemoSource
 from vr_jax.data.types import Conversation
-from vr_jax.storage import complete_directory
+from vr_jax.storage import Path, as_path, complete_directory
 
 _LLAVA_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -36,7 +35,7 @@ def write_llava(source: DemoSource, directory: str | os.PathLike[str]) -> Path:
             (work / "images" / f"{sample.id}.png").write_bytes(sample.png)
             records.append(llava_record(sample.conversation(), f"{sample.id}.png"))
         (work / "data.json").write_text(json.dumps(records, indent=1) + "\n")
-    return Path(directory) / "data.json"
+    return as_path(directory) / "data.json"
 
 
 def llava_record(conversation: Conversation, image: str) -> dict[str, Any]:
@@ -99,4 +98,4 @@ def write_chartqa(source: Samples, directory: str | os.PathLike[str]) -> Path:
                 for question in sample.questions
             ]
         (work / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Path(directory) / name
+    return as_path(directory) / name

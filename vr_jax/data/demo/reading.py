@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -20,7 +19,7 @@ from vr_jax.data.demo.pages import BLOCK, KINDS, Mark, Page, draw_image
 from vr_jax.data.demo.source import DemoSample, Split, encode_png
 from vr_jax.data.types import IMAGE, Conversation, Turn
 from vr_jax.errors import UserError
-from vr_jax.storage import complete_directory, write_text
+from vr_jax.storage import Path, as_path, complete_directory, write_text
 
 PAGE = Page(grid=12, patch=8)
 # Rows and columns of patches in which nothing is highlighted. A window of 3 x 3 patches reaches over the border between
@@ -139,7 +138,7 @@ def write_reading(directory: str | os.PathLike[str], *, pages: int, held_out: in
     with complete_directory(directory) as work:
         _write_train(ReadingSource("train", pages, seed, turns), work / TRAIN)
         write_chartqa(ReadingSource("held_out", held_out, seed), work / HELD_OUT)
-    return Path(directory)
+    return as_path(directory)
 
 
 def conversations(sample: ReadingSample) -> tuple[Conversation, Conversation]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import override
 
 from vr_jax.data.demo.source import DemoSource
 from vr_jax.errors import UserError
 from vr_jax.evaluation.interface import Benchmark, Item, mean_by_category
+from vr_jax.storage import Path
 
 
 @dataclass(frozen=True)

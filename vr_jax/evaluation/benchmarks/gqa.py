@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, override
 
 from vr_jax.data.records import ImageFolder, images_of
@@ -20,6 +19,7 @@ from vr_jax.evaluation.files import Wanted, find_shards
 from vr_jax.evaluation.interface import Item, Published
 from vr_jax.evaluation.metrics.exact import exact_match
 from vr_jax.evaluation.tables import Column, Row, anything, parquet_records, read_rows, text
+from vr_jax.storage import Path
 
 IMAGES = "testdev_balanced_images"
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, override
 
 from vr_jax.evaluation.benchmarks.published import (
@@ -28,6 +27,7 @@ from vr_jax.evaluation.files import Wanted
 from vr_jax.evaluation.interface import Item, ItemResult, Published
 from vr_jax.evaluation.metrics.mmmu import chosen_option, open_answer_is_right
 from vr_jax.evaluation.tables import Column, Row, read_rows, text
+from vr_jax.storage import Path
 
 IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 _CHOICE = "multiple-choice"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, override
 
 from vr_jax.errors import UserError
@@ -18,7 +17,7 @@ from vr_jax.evaluation.benchmarks.own_file import read_items
 from vr_jax.evaluation.benchmarks.published import LETTER_ANSWER, lettered
 from vr_jax.evaluation.interface import Benchmark, Item
 from vr_jax.evaluation.metrics.named import Metric, get_metric
-from vr_jax.storage import PathLike, local_path
+from vr_jax.storage import Path, PathLike, as_path
 
 DEFAULT_METRIC = "exact"
 # A name is that of a folder, too.
@@ -135,8 +134,8 @@ def own_benchmark(
         name=name,
         title=name,
         headline=metric,
-        path=local_path(path, f"benchmark {name}"),
-        images=None if images is None else local_path(images, "images"),
+        path=as_path(path, f"benchmark {name}"),
+        images=None if images is None else as_path(images, "images"),
         follow_links=follow_links,
         limit=limit,
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +30,7 @@ from vr_jax.evaluation.benchmarks.published import letter
 from vr_jax.evaluation.interface import Item
 from vr_jax.evaluation.metrics.named import METRICS, Metric
 from vr_jax.evaluation.tables import parquet_records
-from vr_jax.storage import parse_json
+from vr_jax.storage import Path, for_library, parse_json
 
 FIELDS = ("id", "image", "images", "question", "answer", "answers", "choices", "category")
 # The fields of a question that a conversation says in its messages.
@@ -122,7 +121,7 @@ def _parquet(path: Path) -> Iterator[_Record]:
 
 def _columns(path: Path) -> list[str]:
     try:
-        return pq.read_schema(path).names
+        return pq.read_schema(for_library(path)).names
     except (pa.ArrowException, OSError):
         return []  # `parquet_records` opens the file again and says what is wrong with it.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from vr_jax.evaluation import hub
 from vr_jax.evaluation.files import Wanted
 from vr_jax.evaluation.interface import Benchmark, Item, Published
 from vr_jax.evaluation.tables import Column, Row, read_rows
+from vr_jax.storage import Path
 
 # The last lines of prompts (docs/design/benchmarks.md#common-rules).
 SHORT_ANSWER = "Answer the question using a single word or phrase."

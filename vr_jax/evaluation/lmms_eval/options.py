@@ -6,11 +6,11 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from vr_jax.errors import UserError
 from vr_jax.hub import local_folder
+from vr_jax.storage import Path
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -74,7 +74,7 @@ class Options:
             raise UserError(
                 "the checkpoint is missing: set --model_args checkpoint=DIR, where DIR is a model directory of vr_jax"
             )
-        values["checkpoint"] = Path(local_folder(str(values["checkpoint"])))
+        values["checkpoint"] = local_folder(str(values["checkpoint"]))
         if str(values.get("batch_size", "")).startswith("auto"):
             values["batch_size"] = DEFAULT_BATCH_SIZE
         if values.get("dtype") == "auto":

@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
 from vr_jax.data.images import DECODE_ERRORS, decode_rgb, open_image
 from vr_jax.data.skips import SkipRecord
+from vr_jax.storage import Path
 
 Source = bytes | Path  # An encoded image, or the path of its file.
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}

@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from vr_jax.evaluation.report.heat import HeatMap
+from vr_jax.storage import Path
 
 State = Literal["right", "partial", "wrong", "unscored"]
 

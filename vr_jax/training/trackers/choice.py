@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 from vr_jax.errors import UserError
 from vr_jax.failures import DISTRIBUTION
 from vr_jax.settings import TrainConfig
+from vr_jax.storage import Path
 from vr_jax.training.trackers.group import Trackers
 from vr_jax.training.trackers.protocol import Tracker
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from vr_jax.failures import close_after
+from vr_jax.storage import Path
 from vr_jax.training.trackers.jsonl import JsonlTracker, written_step
 from vr_jax.training.trackers.protocol import CaptionedImage, Cell, TrackedRun, Tracker
 
@@ -106,6 +106,16 @@ class Trackers:
             html: The whole page, which needs no other file.
         """
         self._all(lambda tracker: tracker.page(step, tag, html))
+
+    def flush(self) -> None:
+        """Makes sure that what trackers hold back is written, as is needed before a checkpoint counts.
+
+        Raises:
+            UserError: `metrics.jsonl` cannot be written.
+        """
+        if self._record is not None:
+            self._record.flush()
+        self._all(lambda tracker: tracker.flush())
 
     def close(self, *, failed: bool = False) -> None:
         """Closes all trackers.

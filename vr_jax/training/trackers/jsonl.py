@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from vr_jax.errors import UserError
-from vr_jax.storage import AppendedFile, file_errors, write_text
+from vr_jax.storage import AppendedFile, Path, file_errors, write_text
 from vr_jax.training.trackers.protocol import TrackedRun, Tracker
 
 METRICS_FILE = "metrics.jsonl"
@@ -47,6 +46,15 @@ class JsonlTracker(Tracker):
         """
         assert self._file is not None
         self._file.append((json.dumps({"step": step, **values}) + "\n").encode())
+
+    def flush(self) -> None:
+        """Writes the object of a bucket; a file of a disk is always up to date.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if self._file is not None:
+            self._file.flush()
 
     def close(self, *, failed: bool = False) -> None:
         """Closes the file."""

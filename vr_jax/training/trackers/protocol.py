@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from vr_jax.storage import Path
 
 TENSORBOARD_FOLDER = "tensorboard"
 VALIDATION = "validation/"
@@ -72,6 +73,9 @@ class Tracker:
 
     def page(self, step: int, tag: str, html: str) -> None:
         """Takes a page of HTML that belongs to a step."""
+
+    def flush(self) -> None:
+        """Writes what it holds, before a checkpoint of the step is written; a killed run continues from there."""
 
     def close(self, *, failed: bool = False) -> None:
         """Writes what is left.

@@ -6,7 +6,6 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -14,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar, text
 
-from vr_jax.storage import file_errors, make_folder
+from vr_jax.storage import Path, UploadedFolder, file_errors
 from vr_jax.training.trackers.protocol import TENSORBOARD_FOLDER, CaptionedImage, Cell, TrackedRun, Tracker, tag_of
 
 _FLUSH_SECONDS = 30.0  # TensorBoard shows numbers that late at most
@@ -37,9 +36,9 @@ class TensorBoardTracker(Tracker):
         """
         self._folder: Path = run.workdir / TENSORBOARD_FOLDER
         self._flushed = time.monotonic()
-        make_folder(self._folder)
+        self._files = UploadedFolder(self._folder)
         with self._errors():
-            self._writer = EventsWriter(str(self._folder / "events"))
+            self._writer = EventsWriter(str(self._files.local / "events"))
             if run.resume_step or run.written_step:
                 self._event(run.resume_step + 1, file_version="brain.Event:2")
                 self._event(run.resume_step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -84,13 +83,15 @@ class TensorBoardTracker(Tracker):
     def close(self, *, failed: bool = False) -> None:
         """Writes what is left and closes the file."""
         del failed
-        with self._errors():
+        with self._errors(), self._files:
             self._writer.close()
+            self._files.upload()
 
     def _flush_now_and_then(self) -> None:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flushed = time.monotonic()
             self._writer.flush()
+            self._files.upload()
 
     def _event(self, step: int, **content: Any) -> None:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))

@@ -10,6 +10,7 @@ import wandb
 from PIL import Image
 
 from vr_jax.settings import WandbSettings
+from vr_jax.storage import UploadedFolder
 from vr_jax.training.trackers.protocol import CaptionedImage, Cell, TrackedRun, Tracker, tag_of
 
 # Seconds in which a run that ends may upload what is left. What is not uploaded then stays in `<workdir>/wandb`.
@@ -42,6 +43,7 @@ class WandbTracker(Tracker):
         """
         own = self._settings
         self._shown = run.written_step
+        self._files = UploadedFolder(run.workdir)
         self._run: Any = wandb.init(
             project=own.project,
             entity=own.entity,
@@ -51,7 +53,7 @@ class WandbTracker(Tracker):
             tags=own.tags or None,
             mode=own.mode,
             resume="allow" if run.written_step else None,
-            dir=str(run.workdir),
+            dir=str(self._files.local),
             config=dict(run.config),
             settings=wandb.Settings(finish_timeout=_FINISH_SECONDS, finish_timeout_raises=True),
         )
@@ -80,7 +82,9 @@ class WandbTracker(Tracker):
         Args:
             failed: Whether an error ends the run, which then counts as failed there.
         """
-        self._run.finish(exit_code=1 if failed else 0)
+        with self._files:
+            self._run.finish(exit_code=1 if failed else 0)
+            self._files.upload()
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if step > self._shown or not self._shown:
