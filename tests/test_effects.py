@@ -24,6 +24,7 @@ from vr_jax.settings import TRAINING, load_config
 DECLARED = [(config, rule) for config in CONFIGS for rule in vars(config).get("no_effect", ())]
 DEMO = "configs/demo.py"
 PAPER = "configs/llava_vr_qwen2_0_5b.py:phase2"
+READING = "configs/reading.py"
 
 
 def section_at(config, name):
@@ -65,6 +66,7 @@ def test_there_are_declarations_for_settings_methods_and_flags():
         (PAPER, "data.demo.seed=0", "config.data.format = ''"),
         (DEMO, "allow_unused=lora", "config.init_from = ''"),
         (DEMO, "profile.first_step=3", "config.profile.steps = 0"),
+        (READING, "checkpoint.best=loss", "config.checkpoint.keep_best = 0"),
         (DEMO, "model.refusion.points=8", "config.model.refusion.interaction = 'local'"),
         (DEMO, "model.image.grids=((1,2),)", "config.model.image.aspect_ratio = 'square'"),
         (DEMO, "model.image.max_tiles=4", "config.model.image.aspect_ratio = 'square'"),
@@ -113,6 +115,8 @@ def test_a_quirk_of_the_labels_where_llava_has_none(template):
         ["data.path=my.json", "data.images=images"],
         ["data.demo.size=7"],
         ["profile.steps=2", "profile.first_step=3"],
+        ["checkpoint.keep_best=2", "checkpoint.best=loss"],
+        ["checkpoint.keep_best=0"],
         ["model.refusion.interaction=deformable", "model.refusion.points=8"],
         ["model.refusion.self_attention=False", "model.refusion.text_pool=none"],
         ["model.refusion=None"],

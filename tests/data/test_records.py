@@ -26,6 +26,7 @@ def test_several_images_text_only_and_both_message_schemas(folder):
 UNUSABLE = {
     "record is no object": ("text", "malformed_record", "The record is a value of type str, but must be an object."),
     "no conversations": ({"id": "x"}, "malformed_record", "The field 'conversations' is absent"),
+    "a question": ({"id": "x", "question": "Q", "answer": "A"}, "malformed_record", "for a metric of"),
     "conversations are no list": (
         {"id": "x", "conversations": "hi"},
         "malformed_record",

@@ -26,6 +26,8 @@ from vr_jax.storage import Path, as_path, is_local
 
 # A longer id would be repeated in logs and checkpoints; it is a mistake, such as a whole text in the wrong field.
 _LONGEST_ID = 256
+_ABSENT = "The field 'conversations' is absent, and so is 'messages'; a record must have one of them."
+_QUESTION = " It is a question: these are for a metric of config.validation and for `vr-jax eval`, and have no loss."
 
 
 def require_file(path: Path) -> None:
@@ -93,10 +95,7 @@ def conversation_of(record: Any, record_id: str, folder: Callable[[object], Path
         images, images_name = _images(record)
         messages_name, messages = _one_of(record, ("conversations", "messages"))
         if messages is None:
-            raise SkipRecord(
-                "malformed_record",
-                "The field 'conversations' is absent, and so is 'messages'; a record must have one of them.",
-            )
+            raise SkipRecord("malformed_record", _ABSENT + (_QUESTION if record.get("question") is not None else ""))
         turns, found = turns_and_images(messages, messages_name, images, images_name, folder)
         check_keys(record, RECORD_KEYS, "The record", names_files=not found)
         return Conversation(record_id, _with_system(turns, record.get("system")), found)

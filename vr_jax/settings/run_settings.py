@@ -184,6 +184,12 @@ class CheckpointSettings(Config):
             highest.
     """
 
+    no_effect: ClassVar = (
+        NoEffect(
+            ("best",), "keep_best", lambda own: own.keep_best == 0, "no checkpoint is kept for it; set 1 or more there"
+        ),
+    )
+
     every: PositiveInt = 500
     keep_last: PositiveInt = 3
     keep_best: NonNegativeInt = 1
