@@ -100,7 +100,8 @@ def states(directory: Path, chosen: Callable[[str], bool] = lambda name: True) -
     if isinstance(directory, BucketPath):
         return {name: (one.st_size, one.version) for name, one in directory.objects().items() if chosen(name)}
     files = {file.relative_to(directory).as_posix(): file for file in sorted(directory.rglob("*"))}
-    return {name: (file.stat().st_size, _crc32(file)) for name, file in files.items() if chosen(name) and file.is_file()}
+    own = {name: file for name, file in files.items() if chosen(name) and file.is_file()}
+    return {name: (file.stat().st_size, _crc32(file)) for name, file in own.items()}
 
 
 def _is_own(name: str) -> bool:
