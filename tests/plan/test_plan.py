@@ -277,7 +277,7 @@ def test_a_name_has_its_number_of_slices():
 
 
 def test_gradients_cross_slices_once_per_update():
-    """Two micro-batches on two slices. What crosses: the gradients of a chip, the loss, and its share of five counts."""
+    """Two micro-batches, two slices: what crosses are a chip's gradients, the loss, and a share of five counts."""
     config = plain_run(**{"model.attention": "xla", "batch.accumulation": 2, "batch.rows": 16})
     topology = open_topology("2*cpu:4")
     found = plan_training("tiny", config, topology)
@@ -293,7 +293,9 @@ def test_gradients_cross_slices_once_per_update():
 
 
 def test_the_time_between_slices_is_a_bound(topology, plan):
-    work = dataclasses.replace(plan.work, collective_seconds=0.1, network_bytes={"all-reduce": 3.125e9}, network_seconds=1.0)
+    work = dataclasses.replace(
+        plan.work, collective_seconds=0.1, network_bytes={"all-reduce": 3.125e9}, network_seconds=1.0
+    )
     roof = roofline_of(dataclasses.replace(topology, chip=CHIPS["v5e"], slices=2), work)
     assert (roof.network, roof.bound, roof.limit) == (1.0, 1.0, "network")
     text = report.text(dataclasses.replace(plan, work=work, roofline=roof))

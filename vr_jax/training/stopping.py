@@ -22,6 +22,7 @@ class Preempted(UserError):
     """The run was asked to stop and has saved its state; the same command continues it."""
 
     exit_code = EXIT_PREEMPTED
+    saved = True  # Nothing that was computed is lost.
 
 
 class Preemption:
