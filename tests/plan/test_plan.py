@@ -289,7 +289,8 @@ def test_gradients_cross_slices_once_per_update():
     lines = dict(report.facts(found))
     assert lines["  sent to other slices"] == "1.371e-05 GB"
     assert "replica crosses the network between the 2 slices" in lines["note"]
-    assert report.table([found])[0].index("to other slices, GB") == report.table([found])[1].index("0.00")
+    header, row = report.table([found])
+    assert dict(zip(header, row, strict=True))["to other slices, GB"] == "0.00"
 
 
 def test_the_time_between_slices_is_a_bound(topology, plan):
@@ -436,7 +437,7 @@ def test_search_plans_the_config_first_and_gives_flags(config, topology, plan, m
 
     def planned(name, config, topology, **options):
         asked.append(config)
-        return dataclasses.replace(plan, mesh=config.mesh.to_dict())
+        return dataclasses.replace(plan, mesh={axis: getattr(config.mesh, axis) for axis in sharding.AXES})
 
     monkeypatch.setattr(sys.modules["vr_jax.plan.search"], "plan_training", planned)
     found = search(
