@@ -237,6 +237,17 @@ def activation_spec(shape: Sequence[int], *names: str | None, mesh: Mesh | Abstr
     return _fit(_logical_entries(shape, names), shape, mesh)
 
 
+def part_shape(shape: Sequence[int], spec: P, mesh: Mesh | AbstractMesh) -> tuple[int, ...]:
+    """The shape of one device's part of an array, which every entry of the partition divides.
+
+    `NamedSharding.shard_shape` knows no mesh of which a shard_map has taken an axis.
+    """
+    entries = (() if entry is None else (entry,) if isinstance(entry, str) else entry for entry in spec)
+    return tuple(
+        size // math.prod(mesh.shape[axis] for axis in axes) for size, axes in zip(shape, entries, strict=True)
+    )
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Constrains the sharding of an array to its `activation_spec`; without a mesh in context it does nothing."""
     entries = _logical_entries(x.shape, names)

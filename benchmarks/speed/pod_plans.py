@@ -66,8 +66,9 @@ class Case:
         return "_".join(parts).replace(":", "_").replace("=", "").replace("/", "_")
 
 
-# A second mesh (replica, fsdp) where the model's widths cannot be divided by the number of chips. On the first mesh
-# such parameters stay whole on every chip.
+# A second mesh (replica, fsdp) where the model's widths cannot be divided by the number of chips. On the first mesh,
+# all chips as `fsdp`, such parameters stay whole on every chip; a run without flags takes neither, but the largest
+# `fsdp` that divides them.
 SMALLER = {
     ("h200:1x32x8", "0_5b"): (32, 8),
     ("v5e:16x16", "0_5b"): (16, 16),
@@ -93,7 +94,7 @@ def cases() -> list[Case]:
     found = []
     for topology in TOPOLOGIES:
         for variant in VARIANTS:
-            found.append(Case(variant, topology))
+            found.append(Case(variant, topology, ("--config.mesh.replica=1",)))
             if sizes := SMALLER.get((topology, variant.partition(":")[0])):
                 flags = (f"--config.mesh.replica={sizes[0]}", f"--config.mesh.fsdp={sizes[1]}")
                 found.append(Case(variant, topology, flags))

@@ -57,7 +57,8 @@ TARGETS = {
 def send(kind: str) -> str:
     """A send of 2,048 float32, which are 8,192 bytes, as one chip writes it, and its receive."""
     attributes = (
-        'channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        "channel_id=2, is_host_transfer=true, "
+        'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
         f'_xla_megascale_target={TARGETS[kind]},_xla_megascale_transfer_type="{kind}"}}'
     )
     pair = "(f32[2,8,128]{2,1,0:T(8,128)}, u32[]{:S(2)}, token[])"

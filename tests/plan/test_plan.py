@@ -277,7 +277,7 @@ def test_a_name_has_its_number_of_slices():
 
 
 def test_gradients_cross_slices_once_per_update():
-    """Two micro-batches on two slices. What crosses: the gradients of a chip, the loss, and its share of five counts."""
+    """Two micro-batches, two slices: what crosses are a chip's gradients, the loss, and a share of five counts."""
     config = plain_run(**{"model.attention": "xla", "batch.accumulation": 2, "batch.rows": 16})
     topology = open_topology("2*cpu:4")
     found = plan_training("tiny", config, topology)
@@ -289,11 +289,14 @@ def test_gradients_cross_slices_once_per_update():
     lines = dict(report.facts(found))
     assert lines["  sent to other slices"] == "1.371e-05 GB"
     assert "replica crosses the network between the 2 slices" in lines["note"]
-    assert report.table([found])[0].index("to other slices, GB") == report.table([found])[1].index("0.00")
+    header, row = report.table([found])
+    assert dict(zip(header, row, strict=True))["to other slices, GB"] == "0.00"
 
 
 def test_the_time_between_slices_is_a_bound(topology, plan):
-    work = dataclasses.replace(plan.work, collective_seconds=0.1, network_bytes={"all-reduce": 3.125e9}, network_seconds=1.0)
+    work = dataclasses.replace(
+        plan.work, collective_seconds=0.1, network_bytes={"all-reduce": 3.125e9}, network_seconds=1.0
+    )
     roof = roofline_of(dataclasses.replace(topology, chip=CHIPS["v5e"], slices=2), work)
     assert (roof.network, roof.bound, roof.limit) == (1.0, 1.0, "network")
     text = report.text(dataclasses.replace(plan, work=work, roofline=roof))
@@ -434,7 +437,7 @@ def test_search_plans_the_config_first_and_gives_flags(config, topology, plan, m
 
     def planned(name, config, topology, **options):
         asked.append(config)
-        return dataclasses.replace(plan, mesh=config.mesh.to_dict())
+        return dataclasses.replace(plan, mesh={axis: getattr(config.mesh, axis) for axis in sharding.AXES})
 
     monkeypatch.setattr(sys.modules["vr_jax.plan.search"], "plan_training", planned)
     found = search(

@@ -42,9 +42,13 @@ class Chip:
 
 # The usable memory that libtpu reports is 0.25 GiB below the data sheet on v5e, and up to 1.25 GiB below it elsewhere.
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip(kind="TPU v5 lite", memory=15.75 * GIB, hbm_bandwidth=819 * GB, interconnect=200 * GB, network=3.125 * GB),
+    "v5e": Chip(
+        kind="TPU v5 lite", memory=15.75 * GIB, hbm_bandwidth=819 * GB, interconnect=200 * GB, network=3.125 * GB
+    ),
     "v5p": Chip(kind="TPU v5", memory=95 * GIB, hbm_bandwidth=2765 * GB, interconnect=600 * GB, network=6.25 * GB),
-    "v6e": Chip(kind="TPU v6 lite", memory=31.25 * GIB, hbm_bandwidth=1638 * GB, interconnect=400 * GB, network=12.5 * GB),
+    "v6e": Chip(
+        kind="TPU v6 lite", memory=31.25 * GIB, hbm_bandwidth=1638 * GB, interconnect=400 * GB, network=12.5 * GB
+    ),
     "tpu7x": Chip(kind="TPU7x", memory=94.75 * GIB, hbm_bandwidth=3690 * GB, interconnect=300 * GB, network=6.25 * GB),
     "h100": Chip(kind="NVIDIA H100", memory=79 * GIB, hbm_bandwidth=3350 * GB, interconnect=450 * GB, network=50 * GB),
     "h200": Chip(kind="NVIDIA H200", memory=139 * GIB, hbm_bandwidth=4800 * GB, interconnect=450 * GB, network=50 * GB),

@@ -20,8 +20,7 @@ from vr_jax.plan.chips import CHIPS, Chip
 
 CPU = "cpu"
 EXAMPLES = (
-    "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, 4*v5e:16x16 (four slices), h200:1x32x8 (slices x hosts x GPUs), "
-    "cpu:8"
+    "v5e:4x4, v5p:8x8x16, v6e:16x16, tpu7x:2x2x2, 4*v5e:16x16 (four slices), h200:1x32x8 (slices x hosts x GPUs), cpu:8"
 )
 
 
@@ -86,13 +85,17 @@ def parse(name: str) -> Name:
     """
     times, star, one = name.rpartition("*")
     if star and (not times.isdecimal() or int(times) < 1):
-        raise UserError(f"--topology={name}: expected a number of slices in front of '*', found {times!r}; e.g. {EXAMPLES}")
+        raise UserError(
+            f"--topology={name}: expected a number of slices in front of '*', found {times!r}; e.g. {EXAMPLES}"
+        )
     kind, colon, text = one.partition(":")
     kind = kind.lower()
     if kind not in (*CHIPS, CPU):
         raise UserError(f"--topology={name}: no chip {kind!r}; known: {', '.join((*CHIPS, CPU))}; e.g. {EXAMPLES}")
     if star and kind != CPU and not _is_tpu(kind):
-        raise UserError(f"--topology={name}: the slices of GPUs are the first number of their shape, e.g. {kind}:2x16x8")
+        raise UserError(
+            f"--topology={name}: the slices of GPUs are the first number of their shape, e.g. {kind}:2x16x8"
+        )
     sizes = text.split("x")
     if not colon or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(f"--topology={name}: expected numbers of chips behind {kind!r}:, e.g. {EXAMPLES}")

@@ -172,9 +172,9 @@ def model_flops(config: TrainConfig, trainable: tuple[str, ...]) -> float:
 
 
 def _mesh_note(chosen: sharding.ChosenMesh) -> list[str]:
-    """Returns why the mesh is as it is, unless the settings say all of it."""
-    told = chosen.mesh.size > 1 and (chosen.slices > 1 or chosen.rule != sharding.AS_SET)
-    return [f"mesh {chosen.rule}"] if told else []
+    """Returns why the mesh is as it is, where the settings do not say it and it is not simply all devices."""
+    divided = chosen.rule != sharding.AS_SET and chosen.mesh.shape["replica"] > 1
+    return [f"mesh {chosen.rule}"] if divided or chosen.slices > 1 else []
 
 
 def _kept_whole(program: TrainProgram) -> list[str]:

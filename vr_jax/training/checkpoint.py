@@ -177,9 +177,13 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=dict(metrics), force=True)
         self._without_checksums = step
 
+    def is_saving(self) -> bool:
+        """Returns whether a save is being written in the background."""
+        return bool(self._manager.is_saving_in_progress())
+
     def poll(self) -> None:
         """Starts on the checksums of a save that Orbax has finished. It is cheap, and called at every step."""
-        if self._without_checksums is not None and not self._manager.is_saving_in_progress():
+        if self._without_checksums is not None and not self.is_saving():
             step, self._without_checksums = self._without_checksums, None
             with self._errors():
                 self._manager.wait_until_finished()  # It has finished; this raises what it failed with.

@@ -31,6 +31,8 @@ from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints
 from vr_jax.training.export import export_state, generation_settings
 from vr_jax.training.flops import step_flops
+from vr_jax.training.goodput import Goodput
+from vr_jax.training.input_waits import EVERY, InputWaits
 from vr_jax.training.not_finite import FiniteWatch
 from vr_jax.training.profiling import Profiler
 from vr_jax.training.program import TrainProgram, build_program, check_globs, choose_run_mesh, total_steps
@@ -49,7 +51,7 @@ from vr_jax.training.start_log import log_start
 from vr_jax.training.state import ModelTree, TrainState, create_state
 from vr_jax.training.stopping import Preempted, Preemption, check_still_ours
 from vr_jax.training.trackers import CaptionedImage, Trackers, check_trackers, open_trackers
-from vr_jax.training.validation import Validation, open_validation
+from vr_jax.training.validation import open_validation
 
 # A run that is restarted because its host was lost waits until the lease of the lost process is stale.
 _WAIT_FOR_WORKDIR = 1.2 * STALE_AFTER
@@ -92,6 +94,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
         data = distributed.together(lambda: open_inputs(config, mesh, workdir))
         saved = config.checkpoint
         with (
+            Goodput(workdir, active=distributed.is_first()) as goodput,
             first_error_kept(data.iterator.close),
             jax.set_mesh(mesh),
             Checkpoints(workdir, keep_last=saved.keep_last, keep_best=saved.keep_best, best=saved.best) as checkpoints,
@@ -102,10 +105,12 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             program = distributed.together(lambda: build_program(config, mesh, total, tree, data.sources))
             validation = distributed.together(lambda: open_validation(config, program, data, workdir, total))
             skip_statistics = SkipStatistics(max_fraction=config.data.max_skipped)
-            restored = checkpoints.restore_newest(program.abstract)
+            with goodput.spend("restoring"):
+                restored = checkpoints.restore_newest(program.abstract)
             start = restored.step if restored is not None else 0
             if distributed.is_first():
                 report_start(start)
+            goodput.continues(start)
             watch = FiniteWatch(config, workdir, mesh, start=start, newest_checkpoint=checkpoints.newest_complete)
             _check_end(start, total, config, data.samples, checkpoints.directory)
             distributed.together(lambda: _check_start(workdir, config, program, data, start, total))
@@ -137,17 +142,22 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                 Progress(start=start, total=total, active=first) as progress,
                 Profiler(config.profile, workdir, start=start, total=total) as profiler,
             ):
-                validation.try_out(state)
+                with goodput.spend("validation"):
+                    validation.try_out(state)
                 if restored is not None and restored.unwritten is not None:
                     due = validation.due(start)
                     values = validation.measure(due, state, start, trackers) if due else {}
                     trackers.write(start, {**restored.unwritten, **values})
                 recorder = Recorder(config, step_flops(program.model, program.trainable), watch, trackers, progress)
+                goodput.stepping()
+                waits = InputWaits(config, data.sources)
                 for step in range(start + 1, total + 1):
                     profiler.before(step)
                     waited = time.perf_counter()
-                    host_batch = next(data.iterator)
+                    with goodput.spend("data"):
+                        host_batch = next(data.iterator)
                     waited = time.perf_counter() - waited
+                    waits.add(waited, host_batch)
                     skip_statistics.update(host_batch)
                     if distributed.process_count() == 1:
                         skip_statistics.check()
@@ -156,9 +166,14 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     if step == start + 1:
                         distributed.together(partial(_show_first_batch, workdir, host_batch, data, step, trackers))
                     # Everything that the update reads is on the devices: a transfer here would slow each update down.
-                    with StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
+                    with (
+                        goodput.spend("compiling" if step == start + 1 else "steps"),
+                        StepTraceAnnotation("train", step_num=step),
+                        jax.transfer_guard("disallow"),
+                    ):
                         state, metrics = program.step(state, batch)
                     recorder.push(step, metrics, host_batch.record_ids, waited)
+                    goodput.stepped(step)
 
                     profiler.after(step, metrics)
                     checkpoints.poll()
@@ -166,10 +181,16 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     # What asks a run to stop may not wait for a validation; the next start makes up for it.
                     due = validation.due(step)
                     unwritten = recorder.take() if due and stop and step < total else None
-                    measured = (
-                        _measure(validation, due, recorder, state, step, trackers) if due and unwritten is None else {}
-                    )
-                    if stop or step == total or step % saved.every == 0:
+                    saving = stop or step == total or step % saved.every == 0
+                    compared = waits.exchange(step) if saving or step % EVERY == 0 else {}
+                    measured: dict[str, float] = {}
+                    if due and unwritten is None:
+                        recorder.complete()
+                        with goodput.spend("validation"):
+                            measured = validation.measure(due, state, step, trackers)
+                    if measured or compared:
+                        recorder.flush({**measured, **compared})
+                    if saving:
                         # A state that is not finite is never saved, and so never exported. Of several processes one may
                         # have too many unusable samples: all learn it here, since none may leave the others waiting.
                         distributed.together(partial(check_still_ours, lease))
@@ -179,33 +200,27 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         skips = inputs.over_processes(skip_statistics)
                         distributed.together(skips.check)
                         trackers.flush()
-                        checkpoints.save(
-                            step,
-                            state,
-                            data=data.iterator.get_state(),
-                            config=config.to_dict(),
-                            skip_statistics=skips.get_state(),
-                            metrics={LOSS: recorder.mean_loss_since_last_save(), **measured},
-                            unwritten=unwritten,
-                        )
+                        goodput.saved(step)
+                        with goodput.spend("saving"):
+                            checkpoints.save(
+                                step,
+                                state,
+                                data=data.iterator.get_state(),
+                                config=config.to_dict(),
+                                skip_statistics=skips.get_state(),
+                                metrics={LOSS: recorder.mean_loss_since_last_save(), **measured},
+                                unwritten=unwritten,
+                            )
                     if stop and step < total:
-                        checkpoints.finish()
+                        with goodput.spend("saving"):
+                            checkpoints.finish()
                         raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
             skips = inputs.over_processes(skip_statistics)
             distributed.together(lambda: skips.check(final=True))
-            checkpoints.finish()
-            export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
+            with goodput.spend("saving"):
+                checkpoints.finish()
+                export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
             _tell_best(checkpoints, config, workdir, total)
-
-
-def _measure(
-    validation: Validation, due: list[str], recorder: Recorder, state: TrainState, step: int, trackers: Trackers
-) -> dict[str, float]:
-    """Measures held-out data after an update, and writes the numbers with those of the update."""
-    recorder.complete()
-    values = validation.measure(due, state, step, trackers)
-    recorder.flush(values)
-    return values
 
 
 def _tell_best(checkpoints: Checkpoints, config: TrainConfig, workdir: Path, total: int) -> None:

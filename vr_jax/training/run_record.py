@@ -28,6 +28,7 @@ from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
 from vr_jax.storage import Path, check_apart, check_target, file_errors, write_json, write_text
 from vr_jax.training.checkpoint import DAMAGED_FOLDER, FOLDER
+from vr_jax.training.goodput import GOODPUT_FILE
 from vr_jax.training.program import TrainProgram
 from vr_jax.training.state import TrainState
 from vr_jax.training.trackers import METRICS_FILE, TENSORBOARD_FOLDER
@@ -39,7 +40,7 @@ VALIDATION_FOLDER = "validation"  # for replies
 BEST_EXPORT_FOLDER, BEST_ADAPTER_FOLDER = "model_best", "adapter_best"
 # What a run writes to its folder, and would replace or continue.
 WRITTEN = (
-    *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, TENSORBOARD_FOLDER, "wandb", VALIDATION_FOLDER),
+    *(FOLDER, DAMAGED_FOLDER, METRICS_FILE, GOODPUT_FILE, TENSORBOARD_FOLDER, "wandb", VALIDATION_FOLDER),
     *(EXPORT_FOLDER, ADAPTER_FOLDER, BEST_EXPORT_FOLDER, BEST_ADAPTER_FOLDER, PROFILE_FOLDER),
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")

@@ -24,6 +24,7 @@ class Preempted(UserError):
     """The run was asked to stop and has saved its state; the same command continues it."""
 
     exit_code = EXIT_AGAIN
+    saved = True  # Nothing that was computed is lost.
 
 
 def check_still_ours(lease: Lease | None) -> None:

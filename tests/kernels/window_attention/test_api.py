@@ -19,7 +19,7 @@ from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import api, window_attention
 from vr_jax.model.refusion import interactions
 from vr_jax.model.refusion.interactions import LocalAttention
-from vr_jax.sharding import make_mesh
+from vr_jax.sharding import make_mesh, sum_over_replicas
 
 BACKENDS = ("reference", "pallas_tpu")  # pallas_gpu: test_pallas_gpu.py
 
@@ -199,6 +199,30 @@ def test_a_mesh_runs_the_kernel_on_pieces(monkeypatch):
         window_attention(query, plain, plain, valid, backend="pallas_tpu", interpret=True)
     assert out.shape == query.shape
     assert seen == [((2, 1, 128), (2, 4, 1, 128), (2, 4), True)] * 2
+
+
+def test_within_a_replica_the_kernel_is_chosen_for_and_runs_on_the_same_pieces(monkeypatch):
+    """As an update runs it on several replicas: one axis of the mesh is taken already."""
+    asked, seen = [], []
+
+    def forward(query, key, value, valid, scale, *, interpret):
+        seen.append((query.shape, key.shape))
+        return query
+
+    kernel = SimpleNamespace(forward=forward, unsupported=lambda query, key, value: asked.append(query.shape))
+    monkeypatch.setattr(api, "load_kernel", lambda name: kernel)
+    monkeypatch.setattr(api, "platform", lambda: "tpu")
+    query, key, valid = jnp.ones((8, 2, 128)), jnp.zeros((8, 4, 1, 128)), jnp.ones((8, 4), bool)
+
+    def attended(batch):
+        query, key, valid = batch
+        return jnp.sum(window_attention(query, key, key, valid))
+
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        total = jax.jit(sum_over_replicas(attended))((query, key, valid))
+    assert total == query.size
+    assert set(asked) == {(2, 1, 128)}
+    assert set(seen) == {((2, 1, 128), (2, 4, 1, 128))}
 
 
 def shapes(width: int = 3072, heads: int = 24, own_keys: bool = False, dtype=jnp.bfloat16) -> tuple:

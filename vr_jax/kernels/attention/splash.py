@@ -6,10 +6,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from vr_jax.sharding import activation_spec, mesh_in_context, platform
+from vr_jax.kernels.attention.on_devices import on_own_rows_and_heads
+from vr_jax.sharding import mesh_in_context, platform
 
 # Positions per block. Larger blocks are faster until they do not fit into a TPU's VMEM.
 BLOCK = 512
@@ -37,20 +37,8 @@ def attention(
     mesh = mesh_in_context()
     if mesh is None:
         return _attention(query, key, value, query_segments, key_segments, causal=causal)
-    spec = activation_spec(query.shape, "batch", "seq", "heads", None, mesh=mesh)
-    key_spec = activation_spec(key.shape, "batch", "seq", "kv_heads", None, mesh=mesh)
-    if key_spec != spec:
-        # There are fewer key heads than devices along the axis: every query head gets a copy of its key head.
-        key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-        key_spec = spec
-    segment_spec = P(spec[0], None)
-    return jax.shard_map(
-        functools.partial(_attention, causal=causal),
-        mesh=mesh,
-        in_specs=(spec, key_spec, key_spec, segment_spec, segment_spec),
-        out_specs=spec,
-        check_vma=False,
-    )(query, key, value, query_segments, key_segments)
+    own = functools.partial(_attention, causal=causal)
+    return on_own_rows_and_heads(own, mesh, query, key, value, query_segments, key_segments)
 
 
 def _attention(

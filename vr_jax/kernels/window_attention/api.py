@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from vr_jax.errors import ConfigError
 from vr_jax.kernels.window_attention import reference
 from vr_jax.kernels.window_attention.vjp import ArrayOrShape, Kernel, partition
-from vr_jax.sharding import mesh_in_context, platform
+from vr_jax.sharding import mesh_in_context, part_shape, platform
 
 BACKENDS = ("reference", "pallas_tpu", "pallas_gpu")
 # The platform that each kernel runs on.
@@ -131,7 +131,7 @@ def _refusal(name: str, query: ArrayOrShape, key: ArrayOrShape, value: ArrayOrSh
     if mesh is not None:
         specs = partition(query, key, mesh)
         query, key, value = (
-            jax.ShapeDtypeStruct(jax.sharding.NamedSharding(mesh, spec).shard_shape(x.shape), x.dtype)
+            jax.ShapeDtypeStruct(part_shape(x.shape, spec, mesh), x.dtype)
             for x, spec in zip(arrays, (specs.query, specs.key, specs.key), strict=True)
         )
     reason: str | None = module.unsupported(query, key, value)
