@@ -288,6 +288,7 @@ class Supervisor:
 
     def _copy(self, process: _Process, pipe: Any, stream: BinaryIO, *, last: bool = False) -> bool:
         """Copies what a process has printed, line by line; returns whether the pipe is open."""
+        data: bytes | None
         try:
             data = os.read(pipe.fileno(), 1 << 16)
         except BlockingIOError:
