@@ -13,7 +13,8 @@ ten failures of random kinds, of random processes and at random steps (--seed).
 * never_starts: one process is missing at the start.
 * clocks: the clocks of the processes are an hour apart, and process 0 is killed.
 
-With --page, the rows between the markers of that page are replaced by what was measured; rows of other kinds stay.
+With --page, the rows of the table between the markers of that page are replaced by what was measured; rows of other kinds
+stay.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ NAMES = {
     "never_starts": "a process never starts; the same command is started again on all",
     "clocks": "clocks an hour apart (of Python), and `kill -9` of process 0",
 }
-BEGIN, END = "<!-- begin of the measured rows -->", "<!-- end of the measured rows -->"
+BEGIN, END = "<!-- begin of the measured table -->", "<!-- end of the measured table -->"
 AGAIN = "are started again"
 # Shifts the clock of a process by as many hours as its number.
 CLOCKS = """
@@ -273,7 +274,7 @@ def write_page(page: Path, rows: dict[str, str]) -> None:
         begin = line.partition(" | ")[0]
         at = next((k for k, old in enumerate(lines) if old.startswith(begin)), None)
         lines = [*lines, line] if at is None else [*lines[:at], line, *lines[at + 1 :]]
-    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(filter(None, lines)) + f"\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
 
 
 def parser() -> argparse.ArgumentParser:

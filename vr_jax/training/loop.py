@@ -187,7 +187,9 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                         )
                     if stop and step < total:
                         checkpoints.finish()
-                        raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
+                        raise distributed.agreed(
+                            Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
+                        )
             skips = inputs.over_processes(skip_statistics)
             distributed.together(lambda: skips.check(final=True))
             checkpoints.finish()
