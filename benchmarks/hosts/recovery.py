@@ -13,8 +13,8 @@ ten failures of random kinds, of random processes and at random steps (--seed).
 * never_starts: one process is missing at the start.
 * clocks: the clocks of the processes are an hour apart, and process 0 is killed.
 
-With --page, the rows of the table between the markers of that page are replaced by what was measured; rows of other kinds
-stay.
+With --page, the rows of the table between the markers of that page are replaced by what was measured; those of other
+kinds stay.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import time
 import pytest
 
 from vr_jax.errors import UserError
-from vr_jax.storage import LOCK_FILE, directory_lock
+from vr_jax.storage import LOCK_FILE, Lease
+from vr_jax.storage.lease_file import DiskLeaseFile
 from vr_jax.training.stopping import Preemption, check_still_ours
 
 
@@ -34,12 +35,13 @@ def test_a_signal_asks_and_the_handlers_come_back(name, capfd):
 
 def test_a_run_whose_folder_another_one_has_taken_over_ends_before_it_writes(tmp_path):
     check_still_ours(None)
-    lost = "stood still for so long that its lease was given to another run"
-    with pytest.raises(UserError, match=lost), directory_lock(tmp_path) as lease:
-        check_still_ours(lease)
-        (tmp_path / LOCK_FILE).write_text("of another run")
-        with pytest.raises(UserError, match=lost):
-            check_still_ours(lease)
+    held = Lease.acquire(str(tmp_path), DiskLeaseFile(tmp_path / LOCK_FILE))
+    check_still_ours(held)
+    (tmp_path / LOCK_FILE).write_text("of another run")
+    with pytest.raises(UserError, match="stood still for so long that its lease was given to another run"):
+        check_still_ours(held)
+    held.release()
+    assert (tmp_path / LOCK_FILE).exists()
 
 
 def test_other_signals_ask_nothing(capfd):
@@ -59,7 +61,8 @@ def test_the_answer_comes_while_the_main_thread_computes():
     program = textwrap.dedent("""
         import hashlib, os, signal, threading
         from vr_jax.errors import UserError
-from vr_jax.storage import LOCK_FILE, directory_lock
+from vr_jax.storage import LOCK_FILE, Lease
+from vr_jax.storage.lease_file import DiskLeaseFile
 from vr_jax.training.stopping import Preemption, check_still_ours
 
         with Preemption():
