@@ -24,6 +24,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -188,7 +189,6 @@ def never_starts(folder: Path, size: Size, whole: Path) -> Measured:
     address = f"127.0.0.1:{free_port()}"
     command = train_command(workdir, processes=size.processes, steps=size.steps, every=size.every)
     changes = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(size.processes)}
-    begin = time.monotonic()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "vr_jax", *command, "--start_timeout=5"],
@@ -198,6 +198,9 @@ def never_starts(folder: Path, size: Size, whole: Path) -> Measured:
         )
         for number in range(size.processes - 1)
     ]
+    while processes[0].poll() is None and not _listens(address):
+        time.sleep(0.05)
+    begin = time.monotonic()  # JAX is imported, and process 0 waits for the others
     ends = [(process.communicate()[1].strip(), process.returncode) for process in processes]
     found.ended.append(time.monotonic() - begin)
     found.said = ends[0][0]
@@ -207,6 +210,15 @@ def never_starts(folder: Path, size: Size, whole: Path) -> Measured:
         found.redone.append(0)
         found.lost = compare(whole, workdir) if run.finish() == 0 else run.lines[-1][1]
     return found
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except OSError:
+        return False
+    return True
 
 
 def clocks(folder: Path, size: Size, whole: Path) -> Measured:
