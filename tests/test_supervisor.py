@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ def supervised(folder, code, *, processes=2, restarts=2, grace=10.0):
     lines, output, errors = [], io.BytesIO(), io.BytesIO()
     plan = Plan([sys.executable, "-c", PROGRAM + code, str(folder)], processes, restarts, pause=0.01, grace=grace)
     status = Supervisor(plan, lines.append, output, errors).run()
+    started = [line for line in lines if re.fullmatch(r"started \d process(es)? \(pid [\d, ]+\)", line)]
+    lines = [line for line in lines if line not in started]
+    assert len(started) == len(lines)  # before what is said of the end of each attempt
     return status, lines, output.getvalue().decode().splitlines(), errors.getvalue().decode().splitlines()
 
 
@@ -167,11 +171,12 @@ def running(folder):
 def test_a_signal_is_passed_on_and_nothing_is_left(tmp_path, number):
     process = launched(tmp_path, f"MODE = 'saves'\n{WAITING}")
     process.send_signal(number)
-    errors = process.communicate(timeout=30)[1]
+    started, errors = process.communicate(timeout=30)[1].splitlines()
     assert process.returncode == 75
+    assert started.startswith("vr-jax launch: started 2 processes (pid ")
     assert errors == (
         f"vr-jax launch: stopped by {number.name} (processes 0 and 1 ended with exit code 75); the same command "
-        "continues\n"
+        "continues"
     )
     assert running(tmp_path) == []
 

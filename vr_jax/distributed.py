@@ -204,7 +204,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         for name in sorted({*every[0]["values"], *other["values"]}):
             first, found = (one["values"].get(name, "nothing") for one in (every[0], other))
             if first != found:
-                raise _agreed(
+                raise agreed(
                     UserError(
                         f"{other['process']}: {name} is {found!r} there and {first!r} on process 0; start all "
                         "processes of a run in the same way"
@@ -250,7 +250,7 @@ def agreement() -> Iterator[None]:
     finally:
         reports = gather(report)
         if own is not None:
-            _agreed(own)
+            agreed(own)
     for found in filter(None, reports):
         kind_name, message, process = found
         if len(reports) == 1:
@@ -259,8 +259,8 @@ def agreement() -> Iterator[None]:
                 raise own
             raise UserError(message) from own
         if not kind_name:
-            raise _agreed(ProcessFailed(f"{process} failed ({message[:200]}); its own log says why")) from own
-        raise _agreed(user_error_class(kind_name)(f"{process}: {message}")) from own
+            raise agreed(ProcessFailed(f"{process} failed ({message[:200]}); its own log says why")) from own
+        raise agreed(user_error_class(kind_name)(f"{process}: {message}")) from own
 
 
 def together[Value](call: Callable[[], Value]) -> Value:
@@ -281,8 +281,12 @@ def together[Value](call: Callable[[], Value]) -> Value:
         return call()
 
 
-def _agreed[Error: BaseException](error: Error) -> Error:
-    """Notes that all processes know of an error, so that nobody has to be told."""
+def agreed[Error: BaseException](error: Error) -> Error:
+    """Notes that all processes have an error at the same moment, so that nobody has to be told.
+
+    Args:
+        error: The error, which is also returned.
+    """
     error.vr_jax_agreed = True  # type: ignore[attr-defined]
     return error
 

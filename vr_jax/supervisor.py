@@ -89,6 +89,7 @@ class _Process:
             stderr=subprocess.PIPE,
             start_new_session=True,  # a group of its own, which is killed as a whole
         )
+        self.pid = self._popen.pid
         self.pipes: tuple[Any, Any] = (self._popen.stdout, self._popen.stderr)
         self.rest = dict.fromkeys(self.pipes, b"")
 
@@ -182,7 +183,7 @@ class Supervisor:
                 final = [code for code in final if not may_continue(code)]
                 if final:
                     return self._finish(
-                        f"{what}; that has to be mended first (see its lines above)", int(final[0] or 0)
+                        f"{what}; that has to be mended first (see the lines above)", int(final[0] or 0)
                     )
                 if fruitless >= self._plan.restarts:
                     tried = f" after {fruitless} restarts without progress" if fruitless else ""
@@ -246,6 +247,8 @@ class Supervisor:
                     for pipe, stream in zip(process.pipes, self._streams, strict=True):
                         os.set_blocking(pipe.fileno(), False)
                         selector.register(pipe, selectors.EVENT_READ, (process, stream))
+                numbers = ", ".join(str(process.pid) for process in processes)
+                self._say(f"started {plan.processes} process{'es' if plan.processes > 1 else ''} (pid {numbers})")
                 self._watch(processes, selector)
         finally:
             for process in processes:
@@ -288,6 +291,7 @@ class Supervisor:
 
     def _copy(self, process: _Process, pipe: Any, stream: BinaryIO, *, last: bool = False) -> bool:
         """Copies what a process has printed, line by line; returns whether the pipe is open."""
+        data: bytes | None
         try:
             data = os.read(pipe.fileno(), 1 << 16)
         except BlockingIOError:

@@ -13,7 +13,8 @@ ten failures of random kinds, of random processes and at random steps (--seed).
 * never_starts: one process is missing at the start.
 * clocks: the clocks of the processes are an hour apart, and process 0 is killed.
 
-With --page, the rows between the markers of that page are replaced by what was measured; rows of other kinds stay.
+With --page, the rows of the table between the markers of that page are replaced by what was measured; those of other
+kinds stay.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import json
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -45,7 +47,7 @@ NAMES = {
     "never_starts": "a process never starts; the same command is started again on all",
     "clocks": "clocks an hour apart (of Python), and `kill -9` of process 0",
 }
-BEGIN, END = "<!-- begin of the measured rows -->", "<!-- end of the measured rows -->"
+BEGIN, END = "<!-- begin of the measured table -->", "<!-- end of the measured table -->"
 AGAIN = "are started again"
 # Shifts the clock of a process by as many hours as its number.
 CLOCKS = """
@@ -187,7 +189,6 @@ def never_starts(folder: Path, size: Size, whole: Path) -> Measured:
     address = f"127.0.0.1:{free_port()}"
     command = train_command(workdir, processes=size.processes, steps=size.steps, every=size.every)
     changes = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(size.processes)}
-    begin = time.monotonic()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "vr_jax", *command, "--start_timeout=5"],
@@ -197,6 +198,9 @@ def never_starts(folder: Path, size: Size, whole: Path) -> Measured:
         )
         for number in range(size.processes - 1)
     ]
+    while processes[0].poll() is None and not _listens(address):
+        time.sleep(0.05)
+    begin = time.monotonic()  # JAX is imported, and process 0 waits for the others
     ends = [(process.communicate()[1].strip(), process.returncode) for process in processes]
     found.ended.append(time.monotonic() - begin)
     found.said = ends[0][0]
@@ -206,6 +210,15 @@ def never_starts(folder: Path, size: Size, whole: Path) -> Measured:
         found.redone.append(0)
         found.lost = compare(whole, workdir) if run.finish() == 0 else run.lines[-1][1]
     return found
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except OSError:
+        return False
+    return True
 
 
 def clocks(folder: Path, size: Size, whole: Path) -> Measured:
@@ -273,7 +286,7 @@ def write_page(page: Path, rows: dict[str, str]) -> None:
         begin = line.partition(" | ")[0]
         at = next((k for k, old in enumerate(lines) if old.startswith(begin)), None)
         lines = [*lines, line] if at is None else [*lines[:at], line, *lines[at + 1 :]]
-    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(filter(None, lines)) + f"\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,7 +12,10 @@ import time
 
 import pytest
 
-from vr_jax.training.stopping import Preemption
+from vr_jax.errors import UserError
+from vr_jax.storage import LOCK_FILE, Lease
+from vr_jax.storage.lease_file import DiskLeaseFile
+from vr_jax.training.stopping import Preemption, check_still_ours
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
@@ -28,6 +31,17 @@ def test_a_signal_asks_and_the_handlers_come_back(name, capfd):
     assert signal.getsignal(name) is before
     assert signal.set_wakeup_fd(-1) == descriptor
     assert threading.active_count() == threads
+
+
+def test_a_run_whose_folder_another_one_has_taken_over_ends_before_it_writes(tmp_path):
+    check_still_ours(None)
+    held = Lease.acquire(str(tmp_path), DiskLeaseFile(tmp_path / LOCK_FILE))
+    check_still_ours(held)
+    (tmp_path / LOCK_FILE).write_text("of another run")
+    with pytest.raises(UserError, match="stood still for so long that its lease was given to another run"):
+        check_still_ours(held)
+    held.release()
+    assert (tmp_path / LOCK_FILE).exists()
 
 
 def test_other_signals_ask_nothing(capfd):
@@ -46,7 +60,10 @@ def test_the_answer_comes_while_the_main_thread_computes():
     """The main thread is in a function of C that no signal interrupts, as a compilation is."""
     program = textwrap.dedent("""
         import hashlib, os, signal, threading
-        from vr_jax.training.stopping import Preemption
+        from vr_jax.errors import UserError
+from vr_jax.storage import LOCK_FILE, Lease
+from vr_jax.storage.lease_file import DiskLeaseFile
+from vr_jax.training.stopping import Preemption, check_still_ours
 
         with Preemption():
             threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()

@@ -62,6 +62,7 @@ class FlagInfo:
         positional: Whether the value stands without a name.
         environment: The environment variable that holds the default value.
         overrides: Whether the field collects `--config.FIELD=VALUE` arguments.
+        remainder: Whether the field takes all arguments from the first word on that is no flag.
     """
 
     help: str
@@ -70,6 +71,7 @@ class FlagInfo:
     positional: bool = False
     environment: str = ""
     overrides: bool = False
+    remainder: bool = False
 
 
 def flag(
@@ -81,6 +83,7 @@ def flag(
     positional: bool = False,
     environment: str = "",
     overrides: bool = False,
+    remainder: bool = False,
 ) -> Any:
     """Declares a field of a `Flags` class as a flag.
 
@@ -93,12 +96,13 @@ def flag(
         positional: Whether the value stands without a name.
         environment: An environment variable that holds the default value.
         overrides: Whether the field collects `--config.FIELD=VALUE` arguments as "FIELD=VALUE".
+        remainder: Whether the field takes all arguments from the first word on that is no flag, flags too.
 
     Returns:
         A dataclass field.
     """
     names = (name,) if isinstance(name, str) else name
-    info = FlagInfo(help, names, metavar, positional, environment, overrides)
+    info = FlagInfo(help, names, metavar, positional or remainder, environment, overrides, remainder)
     return dataclasses.field(default=default, metadata={_KEY: info})
 
 
@@ -195,6 +199,9 @@ def parse[F: Flags](table: type[F], arguments: Sequence[str]) -> F:
             break
         if not argument.startswith("--"):
             rest.append(argument)
+            if any(option.info.remainder for option in options):
+                rest += queue
+                break
             continue
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
@@ -250,7 +257,9 @@ def help_text(program: str, command: Command[Any] | Group) -> str:
         return "\n".join(lines)
     options = _options(command.flags)
     words = [_usage_word(option) for option in options if option.info.positional or option.required]
-    lines = [command.summary, "", " ".join(["usage:", program, *words, *(["[flags]"] if options else [])])]
+    flags = ["[flags]"] if options else []
+    last = any(option.info.remainder for option in options)
+    lines = [command.summary, "", " ".join(["usage:", program, *(flags + words if last else words + flags)])]
     for paragraph in filter(None, command.details.split("\n\n")):
         lines += ["", *textwrap.wrap(" ".join(paragraph.split()), WIDTH)]
     if command.examples:

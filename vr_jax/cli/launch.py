@@ -18,9 +18,9 @@ class LaunchFlags(Flags):
     """The flags of `vr-jax launch`."""
 
     command: tuple[str, ...] = flag(
-        help="What each process runs: a command of vr-jax with its flags, or a program. Write -- before it.",
+        help="What each process runs: a command of vr-jax, or a program, with its flags. It comes last.",
         metavar="COMMAND",
-        positional=True,
+        remainder=True,
     )
     processes: PositiveInt = flag(1, "Number of processes.")
     restarts: NonNegativeInt = flag(

@@ -159,7 +159,8 @@ def _call(words: list[str], rest: list[str]) -> int | None:
         print(f"{PROGRAM} {version(DISTRIBUTION)}")
         return EXIT_DONE
     command = _command(words, rest)
-    if any(argument in HELP for argument in rest):
+    own = rest[: rest.index("--")] if "--" in rest else rest
+    if any(argument in HELP for argument in own):
         print(help_text(" ".join(words), command))
         return EXIT_DONE
     if isinstance(command, Group):

@@ -214,7 +214,9 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
                     if stop and step < total:
                         with goodput.spend("saving"):
                             checkpoints.finish()
-                        raise Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
+                        raise distributed.agreed(
+                            Preempted(f"asked to stop: saved step {step} of {total}; the same command continues")
+                        )
             skips = inputs.over_processes(skip_statistics)
             distributed.together(lambda: skips.check(final=True))
             with goodput.spend("saving"):
