@@ -18,6 +18,7 @@ import pytest
 from vr_jax import failures
 from vr_jax.errors import UserError
 from vr_jax.failures import as_user_error, close_after, explain, first_error_kept, free_bytes
+from vr_jax.storage import file_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -301,3 +302,27 @@ def test_nobody_reads_the_output():
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == "vr-jax: nobody reads the output any more, so the command ends\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "reason"),
+    [
+        (
+            'UNAVAILABLE: Error opening "zarr" driver: Error reading "o/.zarray" in OCDBT database at gs://b/r/: '
+            "Error reading gs://b/r/manifest.ocdbt: HTTP response code: 503 [source locations='x.cc:1']",
+            "gs://b/r/manifest.ocdbt",
+            "HTTP response code: 503;",
+        ),
+        (
+            'OUT_OF_RANGE: Error writing "a/0" in OCDBT database at gs://b/c/: Error reading Byte range [0, 9) of '
+            "gs://b/c/d: Requested byte range [0, 9) is not valid for value of size 4 [tensorstore_spec='{}']",
+            "gs://b/c/d",
+            "Requested byte range [0, 9) is not valid for value of size 4;",
+        ),
+    ],
+)
+def test_a_store_that_tensorstore_cannot_reach_is_one_line(text, path, reason):
+    found = str(failures.as_user_error(ValueError(text)))
+    assert found.startswith(f"{path} cannot be read or written: after several attempts the store answers: {reason}")
+    with pytest.raises(UserError, match="start the same command again"), file_errors("x cannot be written"):
+        raise ValueError(text)

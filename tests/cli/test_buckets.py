@@ -38,6 +38,7 @@ def test_all_of_them_run_and_leave_nothing_on_the_disk(bucket, tmp_path):
     for name in ("home", "cwd", "tmp"):
         (tmp_path / name).mkdir()
     places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT)}
+    places["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     for words in commands("buckets.md"):
         line = shlex.join([*words, *TINY.get(words[0], ())]).replace("gs://bucket", str(bucket))
         done = subprocess.run(
