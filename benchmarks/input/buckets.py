@@ -80,15 +80,20 @@ def in_processes(paths: Sequence[AnyPath], workers: int) -> float:
     return rest / (time.perf_counter() - begin)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the script."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--images", type=int, default=200)
+    found.add_argument("--pixels", type=int, default=640)
+    found.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    found.add_argument("--rounds", type=int, default=3)
+    found.add_argument("--folder")
+    return found
+
+
 def main() -> None:
     """Prints a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--pixels", type=int, default=640)
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder")
-    options = parser.parse_args()
+    options = parser().parse_args()
     flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own
     store = None if options.folder else Store()
     if store is not None:
