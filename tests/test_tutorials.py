@@ -128,6 +128,7 @@ def test_a_check_in_a_process_of_its_own_names_the_difference(tmp_path: Path):
         ("09:30:01 I step 2: loss 6.2, 1.1 samples/s", "10:31:02 I step 2: loss 6.317, 14.3 samples/s"),
         ("written in 12 s, 0.8 MB", "written in 1.5 s, 1 MB"),
         ("I step 1 of 2: loss 6.2\nI step 2 of 2: loss 6.1", "I step 2 of 2: loss 6.3"),
+        ("first\n...\nI step 2 of 2: loss 6.1", "first\nI step 2 of 2: loss 6.1"),
     ],
 )
 def test_times_sizes_and_decimals_are_not_compared(one: str, other: str):

@@ -111,7 +111,9 @@ def test_a_list_of_llava_is_read_with_the_images_of_the_settings(tmp_path):
     assert [source[k].id for k in range(5)] == ["a25", "a26", "a27", "a28", "a29"]
     assert (len(source), source.names) == (15, ("a", "b"))
     path.write_text(f"datasets: [{{json_path: {a}, sampling_strategy: some}}]")
-    with pytest.raises(ConfigError, match=r"sampling_strategy = 'some' of the source .*a\.json: expected 'all'"):
+    with pytest.raises(
+        ConfigError, match=r"list\.yaml: sampling_strategy = 'some' of the source .*a\.json: expected 'all'"
+    ):
         inputs.open_training_source(data)
     with pytest.raises(ConfigError, match=r"lists JSON files of LLaVA: leave config\.data\.format and"):
         inputs.open_training_source(DataSettings(path=str(path), split="validation"))

@@ -5,8 +5,10 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,18 +25,18 @@ from vr_jax.data.demo.tokenizer import demo_tokenizer
 from vr_jax.data.processor import Processor
 from vr_jax.data.sources import open_source
 from vr_jax.errors import ConfigError, UserError
-from vr_jax.evaluation import Evaluator, held_out_questions
+from vr_jax.evaluation import Evaluator, NothingAsked, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.model_directory import load_model
-from vr_jax.settings import TrainConfig
+from vr_jax.settings import TrainConfig, ValidationSettings
 from vr_jax.sharding import make_mesh
 from vr_jax.training import loop
 from vr_jax.training.checkpoint import Checkpoints
 from vr_jax.training.program import build_program
-from vr_jax.training.state import create_state
+from vr_jax.training.state import ModelTree, create_state
 from vr_jax.training.stopping import Preempted
 from vr_jax.training.trackers import Trackers, read_metrics
-from vr_jax.training.validation import open_validation
+from vr_jax.training.validation import ReplyScore, open_validation
 
 SAMPLES = 21
 
@@ -149,8 +151,14 @@ def test_a_run_that_is_stopped_before_a_validation_makes_up_for_it(whole, held_o
     with pytest.raises(Preempted, match="saved step 2 of 5"):
         loop.train(config, tmp_path, open_inputs=stopping)
     assert [record["step"] for record in validation_series(tmp_path)] == [1], "what stops a run does not wait"
+    ended = tmp_path.with_name(f"{tmp_path.name}_ended")
+    shutil.copytree(tmp_path, ended)
     loop.train(config, tmp_path, open_inputs=inputs_with_processor)
     assert validation_series(tmp_path) == validation_series(whole)
+    # One that then ends at this very update has no other update at which it could make up for it.
+    loop.train(config.replace({"steps": 2}), ended, open_inputs=inputs_with_processor)
+    assert validation_series(ended) == validation_series(whole)[:2]
+    assert (ended / "model").is_dir()
 
 
 class FailingIterator(NoiseIterator):
@@ -326,6 +334,27 @@ def test_replies_are_those_of_the_exported_model(tmp_path, rank):
         assert found == {one.id: one.prediction for one in expected.results}
         assert len(set(found.values())) >= 1
         assert last[f"validation/{name}/{metric}"] == pytest.approx(expected.summary["score"])
+
+
+class UnaskableEvaluator:
+    """Stands for an evaluator to which none of the questions can be put."""
+
+    def evaluate(self, model, benchmark, items, **options):
+        raise NothingAsked(f"none of {len(items)} items can be asked")
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_first_questions_that_cannot_be_asked_say_nothing_about_the_others(others, tmp_path, caplog):
+    benchmark, items = held_out_questions("generated", "demo", "", limit=8 + others)
+    settings = ValidationSettings(metric="demo", batch_size=8)
+    tree = ModelTree(validated_run(tmp_path).model)
+    score = ReplyScore(UnaskableEvaluator(), benchmark, items, settings, tree, tmp_path)
+    state = SimpleNamespace(frozen={}, params=tree.shapes)
+    with contextlib.nullcontext() if others else pytest.raises(NothingAsked, match="none of 8"):
+        score.try_out(state)
+    assert ("none of 8 items" in caplog.text) == bool(others)
+    with pytest.raises(NothingAsked):
+        score(state, 2)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from vr_jax.evaluation.report import (
     write_report,
 )
 from vr_jax.evaluation.run_directory import load_results
-from vr_jax.evaluation.runner import Evaluation, evaluate_items
+from vr_jax.evaluation.runner import Evaluation, NothingAsked, evaluate_items
 
 __all__ = [
     "BENCHMARKS",
@@ -55,6 +55,7 @@ __all__ = [
     "HeatMap",
     "Item",
     "ItemResult",
+    "NothingAsked",
     "Outcome",
     "OwnQuestions",
     "PaperRow",

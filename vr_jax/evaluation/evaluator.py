@@ -91,7 +91,8 @@ class Evaluator:
             the items have no reference answers, and `summary["metrics"]` has the metrics by name.
 
         Raises:
-            UserError: There are no items, none of them can be asked, or the memory of the devices does not suffice.
+            UserError: There are no items, or the memory of the devices does not suffice.
+            NothingAsked: None of the items can be asked.
             ValueError: The config of the model is not that of the processor.
         """
         with memory_errors():

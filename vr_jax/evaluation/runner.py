@@ -33,6 +33,10 @@ VERSION = 2
 _SCORING_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
+class NothingAsked(UserError):
+    """None of some items could be asked, e.g. because their images are missing."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A finished evaluation on one benchmark.
@@ -93,8 +97,8 @@ def evaluate_items(
         The results and the summary, on every process.
 
     Raises:
-        UserError: There are no items, their ids are not unique, none of them can be asked, or the run in `output`
-            cannot be continued.
+        UserError: There are no items, their ids are not unique, or the run in `output` cannot be continued.
+        NothingAsked: None of the items can be asked.
     """
     ids = [item.id for item in items]
     if not items:
@@ -344,7 +348,7 @@ def _summary(benchmark: Benchmark, items: Sequence[Item], results: Sequence[Item
     unscored = [result for result in results if result.error is not None]
     if len(unscored) == len(items):
         examples = "; ".join(f"{result.id}: {result.error}" for result in unscored[:3])
-        raise UserError(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
+        raise NothingAsked(f"{benchmark.name}: none of {len(items)} items can be asked ({examples})")
     return {
         "version": VERSION,
         "benchmark": benchmark.name,

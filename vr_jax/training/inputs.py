@@ -214,10 +214,15 @@ def training_sources(data: DataSettings) -> tuple[SourceSettings, ...]:
         one.format in ("", "llava_json") and one.split == "train",
         f"config.data.path = {one.path} lists JSON files of LLaVA: leave config.data.format and config.data.split out",
     )
-    return tuple(
-        SourceSettings(path=path, images=one.images, follow_links=one.follow_links, sampling_strategy=strategy)
-        for path, strategy in read_llava_yaml(as_path(one.path))
-    )
+    found = []
+    for path, strategy in read_llava_yaml(as_path(one.path)):
+        try:
+            found.append(
+                SourceSettings(path=path, images=one.images, follow_links=one.follow_links, sampling_strategy=strategy)
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{one.path}: {error}") from error
+    return tuple(found)
 
 
 def open_training_source(data: DataSettings, seed: int = 0) -> Source:

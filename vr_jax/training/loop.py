@@ -110,9 +110,10 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             if start == total:
                 logger.info("finished: step %d is the last of the run, nothing is left to train", start)
                 watch.parameters(start, state.params, "exported")
-                export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
-                _tell_best(checkpoints, config, workdir, total)
-                return
+                if restored is None or restored.unwritten is None:
+                    export_state(workdir, program.tree, state, data.tokenizer_dir, owner=run, config=config)
+                    _tell_best(checkpoints, config, workdir, total)
+                    return
             write_run_record(
                 workdir, config, program, step=start, total_steps=total, batch=fit.rule, run=run, data=data.data
             )

@@ -22,7 +22,7 @@ from vr_jax.data.selection import SelectedSource
 from vr_jax.data.skips import SkipStatistics
 from vr_jax.data.sources import Source, open_source
 from vr_jax.errors import UserError
-from vr_jax.evaluation import Benchmark, Evaluation, Evaluator, Item, ItemResult, held_out_questions
+from vr_jax.evaluation import Benchmark, Evaluation, Evaluator, Item, ItemResult, NothingAsked, held_out_questions
 from vr_jax.model.batch import BatchShape
 from vr_jax.settings import LOSS, TrainConfig, ValidationSettings
 from vr_jax.storage import Path
@@ -168,7 +168,13 @@ class ReplyScore:
 
     def try_out(self, state: TrainState) -> None:
         """Answers one batch; see `Measure`."""
-        self._evaluate(state, self.benchmark.limited(self.items, self.settings.batch_size), None)
+        items = self.benchmark.limited(self.items, self.settings.batch_size)
+        try:
+            self._evaluate(state, items, None)
+        except NothingAsked as error:
+            if len(items) == len(self.items):
+                raise
+            logger.warning("the first questions say nothing about the others: %s", error)
 
     def _evaluate(self, state: TrainState, items: Sequence[Item], output: Path | None) -> Evaluation:
         return self.evaluator.evaluate(

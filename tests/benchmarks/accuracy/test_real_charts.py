@@ -33,6 +33,7 @@ def test_all_runs_and_the_evaluations(family, plain_children, tmp_path):
         # A model that knows nothing has about the logarithm of Qwen2's 151,936 tokens, which is 11.9.
         assert 10 < first < 14
         assert f"| {name} | {first:.3f} | {last:.4f} |" in text
+    assert ("peft makes of the base" in text) == (family == "lora")
 
 
 def test_a_section_replaces_its_old_one_and_leaves_the_others():
