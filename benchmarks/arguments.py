@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from vr_jax.errors import UserError
-from vr_jax.path_text import bucket_refused, check_path_text, is_bucket
+from vr_jax.path_text import check_path_text, is_bucket
 
 
 def path(text: str) -> Path:
@@ -16,5 +16,5 @@ def path(text: str) -> Path:
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if is_bucket(found):
-        raise argparse.ArgumentTypeError(bucket_refused("path", found))
+        raise argparse.ArgumentTypeError(f"path = {found}: this script reads and writes folders of a disk only")
     return Path(found)

@@ -18,6 +18,7 @@ import pytest
 from vr_jax import failures
 from vr_jax.errors import UserError
 from vr_jax.failures import as_user_error, close_after, explain, first_error_kept, free_bytes
+from vr_jax.storage import file_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,7 +171,10 @@ CATCH_ALL = {
     "distributed.py": (2, "the others learn of any error"),
     "watch.py": (1, "the process ends at this moment, whatever the release of its folder raises"),
     "failures.py": (2, "the first error is the one to report; the first of two is raised again"),
-    "storage/files.py": (3, "libraries have classes of their own for a full disk; a half file is taken away"),
+    "storage/bucket_lease.py": (1, "S3's client has a class for each refusal; what is none is raised again"),
+    "storage/files.py": (2, "libraries have classes of their own for a full disk; a half file is taken away"),
+    "storage/growing.py": (1, "a half piece is taken away"),
+    "storage/store.py": (1, "each client has classes of its own for a store that fails; others are raised again"),
     "storage/folders.py": (1, "a half folder is taken away"),
     "storage/lease_file.py": (1, "a half lease is taken away"),
     "settings/config_files.py": (1, "the code of a config file may raise anything, and is the user's"),
@@ -300,3 +304,27 @@ def test_nobody_reads_the_output():
     os.close(writing)
     assert done.returncode == 141
     assert done.stderr == "vr-jax: nobody reads the output any more, so the command ends\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "reason"),
+    [
+        (
+            'UNAVAILABLE: Error opening "zarr" driver: Error reading "o/.zarray" in OCDBT database at gs://b/r/: '
+            "Error reading gs://b/r/manifest.ocdbt: HTTP response code: 503 [source locations='x.cc:1']",
+            "gs://b/r/manifest.ocdbt",
+            "HTTP response code: 503;",
+        ),
+        (
+            'OUT_OF_RANGE: Error writing "a/0" in OCDBT database at gs://b/c/: Error reading Byte range [0, 9) of '
+            "gs://b/c/d: Requested byte range [0, 9) is not valid for value of size 4 [tensorstore_spec='{}']",
+            "gs://b/c/d",
+            "Requested byte range [0, 9) is not valid for value of size 4;",
+        ),
+    ],
+)
+def test_a_store_that_tensorstore_cannot_reach_is_one_line(text, path, reason):
+    found = str(failures.as_user_error(ValueError(text)))
+    assert found.startswith(f"{path} cannot be read or written: after several attempts the store answers: {reason}")
+    with pytest.raises(UserError, match="start the same command again"), file_errors("x cannot be written"):
+        raise ValueError(text)

@@ -70,7 +70,8 @@ _PROCESS_LOST = (
     *("heartbeat", "Barrier timed out", "UNAVAILABLE:", "DEADLINE_EXCEEDED"),
 )
 # How TensorStore names an object of a bucket that it could not reach after all its attempts.
-_STORE = re.compile(r"Error (?:reading|writing|deleting|listing|opening) \"?(gs://[^\s\"]+?)\"?: (.*)")
+_STORE = re.compile(r"Error (?:reading|writing|deleting|listing|opening)\b.*(gs://[^\s\":]+)\"?: (.*)")
+_DETAILS = re.compile(r" \[(?:tensorstore_spec|source locations)")  # what follows is for its developers
 _WORKER_LOST = re.compile(r"process was terminated (unexpectedly|abruptly)")  # of Grain, and of concurrent.futures
 _NO_BACKEND = ("Unable to initialize backend", "Unknown backend", "No visible")  # of JAX, as RuntimeError
 # The modules of optional libraries, and the extra of this package that installs each of them.
@@ -153,15 +154,12 @@ def store_failure(error: BaseException) -> str | None:
         error: What was raised.
     """
     lines = str(error).strip().splitlines()
-    found = _STORE.search(lines[0].partition(" [tensorstore_spec")[0]) if lines else None
+    found = _STORE.search(_DETAILS.split(lines[0])[0]) if lines else None
     if found is None:
         return None
-    while inner := _STORE.search(found[2]):
-        found = inner
-    reason = found[2].partition(" [")[0][:200]
     return (
-        f"{found[1]} cannot be read or written: after several attempts the store answers: {reason}; when it is back, "
-        "start the same command again"
+        f"{found[1]} cannot be read or written: after several attempts the store answers: {found[2][:200]}; when it is "
+        "back, start the same command again"
     )
 
 

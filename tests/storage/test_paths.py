@@ -50,9 +50,7 @@ def test_a_path_is_of_a_disk_or_of_a_bucket():
 
 def test_s3_is_refused_where_orbax_writes():
     refuse_s3("gs://b/c", "workdir")
-    with pytest.raises(
-        UserError, match=r"workdir = s3://b/c: Orbax, which writes .*, takes no s3://"
-    ):
+    with pytest.raises(UserError, match=r"workdir = s3://b/c: Orbax, which writes .*, takes no s3://"):
         refuse_s3("s3://b/c", "workdir")
 
 

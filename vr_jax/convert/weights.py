@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from vr_jax.errors import UserError
 from vr_jax.fields import shown
 from vr_jax.model_directory import read_json
-from vr_jax.storage import Path, on_disk
+from vr_jax.storage import Path, in_order, on_disk
 
 # The types that are read, by their names in safetensors.
 DTYPES: dict[str, np.dtype] = {
@@ -183,7 +183,7 @@ def _weight_files(directory: Path, names: Sequence[str]) -> tuple[list[Path], di
         if absent:
             raise UserError(f"{directory} lacks {', '.join(absent)}, which {name} lists; download it again")
         return files, {tensor: directory / file for tensor, file in listed.items()}
-    others = [path.name for path in sorted(directory.iterdir()) if path.suffix in _OTHER_WEIGHTS]
+    others = [path.name for path in in_order(directory.iterdir()) if path.suffix in _OTHER_WEIGHTS]
     found = f", found {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else ""
     raise UserError(f"{directory} holds no weights: expected one of {', '.join(names)}{found}")
 

@@ -11,7 +11,7 @@ from vr_jax.data.records import conversation_of, require_file
 from vr_jax.data.skips import SkipRecord, one_line
 from vr_jax.data.types import Conversation, Skip
 from vr_jax.errors import UserError
-from vr_jax.storage import Path, as_path
+from vr_jax.storage import Path, as_path, in_order
 
 # The features of a record: its name, its encoded images, and the JSON of its messages in the form of transformers, in
 # which a part {"type": "image"} stands for the next image.
@@ -41,7 +41,7 @@ class ArrayRecordSource:
 
         self.directory = as_path(directory)
         if not (self.directory / "dataset_info.json").is_file():
-            found = sorted(self.directory.glob("**/dataset_info.json"))
+            found = in_order(self.directory.glob("**/dataset_info.json"))
             if len(found) != 1:
                 raise UserError(
                     f"{self.directory}: expected one prepared set, that is one dataset_info.json in this folder or "

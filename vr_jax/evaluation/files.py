@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vr_jax.errors import UserError
-from vr_jax.storage import Path, for_library
+from vr_jax.storage import Path, for_library, in_order
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
@@ -95,7 +95,7 @@ def find_shards(data: Path, wanted: Wanted, columns: Collection[str]) -> list[Pa
         return [data]
     if not data.is_dir():
         raise UserError(no_such_data(data))
-    visible = [path for path in sorted(data.rglob("*.parquet")) if not _is_hidden(path.relative_to(data))]
+    visible = [path for path in in_order(data.rglob("*.parquet")) if not _is_hidden(path.relative_to(data))]
     found = [path for path in visible if wanted.matches(path)]
     found = found or [path for path in visible if path.name in wanted.files]
     if not found:

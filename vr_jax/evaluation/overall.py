@@ -10,7 +10,7 @@ from typing import Any
 from vr_jax.evaluation.benchmarks import BENCHMARKS, PAPER
 from vr_jax.evaluation.interface import GROUPS
 from vr_jax.evaluation.run_directory import SUMMARY, differences
-from vr_jax.storage import Path
+from vr_jax.storage import Path, in_order
 
 Summaries = Mapping[str, Mapping[str, Any]]  # The content of each benchmark's summary.json, by name.
 _WIDTH = 14  # The smallest width of the column of names in a terminal.
@@ -92,7 +92,7 @@ def finished(output: Path, like: Mapping[str, Any]) -> tuple[dict[str, dict[str,
 def _own_names(output: Path) -> list[str]:
     """Returns the names of the benchmarks in an output folder that are files of one's own."""
     names = []
-    for path in sorted(output.glob(f"*/{SUMMARY}")):
+    for path in in_order(output.glob(f"*/{SUMMARY}")):
         try:
             found = json.loads(path.read_bytes())
         except (OSError, ValueError):

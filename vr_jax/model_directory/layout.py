@@ -12,7 +12,17 @@ from typing import Any
 
 from vr_jax.errors import ConfigError, UserError
 from vr_jax.model.config import VlmConfig
-from vr_jax.storage import Path, PathLike, as_path, check_complete, file_errors, is_complete, refuse_s3, write_json
+from vr_jax.storage import (
+    Path,
+    PathLike,
+    as_path,
+    check_complete,
+    file_errors,
+    in_order,
+    is_complete,
+    refuse_s3,
+    write_json,
+)
 
 FORMAT, VERSION = "vr_jax model", 3
 CONFIG_FILE, PARAMS_FOLDER = "config.json", "params"
@@ -122,7 +132,7 @@ def read_config(directory: PathLike) -> VlmConfig:
 def _similar(directory: PathLike) -> str:
     """A hint at a model directory of nearly the same name beside one that does not exist."""
     wrong = as_path(directory)
-    beside = sorted(wrong.parent.iterdir()) if wrong.parent.is_dir() else []
+    beside = in_order(wrong.parent.iterdir()) if wrong.parent.is_dir() else []
     names = [path.name for path in beside if (path / CONFIG_FILE).exists()]
     near = difflib.get_close_matches(wrong.name, names, 1)
     return f"; did you mean {wrong.parent / near[0]}?" if near else ""
@@ -133,7 +143,7 @@ def _nearby(directory: PathLike) -> str:
     folder = as_path(directory)
     if (folder / _ADAPTER_FILE).exists():
         return f"; it is an adapter of PEFT, and `vr-jax convert import --from={directory} --base=DIR` merges it"
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    inside = in_order(folder.iterdir()) if folder.is_dir() else []
     found = next((path for path in inside if (path / CONFIG_FILE).exists()), None)
     return f"; did you mean {found}?" if found else ""
 

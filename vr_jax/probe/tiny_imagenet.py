@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vr_jax.errors import UserError
-from vr_jax.storage import Path
+from vr_jax.storage import Path, in_order
 
 WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.txt"
 IMAGES = "*.JPEG"
@@ -117,7 +117,7 @@ def _check_layout(folder: Path) -> None:
         raise UserError(f"{folder}: no such folder; --data needs the unpacked folder tiny-imagenet-200.")
     for name in (WNIDS, "train", "val/images", ANNOTATIONS):
         if not (folder / name).exists():
-            inner = next((path for path in sorted(folder.iterdir()) if (path / WNIDS).is_file()), None)
+            inner = next((path for path in in_order(folder.iterdir()) if (path / WNIDS).is_file()), None)
             hint = f"did you mean {inner}?" if inner else "expected the published layout of tiny-imagenet-200."
             raise UserError(f"{folder}: there is no {name}; {hint}")
 
@@ -144,7 +144,7 @@ def _class_images(folder: Path, wnid: str) -> list[Path]:
     images = folder / "train" / wnid / "images"
     if not images.is_dir():
         raise UserError(f"{images}: no such folder, although {WNIDS} lists the class {wnid}.")
-    found = sorted(images.glob(IMAGES))
+    found = in_order(images.glob(IMAGES))
     if not found:
         raise UserError(f"{images}: there is no {IMAGES}, so the class {wnid} is empty.")
     return found

@@ -49,6 +49,7 @@ from vr_jax.storage.lease import (
 )
 from vr_jax.storage.paths import (
     check_apart,
+    in_order,
     matching_paths,
     refuse_s3,
     split_paths,
@@ -79,6 +80,7 @@ __all__ = [
     "directory_lock",
     "file_errors",
     "for_library",
+    "in_order",
     "is_complete",
     "is_local",
     "lease",

@@ -26,6 +26,11 @@ def refuse_s3(path: PathLike, where: str) -> None:
         )
 
 
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Returns paths sorted by their names, folder by folder."""
+    return sorted(paths, key=lambda path: path.parts)
+
+
 def split_paths(text: str) -> list[str]:
     """Returns the paths of a text that may hold several with commas between; a name that exists is never split."""
     if not text.strip():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,7 @@ def connected(kind: str, process: int, address: str | None) -> Any:
         import aiohttp
         from gcsfs.core import GCSFileSystem
 
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # What it logs with tracebacks becomes one line here.
         wait = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=REPLY_SECONDS)
         return GCSFileSystem(use_listings_cache=False, requests_timeout=wait, skip_instance_cache=True)
     from s3fs import S3FileSystem

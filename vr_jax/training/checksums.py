@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable
 
 from vr_jax import distributed
-from vr_jax.storage import BucketPath, Path, write_json
+from vr_jax.storage import BucketPath, Path, in_order, write_json
 
 FILE_NAME = "checksums.process_{}.json"
 _BLOCK_BYTES = 1 << 24
@@ -99,7 +99,7 @@ def states(directory: Path, chosen: Callable[[str], bool] = lambda name: True) -
     """
     if isinstance(directory, BucketPath):
         return {name: (one.st_size, one.version) for name, one in directory.objects().items() if chosen(name)}
-    files = {file.relative_to(directory).as_posix(): file for file in sorted(directory.rglob("*"))}
+    files = {file.relative_to(directory).as_posix(): file for file in in_order(directory.rglob("*"))}
     own = {name: file for name, file in files.items() if chosen(name) and file.is_file()}
     return {name: (file.stat().st_size, _crc32(file)) for name, file in own.items()}
 

@@ -26,7 +26,7 @@ from vr_jax import distributed
 from vr_jax.data.fingerprint import change
 from vr_jax.errors import UserError
 from vr_jax.settings import TrainConfig
-from vr_jax.storage import Path, check_apart, check_target, file_errors, write_json, write_text
+from vr_jax.storage import Path, check_apart, check_target, file_errors, in_order, write_json, write_text
 from vr_jax.training.checkpoint import DAMAGED_FOLDER, FOLDER
 from vr_jax.training.goodput import GOODPUT_FILE
 from vr_jax.training.program import TrainProgram
@@ -262,7 +262,7 @@ def _axes(sharding: Any) -> str:
 
 def _write_table(workdir: Path, table: str, start: int) -> str:
     """Writes the table of parameters unless it is that of an earlier start; returns the name of its file."""
-    earlier = sorted(workdir.glob("parameters*.txt"))
+    earlier = in_order(workdir.glob("parameters*.txt"))
     for file in earlier:
         if file.read_text() == table:
             return file.name
