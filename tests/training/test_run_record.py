@@ -13,7 +13,7 @@ from vr_jax.errors import UserError
 from vr_jax.storage import complete_directory, owner_of, write_json
 from vr_jax.training.checkpoint import Restored
 from vr_jax.training.loop import _resume
-from vr_jax.training.run_record import RUN_FILE, WRITTEN, check_data, claim
+from vr_jax.training.run_record import RUN_FILE, WRITTEN, check_data, claim, flat_settings
 
 
 def model(folder, owner=""):
@@ -138,3 +138,16 @@ def test_a_record_of_another_form_is_refused(tmp_path, content):
     (tmp_path / RUN_FILE).write_text(content)
     with pytest.raises(UserError, match="is no list of objects"):
         claim(tmp_path, ())
+
+
+def test_settings_by_name_tell_which_entry_of_a_list_changed():
+    """A list of sources is not repeated as a whole where one weight of it changes."""
+    sources = [{"path": "a", "weight": 1.0}, {"path": "b", "weight": 1.0}]
+    assert flat_settings({"data": {"sources": sources}, "trainable": ["*"], "lora": {}}) == {
+        "data.sources[0].path": "a",
+        "data.sources[0].weight": 1.0,
+        "data.sources[1].path": "b",
+        "data.sources[1].weight": 1.0,
+        "trainable": ["*"],
+        "lora": {},
+    }

@@ -275,10 +275,13 @@ class _BatchIterator(grain.DatasetIterator[HostBatch]):
                 process_count=own.process_count,
                 reweighted=reweighted,
             )
-            logger.info(
-                "the samples of %d processes are dealt to %d%s, and %d of them wait for this process",
-                *(len(states), own.process_count, " with other weights" * reweighted, len(saved["left"])),
-            )
+            if reweighted:
+                logger.info("the sources go on with other rates, behind %d samples that waited", len(saved["left"]))
+            else:
+                logger.info(
+                    "the samples of %d processes are dealt to %d, and %d of them wait for this process",
+                    *(len(states), own.process_count, len(saved["left"])),
+                )
         else:
             (saved,) = mine
         self._continue(saved)

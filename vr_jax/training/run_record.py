@@ -198,18 +198,24 @@ def run_facts(workdir: Path) -> dict[str, str]:
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings by dotted name.
+    """Returns settings by dotted name; those of an entry of a list, as `data.sources` is one, by its number.
 
     Args:
         settings: Nested dictionaries, as `TrainConfig.to_dict` returns them.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found |= {f"{name}.{below}": one for below, one in flat_settings(value).items()}
-        else:
-            found[name] = value
+        found |= _flat(name, value)
     return found
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {f"{name}.{below}": one for below, one in flat_settings(value).items()}
+    if isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
+        entries = (_flat(f"{name}[{number}]", entry) for number, entry in enumerate(value))
+        return {key: one for entry in entries for key, one in entry.items()}
+    return {name: value}
 
 
 def versions() -> dict[str, str]:
