@@ -113,8 +113,8 @@ def run_page(page: str) -> str:
 def comparable(text: str) -> str:
     """A text without what differs from run to run; runs of spaces count as one, because columns follow the numbers.
 
-    A training logs a step every so many seconds, so a slow machine shows more of them, or more `...` where a page leaves
-    them out; only the last step counts.
+    A training logs a step every so many seconds, so a slow machine shows more of them, or more `...` where a page
+    leaves them out; only the last step counts.
     """
     text = "".join(line for line in text.splitlines(keepends=True) if not (_is_progress(line) or line == "...\n"))
     for pattern, name in VARYING:
