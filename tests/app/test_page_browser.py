@@ -133,7 +133,7 @@ def found(files, tmp_path_factory):
 
     def draw(generator, chat, settings):
         sizes = [SIZE] * len(chat.images)
-        return figures(weights(config, sizes, 4), list(chat.images), config)
+        return figures(weights(config, sizes, 4, seed=len(sizes)), list(chat.images), config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "draw", draw)
@@ -212,7 +212,14 @@ def visit(browser: Browser, url: str, files: Path, generator: Hostile) -> dict:
     visitor.wait_for_files()
     visitor.ask("And this?")
     visitor.answers(2)
+    browser.wait("document.querySelectorAll('#vr-maps-0 .vr-figure').length === 2")
     browser.wait("document.querySelectorAll('#vr-maps-1 .vr-figure').length === 2")
+    found["second"] = browser.run(
+        "[...document.querySelectorAll('#vr-maps-0 .vr-figure')].map(one => ["
+        " JSON.parse(one.dataset.figure).insertions.at(-1).note, one.querySelector('.vr-token').textContent])"
+    )
+    inked = "one => one.getContext('2d').getImageData(0, 0, one.width, one.height).data.some(value => value)"
+    found["inked"] = browser.wait(f"[...document.querySelectorAll('#vr-maps-0 canvas')].every({inked})", seconds=30)
 
     # What cannot be used.
     found["problems"] = {}
@@ -290,6 +297,15 @@ def test_maps_follow_the_pointer_and_the_keys(found):
     opacity = {name: alpha for name, (_, alpha) in found["seen"].items()}
     assert opacity["image"] == 0
     assert opacity["pinned"] == 128, "what lies outside of the token's window is dark"
+
+
+def test_the_maps_of_a_second_answer_are_drawn_anew(found):
+    """Gradio changes the figures of the first answer, of which the visitor chose the plain image, into the new ones."""
+    assert len(found["second"]) == 2
+    for note, line in found["second"]:
+        assert line == f"Whole image: {note}."
+    assert found["second"][0][1] != found["whole"]
+    assert found["inked"]
 
 
 def test_what_cannot_be_used_is_one_line(found):

@@ -4,13 +4,14 @@
 
   function load(figure) {
     if (state.has(figure)) return state.get(figure);
-    const data = JSON.parse(figure.dataset.figure);
+    const source = figure.dataset.figure, data = JSON.parse(source);
     const loaded = url => { const image = new Image(); image.onload = () => draw(figure); image.src = url; return image; };
-    const one = { data, insertion: data.insertions.length - 1, token: -1, pinned: -1 };
+    const one = { source, data, insertion: data.insertions.length - 1, token: -1, pinned: -1 };
     state.set(figure, one);
     one.maps = data.insertions.map(insertion => loaded(insertion.map));
     one.atlases = data.insertions.map(insertion => loaded(insertion.atlas));
-    new ResizeObserver(() => draw(figure)).observe(figure.querySelector(".vr-stage"));
+    one.observer = new ResizeObserver(() => draw(figure));
+    one.observer.observe(figure.querySelector(".vr-stage"));
     return one;
   }
 
@@ -110,8 +111,21 @@
     draw(figure);
   });
 
-  // Gradio puts the figures into the page whenever an answer is ready.
-  const find = () => document.querySelectorAll(".vr-figure").forEach(figure => { if (!state.has(figure)) { load(figure); draw(figure); } });
-  new MutationObserver(find).observe(document.documentElement, { childList: true, subtree: true });
+  // Gradio puts the figures into the page whenever an answer is ready. From the second answer on it changes the figure that
+  // is there into the new one: the element stays, its data may be others, and its canvas and its line are empty.
+  function isShown(figure) {
+    const one = state.get(figure);
+    if (one?.source !== figure.dataset.figure) return false;
+    return !one.data.insertions.length || figure.querySelector(".vr-token").textContent !== "";
+  }
+  const find = () => document.querySelectorAll(".vr-figure").forEach(figure => {
+    if (isShown(figure)) return;
+    state.get(figure)?.observer.disconnect();
+    state.delete(figure);
+    load(figure);
+    draw(figure);
+  });
+  const watched = { childList: true, subtree: true, attributes: true, attributeFilter: ["data-figure"] };
+  new MutationObserver(find).observe(document.documentElement, watched);
   find();
 })();
