@@ -32,6 +32,7 @@ from vr_jax.errors import EXIT_AGAIN, EXIT_DONE, EXIT_USER_ERROR
 
 PROGRESS_VARIABLE = "VR_JAX_PROGRESS_FILE"  # the file to which a run writes the step from which it continues
 MAX_PAUSE = 60.0  # seconds between two attempts, at most
+_ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the signals that ask to stop
 _LOOK = 0.1  # seconds between two looks at the processes
 # Becomes the command given to it, after it has asked the kernel for SIGKILL when its parent ends (PR_SET_PDEATHSIG).
 _DIE_WITH_PARENT = """
@@ -217,7 +218,9 @@ class Supervisor:
         def ask(number: int, frame: FrameType | None) -> None:
             self._asked.append(number)
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        # A signal that is ignored, as SIGHUP is below `nohup`, stays so.
+        asking = [number for number in _ASKING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in asking}
         try:
             yield
         finally:
