@@ -50,7 +50,7 @@ class InputWaits:
             return
         tokens = np.asarray(of_tokens)
         counts = np.bincount(tokens[tokens >= 0], minlength=len(self._sources))
-        for name, count in zip(self._sources, counts / max(1, counts.sum()), strict=True):
+        for name, count in zip(self._sources, counts / max(1, int(counts.sum())), strict=True):
             self._waits[name] += seconds * float(count)  # type: ignore[assignment]
 
     def exchange(self, step: int) -> dict[str, float]:
