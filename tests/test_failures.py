@@ -169,7 +169,7 @@ def modules() -> list[tuple[str, list[ast.AST]]]:
 CATCH_ALL = {
     "cli/main.py": (1, "failures come from any line; a fault of the program is raised again"),
     "distributed.py": (2, "the others learn of any error"),
-    "watch.py": (1, "the process ends at this moment, whatever the release of its folder raises"),
+    "processes/watch.py": (1, "the process ends at this moment, whatever the release of its folder raises"),
     "failures.py": (2, "the first error is the one to report; the first of two is raised again"),
     "storage/bucket_lease.py": (1, "S3's client has a class for each refusal; what is none is raised again"),
     "storage/files.py": (2, "libraries have classes of their own for a full disk; a half file is taken away"),
@@ -221,7 +221,7 @@ WRITES = {
     "cli/app.py": "images in a temporary folder",
     "data/demo/reading.py": "inside a folder of complete_directory",
     "demo/worker.py": "the log that a command's output is added to",
-    "supervisor.py": "one number in the temporary folder of the supervisor",
+    "processes/supervisor.py": "one number in the temporary folder of the supervisor",
     "storage": "it is the place for this",
 }
 FUNCTIONS = {

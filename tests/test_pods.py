@@ -13,7 +13,7 @@ from benchmarks.hosts.launched import TINY, environment
 from tests.docs import blocks, check_command, commands
 from vr_jax.cli.flags import parse
 from vr_jax.cli.launch import LaunchFlags
-from vr_jax.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT
+from vr_jax.processes.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = commands("pods.md")[0]  # another one only names a job vr-jax

@@ -6,8 +6,8 @@ for each other.
 
 Two mechanisms end a run as a whole when one process fails. Work that needs no other process is done in `together`,
 which makes the error of one process that of all. For an error anywhere else `fail` tells the others, and a process that
-dies or stands still is missed by them (`vr_jax.liveness`). Then a thread of each process (`vr_jax.watch`) ends it
-within seconds, whatever it waits for.
+dies or stands still is missed by them (`vr_jax.processes.liveness`). Then a thread of each process
+(`vr_jax.processes.watch`) ends it within seconds, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jax.experimental import multihost_utils
 
 from vr_jax.errors import EXIT_FAULT, ProcessLost, UserError, user_error_class
 from vr_jax.failures import as_user_error
-from vr_jax.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT, Ending, Liveness
-from vr_jax.watch import Watch
+from vr_jax.processes.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT, Ending, Liveness
+from vr_jax.processes.watch import Watch
 
 # JAX's own service counts a process as lost later than we do, and then aborts the others.
 _JAX_TIMEOUT = 100

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from benchmarks import arguments
 from benchmarks.hosts.launched import environment, launched, metrics, series, train_command
-from vr_jax.supervisor import free_port
+from vr_jax.processes.supervisor import free_port
 
 RANDOM = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
 NAMES = {

@@ -1,4 +1,4 @@
-"""`vr-jax launch` finds what it runs; tests/test_supervisor.py has what it does with it."""
+"""`vr-jax launch` finds what it runs; tests/processes/test_supervisor.py has what it does with it."""
 
 import sys
 

@@ -16,7 +16,7 @@ from tests.training.tiny import noise_inputs, plain_run, tiny_run
 from vr_jax import distributed
 from vr_jax.cli.logs import start_logging
 from vr_jax.cli.main import guarded
-from vr_jax.liveness import HEARTBEAT_TIMEOUT
+from vr_jax.processes.liveness import HEARTBEAT_TIMEOUT
 from vr_jax.settings import SourceSettings
 from vr_jax.storage import as_path
 from vr_jax.training.inputs import open_inputs as open_real_inputs

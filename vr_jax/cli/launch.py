@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vr_jax.cli.flags import Command, Flags, UsageError, flag
 from vr_jax.cli.main import COMMANDS, PROGRAM
 from vr_jax.fields import NonNegativeInt, PositiveFloat, PositiveInt
-from vr_jax.supervisor import Plan, Supervisor
+from vr_jax.processes.supervisor import Plan, Supervisor
 
 
 @dataclass(frozen=True, kw_only=True)

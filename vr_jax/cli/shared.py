@@ -29,9 +29,9 @@ from vr_jax.fields import (
 )
 from vr_jax.hub import local_folder
 from vr_jax.inference import Generator, load_for_inference, memory_errors, with_penalty, with_pruning
-from vr_jax.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT
 from vr_jax.model_directory import GENERATION_FILE, read_config
 from vr_jax.path_text import PathText
+from vr_jax.processes.liveness import HEARTBEAT_TIMEOUT, START_TIMEOUT
 from vr_jax.sharding import make_mesh
 
 DType = Literal["float32", "bfloat16"]

@@ -23,9 +23,9 @@ from vr_jax.errors import ConfigError, UserError
 from vr_jax.failures import first_error_kept
 from vr_jax.model.parameters import merged_path
 from vr_jax.model_directory import stored_params, warm_start
+from vr_jax.processes.supervisor import report_start
 from vr_jax.settings import DEMO, LOSS, TrainConfig
 from vr_jax.storage import STALE_AFTER, Path, as_path, directory_lock, refuse_s3, write_bytes
-from vr_jax.supervisor import report_start
 from vr_jax.training import inputs
 from vr_jax.training.batch_size import fit_batch
 from vr_jax.training.checkpoint import Checkpoints, Restored, check_room, has_checkpoints

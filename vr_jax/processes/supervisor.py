@@ -1,7 +1,8 @@
 """Runs the processes of one run on this machine, and starts all of them again when one is lost (a leaf module).
 
 An attempt starts every process with a coordinator port of its own. When one of them has ended without success, the
-others end by themselves (`vr_jax.liveness`); those that do not are killed. What follows depends on how they ended:
+others end by themselves (`vr_jax.processes.liveness`); those that do not are killed. What follows depends on how they
+ended:
 
 * Exit code 75, or a signal: all are started again after a pause that doubles. The pause and the count of restarts begin
   anew whenever an attempt continued from a later step than the one before (`report_start`).

@@ -7,11 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 PRINTING = """
 import ctypes, sys, time
-from vr_jax.native_messages import hold_back
+from vr_jax.processes.native_messages import hold_back
 
 library = ctypes.CDLL(None)
 assert hold_back(["client.h"])
@@ -30,7 +30,7 @@ time.sleep(0.5)
 
 ABORTING = """
 import ctypes, threading, time
-from vr_jax.native_messages import abort_later
+from vr_jax.processes.native_messages import abort_later
 
 abort_later()
 threading.Thread(target=ctypes.CDLL(None).abort, daemon=True).start()  # without the lock of Python, as C++ does

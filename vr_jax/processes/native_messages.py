@@ -27,7 +27,7 @@ _RECORD = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\] ")  
 _UNBUFFERED = 2  # _IONBF of stdio.h
 _AT_ONCE = 1 << 16  # bytes
 
-logger = logging.getLogger("vr_jax.native_messages")
+logger = logging.getLogger("vr_jax.processes.native_messages")
 
 
 def abort_later() -> None:

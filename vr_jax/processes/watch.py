@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-from vr_jax.liveness import Ending, Liveness
-from vr_jax.native_messages import abort_later, hold_back
+from vr_jax.processes.liveness import Ending, Liveness
+from vr_jax.processes.native_messages import abort_later, hold_back
 
 _GRACE = 2.0  # seconds that a process has to end by itself after another one has failed
 _OWN_GRACE = 5.0  # the same after its own failure, which may have to release what it holds

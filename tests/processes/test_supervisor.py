@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from vr_jax.supervisor import Plan, Supervisor, report_start
+from vr_jax.processes.supervisor import Plan, Supervisor, report_start
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from vr_jax.supervisor import report_start
+from vr_jax.processes.supervisor import report_start
 
 number, folder = int(os.environ.get("JAX_PROCESS_ID", 0)), Path(sys.argv[1])
 attempt = len(list(folder.glob(f"{number}.*")))

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from vr_jax.errors import EXIT_AGAIN, ProcessLost, UserError
-from vr_jax.liveness import Liveness
+from vr_jax.processes.liveness import Liveness
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
 
 WORKER = """
 import logging, sys, time
 from vr_jax.errors import UserError
-from vr_jax.liveness import Ending, Liveness
-from vr_jax.watch import Watch
+from vr_jax.processes.liveness import Ending, Liveness
+from vr_jax.processes.watch import Watch
 
 logging.basicConfig(format="%(message)s")
 address, count, number, timeout, start, then, folder = sys.argv[1:]
@@ -212,7 +212,7 @@ def test_strangers_at_the_port_are_ignored(tmp_path):
 
 
 def test_a_port_in_use_is_one_line(monkeypatch):
-    monkeypatch.setattr("vr_jax.liveness._PORT_WAIT", 0.0)
+    monkeypatch.setattr("vr_jax.processes.liveness._PORT_WAIT", 0.0)
     with socket.create_server(("", 0)) as held:
         address = f"localhost:{held.getsockname()[1]}"
         with pytest.raises(
@@ -222,7 +222,7 @@ def test_a_port_in_use_is_one_line(monkeypatch):
 
 
 def test_a_waiting_process_says_for_whom(monkeypatch, caplog):
-    monkeypatch.setattr("vr_jax.liveness._SAY_WAITING", 0.0)
+    monkeypatch.setattr("vr_jax.processes.liveness._SAY_WAITING", 0.0)
     for number, missing in ((0, "process 1 of 2"), (1, "process 0 of 2")):
         with pytest.raises(ProcessLost, match=f"{missing} has not started within"):
             Liveness(free_address(), 2, number).join(0.6)
