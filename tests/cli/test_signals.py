@@ -11,6 +11,7 @@ from vr_jax.cli.signals import ENDING, cleaned_up_on_signals
 
 @pytest.mark.parametrize("number", ENDING)
 def test_a_signal_ends_the_block_and_a_second_one_the_process(number):
+    outside = signal.signal(number, signal.default_int_handler)  # Below nohup a terminal's signal is ignored.
     before, inside = signal.getsignal(number), []
 
     def work():
@@ -20,9 +21,12 @@ def test_a_signal_ends_the_block_and_a_second_one_the_process(number):
         finally:
             inside.append(signal.getsignal(number))
 
-    with pytest.raises(KeyboardInterrupt, match=f"ended by {number.name}"), cleaned_up_on_signals():
-        work()
-    assert [*inside, signal.getsignal(number)] == [before, before]
+    try:
+        with pytest.raises(KeyboardInterrupt, match=f"ended by {number.name}"), cleaned_up_on_signals():
+            work()
+        assert [*inside, signal.getsignal(number)] == [before, before]
+    finally:
+        signal.signal(number, outside)
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -74,7 +74,7 @@ def test_the_demo_trains_and_fields_can_be_set(tmp_path):
         ),
         (["--config.eval.limit=3"], "config.eval.limit has no effect on this command"),
         (["--config.batch.rows=12"], "config.batch.rows = 12 is not divisible by 8 = replica 1 x fsdp 8 x"),
-        (["--config.mesh.tensor=3"], "needs a multiple of 3 devices, found 8"),
+        (["--config.mesh.tensor=3"], "mesh replica=-1 x fsdp=-1 x tensor=3 needs a tensor that divides the 8 devices"),
         (
             ["--config.batch.rows=7", "--config.batch.accumulation=2"],
             "config.batch.rows = 7 is not divisible by config.batch.accumulation = 2",

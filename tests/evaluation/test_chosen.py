@@ -65,7 +65,7 @@ def test_a_file_without_a_metric_is_scored_by_exact_match():
         ("../up=a.jsonl", {}, "benchmark '../up': expected a name of at most 64 letters"),
         (".hidden=a.jsonl", {}, "benchmark '.hidden': expected a name"),
         ("mine=a.jsonl,Mine=b.jsonl", {}, "expected different names"),
-        ("mine=gs://bucket/a.jsonl:exact", {}, "benchmark mine = gs://bucket/a.jsonl: buckets cannot be used here"),
+        ("mine=ftp://host/a.jsonl:exact", {}, "benchmark mine = ftp://host/a.jsonl: an address of the kind ftp:// cannot be read"),
         ("mine=a.jsonl,gqa", {"profile": "v0.5"}, "profile = 'v0.5' changes the rules of published benchmarks only"),
         ("mine=a.jsonl", {"profile": "v0.5"}, "profile = 'v0.5' changes the rules of published benchmarks only"),
         ("mine=a.jsonl,gqa", {"split": "val"}, "split = 'val' with 2 benchmarks"),
@@ -84,8 +84,8 @@ def test_what_cannot_be_chosen_is_refused(benchmark, settings, message):
 def test_an_own_benchmark_checks_its_arguments():
     with pytest.raises(UserError, match="limit = 0: expected at least 1"):
         own_benchmark("mine", "a.jsonl", limit=0)
-    with pytest.raises(UserError, match="images = gs://a/b: buckets cannot be used here"):
-        own_benchmark("mine", "a.jsonl", images="gs://a/b")
+    with pytest.raises(UserError, match="images = ftp://a/b: an address of the kind ftp:// cannot be read"):
+        own_benchmark("mine", "a.jsonl", images="ftp://a/b")
     for field in ("data", "split"):
         with pytest.raises(UserError, match=f"{field} = x: mine is the file a.jsonl"):
             own_benchmark("mine", "a.jsonl").items(**{field: "x"})

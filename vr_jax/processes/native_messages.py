@@ -65,14 +65,16 @@ def hold_back(files: Collection[str]) -> bool:
 
 
 def _pass_on(reader: int, held: frozenset[bytes]) -> None:
-    """Copies a pipe to standard error without the records of some files."""
+    """Copies a pipe to standard error, a whole line at a time, without the records of some files."""
     within = False  # whether the last record is held back, to which lines without a beginning of their own belong
+    rest = b""
     while data := os.read(reader, _AT_ONCE):
-        for line in data.splitlines(keepends=True):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
             if begin := _RECORD.match(line):
                 within = begin[1] in held
             if within:
                 logger.debug("%s", line.decode(errors="replace").rstrip())
             else:
                 with suppress(OSError):
-                    os.write(2, line)
+                    os.write(2, line + b"\n")

@@ -110,7 +110,6 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             start = restored.step if restored is not None else 0
             if distributed.is_first():
                 report_start(start)
-            goodput.continues(start)
             watch = FiniteWatch(config, workdir, mesh, start=start, newest_checkpoint=checkpoints.newest_complete)
             _check_end(start, total, config, data.samples, checkpoints.directory)
             distributed.together(lambda: _check_start(workdir, config, program, data, start, total))
@@ -120,6 +119,7 @@ def train(config: TrainConfig, workdir: Path, *, open_inputs: OpenInputs = input
             else:
                 state = _initial_state(config, program)
                 watch.parameters(0, {**state.params, **state.frozen}, "trained")
+            goodput.continues(start)
             if start == total:
                 logger.info("finished: step %d is the last of the run, nothing is left to train", start)
                 watch.parameters(start, state.params, "exported")
