@@ -1,4 +1,4 @@
-"""The commands of docs/pods.md exist, take their flags, and its example trains at a tiny size."""
+"""The commands of docs/pods.md and docs/pods_slices.md exist, take their flags, and the examples run at a tiny size."""
 
 from __future__ import annotations
 
@@ -51,3 +51,33 @@ def test_the_example_of_the_page_trains(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "vr-jax launch: done"
     assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+SLICES_TRAIN, *SLICES_PLANS = commands("pods_slices.md")
+
+
+def test_the_commands_about_slices_take_their_flags():
+    assert [words[0] for words in SLICES_PLANS] == ["plan", "plan"]
+    for words in (SLICES_TRAIN, *SLICES_PLANS):
+        check_command(words)
+
+
+@pytest.mark.slow  # A training and a plan compile: about a minute.
+def test_the_examples_about_slices_run(tmp_path):
+    """The log of the run and the facts of the plan tell what crosses the network."""
+    small = [f"--config.{name}={value}" for name, value in TINY.items()]
+    devices = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+    results = []
+    for command in ([*SLICES_TRAIN, f"--workdir={tmp_path / 'run'}"], SLICES_PLANS[1]):
+        words = [sys.executable, "-m", "vr_jax", *command, *small]
+        results.append(
+            subprocess.run(
+                words, cwd=ROOT, env=environment({"XLA_FLAGS": devices}), capture_output=True, text=True, timeout=900
+            )
+        )
+    train, plan = results
+    assert train.returncode == 0, train.stderr
+    line = blocks("pods_slices.md", "text")[0].strip()
+    assert line in train.stderr
+    assert plan.returncode == 0, plan.stderr
+    assert "other slices" in plan.stdout
