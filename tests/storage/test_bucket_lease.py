@@ -85,6 +85,17 @@ def test_a_reply_that_was_lost_is_no_other_holder(file, object_store):
     assert file.refresh(made, 4.0) is not None
 
 
+def test_a_reply_that_is_cut_short_is_no_other_holder(file, object_store):
+    """The header of the reply says that this is all."""
+    version = file.create(b"mine\n", 1.0)
+    object_store.inject({"kind": "short", "method": "GET", "contains": "alt=media", "times": 1})
+    try:
+        assert file.read() == version
+        assert object_store.counts()["short"] == 1
+    finally:
+        object_store.inject()
+
+
 def test_a_folder_of_a_bucket_is_held(bucket):
     with directory_lock(bucket):
         with pytest.raises(UserError, match="is in use by another run"), lease(bucket / ".lock"):

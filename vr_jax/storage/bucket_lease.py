@@ -32,7 +32,7 @@ class BucketLeaseFile:
     def read(self) -> Version | None:
         """Returns the present state, or None if there is no object."""
         with store.store_errors(self._path):
-            found = self._object.get()
+            found = store.reread(self._object.get)
         if found is None:
             return None
         content, self._tag = found
@@ -69,6 +69,13 @@ class BucketLeaseFile:
         return version
 
 
+def _whole(content: bytes, size: int) -> bytes:
+    """Returns the content of an object if it is whole, because a part of a record is that of nobody."""
+    if len(content) != size:
+        raise store.TruncatedRead(f"{len(content)} bytes came, expected {size}")
+    return content
+
+
 class GoogleObject:
     """An object of Google's store, with conditions on its generation."""
 
@@ -99,16 +106,14 @@ class GoogleObject:
             try:
                 state = client.call("GET", "b/{}/o/{}", self._bucket, self._name, json_out=True)
                 tag = str(state["generation"])
-                content: bytes = client.call("GET", "b/{}/o/{}", self._bucket, self._name, alt="media", generation=tag)[
-                    1
-                ]
+                _, content = client.call("GET", "b/{}/o/{}", self._bucket, self._name, alt="media", generation=tag)
             except FileNotFoundError:
                 try:
                     client.call("GET", "b/{}/o/{}", self._bucket, self._name, json_out=True)
                 except FileNotFoundError:
                     return None
                 continue  # It was written anew between the two requests.
-            return content, tag
+            return _whole(content, int(state["size"])), tag
         return None
 
     def delete(self, expected: str) -> bool:
@@ -137,7 +142,7 @@ class S3Object:
         client = store.filesystem(self._path)
         try:
             state = client.info(self._path)
-            return client.cat_file(self._path), str(state["ETag"])
+            return _whole(client.cat_file(self._path), int(state["size"])), str(state["ETag"])
         except FileNotFoundError:
             return None
 
