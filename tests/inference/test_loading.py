@@ -67,6 +67,7 @@ def test_quantised_weights_are_the_kernels_of_linear_layers_alone(directory, kin
     assert 0 < error < (0.005 if kind == "int8" else 0.2)
 
 
+@pytest.mark.slow  # Two models are compiled.
 def test_answers_with_int8_weights_are_those_of_the_dequantised_model():
     """Also in decoding, which unstacks the layers on CPUs."""
     pytest.importorskip("qwix")

@@ -205,6 +205,7 @@ def test_the_planned_prefill_is_the_one_that_generation_runs(config):
     assert str(planned[0].jaxpr) == str(real.jaxpr)
 
 
+@pytest.mark.slow  # Another prompt is compiled.
 def test_a_prompt_has_the_stated_image(topology, config):
     """A model that keeps the sizes of images has no largest one, and its plan counts the tiles of the stated size."""
     image = ImageConfig(tile_size=16, aspect_ratio="native", unpad=False, min_pixels=64, max_pixels=6400)

@@ -128,7 +128,7 @@ def state_of(program, model, seed=3):
 EVERYWHERE = {"lora.targets": ("*",), "trainable": ("image_newline",)}
 
 
-@pytest.mark.parametrize("kind", quick(["float32", "nf4"], "nf4"))
+@pytest.mark.parametrize("kind", quick(["float32", "nf4"], "float32"))
 def test_loss_and_gradients_are_those_of_the_merged_model(kind):
     """The gradient of A is scale * dW B^T and that of B is scale * A^T dW, where dW is that of the merged kernel."""
     config = tiny_run(**LORA | EVERYWHERE, **ONE, frozen_dtype=kind)

@@ -48,6 +48,7 @@ def test_rows_are_the_papers(name):
     assert found.rows["table3", "vision_remember"] == found.rows["table5c", "after_1_4"] == "table1/pooling_vr"
 
 
+@pytest.mark.slow  # It draws all images of both splits.
 def test_held_out_contents_never_occur_in_training():
     page = Page()
     words = {"train": set(), "held_out": set()}
