@@ -59,6 +59,14 @@ def test_lines_carry_the_number_of_their_process(tmp_path):
     assert {"[0] wrong", "[0] 50%", "[0] 60%", "[1] wrong", "[1] 50%", "[1] 60%"} == set(errors)
 
 
+def test_a_line_without_an_end_is_not_held_for_ever(tmp_path):
+    """It is passed on in pieces, each with the number: a million bytes of it are not read again with every new one."""
+    _, _, output, _ = supervised(tmp_path, "print('x' * 1_000_000)", processes=1)
+    pieces = [line.removeprefix("[0] ") for line in output if line.startswith("[0] x")]
+    assert "".join(pieces) == "x" * 1_000_000
+    assert all(len(piece) <= 1 << 17 for piece in pieces)
+
+
 def test_a_killed_process_restarts_all_with_another_port(tmp_path):
     code = """
 if attempt == 0:

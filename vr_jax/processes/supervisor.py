@@ -42,6 +42,7 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
+_LONGEST_LINE = 1 << 16  # bytes that are held until a line is complete; a longer one becomes several
 _LINE_ENDS = re.compile(rb"(?<=[\n\r])")
 
 Say = Callable[[str], None]
@@ -301,7 +302,7 @@ class Supervisor:
         except BlockingIOError:
             data = b"" if last else None
         *lines, rest = _LINE_ENDS.split(process.rest[pipe] + (data or b""))
-        if rest and data == b"":
+        if len(rest) > _LONGEST_LINE or (rest and data == b""):
             lines, rest = [*lines, rest + b"\n"], b""
         process.rest[pipe] = rest
         for line in lines:
