@@ -154,6 +154,8 @@ child = subprocess.Popen(["sleep", "1000"])
 (folder / f"{number}.pids").write_text(f"{os.getpid()} {child.pid}")
 if MODE == "saves":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+if MODE.isdecimal():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(MODE) if number else 75))
 if MODE == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (folder / f"{number}.ready").touch()
@@ -187,6 +189,21 @@ def test_a_signal_is_passed_on_and_nothing_is_left(tmp_path, number):
         "continues"
     )
     assert running(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        (2, 2, "process 1 ended with exit code 2, process 0 ended with exit code 75; that has to be mended first"),
+        (143, 75, "stopped by SIGTERM (process 1 ended with exit code 143, process 0 ended with exit code 75)"),
+    ],
+)
+def test_a_failure_after_a_signal_is_one(tmp_path, code, status, said):
+    """A run that was asked to stop and could not save does not continue by the same command."""
+    process = launched(tmp_path, f"MODE = '{code}'\n{WAITING}")
+    process.terminate()
+    assert said in process.communicate(timeout=30)[1]
+    assert process.returncode == status
 
 
 def test_a_second_signal_kills(tmp_path):

@@ -179,15 +179,17 @@ class Supervisor:
                 if not any(codes):
                     return self._finish("done", EXIT_DONE)
                 what = described(processes)
-                if self._asked:
-                    return self._stopped(f" ({what})")
                 # Those that were killed here had lost the others, or had not noticed that they were lost.
                 final = [code for process, code in zip(processes, codes, strict=True) if not process.killed and code]
                 final = [code for code in final if not may_continue(code)]
+                if self._asked:  # A program that reports the signal as shells do has not failed by itself.
+                    final = [code for code in final if code != 128 + signal.SIGTERM]
                 if final:
                     return self._finish(
                         f"{what}; that has to be mended first (see the lines above)", int(final[0] or 0)
                     )
+                if self._asked:
+                    return self._stopped(f" ({what})")
                 if fruitless >= self._plan.restarts:
                     tried = f" after {fruitless} restarts without progress" if fruitless else ""
                     return self._finish(f"given up{tried}: {what}", EXIT_USER_ERROR)
