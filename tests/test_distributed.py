@@ -257,3 +257,10 @@ def test_errors_of_one_process_stay_as_they_are():
 def test_incomplete_addresses_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         distributed.initialize(*arguments)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "[::]:http", "[::]:0"])
+def test_an_address_to_listen_at_that_has_no_port_is_refused(monkeypatch, address):
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", address)
+    with pytest.raises(UserError, match=r"JAX_COORDINATOR_BIND_ADDRESS = .+: expected HOST:PORT"):
+        distributed.initialize("localhost:1", 2, 0)

@@ -93,6 +93,8 @@ def initialize(
     global _watch
     if num_processes > 1:
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "")
+        if bind and process_id == 0:
+            _check_port(bind, "JAX_COORDINATOR_BIND_ADDRESS")
         liveness = Liveness(coordinator, num_processes, process_id, timeout=heartbeat_timeout, bind=bind)
         liveness.join(start_timeout)
         _watch = Watch(liveness, heartbeat_timeout)
@@ -133,16 +135,22 @@ def _detect(
 
 def _check_address(coordinator: str) -> None:
     """Refuses what no other process can have as its address, before this one waits for it."""
-    host, colon, port = coordinator.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise UserError(f"--coordinator = {coordinator}: expected HOST:PORT with a port from 1 to {2**16 - 1}")
+    host, port = _check_port(coordinator, "--coordinator")
     try:
-        socket.getaddrinfo(host.strip("[]"), int(port))
+        socket.getaddrinfo(host.strip("[]"), port)
     except OSError as error:
         raise UserError(
             f"--coordinator = {coordinator}: this host does not know the name {host} ({error.strerror}); give the name "
             "or the address of the host of process 0"
         ) from error
+
+
+def _check_port(address: str, where: str) -> tuple[str, int]:
+    """The host and the port of an address."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"{where} = {address}: expected HOST:PORT with a port from 1 to {2**16 - 1}")
+    return host, int(port)
 
 
 def process_index() -> int:

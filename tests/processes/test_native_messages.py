@@ -56,6 +56,19 @@ def test_only_the_reports_of_lost_processes_are_held_back():
     ]
 
 
+def test_nothing_is_passed_on_where_standard_error_is_closed(tmp_path):
+    """A file that is opened later gets the number of standard error, and must not get the messages."""
+    code = """
+import os, sys
+from vr_jax.processes.native_messages import hold_back
+
+assert not hold_back(["client.h"])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+
+
 def test_an_abort_leaves_seconds_for_an_orderly_end_and_then_happens():
     begin = time.monotonic()
     done = run(ABORTING)

@@ -59,6 +59,14 @@ def test_lines_carry_the_number_of_their_process(tmp_path):
     assert {"[0] wrong", "[0] 50%", "[0] 60%", "[1] wrong", "[1] 50%", "[1] 60%"} == set(errors)
 
 
+def test_a_line_without_an_end_is_not_held_for_ever(tmp_path):
+    """It is passed on in pieces, each with the number: a million bytes of it are not read again with every new one."""
+    _, _, output, _ = supervised(tmp_path, "print('x' * 1_000_000)", processes=1)
+    pieces = [line.removeprefix("[0] ") for line in output if line.startswith("[0] x")]
+    assert "".join(pieces) == "x" * 1_000_000
+    assert all(len(piece) <= 1 << 17 for piece in pieces)
+
+
 def test_a_killed_process_restarts_all_with_another_port(tmp_path):
     code = """
 if attempt == 0:
@@ -146,6 +154,8 @@ child = subprocess.Popen(["sleep", "1000"])
 (folder / f"{number}.pids").write_text(f"{os.getpid()} {child.pid}")
 if MODE == "saves":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+if MODE.isdecimal():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(MODE) if number else 75))
 if MODE == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 (folder / f"{number}.ready").touch()
@@ -179,6 +189,21 @@ def test_a_signal_is_passed_on_and_nothing_is_left(tmp_path, number):
         "continues"
     )
     assert running(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        (2, 2, "process 1 ended with exit code 2, process 0 ended with exit code 75; that has to be mended first"),
+        (143, 75, "stopped by SIGTERM (process 1 ended with exit code 143, process 0 ended with exit code 75)"),
+    ],
+)
+def test_a_failure_after_a_signal_is_one(tmp_path, code, status, said):
+    """A run that was asked to stop and could not save does not continue by the same command."""
+    process = launched(tmp_path, f"MODE = '{code}'\n{WAITING}")
+    process.terminate()
+    assert said in process.communicate(timeout=30)[1]
+    assert process.returncode == status
 
 
 def test_a_second_signal_kills(tmp_path):

@@ -2,7 +2,12 @@
 
 import os
 
-from vr_jax.storage import on_disk
+import pytest
+
+from vr_jax.errors import UserError
+from vr_jax.storage import BucketPath, on_disk
+from vr_jax.storage.bucket_path import ObjectState
+from vr_jax.storage.store import filesystem, write_object
 
 
 def test_a_path_of_a_disk_is_its_own_copy(tmp_path):
@@ -34,3 +39,28 @@ def test_a_large_object_is_copied_in_parts(bucket, monkeypatch):
     data = bytes(range(256)) * 20
     (bucket / "large").write_bytes(data)
     assert on_disk(bucket / "large").read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["/outside.txt", "b//c.txt", "./c.txt"])
+def test_no_object_is_written_outside_the_copy(bucket, object_store, tmp_path, name):
+    """A bucket may hold any names, and who reads it need not be who has written it."""
+    if name.startswith("/"):
+        name = f"{tmp_path}{name}"
+    address = f"{bucket}/shared/{name}"
+    write_object(f"{bucket}/shared/good.txt", b"good")
+    write_object(address, b"bad")
+    try:
+        with pytest.raises(UserError, match="which no file can have"):
+            on_disk(bucket / "shared")
+        assert not (tmp_path / "outside.txt").exists()
+    finally:
+        filesystem(address).rm_file(address)
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "b/../../outside.txt", ".."])
+def test_no_name_leads_out_of_the_copy(monkeypatch, name):
+    """The store of the tests takes no such name."""
+    state = ObjectState(st_size=3, st_mtime_ns=0, version="")
+    monkeypatch.setattr(BucketPath, "objects", lambda self: {"good.txt": state, name: state})
+    with pytest.raises(UserError, match="which no file can have"):
+        on_disk("gs://bkt/shared")

@@ -291,3 +291,14 @@ def test_a_killed_run_leaves_a_folder_that_the_next_one_takes_at_once(tmp_path):
         assert f'"process": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
     assert process.wait() == -signal.SIGKILL
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lost_holder_whose_clock_was_ahead_is_followed(tmp_path):
+    """Its last refresh lies in the future, and it gives no sign of life for longer than the time that counts."""
+    file = DiskLeaseFile(tmp_path / ".lock")
+    lost = dataclasses.replace(Holder.this_process(0.0), machine="another")
+    assert file.create(lost.record(), 1e9 + 3600) is not None
+    now = [1e9]
+    clock = Clock(now=lambda: now[0], pause=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    Lease.acquire("runs/x", file, wait=90, clock=clock).release()
+    assert 60 < now[0] - 1e9 < 70

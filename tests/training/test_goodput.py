@@ -113,11 +113,30 @@ def test_a_start_that_fails_before_it_continues_leaves_the_file_alone(tmp_path, 
     assert content(tmp_path) == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}'])
-def test_a_file_of_no_use_is_told_and_replaced(tmp_path, time, caplog, text):
-    (tmp_path / GOODPUT_FILE).write_text(text)
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"format": "other"}', b"\xff\xfe", b"[" * 100_000])
+def test_a_file_of_no_use_is_told_and_replaced(tmp_path, time, caplog, data):
+    (tmp_path / GOODPUT_FILE).write_bytes(data)
     with opened(tmp_path, time) as goodput:
         four_steps(goodput, time)
+    assert "goodput.json is not readable" in caplog.text
+    assert content(tmp_path)["starts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("version", 2), ("starts", "many"), ("redone", None), ("step", "4"), ("written", float("nan"))),
+        *(("saves", []), ("saves", {"2": {}}), ("saves", {"two": dict.fromkeys(KINDS, 0)}), ("ended", None)),
+        *(("seconds", dict.fromkeys(KINDS, "long")), ("seconds", {"steps": 1.0})),
+    ],
+)
+def test_a_file_with_a_damaged_field_is_told_and_replaced(tmp_path, time, caplog, name, value):
+    with opened(tmp_path, time) as goodput:
+        four_steps(goodput, time)
+    (tmp_path / GOODPUT_FILE).write_text(json.dumps({**content(tmp_path), name: value}))
+    with opened(tmp_path, time) as goodput:
+        time.value += 1
+        goodput.continues(2)
     assert "goodput.json is not readable" in caplog.text
     assert content(tmp_path)["starts"] == 1
 

@@ -90,8 +90,8 @@ def single():
 
 @pytest.mark.parametrize(
     "mesh_shape",
-    quick([(1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2)], (2, 2, 2)),
-    ids=["fsdp8", "fsdp4_tensor2", "replica2_fsdp4", "all_axes"],
+    quick([(1, 8, 1), (1, 4, 2), (2, 4, 1), (8, 1, 1), (2, 2, 2)], (2, 2, 2)),
+    ids=["fsdp8", "fsdp4_tensor2", "replica2_fsdp4", "replica8", "all_axes"],
 )
 def test_losses_on_eight_devices_equal_those_on_one(single, mesh_shape):
     """On the mesh of all axes each device also computes its rows in two micro-batches."""

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Collection
 from contextlib import suppress
@@ -44,8 +45,10 @@ def hold_back(files: Collection[str]) -> bool:
         files: Names of the files, as they stand in the messages, e.g. "client.h".
 
     Returns:
-        Whether it can be done here.
+        Whether it is done: the C library lets it, and there is a standard error.
     """
+    if sys.stderr is None:  # It was closed before the start, so that its number may be that of any file by now.
+        return False
     library = ctypes.CDLL(None)
     try:
         variable = ctypes.c_void_p.in_dll(library, "stderr")

@@ -42,6 +42,7 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
+_LONGEST_LINE = 1 << 16  # bytes that are held until a line is complete; a longer one becomes several
 _LINE_ENDS = re.compile(rb"(?<=[\n\r])")
 
 Say = Callable[[str], None]
@@ -178,15 +179,17 @@ class Supervisor:
                 if not any(codes):
                     return self._finish("done", EXIT_DONE)
                 what = described(processes)
-                if self._asked:
-                    return self._stopped(f" ({what})")
                 # Those that were killed here had lost the others, or had not noticed that they were lost.
                 final = [code for process, code in zip(processes, codes, strict=True) if not process.killed and code]
                 final = [code for code in final if not may_continue(code)]
+                if self._asked:  # A program that reports the signal as shells do has not failed by itself.
+                    final = [code for code in final if code != 128 + signal.SIGTERM]
                 if final:
                     return self._finish(
                         f"{what}; that has to be mended first (see the lines above)", int(final[0] or 0)
                     )
+                if self._asked:
+                    return self._stopped(f" ({what})")
                 if fruitless >= self._plan.restarts:
                     tried = f" after {fruitless} restarts without progress" if fruitless else ""
                     return self._finish(f"given up{tried}: {what}", EXIT_USER_ERROR)
@@ -301,7 +304,7 @@ class Supervisor:
         except BlockingIOError:
             data = b"" if last else None
         *lines, rest = _LINE_ENDS.split(process.rest[pipe] + (data or b""))
-        if rest and data == b"":
+        if len(rest) > _LONGEST_LINE or (rest and data == b""):
             lines, rest = [*lines, rest + b"\n"], b""
         process.rest[pipe] = rest
         for line in lines:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 
+from vr_jax.errors import UserError
 from vr_jax.storage import store
 from vr_jax.storage.bucket_path import BucketPath, ObjectState
 from vr_jax.storage.files import PathLike, as_path, file_errors
@@ -32,7 +33,7 @@ def on_disk(path: PathLike, names: Sequence[str] = ()) -> pathlib.Path:
         names: Of a folder of a bucket, the names of the files to copy, which lie directly in it; by default all.
 
     Raises:
-        UserError: The bucket cannot be read, or the disk is full.
+        UserError: The bucket cannot be read, an object's name leads out of the folder, or the disk is full.
     """
     found = as_path(path)
     if isinstance(found, pathlib.Path):
@@ -43,6 +44,8 @@ def on_disk(path: PathLike, names: Sequence[str] = ()) -> pathlib.Path:
         if key in _copies and _copies[key][0] == state:
             return _copies[key][1]
         target = pathlib.Path(tempfile.mkdtemp(dir=_folder(os.getpid()))) / (found.name or "bucket")
+        for name in state:
+            _check_name(found, name)
         for name, one in state.items():
             _copy(found / name if name else found, one.st_size, target / name if name else target)
         _copies[key] = (state, target)
@@ -55,6 +58,12 @@ def _state(path: BucketPath, names: Sequence[str]) -> dict[str, ObjectState]:
     if below:
         return {name: one for name, one in below.items() if not names or name in names}
     return {"": path.stat()} if path.is_file() else {}
+
+
+def _check_name(path: BucketPath, name: str) -> None:
+    """Refuses the name of an object that would be written outside the copy: a bucket may have any."""
+    if name and not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise UserError(f"{path} holds an object with the name {name!r} below it, which no file can have; remove it")
 
 
 def _copy(source: BucketPath, size: int, target: pathlib.Path) -> None:

@@ -173,6 +173,7 @@ class Lease:
         clock = clock or Clock()
         begin, said = clock.now(), False
         first: Version | None = None  # what was found when the waiting began
+        since = begin  # when it was found
         record = Holder.this_process(begin).record()
         while True:
             version = file.create(record, clock.now())
@@ -184,14 +185,17 @@ class Lease:
                 continue  # The holder has released it just now.
             holder = Holder.parse(found.record)
             age = clock.now() - found.refreshed / 1e9
-            if age > stale_after or (holder is not None and holder.is_gone()):
+            # Its clock may be ahead of this one, so that its last refresh never looks old.
+            silent = found == first and clock.now() - since > stale_after
+            if age > stale_after or silent or (holder is not None and holder.is_gone()):
                 if file.remove(found):
                     logger.warning(
                         "%s: the run that held it is gone (%s); it is taken over", place, holder or "unknown"
                     )
                 first = None
                 continue
-            first = first or found
+            if first is None:
+                first, since = found, clock.now()
             lives = (holder is not None and holder.is_here()) or found != first
             if lives or clock.now() - begin >= wait:
                 raise UserError(

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from vr_jax.errors import UserError
-from vr_jax.storage import file_errors, write_json
+from vr_jax.storage import file_errors, parse_json, write_json
 
 GOODPUT_FILE = "goodput.json"
 # What the time is spent on, in the order of the line at the end. `steps` is the good part.
@@ -175,14 +175,27 @@ def _read(path: Path) -> dict[str, Any] | None:
     with file_errors(f"{path} cannot be read"):
         if not path.exists():
             return None
-        text = path.read_text()
+        data = path.read_bytes()
     try:
-        content = json.loads(text)
-        found = content["format"] == _FORMAT and content["version"] == _VERSION
-        found = found and set(content["seconds"]) == set(KINDS)
-    except (ValueError, KeyError, TypeError):
+        content = parse_json(data)
+        found = _is_whole(content)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         found = False
     if not found:
         logger.warning("%s is not readable; the time of earlier starts is not counted", path)
         return None
     return dict(content)
+
+
+def _is_whole(content: Any) -> bool:
+    """Returns whether content is of this format, with all that is computed with; something else may raise an error."""
+    times = [content["seconds"], *content["saves"].values()]
+    numbers = [content[name] for name in ("starts", "redone", "step", "written")]
+    numbers += [spent for time in times for spent in time.values()]
+    return (
+        (content["format"], content["version"]) == (_FORMAT, _VERSION)
+        and all(set(time) == set(KINDS) for time in times)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and all(int(step) >= 0 for step in content["saves"])
+        and isinstance(content["ended"], bool)
+    )
