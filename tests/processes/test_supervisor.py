@@ -140,7 +140,13 @@ LAUNCH = "import sys; from vr_jax.cli.main import main; sys.exit(main(sys.argv[1
 
 def launched(folder, code, *flags):
     arguments = ["launch", "--processes=2", *flags, "--", sys.executable, "-c", PROGRAM + code, str(folder)]
-    process = subprocess.Popen([sys.executable, "-c", LAUNCH, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored, which this process would hand on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for number in range(2):
         while not (folder / f"{number}.ready").exists():
             assert process.poll() is None
