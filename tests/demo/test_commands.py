@@ -70,6 +70,7 @@ def test_chains_run_in_order_and_report_each_command(tmp_path):
     assert sum(line.endswith(" s") for line in lines) == 3
 
 
+@pytest.mark.slow  # Three processes start.
 def test_a_failure_ends_the_demo_with_the_end_of_its_log(tmp_path):
     """The command behind it is not started, and a command beside it is ended."""
     never = tmp_path / "never"

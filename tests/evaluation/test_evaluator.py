@@ -129,6 +129,7 @@ def test_another_model_is_refused(evaluator):
         evaluated(evaluator, tiny.model(tiny.config(vision_remember=False)))
 
 
+@pytest.mark.slow  # It compiles for eight devices.
 def test_parameters_stay_sharded_as_training_shards_them(evaluator, tree):
     """On the mesh of a training, the replies are those of one device, and no parameter moves."""
     params = trained(tree, 0)

@@ -229,6 +229,7 @@ def test_a_run_that_crashed_continues_bit_for_bit(whole, start, tmp_path):
         np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
+@pytest.mark.slow  # It trains over an nf4 base.
 def test_the_exported_model_is_the_merged_one_and_the_adapter_makes_it_of_the_base(whole, start, tmp_path):
     """The base that the adapter is merged into here is not quantised, so that only the adapter agrees."""
     config = quantised_run(start)

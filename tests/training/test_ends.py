@@ -49,6 +49,7 @@ def test_nan_stops_the_run_names_the_samples_and_saves_nothing_bad(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow  # It trains until the rule is sure.
 def test_too_many_unusable_samples_stop_the_run(tmp_path):
     class Skipping(NoiseIterator):
         def __next__(self):

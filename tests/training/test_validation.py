@@ -170,6 +170,7 @@ class FailingIterator(NoiseIterator):
         return super().__next__()
 
 
+@pytest.mark.slow  # Three starts of a run.
 def test_a_run_that_ends_after_it_made_up_for_a_validation_writes_it_once(held_out, tmp_path):
     """It continues from the same checkpoint again, whose step has been written meanwhile."""
     config = validated_run(held_out, steps=5)
