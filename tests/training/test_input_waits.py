@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.training.test_processes import finish, start
 from tests.training.tiny import noise_inputs, plain_run
 from vr_jax import distributed
 from vr_jax.training import loop
 from vr_jax.training.input_waits import InputWaits
+from vr_jax.training.trackers import read_metrics
 
 pytestmark = pytest.mark.usefixtures("shared_programs")
 
@@ -60,3 +64,17 @@ def test_a_run_names_its_slow_data(tmp_path, caplog, monkeypatch):
     told = [line for line in caplog.messages if "for its data until step" in line]
     # Step 3 is a comparison, and step 4 the checkpoint at the end; the first seconds went into the compilation.
     assert told[-1].split("until step ")[1].startswith("4,")
+
+
+@pytest.mark.slow  # Two processes train: half a minute.
+def test_of_two_processes_the_one_with_slow_data_is_named(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        shared = (f"--coordinator=localhost:{free.getsockname()[1]}", "--processes=2", "--set=steps=6")
+    runs = [start(tmp_path, f"--process={i}", f"--delay={i}", *shared, devices=4) for i in range(2)]
+    results = [finish(one) for one in runs]
+    assert [code for code, _ in results] == [0, 0], results
+    assert re.search(r"process 1 of 2 on \S+ waited \d+\.\d of \d+\.\d s for its data until step 6", results[0][1])
+    last = list(read_metrics(tmp_path / "metrics.jsonl"))[-1]
+    assert (last["step"], last["data_wait_process"]) == (6, 1)
+    assert 0.05 < last["data_wait_max"] <= 1
