@@ -24,7 +24,7 @@ for line in (
     b"of which this is the rest\\n",
 ):
     library.fputs(line, stream)
-print("of Python", file=sys.stderr, flush=True)
+sys.stderr.write("of Python\\n")  # in one piece; print writes the line end apart
 time.sleep(0.5)
 """
 
