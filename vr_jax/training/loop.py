@@ -284,9 +284,8 @@ def _check_start(
     if not distributed.is_first():
         return
     if data.tokenizer_dir is not None:
-        generation_settings(
-            config.model, data.tokenizer_dir
-        )  # Its settings are exported; one that is refused is found now.
+        # Its settings are exported; one that is refused is found now.
+        generation_settings(config.model, data.tokenizer_dir)
     check_trackers(config)
     if start:
         check_data(workdir, config, data.data, start)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.accuracy import real_charts
+from benchmarks.accuracy import peft_parity, real_charts
 from tests.golden.discovery import DATA_ROOT, needs_data
 
 PARTS = ("memorised", "test")
@@ -34,6 +34,9 @@ def test_all_runs_and_the_evaluations(family, plain_children, tmp_path):
         assert 10 < first < 14
         assert f"| {name} | {first:.3f} | {last:.4f} |" in text
     assert ("peft makes of the base" in text) == (family == "lora")
+    if family == "lora":
+        base, run = workdir / real_charts.CAPTIONS / "model", workdir / runs[-1][1]
+        assert peft_parity.main([f"--base={base}", f"--run={run}"]) == 0
 
 
 def test_a_section_replaces_its_old_one_and_leaves_the_others():
